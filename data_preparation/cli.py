@@ -1,0 +1,207 @@
+"""Command lines from dataclasses, and errors that a person can act on (leaf: imports nothing of the project).
+
+A dataclass whose fields are made with `flag()` is the only place where a flag, its default, its help and its allowed
+values are written. `parse` turns it into a command line, `to_argv` turns an instance back into one, and
+`markdown_table` writes the table of the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import sys
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """Something that the user can mend. Its text is one sentence (or one a line) naming the thing and the mend."""
+
+    @classmethod
+    def of(cls, faults: Iterable[str]) -> UserError:
+        """All faults at once, one a line."""
+        return cls("\n".join(faults))
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    short: str | None = None,
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    allowed: str | None = None,
+) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    `choices` are compared without regard to case and stored as spelled here. `minimum` and `maximum` are inclusive and
+    hold for each item of a list. `allowed` words the allowed values for the help where the type does not say enough.
+    """
+    metadata = dict(help=help, short=short, choices=choices, minimum=minimum, maximum=maximum, allowed=allowed)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _item_type(annotation: Any) -> tuple[type, bool]:
+    """(type of one value, whether the flag takes several) of a field's annotation; `X | None` counts as X."""
+    if type(None) in typing.get_args(annotation):
+        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True
+    return annotation, False
+
+
+def _types(cls: type) -> dict[str, tuple[type, bool]]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: _item_type(hints[field.name]) for field in dataclasses.fields(cls) if field.metadata}
+
+
+def allowed_text(cls: type, name: str) -> str:
+    """The allowed values of one flag, as the help and the README show them."""
+    field = next(f for f in dataclasses.fields(cls) if f.name == name)
+    item, several = _types(cls)[name]
+    meta = field.metadata
+    if meta["allowed"]:
+        return meta["allowed"]
+    if meta["choices"]:
+        return ", ".join(meta["choices"])
+    if item is bool:
+        return "True, False"
+    text = {int: "whole number", float: "number", Path: "path", str: "text"}[item]
+    low, high = meta["minimum"], meta["maximum"]
+    if low is not None or high is not None:
+        text += f" in [{-math.inf if low is None else low:g}, {math.inf if high is None else high:g}]"
+    return f"one or more: {text}" if several else text
+
+
+def _converter(cls: type, field: dataclasses.Field) -> Callable[[str], Any]:
+    item, _ = _types(cls)[field.name]
+    meta = field.metadata
+
+    def convert(text: str) -> Any:
+        def refuse(hint: str = "") -> argparse.ArgumentTypeError:
+            return argparse.ArgumentTypeError(
+                f"'{text}' is not allowed; allowed: {allowed_text(cls, field.name)}{hint}"
+            )
+
+        if item is bool:
+            if text.lower() not in ("true", "false"):
+                raise refuse()
+            return text.lower() == "true"
+        if meta["choices"]:
+            for choice in meta["choices"]:
+                if text.lower() == choice.lower():
+                    return choice
+            close = difflib.get_close_matches(text.lower(), [c.lower() for c in meta["choices"]], 1)
+            raise refuse(f" (did you mean {close[0]}?)" if close else "")
+        try:
+            value = item(text)
+        except ValueError:
+            raise refuse() from None
+        if isinstance(value, (int, float)):
+            low, high = meta["minimum"], meta["maximum"]
+            if value != value or (low is not None and value < low) or (high is not None and value > high):
+                raise refuse()
+        return value
+
+    return convert
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(message)
+
+
+def build_parser(cls: type, prog: str | None = None, description: str | None = None) -> argparse.ArgumentParser:
+    """An argparse parser with one flag for each field of `cls` that was made with `flag()`."""
+    parser = _Parser(prog=prog, description=description or cls.__doc__, allow_abbrev=False)
+    for field in dataclasses.fields(cls):
+        if not field.metadata:
+            continue
+        _, several = _types(cls)[field.name]
+        names = ([field.metadata["short"]] if field.metadata["short"] else []) + [f"--{field.name}"]
+        help_text = (
+            f"{field.metadata['help']} Allowed: {allowed_text(cls, field.name)}. Default: {default_text(field)}."
+        )
+        parser.add_argument(
+            *names,
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            type=_converter(cls, field),
+            nargs="+" if several else None,
+            metavar="VALUE",
+            help=help_text.replace("%", "%%"),
+        )
+    return parser
+
+
+def default_text(field: dataclasses.Field) -> str:
+    """A default as a user would type it."""
+    if isinstance(field.default, tuple):
+        return " ".join(str(item) for item in field.default)
+    return "none" if field.default is None else str(field.default)
+
+
+def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, description: str | None = None) -> T:
+    """An instance of the dataclass `cls` from a command line; the last of repeated flags wins.
+
+    Raises:
+        UserError: an unknown flag (with the nearest known one), a value that is not allowed, or what the
+            dataclass's own `__post_init__` refuses.
+    """
+    parser = build_parser(cls, prog, description)
+    known, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        raise UserError(unknown_flag_text(cls, unknown[0]))
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(known).items()}
+    return cls(**values)
+
+
+def unknown_flag_text(cls: type, text: str) -> str:
+    """The sentence about something on the command line that is no flag."""
+    names = [f"--{name}" for name in _types(cls)]
+    close = difflib.get_close_matches(text.split("=")[0], names, 1, cutoff=0.5)
+    return f"unknown flag or value '{text}'" + (
+        f"; did you mean {close[0]}?" if close else "; see --help for all flags"
+    )
+
+
+def to_argv(config: Any) -> list[str]:
+    """The command line that gives `config` again; flags at their default are left out."""
+    argv: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata and value != field.default and value is not None:
+            argv += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return argv
+
+
+def markdown_table(cls: type) -> str:
+    """The flags of `cls` as a Markdown table."""
+    rows = ["| flag | short | default | allowed | what it does |", "|---|---|---|---|---|"]
+    for field in dataclasses.fields(cls):
+        if field.metadata:
+            short = f"`{field.metadata['short']}`" if field.metadata["short"] else ""
+            cells = [f"`--{field.name}`", short, f"`{default_text(field)}`", allowed_text(cls, field.name)]
+            rows.append("| " + " | ".join(c.replace("|", "\\|") for c in [*cells, field.metadata["help"]]) + " |")
+    return "\n".join(rows)
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
+    """Call an entry point with the command line; a UserError becomes its sentence on stderr and exit status 2."""
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        status = 2
+    except BrokenPipeError:  # the reader (head, less) went away: nothing to report to
+        sys.stderr.close()
+        status = 141
+    raise SystemExit(status or 0)

@@ -1,0 +1,120 @@
+"""Names and paths of a prepared data set (leaf: imports nothing of the project but cli).
+
+DeepSports_dataset/
+    whole_videos/NN.mp4             the source videos
+    whole_videos_frames/NN.zip      the frames that some dive needs (archive.py)
+    whole_videos_frames/NN/000001.jpg   or the original's loose layout
+    annotations/                    pickles, vocabulary (annotations.py)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_preparation.cli import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg")
+ARCHIVE_SUFFIX = ".zip"
+
+
+def video_name(video: int) -> str:
+    """The folder and file stem of a source video: two digits or more, as MTL-AQA writes them ('07')."""
+    return f"{video:02d}"
+
+
+def frame_name(number: int) -> str:
+    """The file name of frame `number` (1-based), as `ffmpeg %06d.jpg` writes it."""
+    return f"{number:06d}.jpg"
+
+
+@dataclass(frozen=True)
+class DatasetLayout:
+    """Where everything of one data set lies."""
+
+    root: Path
+
+    @property
+    def videos(self) -> Path:
+        return self.root / "whole_videos"
+
+    @property
+    def frames(self) -> Path:
+        return self.root / "whole_videos_frames"
+
+    @property
+    def annotations(self) -> Path:
+        return self.root / "annotations"
+
+    @property
+    def annotation_file(self) -> Path:
+        return self.annotations / "final_annotations_dict.pkl"
+
+    @property
+    def train_file(self) -> Path:
+        return self.annotations / "train_split_0.pkl"
+
+    @property
+    def test_file(self) -> Path:
+        return self.annotations / "test_split_0.pkl"
+
+    @property
+    def captions_file(self) -> Path:
+        return self.annotations / "final_captions_dict.pkl"
+
+    @property
+    def vocabulary_file(self) -> Path:
+        return self.annotations / "vocab.json"
+
+    def video_file(self, video: int) -> Path:
+        """The source video, whatever its container.
+
+        Raises:
+            UserError: no file of that number, or more than one.
+        """
+        found = [p for suffix in VIDEO_SUFFIXES if (p := self.videos / (video_name(video) + suffix)).exists()]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"video {video_name(video)} exists {len(found)} times in {self.videos} ({', '.join(p.name for p in found)}): keep one"
+            )
+        raise UserError(
+            f"video {video_name(video)} is missing: no {video_name(video)}.mp4 (or {', '.join(VIDEO_SUFFIXES[1:])}) in {self.videos}"
+        )
+
+    def source_videos(self) -> list[int]:
+        """Numbers of the source videos that are there, ascending."""
+        names = [p for p in self.videos.glob("*") if p.suffix in VIDEO_SUFFIXES and re.fullmatch(r"\d+", p.stem)]
+        return sorted({int(p.stem) for p in names})
+
+
+def archive_file(frames_dir: Path, video: int) -> Path:
+    """The frame archive of one video."""
+    return frames_dir / (video_name(video) + ARCHIVE_SUFFIX)
+
+
+def loose_dir(frames_dir: Path, video: int) -> Path:
+    """The folder of loose frames of one video in the original's layout."""
+    return frames_dir / video_name(video)
+
+
+def prepared_videos(frames_dir: Path) -> list[int]:
+    """Numbers of the videos that have an archive or a folder of loose frames, ascending."""
+    if not frames_dir.is_dir():
+        return []
+    return sorted(
+        {
+            int(p.stem)
+            for p in frames_dir.iterdir()
+            if re.fullmatch(r"\d+", p.stem) and (p.is_dir() or p.suffix == ARCHIVE_SUFFIX)
+        }
+    )
+
+
+def default_dataset() -> Path | None:
+    """The data set that job_files/environment.sh names, or None when it was not sourced."""
+    name = os.environ.get("DEEPSPORTS_DATASET")
+    return Path(name) if name else None
