@@ -1,0 +1,71 @@
+"""C3D: "Learning Spatiotemporal Features with 3D Convolutional Networks" (Tran et al., ICCV 2015), in windows of 16
+frames as C3D-AVG uses it (Parmar and Morris, CVPR 2019).
+
+Parameter names are those of the public Sports-1M port (c3d.pickle).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from training.backbones import Backbone
+from training.backbones._weights import load_exactly
+from training.config import TrainConfig
+
+WINDOW = 16  # frames
+
+
+def build(config: TrainConfig) -> C3D:
+    return C3D(config.spatial_size, config.window_layout)
+
+
+def window_starts(frames: int, layout: str) -> list[int]:
+    """First frames (0-based) of the windows of a clip.
+
+    `reference` is the loop of C3D-AVG's code, which ends 17 frames early: six windows of 103 frames, and the last seven
+    frames, where the diver enters the water, are never seen. `full` adds the window that ends at the last frame.
+    """
+    if layout == "reference":
+        return list(range(0, frames - WINDOW - 1, WINDOW))
+    starts = list(range(0, frames - WINDOW + 1, WINDOW))
+    return starts if starts[-1] == frames - WINDOW else [*starts, frames - WINDOW]
+
+
+class C3D(Backbone):
+    """(B, 3, T, H, W) -> (B, windows, feature_dim): one vector for each window of 16 frames (8192 values at 112 x 112)."""
+
+    def __init__(self, image_size: int = 112, layout: str = "full") -> None:
+        super().__init__()
+        self.layout = layout
+
+        def conv(inputs: int, outputs: int) -> nn.Conv3d:
+            return nn.Conv3d(inputs, outputs, kernel_size=3, padding=1)
+
+        self.conv1, self.conv2 = conv(3, 64), conv(64, 128)
+        self.conv3a, self.conv3b = conv(128, 256), conv(256, 256)
+        self.conv4a, self.conv4b = conv(256, 512), conv(512, 512)
+        self.conv5a, self.conv5b = conv(512, 512), conv(512, 512)
+        side = image_size
+        for _ in range(4):
+            side //= 2
+        side = (side + 2 - 2) // 2 + 1  # pool5: kernel 2, stride 2, padding 1
+        self.feature_dim = 512 * side * side
+
+    def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        starts = window_starts(video_BCTHW.shape[2], self.layout)
+        windows = torch.stack([video_BCTHW[:, :, s : s + WINDOW] for s in starts], dim=1)  # (B, N, 3, 16, H, W)
+        return self._window_features(windows.flatten(0, 1)).view(len(video_BCTHW), len(starts), -1)
+
+    def _window_features(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool3d(F.relu(self.conv1(x)), (1, 2, 2))
+        x = F.max_pool3d(F.relu(self.conv2(x)), 2)
+        x = F.max_pool3d(F.relu(self.conv3b(F.relu(self.conv3a(x)))), 2)
+        x = F.max_pool3d(F.relu(self.conv4b(F.relu(self.conv4a(x)))), 2)
+        x = F.max_pool3d(F.relu(self.conv5b(F.relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
+        return x.flatten(1)
+
+    def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
+        load_exactly(self, {name: t for name, t in state.items() if name.split(".")[0] not in ("fc6", "fc7", "fc8")})
+        return ["fully connected layers fc6 to fc8 dropped"]

@@ -1,0 +1,212 @@
+"""TimeSformer: "Is Space-Time Attention All You Need for Video Understanding?" (Bertasius, Wang, Torresani, ICML 2021).
+
+Parameter names are those of the authors' code, so their weight files load by name. Shape letters: B clips, T frames,
+P patches of a frame, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import Attention, DropPath, Mlp, PatchEmbed, trunc_normal_
+from torch import nn
+from torch.nn import functional as F
+
+from training.backbones import Backbone
+from training.backbones._weights import load_exactly
+from training.config import ATTENTION_TYPES, TrainConfig
+
+DIVIDED, SPACE_ONLY, JOINT = ATTENTION_TYPES
+
+
+def build(config: TrainConfig) -> TimeSformer:
+    return TimeSformer(
+        image_size=config.spatial_size,
+        patch_size=config.patch_size,
+        frames=config.frame_num,
+        width=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        attention_type=config.attention_type,
+        drop_path=config.drop_path,
+        frame_tokens=config.use_decoder,
+    )
+
+
+class Block(nn.Module):
+    """One encoder block with space-only or joint space-time attention: (B', N, D) -> (B', N, D)."""
+
+    def __init__(self, width: int, num_heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, num_heads, qkv_bias=True)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
+        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+
+
+class DividedBlock(Block):
+    """One encoder block with divided attention: over time at each patch, then over space in each frame."""
+
+    def __init__(self, width: int, num_heads: int, drop_path: float) -> None:
+        super().__init__(width, num_heads, drop_path)
+        self.temporal_norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.temporal_attn = Attention(width, num_heads, qkv_bias=True)
+        self.temporal_fc = nn.Linear(width, width)
+
+    def forward(self, cls_B1D: torch.Tensor, x_BPTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        b, p, t, d = x_BPTD.shape
+        over_time = self.temporal_attn(self.temporal_norm1(x_BPTD.reshape(b * p, t, d)))
+        x_BPTD = x_BPTD + self.temporal_fc(self.drop_path(over_time)).view(b, p, t, d)
+
+        # each frame attends over its patches and a copy of the clip's class token
+        frames = torch.cat(
+            [cls_B1D.expand(b, t, d).reshape(b * t, 1, d), x_BPTD.transpose(1, 2).reshape(b * t, p, d)], dim=1
+        )
+        over_space = self.drop_path(self.attn(self.norm1(frames))).view(b, t, 1 + p, d)
+        cls_B1D = cls_B1D + over_space[:, :, 0].mean(dim=1, keepdim=True)
+        x_BPTD = x_BPTD + over_space[:, :, 1:].transpose(1, 2)
+
+        tokens = torch.cat([cls_B1D, x_BPTD.reshape(b, p * t, d)], dim=1)
+        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return tokens[:, :1], tokens[:, 1:].view(b, p, t, d)
+
+
+class TimeSformer(Backbone):
+    """(B, 3, T, H, W) -> (B, 1, width), the class token; with `frame_tokens` -> (B, 1 + T, width), the class token and
+    the mean patch token of each frame.
+
+    `num_classes` adds the classification head of the released models (features then pass through it); 0 has none.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        frames: int = 8,
+        width: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        attention_type: str = DIVIDED,
+        drop_path: float = 0.1,
+        num_classes: int = 0,
+        frame_tokens: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attention_type, self.frame_tokens, self.feature_dim = attention_type, frame_tokens, width
+        self.patch_embed = PatchEmbed(image_size, patch_size, embed_dim=width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, width))
+        if attention_type != SPACE_ONLY:
+            self.time_embed = nn.Parameter(torch.zeros(1, frames, width))
+        block = DividedBlock if attention_type == DIVIDED else Block
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(block(width, num_heads, rate) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
+        if self.attention_type == DIVIDED:
+            for block in list(self.blocks)[1:]:  # so that training starts near a space-only network
+                nn.init.zeros_(block.temporal_fc.weight)
+                nn.init.zeros_(block.temporal_fc.bias)
+
+    def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        b, _, t = video_BCTHW.shape[:3]
+        patches = self.patch_embed(video_BCTHW.transpose(1, 2).flatten(0, 1))  # (B*T, P, D)
+        p, d = patches.shape[1:]
+        x_BTPD = (patches + self.pos_embed[:, 1:]).view(b, t, p, d)
+        cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(b, 1, d)
+
+        if self.attention_type == SPACE_ONLY:
+            x = torch.cat([cls_B1D.repeat_interleave(t, dim=0), x_BTPD.flatten(0, 1)], dim=1)  # (B*T, 1+P, D)
+            for block in self.blocks:
+                x = block(x)
+            x = x.view(b, t, 1 + p, d)
+            cls_B1D, x_BPTD = x[:, :, 0].mean(dim=1, keepdim=True), x[:, :, 1:].transpose(1, 2)
+        else:
+            x_BPTD = x_BTPD.transpose(1, 2) + self.time_embed
+            if self.attention_type == DIVIDED:
+                for block in self.blocks:
+                    cls_B1D, x_BPTD = block(cls_B1D, x_BPTD)
+            else:
+                x = torch.cat([cls_B1D, x_BPTD.reshape(b, p * t, d)], dim=1)
+                for block in self.blocks:
+                    x = block(x)
+                cls_B1D, x_BPTD = x[:, :1], x[:, 1:].view(b, p, t, d)
+
+        tokens = torch.cat([cls_B1D, x_BPTD.mean(dim=1)], dim=1) if self.frame_tokens else cls_B1D
+        return self.head(self.norm(tokens))
+
+    def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
+        own = self.state_dict()
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+        notes = ["classification head dropped"]
+        if "pos_embed" in state and state["pos_embed"].shape[1] != own["pos_embed"].shape[1]:
+            notes.append(
+                f"position embedding resized from {state['pos_embed'].shape[1] - 1} to {self.patch_embed.num_patches} patches"
+            )
+            state["pos_embed"] = resize_pos_embed(state["pos_embed"], self.patch_embed.grid_size)
+        if "time_embed" in own and "time_embed" not in state:
+            notes.append("no time embedding in the file: it starts at zero")
+            state["time_embed"] = torch.zeros_like(own["time_embed"])
+        elif (
+            "time_embed" in state and "time_embed" in own and state["time_embed"].shape[1] != own["time_embed"].shape[1]
+        ):
+            notes.append(
+                f"time embedding resized from {state['time_embed'].shape[1]} to {own['time_embed'].shape[1]} frames"
+            )
+            state["time_embed"] = resize_time_embed(state["time_embed"], own["time_embed"].shape[1])
+        if self.attention_type == DIVIDED and not any(".temporal_attn." in name for name in state):
+            notes.append("image weights: temporal attention starts as a copy of the spatial one")
+            state |= {
+                name.replace(part, f"temporal_{part}"): tensor.clone()
+                for name, tensor in state.items()
+                for part in ("attn.", "norm1.")
+                if name.startswith("blocks.") and part in name
+            }
+        load_exactly(self, state, may_miss=[n for n in own if n.startswith("head.") or ".temporal_fc." in n])
+        return notes
+
+    def flop_counters(self) -> dict[str, Any]:
+        return {"aten::scaled_dot_product_attention": _attention_flops}
+
+
+def resize_time_embed(embed_1TD: torch.Tensor, frames: int, mode: str = "nearest") -> torch.Tensor:
+    """(1, T, D) -> (1, frames, D); nearest repeats or drops vectors as the authors' loading does."""
+    extra = {"align_corners": False} if mode == "linear" else {}
+    return F.interpolate(embed_1TD.transpose(1, 2), size=frames, mode=mode, **extra).transpose(1, 2)
+
+
+def resize_pos_embed(embed_1ND: torch.Tensor, grid: tuple[int, int], mode: str = "bicubic") -> torch.Tensor:
+    """(1, 1 + h*h, D) -> (1, 1 + H*W, D) for the grid (H, W), in two dimensions; the class token's part is kept."""
+    class_part, patch_part = embed_1ND[:, :1], embed_1ND[:, 1:]
+    side = round(patch_part.shape[1] ** 0.5)
+    extra = {"align_corners": False} if mode == "bicubic" else {}
+    square = patch_part.transpose(1, 2).reshape(1, -1, side, side)
+    return torch.cat(
+        [class_part, F.interpolate(square, size=grid, mode=mode, **extra).flatten(2).transpose(1, 2)], dim=1
+    )
+
+
+def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Multiply-adds of softmax(q k') v for q of shape (..., N, d)."""
+    *batch, n, d = inputs[0].type().sizes()
+    keys = inputs[1].type().sizes()[-2]
+    count = 2 * n * keys * d
+    for size in batch:
+        count *= size
+    return count

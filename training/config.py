@@ -1,0 +1,253 @@
+"""TrainConfig: the one source of training flags, their defaults, help and README table. Imports no torch.
+
+A backbone is a file in backbones/, a method a file in methods/: their names are the allowed values of --model and
+--method, so a new one is a new file and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_preparation.cli import UserError, flag
+
+_HERE = Path(__file__).parent
+
+
+def _rooms(folder: str) -> tuple[str, ...]:
+    return tuple(sorted(p.stem for p in (_HERE / folder).glob("*.py") if not p.stem.startswith("_")))
+
+
+FRAME_METHODS = ("random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", "spaced_varied_new", "end_aligned")
+ATTENTION_TYPES = ("divided_space_time", "space_only", "joint_space_time")
+OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
+ACTIVATIONS = ("None", "ReLU", "LeakyReLU", "ELU", "GELU")
+NO_WEIGHTS = ("none", "scratch")
+
+# Fields that a resumed run may change: they say how and where a run computes, not what it computes.
+MAY_CHANGE = frozenset(
+    [
+        "loglevel",
+        "gpu",
+        "root_dir",
+        "train_path",
+        "test_path",
+        "annotation_path",
+        "output",
+        "evaluate",
+        "epochs",
+        "workers",
+        "prefetch",
+        "log_every",
+        "checkpoint_every",
+        "pretrained_model",
+        "runs_dir",
+        "run_name",
+        "resume",
+        "patience",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a dive-scoring model and, with --evaluate True, open the test split once at the end."""
+
+    # --- where things are
+    root_dir: Path = flag(Path("./"), "Folder of the prepared frames (whole_videos_frames).", short="-root")
+    annotation_path: Path = flag(Path("./final_annotations_dict.pkl"), "Annotation pickle.", short="-ann")
+    train_path: Path = flag(Path("./train_split_0.pkl"), "Train list pickle.", short="-tr")
+    test_path: Path = flag(Path("./test_split_0.pkl"), "Test list pickle.", short="-te")
+    videos: tuple[str, ...] = flag(
+        ("all",), "Videos to use: all, or numbers such as 01 02.", short="-vid", allowed="all, or video numbers"
+    )
+    runs_dir: Path = flag(Path("./runs"), "Folder of all run folders.")
+    run_name: str = flag("default", "Name of the run folder. A run that stopped is resumed by its name.")
+    output: Path = flag(
+        Path("./losses.png"),
+        "PNG file of the loss plot; a relative path is inside the run folder.",
+        short="-out",
+        allowed=".png path",
+    )
+
+    # --- the data a step sees
+    train_val_split_ratio: float = flag(
+        0.8, "Share of the train list that trains; the rest validates.", short="-sr", allowed="number in (0, 1)"
+    )
+    frame_num: int = flag(8, "Frames of a clip.", short="-fn", minimum=1)
+    frame_method: str = flag("spaced_fixed", "How the frames of a clip are chosen.", short="-fm", choices=FRAME_METHODS)
+    spatial_size: int = flag(224, "Height and width of the model's input in pixels.", short="-ss", minimum=1)
+    normalize: bool = flag(False, "Normalise with MTL-AQA's RGB mean and deviation.", short="-norm")
+    data_aug: bool = flag(
+        False,
+        "Train on random crops and flips and evaluate on the centre crop; else squash the whole frame.",
+        short="-da",
+    )
+    batch_size: int = flag(4, "Dives of one optimizer step, over all GPUs together.", short="-bs", minimum=1)
+    workers: int = flag(2, "Loader processes of each training process; 0 loads in the process itself.", minimum=0)
+    prefetch: int = flag(4, "Batches that each loader process keeps ready.", minimum=1)
+
+    # --- the backbone
+    model: str = flag("timesformer", "Backbone: video to features.", choices=_rooms("backbones"))
+    pretrained_model: str = flag(
+        "none",
+        "Weight file (.pyth) to start from; none and scratch both mean random weights.",
+        short="-pm",
+        allowed="path, none, scratch",
+    )
+    freeze: bool = flag(False, "Keep the backbone's weights as they are and train the head only.", short="-f")
+    attention_type: str = flag("divided_space_time", "TimeSformer's attention.", short="-at", choices=ATTENTION_TYPES)
+    patch_size: int = flag(16, "TimeSformer's patch size in pixels.", short="-ps", minimum=1)
+    embed_dim: int = flag(768, "TimeSformer's width.", short="-ed", minimum=1)
+    depth: int = flag(12, "TimeSformer's number of blocks.", minimum=1)
+    num_heads: int = flag(12, "TimeSformer's attention heads.", minimum=1)
+    drop_path: float = flag(0.1, "TimeSformer's stochastic depth at the last block.", minimum=0, maximum=0.99)
+    window_layout: str = flag(
+        "full",
+        "C3D's windows of 16 frames: full reaches the last frame, reference leaves it out as C3D-AVG's code does.",
+        choices=("full", "reference"),
+    )
+
+    # --- the method: features to score
+    method: str = flag("regression", "What is learned from the features.", choices=_rooms("methods"))
+    topology: tuple[int, ...] = flag((512, 256), "Hidden widths of the MLP head.", short="-top", minimum=1)
+    dropout: tuple[float, ...] = flag(
+        (0.5, 0.5), "Dropout before each layer of the head, one for each width.", short="-dr", minimum=0, maximum=1
+    )
+    activation: str = flag("None", "Activation after each hidden layer of the head.", short="-act", choices=ACTIVATIONS)
+    use_decoder: bool = flag(False, "A Transformer decoder over the clip's own tokens instead of the MLP head.")
+    loss_mse_weight: float = flag(1.0, "Weight of the mean squared error.")
+    loss_spcoef_weight: float = flag(0.0, "Weight of the soft Spearman correlation of the batch's final scores.")
+    spcoef_strength: float = flag(
+        10.0, "Softness of the soft ranks in points: gaps in score below it count partly.", minimum=1e-6
+    )
+    spcoef_norm: str = flag("l2", "Regularisation of the soft ranks (torchsort).", choices=("l2", "kl"))
+
+    # --- optimisation
+    epochs: int = flag(5, "Passes over the training dives.", short="-ep", minimum=1)
+    optimizer: str = flag("AdamW", "Optimizer.", short="-opt", choices=OPTIMIZERS)
+    amsgrad: bool = flag(False, "AMSGrad variant of Adam and AdamW.", short="-ams")
+    learning_rate: float = flag(0.00001, "Learning rate (its peak, with a schedule).", short="-lr", minimum=0)
+    weight_decay: float = flag(0.00001, "Weight decay.", short="-wd", minimum=0)
+    momentum: float = flag(0.9, "Momentum of SGD and RMSProp.", short="-mom", minimum=0)
+    lr_schedule: str = flag(
+        "constant", "Learning rate over the steps, after the warm-up.", choices=("constant", "cosine")
+    )
+    warmup_steps: int = flag(0, "Steps over which the learning rate rises from zero.", minimum=0)
+    clip_grad: float = flag(0.0, "Largest norm of the gradient; 0 does not clip.", minimum=0)
+    patience: int = flag(0, "Stop after so many epochs without a better validation Spearman; 0 never stops.", minimum=0)
+
+    # --- how it runs
+    gpu: bool = flag(True, "Use the GPU where there is one; False keeps to the CPU.", short="-gpu")
+    precision: str = flag(
+        "auto", "Arithmetic of the forward pass; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )  # fmt: skip
+    seed: int = flag(0, "Seed of every draw: weights, split, order, frames, crops, dropout.", minimum=0)
+    resume: bool = flag(True, "Continue what the run folder holds; False refuses a folder that holds a run.")
+    checkpoint_every: int = flag(0, "Also save every so many steps; 0 saves after each epoch.", minimum=0)
+    evaluate: bool = flag(False, "Open the test split once, at the end, with the best checkpoint.", short="-eval")
+    log_every: int = flag(10, "Steps between two log lines.", minimum=1)
+    loglevel: str = flag(
+        "INFO", "How much is logged.", short="-log", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    )
+
+    def __post_init__(self) -> None:
+        if faults := config_faults(self):
+            raise UserError.of(faults)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.runs_dir / self.run_name
+
+    @property
+    def weight_file(self) -> Path | None:
+        """The pretrained weights, or None for random ones."""
+        return None if self.pretrained_model.lower() in NO_WEIGHTS else Path(self.pretrained_model)
+
+    @property
+    def video_numbers(self) -> frozenset[int] | None:
+        """The videos to use, or None for all."""
+        return None if [v.lower() for v in self.videos] == ["all"] else frozenset(int(v) for v in self.videos)
+
+
+def config_faults(c: TrainConfig) -> list[str]:
+    """What is wrong with the flags taken together, a sentence each."""
+    faults = []
+    if len(c.topology) != len(c.dropout):
+        faults.append(
+            f"--topology has {len(c.topology)} widths and --dropout {len(c.dropout)} values: give one dropout for each width"
+        )
+    if not 0 < c.train_val_split_ratio < 1:
+        faults.append(
+            f"--train_val_split_ratio {c.train_val_split_ratio:g} leaves nothing to train or to validate on: give a number between 0 and 1"
+        )
+    if c.output.suffix.lower() != ".png":
+        faults.append(f"--output {c.output} is no .png file: give a path that ends in .png")
+    if not c.run_name or set(c.run_name) & set("/\\") or c.run_name.startswith("."):
+        faults.append(f"--run_name '{c.run_name}' is no folder name: use letters, digits, '-', '_' and '.', and no '/'")
+    if [v.lower() for v in c.videos] != ["all"] and not all(v.isdigit() for v in c.videos):
+        faults.append(f"--videos {' '.join(c.videos)}: give 'all' or video numbers such as 01 02")
+    if c.model == "timesformer" and c.spatial_size % c.patch_size:
+        faults.append(
+            f"--spatial_size {c.spatial_size} is not a multiple of --patch_size {c.patch_size}: change one of them"
+        )
+    if c.model == "timesformer" and c.embed_dim % c.num_heads:
+        faults.append(f"--embed_dim {c.embed_dim} is not a multiple of --num_heads {c.num_heads}: change one of them")
+    if c.model == "c3d" and c.frame_num < (18 if c.window_layout == "reference" else 16):
+        faults.append(
+            f"--model c3d looks at windows of 16 frames and --frame_num is {c.frame_num}: give 16 or more (18 for the reference layout)"
+        )
+    return faults
+
+
+def path_faults(c: TrainConfig) -> list[str]:
+    """Which paths that a run needs are not there, a sentence each."""
+    faults = []
+    if not c.root_dir.is_dir():
+        faults.append(
+            f"--root_dir {c.root_dir} is no folder: prepare the frames first (python -m data_preparation.extract)"
+        )
+    for name in ("annotation_path", "train_path", "test_path"):
+        if not getattr(c, name).is_file():
+            faults.append(f"--{name} {getattr(c, name)} is no file: give the path of the pickle")
+    if c.weight_file and not c.weight_file.is_file():
+        faults.append(f"--pretrained_model {c.weight_file} is no file: download it or say none to train from scratch")
+    return faults
+
+
+def as_record(config: TrainConfig) -> dict:
+    """The configuration as plain JSON types, field by field."""
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    }
+
+
+def from_record(record: dict) -> TrainConfig:
+    """The configuration that `as_record` wrote.
+
+    Raises:
+        UserError: the record has a field that this version does not know.
+    """
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(set(record) - set(fields)):
+        raise UserError(
+            f"the run's configuration has fields that this version does not know: {', '.join(unknown)}; use the code revision that wrote it"
+        )
+    values = {
+        name: Path(value)
+        if isinstance(fields[name].default, Path)
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in record.items()
+    }
+    return TrainConfig(**values)
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Fields that a resumed run may not change and that differ, as 'name: old -> new'."""
+    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in MAY_CHANGE]
+    return [f"--{n}: {getattr(old, n)} -> {getattr(new, n)}" for n in names if getattr(old, n) != getattr(new, n)]

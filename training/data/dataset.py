@@ -1,0 +1,138 @@
+"""Dives -> samples: the frames of a clip from a video's frames on disk, and the method's targets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from data_preparation.archive import FrameReader, decode, open_frames
+from torch.utils.data import Dataset
+
+from data_preparation.annotations import (
+    Dive,
+    DiveKey,
+    check_disjoint,
+    load_annotations,
+    load_split,
+    select,
+)
+from data_preparation.cli import UserError
+from data_preparation.layout import prepared_videos, video_name
+from training.config import TrainConfig
+from training.data.sampling import END_SHIFT, clip_frames, needed_frames, split_train_val
+from training.data.transforms import crop, squash
+from training.seeding import generator
+
+Sample = dict[str, torch.Tensor]
+TargetsOf = Callable[[Dive], dict[str, torch.Tensor]]
+
+
+def load_lists(config: TrainConfig, *, with_test: bool) -> tuple[list[Dive], list[Dive], list[Dive]]:
+    """The training, validation and test dives of a run; the test list is [] unless asked for.
+
+    The test list's *keys* are read in any case, to refuse a train list that overlaps it.
+
+    Raises:
+        UserError: unreadable files, lists without annotation or that overlap, too few dives.
+    """
+    dives = load_annotations(config.annotation_path)
+    train_keys, test_keys = load_split(config.train_path), load_split(config.test_path)
+    check_disjoint(train_keys, test_keys)
+    wanted = config.video_numbers
+
+    def use(keys: list[DiveKey], where: Path) -> list[Dive]:
+        return [d for d in select(dives, keys, str(where)) if wanted is None or d.video in wanted]
+
+    listed = use(train_keys, config.train_path)
+    test = use(test_keys, config.test_path) if with_test else []
+    if len(listed) < 2:
+        raise UserError(
+            f"{config.train_path} leaves {len(listed)} dives of the videos {' '.join(config.videos)}: training and validation need one each at least"
+        )
+    train, val = split_train_val(listed, config.train_val_split_ratio, config.seed)
+    if len(train) < config.batch_size:
+        raise UserError(
+            f"--batch_size {config.batch_size} is more than the {len(train)} training dives: give {len(train)} or less"
+        )
+    if with_test and not test:
+        raise UserError(
+            f"{config.test_path} has no dive of the videos {' '.join(config.videos)}: use more videos or say --evaluate False"
+        )
+    return train, val, test
+
+
+def data_fingerprint(dives: Iterable[Dive]) -> str:
+    """A short hash of what a run is trained and judged on: dives, frame ranges, difficulties and scores."""
+    digest = hashlib.sha256()
+    for d in sorted(dives, key=lambda d: d.key):
+        digest.update(repr((d.key, d.start_frame, d.end_frame, d.difficulty, d.final_score)).encode())
+    return digest.hexdigest()[:16]
+
+
+def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
+    """What is missing on disk for these dives, a sentence for each video; reads indexes only, decodes nothing."""
+    faults = []
+    prepared = set(prepared_videos(config.root_dir))
+    for video in sorted({d.video for d in dives}):
+        name = video_name(video)
+        again = f"run python -m data_preparation.extract --videos {name}"
+        if video not in prepared:
+            faults.append(f"video {name} has no frames in {config.root_dir}: {again}")
+            continue
+        there = open_frames(config.root_dir, video).numbers
+        lacking = [d.name for d in dives if d.video == video and not _has_frames(d, config, there)]
+        if lacking:
+            listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+            faults.append(
+                f"video {name} lacks frames of {len(lacking)} dives ({listed}) for --frame_method {config.frame_method}: {again}"
+            )
+    return faults
+
+
+def _has_frames(dive: Dive, config: TrainConfig, there: np.ndarray) -> bool:
+    first, last = needed_frames(dive.start_frame, dive.end_frame, config.frame_num, config.frame_method)
+    return bool(np.isin(np.arange(first, last + 1), there).all())
+
+
+class DiveDataset(Dataset):
+    """Clips and targets of a list of dives.
+
+    An item is asked for by (epoch, position in the list); its draws are a function of (seed, epoch, dive). Without
+    `augment` the epoch does not matter: frames and crop are fixed.
+
+    A sample is {"clip": (T, 3, S, S) uint8, "index": () int64, and the method's targets}.
+    """
+
+    def __init__(self, dives: Sequence[Dive], config: TrainConfig, targets: TargetsOf, *, augment: bool) -> None:
+        self.dives, self.config, self.targets, self.augment = list(dives), config, targets, augment
+        self._readers: dict[int, FrameReader] = {}  # opened in the process that reads
+
+    def __len__(self) -> int:
+        return len(self.dives)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        epoch, index = item
+        dive = self.dives[index]
+        draws = generator(self.config.seed, "clip", epoch, *dive.key) if self.augment else None
+        return {
+            "clip": self._clip(dive, draws),
+            "index": torch.tensor(index),
+            **self.targets(dive),
+        }
+
+    def _clip(self, dive: Dive, draws: np.random.Generator | None) -> torch.Tensor:
+        c = self.config
+        if dive.video not in self._readers:
+            self._readers[dive.video] = open_frames(c.root_dir, dive.video)
+        reader = self._readers[dive.video]
+        after = np.isin(dive.end_frame + np.arange(1, END_SHIFT + 1), reader.numbers)
+        frames_after = int(after.cumprod().sum())
+        try:
+            numbers = clip_frames(dive.start_frame, dive.end_frame, c.frame_num, c.frame_method, draws, frames_after)
+        except ValueError as error:
+            raise UserError(f"dive {dive.name}: {error}; choose another method or fewer frames") from None
+        frames_THWC = np.stack([decode(reader.read(int(number))) for number in numbers])
+        return crop(frames_THWC, c.spatial_size, draws) if c.data_aug else squash(frames_THWC, c.spatial_size)

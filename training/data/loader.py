@@ -1,0 +1,65 @@
+"""Batches of samples, in an order that depends on (seed, epoch) alone and can be entered at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from training.config import TrainConfig
+from training.data.dataset import DiveDataset
+from training.data.sampling import epoch_order, rank_rows
+from training.distributed import Ranks
+
+
+def steps_per_epoch(dives: int, batch_size: int) -> int:
+    """Whole batches only: the rest of an epoch's order (other dives each time) is left out."""
+    return dives // batch_size
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)  # the loader processes are the parallelism
+
+
+def _load(
+    dataset: DiveDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
+) -> DataLoader:
+    workers = min(config.workers, len(batches))
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        prefetch_factor=config.prefetch if workers else None,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_one_thread,
+        multiprocessing_context="fork" if workers else None,
+    )
+
+
+def training_batches(
+    dataset: DiveDataset, config: TrainConfig, ranks: Ranks, device: torch.device, epoch: int, first_step: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """This rank's share of each global batch of an epoch, from `first_step` on."""
+    order = epoch_order(len(dataset), config.seed, epoch).tolist()
+    size = config.batch_size
+    batches = [
+        [(epoch, index) for index in rank_rows(order[step * size : (step + 1) * size], ranks.rank, ranks.world_size)]
+        for step in range(first_step, steps_per_epoch(len(dataset), size))
+    ]
+    return iter(_load(dataset, batches, config, device)) if batches else iter(())
+
+
+def evaluation_batches(
+    dataset: DiveDataset, config: TrainConfig, ranks: Ranks, device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """This rank's dives (every world_size-th), each exactly once over all ranks; nothing is padded.
+
+    A dive's batch mates do not depend on the number of ranks: batches are cut from the list first and dealt out then.
+    """
+    size = config.batch_size
+    batches = [
+        [(0, i) for i in range(start, min(start + size, len(dataset)))] for start in range(0, len(dataset), size)
+    ]
+    mine = batches[ranks.rank :: ranks.world_size]
+    return iter(_load(dataset, mine, config, device)) if mine else iter(())

@@ -1,0 +1,55 @@
+"""From decoded frames to the model's input: geometry on uint8 in the loader, arithmetic on the device (pure functions)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as TF
+
+# RGB statistics of MTL-AQA's training clips, as DeepSports normalises.
+MTL_AQA_MEAN = (0.2719, 0.4617, 0.5961)
+MTL_AQA_STD = (0.1870, 0.1881, 0.2604)
+
+
+def crop_source_size(spatial_size: int) -> tuple[int, int]:
+    """(height, width) that frames are resized to before a crop of `spatial_size`: DeepSports' 256 x 455 for 224."""
+    return round(spatial_size * 256 / 224), round(spatial_size * 455 / 224)
+
+
+def resize(frames_THWC: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """(T, H, W, 3) uint8 -> (T, 3, height, width) uint8, bilinear with antialiasing; a view where nothing changes."""
+    frames_TCHW = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
+    if frames_TCHW.shape[-2:] == (height, width):
+        return frames_TCHW
+    return TF.resize(frames_TCHW, [height, width], antialias=True)
+
+
+def squash(frames_THWC: np.ndarray, size: int) -> torch.Tensor:
+    """The whole frame in a square: (T, H, W, 3) uint8 -> (T, 3, size, size) uint8."""
+    return resize(frames_THWC, size, size).contiguous()
+
+
+def crop(frames_THWC: np.ndarray, size: int, draws: np.random.Generator | None) -> torch.Tensor:
+    """One crop for the whole clip: (T, H, W, 3) uint8 -> (T, 3, size, size) uint8.
+
+    With `draws` its place is random and the clip is flipped in half of the cases (DeepSports' --data_aug); without, it
+    is the centre and nothing is flipped.
+    """
+    frames_TCHW = resize(frames_THWC, *crop_source_size(size))
+    height, width = frames_TCHW.shape[-2:]
+    if draws is None:
+        top, left, flipped = (height - size) // 2, (width - size) // 2, False
+    else:
+        top, left = (int(draws.integers(0, extent - size + 1)) for extent in (height, width))
+        flipped = bool(draws.random() < 0.5)
+    frames_TCHW = frames_TCHW[..., top : top + size, left : left + size]
+    return (frames_TCHW.flip(-1) if flipped else frames_TCHW).contiguous()
+
+
+def to_input(clip_BTCHW: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """(B, T, 3, H, W) uint8 -> (B, 3, T, H, W) float32 in [0, 1], or normalised by MTL-AQA's statistics."""
+    video_BCTHW = clip_BTCHW.permute(0, 2, 1, 3, 4).to(torch.float32).div(255)
+    if normalize:
+        mean, std = (video_BCTHW.new_tensor(v).view(1, 3, 1, 1, 1) for v in (MTL_AQA_MEAN, MTL_AQA_STD))
+        video_BCTHW = (video_BCTHW - mean) / std
+    return video_BCTHW

@@ -1,0 +1,156 @@
+"""Open the test split of a finished run, once, with the checkpoint that validation chose.
+
+    python -m training.evaluate --run runs/<name>
+
+`python -m training.train --evaluate True` does the same at the end of a training.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_preparation.annotations import Dive
+from data_preparation.cli import UserError, flag, parse, run
+from training import checkpoint
+from training.config import TrainConfig, path_faults
+from training.data.dataset import DiveDataset, frame_faults, load_lists
+from training.distributed import Ranks, barrier, choose_device
+from training.engine import predict
+from training.logs import start_log
+from training.metrics import baselines, bootstrap_interval, relative_l2, score_metrics, spearman
+from training.model import ScoringModel, build_model
+from training.run_folder import RunFolder, read_json, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+def open_test_split(
+    run: RunFolder,
+    config: TrainConfig,
+    model: ScoringModel,
+    ranks: Ranks,
+    device: torch.device,
+    train_dives: Sequence[Dive],
+    test_dives: Sequence[Dive],
+) -> dict[str, Any]:
+    """Score the test dives with best.pt; write predictions.csv and summary.json; return the summary.
+
+    `train_dives` are training and validation together (for the baselines). A run whose test split was opened before
+    keeps that result: choosing among several openings would be choosing on the test set.
+    """
+    best = checkpoint.load(run.best_checkpoint, device)
+    opened = read_json(run.summary_file)
+    if opened is not None:
+        log.log(
+            logging.WARNING if ranks.is_first else logging.DEBUG,
+            "The test split was opened before, with epoch %d; it is not opened again: %s",
+            opened["checkpoint"]["epoch"],
+            result_line(opened),
+        )
+        return opened
+    model.load_state_dict(best["model"])
+    data = DiveDataset(test_dives, config, model.method.targets, augment=False)
+    outputs, _ = predict(model, data, config, ranks, device)
+    predicted = model.method.scores(outputs).tolist()
+    summary = summarise(predicted, train_dives, test_dives, best["position"])
+    if ranks.is_first:
+        write_text(run.predictions_file, predictions_csv(predicted, test_dives))
+        write_json(run.summary_file, summary)
+    barrier()
+    log.info(result_line(summary))
+    for name, values in summary["baselines"].items():
+        log.info(
+            "  without looking, %s: Spearman %s, R-l2 x100 %s",
+            name,
+            _number(values["spearman"]),
+            _number(values["r_l2_x100"]),
+        )
+    return summary
+
+
+def summarise(
+    predicted: Sequence[float], train_dives: Sequence[Dive], test_dives: Sequence[Dive], position: dict[str, Any]
+) -> dict[str, Any]:
+    """The honest number: metrics with 95 % intervals beside what is reached without looking at a frame."""
+    true = [d.final_score for d in test_dives]
+    return {
+        "checkpoint": {"epoch": position["best_epoch"], "val_spearman": position["best_spearman"]},
+        "test": {
+            "dives": len(test_dives),
+            **score_metrics(predicted, true),
+            "spearman_ci95": bootstrap_interval(predicted, true, spearman),
+            "r_l2_x100_ci95": bootstrap_interval(predicted, true, relative_l2),
+        },
+        "baselines": baselines(train_dives, test_dives),
+    }
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def result_line(summary: dict[str, Any]) -> str:
+    """The result as one sentence."""
+    test = summary["test"]
+
+    low, high = (_number(value) for value in test["spearman_ci95"])
+    return (
+        f"Test Spearman {_number(test['spearman'])} (95 % interval {low} to {high}), R-l2 x100 {_number(test['r_l2_x100'])}, "
+        f"{test['dives']} dives, checkpoint of epoch {summary['checkpoint']['epoch']}"
+    )
+
+
+def predictions_csv(predicted: Sequence[float], dives: Sequence[Dive]) -> str:
+    """One line a dive; scores in points."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video", "dive", "start_frame", "end_frame", "difficulty", "true_score", "predicted_score"])
+    for score, d in zip(predicted, dives, strict=True):
+        writer.writerow([d.video, d.number, d.start_frame, d.end_frame, d.difficulty, d.final_score, f"{score:.6f}"])
+    return text.getvalue()
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Open the test split of a finished run, once."""
+
+    run: Path = flag(None, "Run folder.")
+    gpu: bool = flag(True, "Use the GPU where there is one.")
+
+    def __post_init__(self) -> None:
+        if self.run is None:
+            raise UserError("--run is missing: give the run folder, such as runs/default")
+
+
+def main(argv: Sequence[str]) -> int:
+    options = parse(EvaluateConfig, argv, prog="python -m training.evaluate")
+    folder = RunFolder(options.run)
+    config = folder.saved_config()
+    if config is None:
+        raise UserError(f"{options.run} holds no run (no config.json): give the folder of a run, such as runs/default")
+    if not folder.best_checkpoint.exists():
+        raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
+    if faults := path_faults(config):
+        raise UserError.of(faults)
+    ranks = Ranks()
+    start_log(config.loglevel, ranks)
+    train_dives, val_dives, test_dives = load_lists(config, with_test=True)
+    if faults := frame_faults(test_dives, config):
+        raise UserError.of(faults)
+    device = choose_device(options.gpu, ranks)
+    model = build_model(config, pretrained=False).to(device)
+    print(result_line(open_test_split(folder, config, model, ranks, device, [*train_dives, *val_dives], test_dives)))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,34 @@
+"""How training processes log."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from data_preparation.cli import UserError
+from training.distributed import Ranks
+
+FORMAT = "%(asctime)s{who} %(levelname)-7s %(message)s"
+
+
+def start_log(level: str, ranks: Ranks) -> None:
+    """Lines with the time; the first rank at `level`, the others from warnings up, with their rank."""
+    who = f" rank {ranks.rank}" if ranks.world_size > 1 else ""
+    logging.basicConfig(format=FORMAT.replace("{who}", who), datefmt="%H:%M:%S", force=True)
+    number = logging.getLevelName(level)
+    logging.getLogger("training").setLevel(number if ranks.is_first else max(logging.WARNING, number))
+
+
+def also_log_to(path: Path) -> None:
+    """Append this process's lines, with the date, to a file as well.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise UserError(f"log file {path} cannot be written ({error.strerror}): choose another --runs_dir") from None
+    handler.setFormatter(logging.Formatter(FORMAT.replace("{who}", "")))
+    logging.getLogger().addHandler(handler)

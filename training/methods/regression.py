@@ -1,0 +1,81 @@
+"""Regression of execution and difficulty, as DeepSports does: score = execution * difficulty * 30.
+
+Targets are (final score / difficulty) / 30 and difficulty; the loss is a weighted sum of their mean squared error and
+the (negative) soft Spearman correlation of the final scores over the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from data_preparation.annotations import Dive
+from training.backbones import Backbone
+from training.config import TrainConfig
+from training.losses import mse, soft_spearman
+from training.methods import Method, Tensors
+
+PERFECT_EXECUTION = 30.0  # points: three judges' tens before difficulty
+
+_ACTIVATIONS = {"ReLU": nn.ReLU, "LeakyReLU": nn.LeakyReLU, "ELU": nn.ELU, "GELU": nn.GELU}
+
+
+def build(config: TrainConfig, feature_dim: int) -> Regression:
+    head = TokenDecoder(feature_dim) if config.use_decoder else mlp_head(feature_dim, config)
+    return Regression(head, config)
+
+
+def mlp_head(feature_dim: int, config: TrainConfig) -> nn.Sequential:
+    """(B, feature_dim) -> (B, 2): dropout and linear layer for each width, an activation after each if one is named."""
+    layers: list[nn.Module] = []
+    inputs = feature_dim
+    for width, dropout in zip(config.topology, config.dropout, strict=True):
+        layers += [nn.Dropout(dropout), nn.Linear(inputs, width)]
+        if config.activation != "None":
+            layers.append(_ACTIVATIONS[config.activation]())
+        inputs = width
+    return nn.Sequential(*layers, nn.Dropout(config.dropout[-1]), nn.Linear(inputs, 2))
+
+
+class TokenDecoder(nn.Module):
+    """(B, N, D) -> (B, 2): a Transformer decoder over each clip's own N tokens, read at the first (the class token)."""
+
+    def __init__(self, feature_dim: int, layers: int = 4, heads: int = 8) -> None:
+        super().__init__()
+        heads = max(h for h in range(1, heads + 1) if feature_dim % h == 0)
+        layer = nn.TransformerDecoderLayer(feature_dim, heads, batch_first=True)
+        self.decoder = nn.TransformerDecoder(layer, layers)
+        self.output = nn.Linear(feature_dim, 2)
+
+    def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
+        return self.output(self.decoder(tokens_BND, tokens_BND)[:, 0])
+
+
+class Regression(Method):
+    """Two numbers for each dive: execution (0 to 1) and difficulty."""
+
+    def __init__(self, head: nn.Module, config: TrainConfig) -> None:
+        super().__init__()
+        self.head, self.config = head, config
+
+    def targets(self, dive: Dive) -> Tensors:
+        execution = dive.final_score / dive.difficulty / PERFECT_EXECUTION
+        return {
+            "execution_and_difficulty": torch.tensor([execution, dive.difficulty], dtype=torch.float32),
+            "final_score": torch.tensor(dive.final_score, dtype=torch.float32),
+        }
+
+    def forward(self, backbone: Backbone, batch: Tensors) -> Tensors:
+        features_BND = backbone(batch["video"])
+        tokens = features_BND if isinstance(self.head, TokenDecoder) else features_BND.mean(dim=1)
+        return {"execution_and_difficulty": self.head(tokens).float()}  # (B, 2); products in half precision make ties
+
+    def loss(self, outputs: Tensors, targets: Tensors) -> Tensors:
+        c = self.config
+        error = mse(outputs["execution_and_difficulty"], targets["execution_and_difficulty"])
+        correlation = soft_spearman(self.scores(outputs), targets["final_score"], c.spcoef_strength, c.spcoef_norm)
+        loss = c.loss_mse_weight * error - c.loss_spcoef_weight * correlation
+        return {"loss": loss, "mse": error, "soft_spearman": correlation}
+
+    def scores(self, outputs: Tensors) -> torch.Tensor:
+        return outputs["execution_and_difficulty"].prod(dim=1) * PERFECT_EXECUTION

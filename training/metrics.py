@@ -1,0 +1,98 @@
+"""What a set of predicted final scores is worth: numbers, their uncertainty, and what is reached without looking.
+
+Pure functions of float64 arrays; scores in points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+from scipy import stats
+from sklearn.metrics import mean_absolute_error, mean_squared_error
+
+from data_preparation.annotations import Dive
+
+RESAMPLES = 2000  # of the bootstrap; the interval's ends then move by about a hundredth of its width
+
+
+def spearman(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Spearman's rank correlation with average ranks; NaN where either side is constant."""
+    if len(true) < 2 or np.ptp(predicted) == 0 or np.ptp(true) == 0:
+        return math.nan
+    return float(stats.spearmanr(predicted, true).statistic)
+
+
+def relative_l2(predicted: np.ndarray, true: np.ndarray) -> float:
+    """R-l2 x 100 (Yu et al., CoRe, ICCV 2021): mean of ((p - y) / (max y - min y))^2, times 100, over this set."""
+    span = np.ptp(true)
+    return float(np.mean(((predicted - true) / span) ** 2) * 100) if span else math.nan
+
+
+def score_metrics(predicted: Sequence[float], true: Sequence[float]) -> dict[str, float]:
+    """All metrics of one set of final scores."""
+    p, y = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
+    mse = float(mean_squared_error(y, p))
+    varied = len(y) > 1 and np.ptp(p) > 0 and np.ptp(y) > 0
+    return {
+        "spearman": spearman(p, y),
+        "pearson": float(stats.pearsonr(p, y).statistic) if varied else math.nan,
+        "r_l2_x100": relative_l2(p, y),
+        "mse": mse,
+        "rmse": math.sqrt(mse),
+        "mae": float(mean_absolute_error(y, p)),
+    }
+
+
+def bootstrap_interval(
+    predicted: Sequence[float],
+    true: Sequence[float],
+    statistic: Callable[[np.ndarray, np.ndarray], float] = spearman,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile interval of a metric over resampled dives; (NaN, NaN) below three dives."""
+    p, y = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
+    if len(y) < 3:
+        return (math.nan, math.nan)
+    draws = np.random.default_rng(seed).integers(0, len(y), size=(RESAMPLES, len(y)))
+    values = np.array([statistic(p[rows], y[rows]) for rows in draws])
+    values = values[np.isfinite(values)]  # a resample of one dive repeated has no order
+    return tuple(float(v) for v in np.percentile(values, [2.5, 97.5])) if len(values) else (math.nan, math.nan)
+
+
+# --------------------------------------------------------------------------------------------------------- baselines
+
+
+def _group_means(train: Sequence[Dive], of: Callable[[Dive], Hashable]) -> Callable[[Dive], float]:
+    """Predicts the mean training score of a dive's group, and of all dives for a group never seen."""
+    groups: dict[Hashable, list[float]] = {}
+    for dive in train:
+        groups.setdefault(of(dive), []).append(dive.final_score)
+    overall = float(np.mean([d.final_score for d in train]))
+    return lambda dive: float(np.mean(groups[of(dive)])) if of(dive) in groups else overall
+
+
+def baselines(train: Sequence[Dive], test: Sequence[Dive]) -> dict[str, dict[str, float]]:
+    """What predictors reach on the test dives that see no frame: name -> metrics.
+
+    `train` are all dives whose scores may be known (training and validation). Dive numbers and judges are used where
+    every dive has them.
+    """
+    true = [d.final_score for d in test]
+    difficulty_score = float(np.mean([d.final_score / d.difficulty for d in train]))
+    predictors: dict[str, Callable[[Dive], float]] = {
+        "train mean": _group_means(train, lambda d: 0),
+        "difficulty alone": lambda d: d.difficulty * difficulty_score,
+        "event mean": _group_means(train, lambda d: d.video),
+    }
+    known = [*train, *test]
+    if all(d.dive_number is not None for d in known):
+        predictors["dive number mean"] = _group_means(train, lambda d: d.dive_number)
+    elif all(d.rotation_type is not None for d in known):  # the attributes spell the dive number
+        predictors["dive number mean"] = _group_means(
+            train, lambda d: (d.position, d.armstand, d.rotation_type, d.ss_no, d.tw_no)
+        )
+    if all(d.judge_scores for d in test):
+        predictors["one judge alone"] = lambda d: 3 * d.judge_scores[0] * d.difficulty
+    return {name: score_metrics([predict(d) for d in test], true) for name, predict in predictors.items()}

@@ -1,0 +1,54 @@
+"""The loss plot: what people look at instead of the log."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+TRAIN, VALIDATION, BEST = "#1f77b4", "#d95f02", "#2ca02c"
+
+
+def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Write the PNG of a run so far: train and validation loss, validation Spearman, the best epoch marked.
+
+    `epochs` are the "epoch" records of metrics.jsonl.
+    """
+    if not epochs:
+        return
+    x = [e["epoch"] for e in epochs]
+    rho = [math.nan if e["val_spearman"] is None else e["val_spearman"] for e in epochs]  # null: it was undefined
+    known = [i for i, r in enumerate(rho) if not math.isnan(r)]
+    best = max(known, key=lambda i: rho[i]) if known else 0
+    marker = "o" if len(x) <= 40 else None
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure.suptitle(f"{title}: {len(x)} epoch{'s' if len(x) > 1 else ''}")
+    left.plot(x, [e["train_loss"] for e in epochs], color=TRAIN, marker=marker, markersize=3, label="train")
+    left.plot(x, [e["val_loss"] for e in epochs], color=VALIDATION, marker=marker, markersize=3, label="validation")
+    left.set(title="Loss", xlabel="epoch", ylabel="loss")
+    right.plot(x, rho, color=VALIDATION, marker=marker, markersize=3, label="validation")
+    right.set(title="Spearman correlation of the final score", xlabel="epoch", ylabel="Spearman correlation")
+    if known:
+        right.plot(x[best], rho[best], "*", color=BEST, markersize=14, label=f"best: {rho[best]:.3f} (epoch {x[best]})")
+        right.set_ylim(min(0, min(rho[i] for i in known)) - 0.02, 1.02)
+    for axes in (left, right):
+        if known:
+            axes.axvline(x[best], color=BEST, linewidth=1, linestyle=":")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(min(x) - 0.5, max(x) + 0.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.png")
+    figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+    os.replace(temporary, path)

@@ -1,0 +1,183 @@
+"""A run's folder: the names of all that a run writes, and how text files are written whole.
+
+runs/<name>/
+    config.json         the resolved flags
+    environment.json    code revision, package versions, host
+    splits.json         the training and validation dives
+    metrics.jsonl       a line for each logged step ("type": "step") and each epoch ("type": "epoch")
+    progress.json       where the run is now (launch.status and Slurm's job comment read it)
+    checkpoints/        last.pt, best.pt
+    losses.png          redrawn each epoch
+    predictions.csv, summary.json   written once, when the test split is opened
+    jobs/<job id>/      logs of the jobs that worked on the run
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from data_preparation.cli import UserError
+from training.config import TrainConfig, as_record, from_record
+
+_PACKAGES = "torch torchvision timm fvcore torchsort av simplejpeg numpy scipy scikit-learn matplotlib submitit".split()  # noqa: SIM905
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they are written as null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(_plain(content), indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """The content, or None where the file is not there."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON ({error}): restore it or use another --run_name") from None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def progress_file(self) -> Path:
+        return self.path / "progress.json"
+
+    @property
+    def splits_file(self) -> Path:
+        return self.path / "splits.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def predictions_file(self) -> Path:
+        return self.path / "predictions.csv"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    def plot_file(self, config: TrainConfig) -> Path:
+        return self.path / config.output  # an absolute --output stays what it is
+
+    def job_dir(self, job_id: str) -> Path:
+        return self.path / "jobs" / job_id
+
+    def saved_config(self) -> TrainConfig | None:
+        """The configuration that the run was started with, or None for a new run."""
+        record = read_json(self.config_file)
+        return None if record is None else from_record(record)
+
+    def create(self, config: TrainConfig) -> None:
+        """Make the folder and record what the run is."""
+        self.last_checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.config_file, as_record(config))
+        write_json(self.path / "environment.json", environment_record())
+
+    # ------------------------------------------------------------------------------------------------------ metrics
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        with open(self.metrics_file, "a") as file:
+            file.write(json.dumps(_plain(record)) + "\n")
+
+    def metrics(self, kind: str) -> list[dict[str, Any]]:
+        """The records of one type ("step" or "epoch"), oldest first; a line torn by a kill is left out."""
+        return [r for r in _complete_lines(self.metrics_file) if r["type"] == kind]
+
+    def rewind_metrics(self, epochs_done: int, global_step: int) -> None:
+        """Forget what was logged after the checkpoint that the run goes on from: it will be logged again."""
+        if not self.metrics_file.exists():
+            return
+        kept = [
+            record
+            for record in _complete_lines(self.metrics_file)
+            if (record["epoch"] <= epochs_done if record["type"] == "epoch" else record["step"] <= global_step)
+        ]
+        write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def write_progress(self, record: dict[str, Any]) -> None:
+        write_json(self.progress_file, {**record, "updated": time.time()})
+
+
+def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)
+
+
+def environment_record() -> dict[str, Any]:
+    """What a number depends on besides the configuration."""
+    return {
+        "code_revision": _git("rev-parse", "HEAD"),
+        "code_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "host": platform.node(),
+        "command": sys.argv,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or not a checkout: the record says null
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,17 @@
+"""The learning rate as a pure function of the step, so that a resumed run cannot drift."""
+
+from __future__ import annotations
+
+import math
+
+from training.config import TrainConfig
+
+
+def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
+    """The rate of optimizer step `step` (0-based): a linear rise over --warmup_steps, then constant or half a cosine to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

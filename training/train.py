@@ -1,0 +1,144 @@
+"""Train a model and, with --evaluate True, open the test split once with the checkpoint that validation chose.
+
+    python -m training.train --root_dir ... [flags]         see --help, or the table in the README
+
+Exit status: 0 done; 2 something to mend, named on stderr; 75 stopped by a signal with a checkpoint, start again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from data_preparation.cli import UserError, parse, run
+from training import checkpoint, distributed
+from training.config import TrainConfig, differences, path_faults
+from training.cost import describe_cost
+from training.data.dataset import DiveDataset, data_fingerprint, frame_faults, load_lists
+from training.distributed import Ranks
+from training.engine import Engine, ProgressHook
+from training.evaluate import open_test_split
+from training.interruption import INTERRUPTED_STATUS, Interrupted, InterruptionFlag
+from training.logs import also_log_to, start_log
+from training.model import ScoringModel, build_model
+from training.run_folder import RunFolder, read_json, write_json
+
+log = logging.getLogger("training")
+
+
+def main(argv: Sequence[str], on_progress: ProgressHook | None = None) -> int:
+    """Parse, train, and say by the exit status how it ended."""
+    config = parse(TrainConfig, argv, prog="python -m training.train", description=__doc__.splitlines()[0])
+    interruption = InterruptionFlag().install()
+    try:
+        train(config, interruption, on_progress)
+    except Interrupted as stop:
+        log.warning("%s: start the same command again to go on", stop)
+        return INTERRUPTED_STATUS
+    finally:
+        interruption.restore()
+        distributed.leave()
+    return 0
+
+
+def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: ProgressHook | None = None) -> None:
+    """One whole run: everything that can be wrong is looked at before the first step.
+
+    Raises:
+        UserError: something to mend. Interrupted: a signal came, the checkpoint is written.
+    """
+    if faults := path_faults(config):
+        raise UserError.of(faults)
+    ranks = distributed.read_ranks()
+    start_log(config.loglevel, ranks)
+    if config.batch_size % ranks.world_size:
+        raise UserError(
+            f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes: give a multiple of {ranks.world_size}"
+        )
+    if cpus := distributed.allocated_cpus():
+        torch.set_num_threads(cpus)
+    device = distributed.choose_device(config.gpu, ranks)
+    train_dives, val_dives, test_dives = load_lists(config, with_test=config.evaluate)
+    if faults := frame_faults([*train_dives, *val_dives, *test_dives], config):
+        raise UserError.of(faults)
+    run = RunFolder(config.run_dir)
+    model = build_model(config)
+    distributed.join(ranks, device)
+    distributed.on_first_rank(partial(open_run, run, config, train_dives, val_dives))
+    also_log_to(run.job_dir(distributed.slurm_job_id() or "local") / f"rank{ranks.rank}.log")
+
+    model.to(device)
+    describe(config, ranks, device, model, len(train_dives), len(val_dives))
+    engine = Engine(model, config, run, ranks, device, interruption, on_progress)
+    resume(engine, run, ranks)
+    method = model.method
+    engine.fit(
+        DiveDataset(train_dives, config, method.targets, augment=True),
+        DiveDataset(val_dives, config, method.targets, augment=False),
+    )
+    if config.evaluate:
+        open_test_split(run, config, model, ranks, device, [*train_dives, *val_dives], test_dives)
+    engine.report_end()
+    log.info("Loss plot: %s", run.plot_file(config))
+
+
+def open_run(run: RunFolder, config: TrainConfig, train_dives: Sequence, val_dives: Sequence) -> None:
+    """Make the run folder, or check that the run in it is this one.
+
+    Raises:
+        UserError: the folder holds a run of another configuration or data, or --resume False forbids to go on.
+    """
+    splits = {
+        "fingerprint": data_fingerprint([*train_dives, *val_dives]),
+        "train": [d.key for d in train_dives],
+        "val": [d.key for d in val_dives],
+    }
+    saved = run.saved_config()
+    if saved is not None:
+        if not config.resume:
+            raise UserError(f"{run.path} holds a run and --resume is False: give another --run_name, or let it resume")
+        if changed := differences(saved, config):
+            raise UserError(
+                f"{run.path} holds a run with other flags ({'; '.join(changed)}): give another --run_name, or the flags of that run"
+            )
+        recorded = read_json(run.splits_file)
+        if recorded is not None and recorded["fingerprint"] != splits["fingerprint"]:
+            raise UserError(
+                f"{run.path} was trained on other annotations or lists than these: give another --run_name, or the data of that run"
+            )
+    try:
+        run.create(config)
+    except OSError as error:
+        raise UserError(f"run folder {run.path} cannot be made ({error.strerror}): choose another --runs_dir") from None
+    write_json(run.splits_file, splits)
+
+
+def resume(engine: Engine, run: RunFolder, ranks: Ranks) -> None:
+    """Go on from the last checkpoint, if there is one; what was logged after it is forgotten."""
+    if not run.last_checkpoint.exists():
+        return
+    engine.load_state(checkpoint.load(run.last_checkpoint))
+    at = engine.position
+    if ranks.is_first:
+        run.rewind_metrics(at.epoch, at.global_step)
+    log.info("Resuming %s at epoch %d, step %d", run.path, at.epoch + 1, at.step)
+
+
+def describe(
+    config: TrainConfig, ranks: Ranks, device: torch.device, model: ScoringModel, train: int, val: int
+) -> None:
+    """The head of the log: where it runs, on what, and what it costs."""
+    if device.type == "cuda":
+        where = f"{torch.cuda.get_device_name(device)} ({torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB)"
+    else:
+        where = f"CPU ({torch.get_num_threads()} threads)" + (", no GPU found" if config.gpu else "")
+    log.info("Device %s, %d process%s (%s)", where, ranks.world_size, "es" * (ranks.world_size > 1), ranks.source)
+    log.info("Dives: %d train, %d validation; %d to a step", train, val, config.batch_size)
+    log.info("%s + %s: %s", config.model, config.method, describe_cost(model, config))
+
+
+if __name__ == "__main__":
+    run(main)
