@@ -29,6 +29,11 @@ class UserError(Exception):
         return cls("\n".join(faults))
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def flag(
     default: Any,
     help: str,
@@ -85,6 +90,8 @@ def _converter(cls: type, field: dataclasses.Field) -> Callable[[str], Any]:
     meta = field.metadata
 
     def convert(text: str) -> Any:
+        text = text.strip()
+
         def refuse(hint: str = "") -> argparse.ArgumentTypeError:
             return argparse.ArgumentTypeError(
                 f"'{text}' is not allowed; allowed: {allowed_text(cls, field.name)}{hint}"
@@ -156,11 +163,19 @@ def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, descriptio
             dataclass's own `__post_init__` refuses.
     """
     parser = build_parser(cls, prog, description)
-    known, unknown = parser.parse_known_args(list(argv))
+    # argparse takes '-1e-5' for a flag; with a space in front it is a value
+    known, unknown = parser.parse_known_args([f" {word}" if _is_negative_number(word) else word for word in argv])
     if unknown:
         raise UserError(unknown_flag_text(cls, unknown[0]))
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(known).items()}
     return cls(**values)
+
+
+def _is_negative_number(word: str) -> bool:
+    try:
+        return word.startswith("-") and float(word) <= 0
+    except ValueError:
+        return False
 
 
 def unknown_flag_text(cls: type, text: str) -> str:

@@ -18,7 +18,9 @@ SIGNAL_BEFORE_END_S = 120  # seconds between Slurm's USR2 and the time limit: en
 class LaunchConfig:
     """Submit a training to Slurm. Training flags follow after `--` and win over the flag file."""
 
-    config: Path = flag(REPOSITORY / "model_train_config.sh", "File of training flags.", allowed="path")
+    config: Path = flag(
+        Path("model_train_config.sh"), "File of training flags; a relative path is from the repository."
+    )
     nodes: int = flag(1, "Nodes.", minimum=1)
     gpus_per_node: int = flag(1, "GPUs of each node; 0 trains on the CPU.", minimum=0)
     tasks_per_node: int = flag(0, "Training processes of each node; 0 is one for each GPU.", minimum=0)

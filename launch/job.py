@@ -60,7 +60,7 @@ class TrainingJob:
         self.argv = list(argv)
 
     def __call__(self) -> int:
-        from training.interruption import INTERRUPTED_STATUS
+        from training.interruption import REQUEUE_STATUS
 
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's handler: counts, pickles, requeues
         try:
@@ -69,11 +69,11 @@ class TrainingJob:
             for line in str(error).splitlines():
                 print(f"error: {line}", flush=True)
             raise SystemExit(2) from None
-        if status == INTERRUPTED_STATUS and callable(requeue):
+        if status == REQUEUE_STATUS and callable(requeue):
             requeue(signal.SIGUSR2, None)
             # submitit returns here on the other ranks: they must not be recorded as successes
             time.sleep(_REQUEUE_GRACE_S)
-            raise SystemExit(INTERRUPTED_STATUS)
+            raise SystemExit(REQUEUE_STATUS)
         if status:
             raise SystemExit(status)
         return 0

@@ -58,7 +58,7 @@ def slurm_parameters(launch: LaunchConfig, site: dict[str, str], run_name: str) 
 def main(argv: Sequence[str]) -> int:
     launch_argv, training_argv = split_argv(list(argv))
     launch = parse(LaunchConfig, launch_argv, prog="python -m launch.submit", description=__doc__.splitlines()[0])
-    flags = [*read_flag_file(launch.config), *training_argv]
+    flags = [*read_flag_file(REPOSITORY / launch.config), *training_argv]
     training = parse(TrainConfig, flags, prog=str(launch.config))
     if faults := preflight.faults(launch, training):
         raise UserError.of(faults)

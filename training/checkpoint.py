@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from data_preparation.cli import UserError
+from data_preparation.cli import UserError, first_line
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"checkpoint {path} could not be written ({error}): make room or choose another --runs_dir, then start the run again"
+            f"checkpoint {path} could not be written ({first_line(error)}): make room or choose another --runs_dir, then start the run again"
         ) from None
 
 
@@ -41,5 +41,4 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}): delete it to go without it") from None
+        raise UserError(f"checkpoint {path} cannot be read ({first_line(error)}): delete it to go without it") from None

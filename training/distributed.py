@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from data_preparation.cli import UserError
+from data_preparation.cli import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def join(ranks: Ranks, device: torch.device) -> None:
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"rank {ranks.rank} of {ranks.world_size} could not join the others at {ranks.address}:{ranks.port} ({str(error).splitlines()[0]}): see the logs of the other ranks, one of them did not start"
+            f"rank {ranks.rank} of {ranks.world_size} could not join the others at {ranks.address}:{ranks.port} ({first_line(error)}): see the logs of the other ranks, one of them did not start"
         ) from None
 
 
@@ -220,13 +220,13 @@ def gather_objects(item: object) -> list:
     return items
 
 
-def any_rank(condition: bool, device: torch.device) -> bool:
-    """Whether the condition holds on some rank; the same answer on all."""
+def largest(value: int, device: torch.device) -> int:
+    """The largest of the ranks' values, on every rank."""
     if not dist.is_initialized():
-        return condition
-    flag = torch.tensor(int(condition), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+        return value
+    everyones = torch.tensor(value, device=device)
+    dist.all_reduce(everyones, dist.ReduceOp.MAX)
+    return int(everyones)
 
 
 def on_first_rank(action: Callable[[], object]) -> None:

@@ -252,12 +252,13 @@ class Engine:
         return bool(patience and at.best_epoch and at.epoch - at.best_epoch >= patience)
 
     def _stop_if_told(self) -> None:
-        if self.interruption.agreed(self.device):
+        if status := self.interruption.agreed_status(self.device):
             self.save_last()
             at = self.position
             self._report({"state": "interrupted"})
             raise Interrupted(
-                f"stopped by a signal after step {at.step} of epoch {at.epoch + 1}; the checkpoint is written"
+                f"stopped by a signal after step {at.step} of epoch {at.epoch + 1}; the checkpoint is written",
+                status,
             )
 
     # --------------------------------------------------------------------------------------- saving and reporting

@@ -2,6 +2,8 @@
 
     python -m training.evaluate --run runs/<name>
 
+A run whose test split was opened before answers with that result.
+
 `python -m training.train --evaluate True` does the same at the end of a training.
 """
 
@@ -26,7 +28,7 @@ from training.data.dataset import DiveDataset, frame_faults, load_lists
 from training.distributed import Ranks, barrier, choose_device
 from training.engine import predict
 from training.logs import start_log
-from training.metrics import baselines, bootstrap_interval, relative_l2, score_metrics, spearman
+from training.metrics import baselines, bootstrap_interval, relative_l2_rows, score_metrics, spearman_rows
 from training.model import ScoringModel, build_model
 from training.run_folder import RunFolder, read_json, write_json, write_text
 
@@ -87,8 +89,8 @@ def summarise(
         "test": {
             "dives": len(test_dives),
             **score_metrics(predicted, true),
-            "spearman_ci95": bootstrap_interval(predicted, true, spearman),
-            "r_l2_x100_ci95": bootstrap_interval(predicted, true, relative_l2),
+            "spearman_ci95": bootstrap_interval(predicted, true, spearman_rows),
+            "r_l2_x100_ci95": bootstrap_interval(predicted, true, relative_l2_rows),
         },
         "baselines": baselines(train_dives, test_dives),
     }
@@ -137,6 +139,10 @@ def main(argv: Sequence[str]) -> int:
     config = folder.saved_config()
     if config is None:
         raise UserError(f"{options.run} holds no run (no config.json): give the folder of a run, such as runs/default")
+    opened = read_json(folder.summary_file)
+    if opened is not None:
+        print(result_line(opened))
+        return 0
     if not folder.best_checkpoint.exists():
         raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
     if faults := path_faults(config):

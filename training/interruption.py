@@ -7,40 +7,45 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
+from typing import Any
 
 import torch
 
-from training.distributed import any_rank
+from training.distributed import largest
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
-
-# exit status of a training that saved and wants to go on (EX_TEMPFAIL); job files requeue on it
-INTERRUPTED_STATUS = 75
+# exit statuses of a training that was told to stop and saved: 75 (EX_TEMPFAIL) wants to go on, job files requeue on it;
+# 143 (128 + TERM) was cancelled, or is requeued by Slurm itself
+STATUS = {signal.SIGUSR2: 75, signal.SIGTERM: 128 + signal.SIGTERM}
+REQUEUE_STATUS = STATUS[signal.SIGUSR2]
 
 
 class Interrupted(Exception):
-    """The run stopped at a step boundary with a checkpoint, because of the signal it names."""
+    """The run stopped at a step boundary with a checkpoint, because of a signal; `status` is the exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class InterruptionFlag:
-    """Remembers that this process was told to stop. `install` keeps what handled the signals before in `previous`."""
+    """Remembers that this process was told to stop."""
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self.previous: dict[int, object] = {}
+        self.status = 0
+        self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> InterruptionFlag:
-        for number in SIGNALS:
-            self.previous[number] = signal.signal(number, self._remember)
+        for number in STATUS:
+            self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def restore(self) -> None:
-        for number, handler in self.previous.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+        self.status = max(self.status, STATUS[signal.Signals(number)])
 
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any rank was told to stop; the same answer on all ranks, asked at the same step by all."""
-        return any_rank(self.received is not None, device)
+    def agreed_status(self, device: torch.device) -> int:
+        """0, or the exit status to stop with; the same answer on all ranks, asked at the same step by all."""
+        return largest(self.status, device)

@@ -26,8 +26,21 @@ def spearman(predicted: np.ndarray, true: np.ndarray) -> float:
 
 def relative_l2(predicted: np.ndarray, true: np.ndarray) -> float:
     """R-l2 x 100 (Yu et al., CoRe, ICCV 2021): mean of ((p - y) / (max y - min y))^2, times 100, over this set."""
-    span = np.ptp(true)
-    return float(np.mean(((predicted - true) / span) ** 2) * 100) if span else math.nan
+    return float(relative_l2_rows(predicted[None], true[None])[0])
+
+
+def spearman_rows(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each row: two (R, N) arrays -> (R,)."""
+    p, y = (stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (predicted, true))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a constant row has none
+        return (p * y).sum(axis=1) / np.sqrt((p * p).sum(axis=1) * (y * y).sum(axis=1))
+
+
+def relative_l2_rows(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """R-l2 x 100 of each row: two (R, N) arrays -> (R,); NaN where the true scores of a row are all equal."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.mean((predicted - true) ** 2, axis=1) / np.ptp(true, axis=1) ** 2 * 100
+    return np.where(np.ptp(true, axis=1) > 0, values, np.nan)
 
 
 def score_metrics(predicted: Sequence[float], true: Sequence[float]) -> dict[str, float]:
@@ -48,7 +61,7 @@ def score_metrics(predicted: Sequence[float], true: Sequence[float]) -> dict[str
 def bootstrap_interval(
     predicted: Sequence[float],
     true: Sequence[float],
-    statistic: Callable[[np.ndarray, np.ndarray], float] = spearman,
+    statistic_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] = spearman_rows,
     seed: int = 0,
 ) -> tuple[float, float]:
     """95 % percentile interval of a metric over resampled dives; (NaN, NaN) below three dives."""
@@ -56,7 +69,7 @@ def bootstrap_interval(
     if len(y) < 3:
         return (math.nan, math.nan)
     draws = np.random.default_rng(seed).integers(0, len(y), size=(RESAMPLES, len(y)))
-    values = np.array([statistic(p[rows], y[rows]) for rows in draws])
+    values = statistic_rows(p[draws], y[draws])
     values = values[np.isfinite(values)]  # a resample of one dive repeated has no order
     return tuple(float(v) for v in np.percentile(values, [2.5, 97.5])) if len(values) else (math.nan, math.nan)
 

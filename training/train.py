@@ -2,7 +2,8 @@
 
     python -m training.train --root_dir ... [flags]         see --help, or the table in the README
 
-Exit status: 0 done; 2 something to mend, named on stderr; 75 stopped by a signal with a checkpoint, start again.
+Exit status: 0 done; 2 something to mend, named on stderr; 75 (told by USR2) and 143 (by TERM) stopped with
+a checkpoint, the same command goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from training.data.dataset import DiveDataset, data_fingerprint, frame_faults, l
 from training.distributed import Ranks
 from training.engine import Engine, ProgressHook
 from training.evaluate import open_test_split
-from training.interruption import INTERRUPTED_STATUS, Interrupted, InterruptionFlag
+from training.interruption import Interrupted, InterruptionFlag
 from training.logs import also_log_to, start_log
 from training.model import ScoringModel, build_model
 from training.run_folder import RunFolder, read_json, write_json
@@ -37,7 +38,7 @@ def main(argv: Sequence[str], on_progress: ProgressHook | None = None) -> int:
         train(config, interruption, on_progress)
     except Interrupted as stop:
         log.warning("%s: start the same command again to go on", stop)
-        return INTERRUPTED_STATUS
+        return stop.status
     finally:
         interruption.restore()
         distributed.leave()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data_preparation.cli import UserError
+from data_preparation.cli import UserError, first_line
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -27,12 +27,11 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"weight file {path} cannot be read ({error.strerror}): give the path of a downloaded file"
         ) from None
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"weight file {path} is refused, it holds more than weights or is damaged ({reason}): download it again"
+            f"weight file {path} is refused, it holds more than weights or is damaged ({first_line(error)}): download it again"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"weight file {path} is damaged ({str(error).splitlines()[0]}): download it again") from None
+        raise UserError(f"weight file {path} is damaged ({first_line(error)}): download it again") from None
     for wrapper in ("model_state", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

@@ -1,0 +1,42 @@
+# The one place where a site is described. Every job file and script sources it; source it yourself once in a login
+# shell, so that sbatch and squeue know your account too:
+#
+#     source job_files/environment.sh
+#
+# A value that is set already (in your shell, by a test) is kept.
+
+DEEPSPORTS_HOME="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+export DEEPSPORTS_HOME
+
+# --- 1. Modules of your cluster, if it has any --------------------------------------------------------------------
+# module purge
+# module load gcc/13 python/3.11 cuda/12.8
+
+# --- 2. Python: the virtual environment that job_files/setup.sh makes; for conda, activate that here instead -----------
+export DEEPSPORTS_VENV="${DEEPSPORTS_VENV:-$DEEPSPORTS_HOME/.venv}"
+if [ -f "$DEEPSPORTS_VENV/bin/activate" ]; then
+    source "$DEEPSPORTS_VENV/bin/activate"
+fi
+# source "$(conda info --base)/etc/profile.d/conda.sh" && conda activate deepsports
+
+# --- 3. Account and partition that jobs are charged to and sent to (empty: the site's defaults) -------------------------
+deepsports_account=""
+deepsports_partition=""
+[ -z "$deepsports_account" ] || export SBATCH_ACCOUNT="${SBATCH_ACCOUNT:-$deepsports_account}"
+[ -z "$deepsports_partition" ] || export SBATCH_PARTITION="${SBATCH_PARTITION:-$deepsports_partition}"
+
+# --- 4. Scratch: large and fast, for videos and frames -------------------------------------------------------------
+if [ -z "${DEEPSPORTS_SCRATCH:-}" ]; then
+    if [ -d "/scratch1/${USER:-$(id -un)}" ]; then
+        DEEPSPORTS_SCRATCH="/scratch1/${USER:-$(id -un)}"
+    elif [ -n "${SCRATCH:-}" ]; then
+        DEEPSPORTS_SCRATCH="$SCRATCH"
+    else
+        DEEPSPORTS_SCRATCH="$DEEPSPORTS_HOME/scratch"
+    fi
+fi
+export DEEPSPORTS_SCRATCH
+export DEEPSPORTS_DATASET="${DEEPSPORTS_DATASET:-$DEEPSPORTS_SCRATCH/DeepSports_dataset}"
+
+# --- 5. Runs: checkpoints, plots, results; back up this folder ----------------------------------------------------------
+export DEEPSPORTS_RUNS="${DEEPSPORTS_RUNS:-$DEEPSPORTS_HOME/runs}"

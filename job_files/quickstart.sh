@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# From nothing to a trained model and an honest number, on a laptop: no root, no GPU, no Slurm, no download of data.
+# Makes .venv, draws a synthetic data set in MTL-AQA's layout, extracts its frames, trains a small TimeSformer with the
+# same code as the real thing, and opens its test split once. A second call reuses what is there.
+#
+#     bash job_files/quickstart.sh
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash job_files/setup.sh
+source job_files/environment.sh
+export DEEPSPORTS_DATASET="$DEEPSPORTS_SCRATCH/DeepSports_quickstart"
+
+started=$SECONDS
+echo "== 1/3  Drawing synthetic dives in $DEEPSPORTS_DATASET"
+python -m data_preparation.synthetic --dataset "$DEEPSPORTS_DATASET" --workers "$(nproc)"
+
+echo "== 2/3  Extracting the frames that the dives need"
+python -m data_preparation.extract --dataset "$DEEPSPORTS_DATASET" --height 72 --workers "$(nproc)"
+python -m data_preparation.verify --dataset "$DEEPSPORTS_DATASET"
+
+echo "== 3/3  Training a small TimeSformer"
+bash job_files/quickstart_config.sh "$@"
+
+echo
+echo "Done in $((SECONDS - started)) s after installation."
+echo "  result     $(python -m training.evaluate --run "$DEEPSPORTS_RUNS/quickstart")"
+echo "  loss plot  $DEEPSPORTS_RUNS/quickstart/losses.png"
+echo "  all of it  $DEEPSPORTS_RUNS/quickstart (predictions.csv, summary.json with the baselines, checkpoints)"
+echo "Next: change a flag and train again:  bash job_files/quickstart.sh --run_name mine --loss_spcoef_weight 0"
+echo "      or take the real data set:      README.md, 'The walk on a cluster'"

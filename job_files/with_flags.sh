@@ -1,0 +1,13 @@
+# The last line of every flag file (model_train_config.sh): trains with "${flags[@]}" and what the command line adds.
+# Inside a Slurm job the training also keeps the job's comment up to date (launch.job); elsewhere it is training.train.
+
+if [ "${1:-}" = "--print_flags" ]; then # launch.submit asks
+    printf '%s\0' "${flags[@]}"
+    exit 0
+fi
+cd "$DEEPSPORTS_HOME"
+if [ -n "${SLURM_JOB_ID:-}" ]; then
+    exec python -m launch.job "${flags[@]}" "$@" # exec: signals must reach python
+else
+    exec python -m training.train "${flags[@]}" "$@"
+fi

@@ -1,0 +1,171 @@
+"""Flags: one dataclass feeds the command line, the shipped flag files and the README."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_preparation.cli import UserError, markdown_table, parse, to_argv
+from launch.config import LaunchConfig, read_flag_file, split_argv
+from tests.conftest import REPOSITORY, run_python
+from training.config import MAY_CHANGE, TrainConfig, as_record, differences, from_record
+
+# name: (short form, default) of the original's flag table; `spaced_fixed` is the documented `space_fixed`'s true name
+ORIGINAL_FLAGS = {
+    "loglevel": ("-log", "INFO"), "gpu": ("-gpu", True), "root_dir": ("-root", Path("./")),
+    "train_path": ("-tr", Path("./train_split_0.pkl")), "test_path": ("-te", Path("./test_split_0.pkl")),
+    "batch_size": ("-bs", 4), "epochs": ("-ep", 5), "learning_rate": ("-lr", 1e-5), "weight_decay": ("-wd", 1e-5),
+    "momentum": ("-mom", 0.9), "train_val_split_ratio": ("-sr", 0.8), "frame_num": ("-fn", 8),
+    "frame_method": ("-fm", "spaced_fixed"), "spatial_size": ("-ss", 224), "freeze": ("-f", False),
+    "dropout": ("-dr", (0.5, 0.5)), "activation": ("-act", "None"), "topology": ("-top", (512, 256)),
+    "output": ("-out", Path("./losses.png")), "annotation_path": ("-ann", Path("./final_annotations_dict.pkl")),
+    "attention_type": ("-at", "divided_space_time"), "optimizer": ("-opt", "AdamW"), "patch_size": ("-ps", 16),
+    "embed_dim": ("-ed", 768), "pretrained_model": ("-pm", "none"), "evaluate": ("-eval", False),
+    "normalize": ("-norm", False), "data_aug": ("-da", False), "amsgrad": ("-ams", False), "videos": ("-vid", ("all",)),
+    "loss_mse_weight": (None, 1.0), "loss_spcoef_weight": (None, 0.0), "use_decoder": (None, False),
+}  # fmt: skip
+
+NEW_FLAGS = {
+    "runs_dir", "run_name", "workers", "prefetch", "model", "depth", "num_heads", "drop_path", "window_layout", "method",
+    "spcoef_strength", "spcoef_norm", "lr_schedule", "warmup_steps", "clip_grad", "patience", "precision", "seed",
+    "resume", "checkpoint_every", "log_every",
+}  # fmt: skip
+
+
+def test_the_originals_flags_keep_names_short_forms_and_defaults():
+    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    for name, (short, default) in ORIGINAL_FLAGS.items():
+        assert fields[name].metadata["short"] == short, name
+        assert fields[name].default == default, name
+
+
+def test_adding_a_flag_is_deliberate():
+    assert {f.name for f in dataclasses.fields(TrainConfig)} == set(ORIGINAL_FLAGS) | NEW_FLAGS
+    assert {f.name for f in dataclasses.fields(TrainConfig)} >= MAY_CHANGE
+
+
+@pytest.mark.parametrize("short_form", [True, False])
+def test_every_original_flag_is_understood(short_form: bool):
+    values = {
+        "loglevel": ["debug"], "gpu": ["false"], "root_dir": ["/a"], "train_path": ["/t"], "test_path": ["/u"],
+        "batch_size": ["6"], "epochs": ["7"], "learning_rate": ["1e-3"], "weight_decay": ["0"], "momentum": ["0.5"],
+        "train_val_split_ratio": ["0.7"], "frame_num": ["16"], "frame_method": ["Spaced_Varied"], "spatial_size": ["64"],
+        "freeze": ["True"], "dropout": ["0.1", "0.2", "0.3"], "activation": ["leakyrelu"], "topology": ["8", "9", "10"],
+        "output": ["x.png"], "annotation_path": ["/n"], "attention_type": ["space_only"], "optimizer": ["rmsprop"],
+        "patch_size": ["8"], "embed_dim": ["96"], "pretrained_model": ["scratch"], "evaluate": ["True"],
+        "normalize": ["True"], "data_aug": ["True"], "amsgrad": ["True"], "videos": ["01", "02"],
+        "loss_mse_weight": ["-1"], "loss_spcoef_weight": ["0.5"], "use_decoder": ["True"],
+    }  # fmt: skip
+    assert set(values) == set(ORIGINAL_FLAGS)
+    argv = []
+    for name, words in values.items():
+        short = ORIGINAL_FLAGS[name][0]
+        argv += [short if short_form and short else f"--{name}", *words]
+    config = parse(TrainConfig, argv)
+    assert config.activation == "LeakyReLU"
+    assert config.optimizer == "RMSProp"
+    assert config.frame_method == "spaced_varied"
+    assert config.dropout == (0.1, 0.2, 0.3)
+    assert config.loss_mse_weight == -1
+    assert config.video_numbers == {1, 2}
+    assert config.weight_file is None
+    assert not config.gpu
+    unchanged = {n for n, (_, default) in ORIGINAL_FLAGS.items() if getattr(config, n) == default}
+    assert not unchanged
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--frame_method", "space_fixed"], ["space_fixed", "did you mean spaced_fixed"]),
+        (["--batchsize", "3"], ["--batchsize", "did you mean --batch_size"]),
+        (["--batch_size", "0"], ["'0'", "[1, inf]"]),
+        (["--learning_rate", "nan"], ["nan"]),
+        (["--gpu", "Yes"], ["'Yes'", "True, False"]),
+        (["--topology", "8", "--dropout", "0.1", "0.2"], ["--topology", "--dropout"]),
+        (["--dropout", "1.5", "0.1"], ["1.5"]),
+        (["--train_val_split_ratio", "1"], ["--train_val_split_ratio"]),
+        (["--output", "losses.jpg"], [".png"]),
+        (["--spatial_size", "100"], ["--patch_size"]),
+        (["--embed_dim", "100"], ["--num_heads"]),
+        (["--model", "c3d"], ["--frame_num"]),
+        (["--videos", "first"], ["--videos"]),
+        (["--run_name", "a/b"], ["--run_name"]),
+        (["--model", "resnet"], ["c3d, timesformer"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_a_bad_flag_is_one_sentence_with_the_mend(argv: list[str], words: list[str]):
+    with pytest.raises(UserError) as error:
+        parse(TrainConfig, argv)
+    for word in words:
+        assert word in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_bad_flag_or_path_ends_with_status_2_before_anything_is_made(tmp_path: Path):
+    for flags, word in (
+        (["--epochs", "0"], "--epochs"),
+        (["--root_dir", str(tmp_path / "none"), "--runs_dir", str(tmp_path / "runs")], "--root_dir"),
+    ):
+        done = run_python("-m", "training.train", *flags, check=False)
+        assert done.returncode == 2
+        assert word in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@given(
+    st.builds(
+        TrainConfig,
+        batch_size=st.integers(1, 999),
+        learning_rate=st.floats(0, 1),
+        gpu=st.booleans(),
+        loss_spcoef_weight=st.floats(-10, 10),
+        videos=st.sampled_from([("all",), ("01", "26")]),
+        activation=st.sampled_from(["None", "GELU"]),
+        seed=st.integers(0, 2**31),
+    )
+)
+def test_a_configuration_survives_the_command_line_and_the_run_folder(config: TrainConfig):
+    assert parse(TrainConfig, to_argv(config)) == config
+    assert from_record(as_record(config)) == config
+    assert differences(config, from_record(as_record(config))) == []
+
+
+def test_the_last_of_repeated_flags_wins():
+    assert parse(TrainConfig, ["--epochs", "3", "--epochs", "4"]).epochs == 4
+
+
+@pytest.mark.parametrize("file", ["model_train_config.sh", "job_files/quickstart_config.sh"])
+def test_shipped_flag_files_are_understood(file: str):
+    parse(TrainConfig, read_flag_file(REPOSITORY / file))
+
+
+def test_the_shipped_settings_are_the_originals():
+    config = parse(TrainConfig, read_flag_file(REPOSITORY / "model_train_config.sh"))
+    assert (config.batch_size, config.epochs, config.frame_num, config.learning_rate) == (8, 200, 48, 1e-5)
+    assert (config.topology, config.dropout, config.activation) == ((512, 512), (0.2, 0.2), "LeakyReLU")
+    assert (config.frame_method, config.normalize, config.data_aug, config.amsgrad) == (
+        "spaced_varied_new",
+        True,
+        True,
+        True,
+    )
+    assert config.evaluate
+    assert config.weight_file.name == "TimeSformer_divST_96x32_224_HowTo100M.pyth"
+
+
+def test_the_readme_holds_the_flag_tables():
+    readme = (REPOSITORY / "README.md").read_text()
+    assert markdown_table(TrainConfig) in readme, "run python -m launch.readme_tables"
+    assert markdown_table(LaunchConfig) in readme, "run python -m launch.readme_tables"
+
+
+def test_launch_and_training_flags_are_parted():
+    assert split_argv(["--nodes", "2", "--", "--epochs", "3"]) == (["--nodes", "2"], ["--epochs", "3"])
+    assert split_argv(["--nodes", "2"]) == (["--nodes", "2"], [])

@@ -1,0 +1,98 @@
+"""Who a process is, told from the variables of torchrun and Slurm; and gathering with gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_preparation.cli import UserError
+from training.distributed import Ranks, allocated_gpus, first_host, gather, read_ranks, rendezvous_port, slurm_job_id
+from training.losses import mse, soft_spearman
+
+STEP = {
+    "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "gpu[003-004]", "SLURM_NTASKS": "4",
+}  # fmt: skip
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "5"}
+
+
+def test_torchrun_goes_before_slurm_before_a_single_process():
+    assert read_ranks({}) == Ranks()
+    assert read_ranks(STEP) == Ranks(3, 4, 1, "gpu003", rendezvous_port(1234, 0), "Slurm")
+    assert read_ranks({**STEP, **TORCHRUN}) == Ranks(1, 2, 1, "a", 5, "torchrun")
+
+
+@pytest.mark.parametrize(
+    ("env", "word"),
+    [
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "srun"),  # a batch script without srun
+        ({**STEP, "SLURM_PROCID": "4"}, "rank 4 of 4"),
+        ({**STEP, "SLURM_LOCALID": ""}, "SLURM_LOCALID"),
+        ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NUM_TASKS"}, "SLURM_STEP_NUM_TASKS"),
+        ({**TORCHRUN, "RANK": "two"}, "RANK='two'"),
+        ({k: v for k, v in TORCHRUN.items() if k != "MASTER_PORT"}, "MASTER_PORT"),
+    ],
+)
+def test_odd_variables_are_an_error_and_never_a_guess(env: dict[str, str], word: str):
+    with pytest.raises(UserError, match=word):
+        read_ranks(env)
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [
+        ("n1", "n1"),
+        ("n[1-2]", "n1"),
+        ("gpu[003-010,012],cpu1", "gpu003"),
+        ("a-01,b-02", "a-01"),
+        ("r[7]i0n1", "r7i0n1"),
+    ],
+)
+def test_first_host(nodelist: str, host: str):
+    assert first_host(nodelist) == host
+
+
+@given(st.integers(1, 10**8), st.integers(0, 1000))
+def test_ports_are_free_to_use(job: int, step: int):
+    assert 1024 < rendezvous_port(job, step) < 32768
+
+
+def test_what_slurm_says_of_the_job():
+    assert slurm_job_id({}) is None
+    assert slurm_job_id({"SLURM_JOB_ID": "9"}) == "9"
+    assert slurm_job_id({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "3"}) == "8_3"
+    assert allocated_gpus({"CUDA_VISIBLE_DEVICES": "0"}) is None  # not in a job: the user's own choice
+    assert allocated_gpus({"SLURM_JOB_ID": "9", "CUDA_VISIBLE_DEVICES": "0"}) == "0"
+    assert allocated_gpus({"SLURM_JOB_ID": "9"}) is None
+    assert allocated_gpus({"SLURM_JOB_ID": "9", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}) is None
+
+
+def _loss_and_gradient(weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    predicted = gather(x @ weight)
+    y = gather(y)
+    return mse(predicted, y) - 0.7 * soft_spearman(predicted, y, 2.0)
+
+
+def _rank(rank: int, world: int, file: str, x: torch.Tensor, y: torch.Tensor, expected: torch.Tensor) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    weight = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
+    share = len(x) // world
+    rows = slice(rank * share, (rank + 1) * share)
+    _loss_and_gradient(weight, x[rows], y[rows]).backward()
+    dist.all_reduce(weight.grad)
+    assert torch.allclose(weight.grad, expected, rtol=1e-5, atol=1e-6)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_together_have_the_gradient_of_the_whole_batch(tmp_path, world: int):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 3, generator=generator), torch.randn(8, generator=generator)
+    weight = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
+    _loss_and_gradient(weight, x, y).backward()
+    assert weight.grad.abs().min() > 1e-3
+    mp.spawn(_rank, (world, str(tmp_path / "join"), x, y, weight.grad), nprocs=world)

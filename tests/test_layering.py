@@ -1,0 +1,71 @@
+"""Arrows point one way: launch -> training -> data_preparation; and the whole tree is ruff clean."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY, run_python
+
+ALLOWED = {
+    "data_preparation": {"data_preparation"},
+    "training": {"training", "data_preparation"},
+    "launch": {"launch", "training", "data_preparation"},
+}
+LEAVES = {
+    "data_preparation/cli.py": set(),
+    "data_preparation/layout.py": {"data_preparation.cli"},
+    "data_preparation/annotations.py": {"data_preparation.cli"},
+    "training/config.py": {"data_preparation.cli"},
+    "training/losses.py": set(),
+    "training/metrics.py": {"data_preparation.annotations"},
+}
+
+
+def imported_modules(path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            modules.add(node.module)
+    return modules
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_rooms_import_only_what_lies_below_them(room: str):
+    for path in (REPOSITORY / room).rglob("*.py"):
+        ours = {m for m in imported_modules(path) if m.split(".")[0] in ALLOWED}
+        assert {m.split(".")[0] for m in ours} <= ALLOWED[room], path
+
+
+def test_leaves_stay_leaves():
+    for name, allowed in LEAVES.items():
+        ours = {m for m in imported_modules(REPOSITORY / name) if m.split(".")[0] in ALLOWED}
+        assert ours <= allowed, name
+
+
+def test_only_one_file_runs_slurms_commands_and_one_reads_its_variables():
+    def holders(*needles: str) -> set[str]:
+        paths = [p for room in ALLOWED for p in (REPOSITORY / room).rglob("*.py")]
+        return {str(p.relative_to(REPOSITORY)) for p in paths if any(n in p.read_text() for n in needles)}
+
+    assert holders('"squeue"', '"scontrol"', '"sacct"') == {"launch/slurm.py"}
+    assert holders('"SLURM_') == {"training/distributed.py"}
+
+
+def test_submitting_imports_no_torch():
+    code = "import sys, launch.submit, launch.status; sys.exit('torch' in sys.modules)"
+    assert run_python("-c", code, check=False).returncode == 0
+
+
+def test_ruff_is_clean():
+    for arguments in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *arguments, "."], cwd=REPOSITORY, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

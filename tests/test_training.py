@@ -1,0 +1,251 @@
+"""Whole trainings of a tiny network on the synthetic set: results, resume, several ranks, signals, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from tests.conftest import REPOSITORY, TINY_MODEL, data_flags
+from training import checkpoint
+
+TIMES = ("seconds", "data_s", "step_s")
+
+
+def metrics(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return checkpoint.load(run / "checkpoints" / f"{name}.pt")["model"]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert metrics(a) == metrics(b)
+    for name in ("last", "best"):
+        one, other = weights(a, name), weights(b, name)
+        assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def start(*command: object, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Path, tmp_path_factory) -> Path:
+    """A finished run of three epochs, its test split opened."""
+    runs = tmp_path_factory.mktemp("runs")
+    command = ["-m", "training.train", *data_flags(dataset), *TINY_MODEL, "--runs_dir", runs, "--run_name", "whole",
+               "--epochs", 3, "--loss_spcoef_weight", 0.3, "--frame_method", "spaced_varied_new", "--data_aug", "True",
+               "--log_every", 1, "--evaluate", "True"]  # fmt: skip
+    process = start(*command)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return runs / "whole"
+
+
+def same_flags(finished: Path, *flags: object) -> list[object]:
+    """The flags of the finished run, then others."""
+    from data_preparation.cli import to_argv
+    from training.run_folder import RunFolder
+
+    return ["-m", "training.train", *to_argv(RunFolder(finished).saved_config()), *flags]
+
+
+def run_to_end(*command: object, **options) -> str:
+    process = start(*command, **options)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
+
+
+def test_a_run_leaves_all_that_the_readme_says(finished: Path):
+    present = {p.name for p in finished.iterdir()}
+    assert present >= {
+        "config.json", "environment.json", "splits.json", "metrics.jsonl", "progress.json", "checkpoints", "losses.png",
+        "predictions.csv", "summary.json", "jobs",
+    }  # fmt: skip
+    assert not list(finished.rglob("*.tmp"))
+    assert [m["epoch"] for m in metrics(finished) if m["type"] == "epoch"] == [1, 2, 3]
+    assert json.loads((finished / "progress.json").read_text())["state"] == "finished"
+    assert (finished / "losses.png").read_bytes().startswith(b"\x89PNG")
+    splits = json.loads((finished / "splits.json").read_text())
+    assert not {tuple(k) for k in splits["train"]} & {tuple(k) for k in splits["val"]}
+
+
+def test_the_number_is_scipys_and_of_the_best_epoch(finished: Path):
+    rows = list(csv.DictReader((finished / "predictions.csv").open()))
+    summary = json.loads((finished / "summary.json").read_text())
+    predicted, true = ([float(r[c]) for r in rows] for c in ("predicted_score", "true_score"))
+    assert summary["test"]["dives"] == len(rows)
+    assert summary["test"]["spearman"] == pytest.approx(stats.spearmanr(predicted, true).statistic, abs=1e-9)
+    low, high = summary["test"]["spearman_ci95"]
+    assert low <= summary["test"]["spearman"] <= high
+    assert {"train mean", "difficulty alone", "event mean", "dive number mean"} <= set(summary["baselines"])
+    by_epoch = {m["epoch"]: m["val_spearman"] for m in metrics(finished) if m["type"] == "epoch"}
+    assert summary["checkpoint"]["val_spearman"] == max(by_epoch.values())
+    assert by_epoch[summary["checkpoint"]["epoch"]] == max(by_epoch.values())
+
+
+def test_the_test_split_is_opened_once(finished: Path):
+    before = (finished / "summary.json").read_text()
+    assert "not opened again" in run_to_end(*same_flags(finished))
+    assert (finished / "summary.json").read_text() == before
+    assert "Test Spearman" in run_to_end("-m", "training.evaluate", "--run", finished)
+
+
+def test_a_later_evaluation_gives_the_same_number(finished: Path, tmp_path: Path):
+    copied = tmp_path / "copy"
+    shutil.copytree(finished, copied)
+    for name in ("summary.json", "predictions.csv"):
+        (copied / name).unlink()
+    run_to_end("-m", "training.evaluate", "--run", copied)
+    assert (copied / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
+
+
+def test_the_same_flags_give_the_same_run(finished: Path, tmp_path: Path):
+    run_to_end(*same_flags(finished, "--runs_dir", tmp_path, "--workers", 0))
+    assert_same_run(finished, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished: Path, tmp_path: Path, kind: signal.Signals):
+    """Stopped in the middle of an epoch, then started again: the same lines and the same weights, bit for bit."""
+    command = same_flags(finished, "--runs_dir", tmp_path, "--checkpoint_every", 1)
+    process = start(*command)
+    lines = tmp_path / "whole" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (lines.exists() and sum('"step"' in line for line in lines.open()) >= 6):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(kind)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGUSR2: 75, signal.SIGTERM: 143, signal.SIGKILL: -9}[kind], out
+    stopped_at = checkpoint.load(tmp_path / "whole" / "checkpoints" / "last.pt")["position"]
+    assert 0 < stopped_at["global_step"] < max(m["step"] for m in metrics(finished))
+    assert "Resuming" in run_to_end(*command)
+    assert_same_run(finished, tmp_path / "whole")
+
+
+def torchrun(ranks: int, *command: object) -> str:
+    port = 20000 + os.getpid() % 9000
+    return run_to_end("-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", port, *command)
+
+
+def test_two_ranks_do_what_one_does(finished: Path, tmp_path: Path):
+    """The same global batch on one and on two processes: the same losses, gradients and predictions, up to rounding."""
+    flags = ["--runs_dir", tmp_path, "--dropout", 0, "--drop_path", 0]
+    run_to_end(*same_flags(finished, *flags, "--run_name", "one"))
+    torchrun(2, *same_flags(finished, *flags, "--run_name", "two"))
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert one["loss" if "loss" in one else "train_loss"] == pytest.approx(
+            two["loss" if "loss" in two else "train_loss"], rel=1e-3
+        )
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[k], two[k], atol=2e-4) for k in one)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(finished: Path, tmp_path: Path):
+    flags = same_flags(finished, "--runs_dir", tmp_path, "--dropout", 0, "--drop_path", 0)
+    run_to_end(*flags, "--epochs", 1, "--evaluate", "False")
+    assert "Resuming" in torchrun(2, *flags)
+    assert [m["epoch"] for m in metrics(tmp_path / "whole") if m["type"] == "epoch"] == [1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_run_folder_of_another_configuration_is_refused(finished: Path):
+    before = metrics(finished)
+    for flags, words in (
+        (["--learning_rate", 0.5], ["--learning_rate: 0.001 -> 0.5", "--run_name"]),
+        (["--resume", "False"], ["--resume is False"]),
+    ):
+        process = start(*same_flags(finished, *flags))
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert all(word in out for word in words), out
+        assert "Traceback" not in out
+    assert metrics(finished) == before
+
+
+def test_a_torn_checkpoint_is_named(finished: Path, tmp_path: Path):
+    copied = tmp_path / "torn"
+    shutil.copytree(finished, copied)
+    last = copied / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    process = start(*same_flags(finished, "--runs_dir", tmp_path, "--run_name", "torn"))
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "last.pt cannot be read" in out
+
+
+def test_missing_frames_are_named_before_anything_is_made(train, dataset: Path, tmp_path: Path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    shutil.copy(dataset / "whole_videos_frames" / "01.zip", frames)
+    done = train("--root_dir", frames, check=False)
+    assert done.returncode == 2
+    assert "video 02 has no frames" in done.stderr
+    assert "data_preparation.extract --videos 02" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_that_cannot_be_made_is_refused(train):
+    assert "more than the" in train("--batch_size", 999, check=False).stderr
+
+
+def test_a_non_finite_loss_stops_before_the_optimizer(train, tmp_path: Path):
+    done = train("--learning_rate", 1e30, "--optimizer", "SGD", "--epochs", 3, check=False)
+    assert done.returncode == 2
+    assert "the loss became" in done.stderr
+    assert "dives 0" in done.stderr
+
+
+def test_gpus_that_cuda_does_not_see_are_an_error(train):
+    if torch.cuda.is_available():
+        pytest.skip("CUDA sees a GPU here")
+    given = {"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "0", "SLURM_NTASKS": "1"}
+    done = train("--gpu", "True", check=False, env=given)
+    assert done.returncode == 2
+    assert "Slurm gave this job GPUs" in done.stderr
+    done = train("--gpu", "True", "--epochs", 1, "--run_name", "cpu")
+    assert "no GPU found" in done.stderr
+
+
+def test_c3d_trains(train, tmp_path: Path):
+    train(
+        "--model",
+        "c3d",
+        "--frame_num",
+        16,
+        "--frame_method",
+        "end_aligned",
+        "--epochs",
+        1,
+        "--evaluate",
+        "True",
+        "--batch_size",
+        16,
+    )
+    assert (tmp_path / "runs" / "default" / "summary.json").exists()
