@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data_preparation.archive import FrameReader, decode, open_frames
 from torch.utils.data import Dataset
 
 from data_preparation.annotations import (
@@ -19,6 +18,7 @@ from data_preparation.annotations import (
     load_split,
     select,
 )
+from data_preparation.archive import FrameReader, open_frames
 from data_preparation.cli import UserError
 from data_preparation.layout import prepared_videos, video_name
 from training.config import TrainConfig
@@ -134,5 +134,5 @@ class DiveDataset(Dataset):
             numbers = clip_frames(dive.start_frame, dive.end_frame, c.frame_num, c.frame_method, draws, frames_after)
         except ValueError as error:
             raise UserError(f"dive {dive.name}: {error}; choose another method or fewer frames") from None
-        frames_THWC = np.stack([decode(reader.read(int(number))) for number in numbers])
+        frames_THWC = np.stack([reader.image(int(number)) for number in numbers])
         return crop(frames_THWC, c.spatial_size, draws) if c.data_aug else squash(frames_THWC, c.spatial_size)

@@ -1,0 +1,179 @@
+"""Which source frame `ffmpeg -i VIDEO %06d.jpg` calls frame N (ffmpeg 5.1), found without decoding.
+
+ffmpeg writes images at a constant rate, so it repeats and drops frames wherever a video's timestamps are not regular:
+annotations that count ffmpeg's files count those. The rule below is ffmpeg's (`-vsync cfr`), fed with the timestamps of
+the packets; where those cannot be trusted, with the timestamps of a whole decode.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from data_preparation.cli import UserError, first_line
+
+DEFAULT_DISPOSITION_BONUS = 5_000_000  # ffmpeg's preference for a stream marked default, in pixels
+
+
+@dataclass(frozen=True)
+class VideoScan:
+    """A video's frames as ffmpeg numbers them.
+
+    `sources[n - 1]` is the source frame (0-based, presentation order) that ffmpeg writes as number n. `timestamps` are
+    those of the source frames in the stream's time base, ascending; with `sequential` they cannot be used to seek, and
+    frames are counted from the start of a decode instead.
+    """
+
+    path: Path
+    stream_index: int
+    rate: Fraction
+    sources: np.ndarray
+    timestamps: np.ndarray
+    sequential: bool
+    width: int
+    height: int
+    codec: str
+
+    @property
+    def frame_count(self) -> int:
+        """How many images ffmpeg would write."""
+        return len(self.sources)
+
+
+def cfr_sources(times: Sequence[float], durations: Sequence[float], *, keep_start_gap: bool) -> np.ndarray:
+    """ffmpeg's constant-rate rule: for each image number (from 0), the index of the source frame it shows.
+
+    `times` and `durations` are in units of one image, times from the container's start. `keep_start_gap` repeats the
+    first frame where the stream starts late, as ffmpeg does when the file has other streams to stay in step with.
+    """
+    sources: list[int] = []
+    repeats: list[int] = [0, 0, 0]  # of the three last frames, newest first
+    for index, (time, duration) in enumerate(zip(times, durations, strict=True)):
+        if index == 0 and not keep_start_gap and time >= 0.5:
+            shift = round(time)
+            times = [t - shift for t in times]
+            return cfr_sources(times, durations, keep_start_gap=True)
+        ahead = time - len(sources)
+        end = ahead + (round(duration) if round(duration) > 0 else 1)
+        if ahead < 0 < end:
+            ahead = 0.0
+        count, earlier = 1, 0
+        if end < -1.1:
+            count = 0
+        elif end > 1.1:
+            count = round(end)
+            earlier = round(ahead - 0.6) if ahead > 1.1 else 0
+        earlier = min(earlier, count)
+        repeats = [earlier, *repeats[:2]]
+        previous = max(index - 1, 0)
+        sources += [previous] * earlier + [index] * (count - earlier)
+    if sources:
+        sources += [len(times) - 1] * sorted(repeats)[1]
+    return np.asarray(sources, dtype=np.int64)
+
+
+def open_video(path: Path) -> av.container.InputContainer:
+    """The opened container.
+
+    Raises:
+        UserError: the file is missing, empty, a folder, unreadable, or no video.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: put the video file in its place")
+    if not path.exists():
+        raise UserError(f"{path} is missing: download it")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} may not be read: change its permissions")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes): download it again")
+    try:
+        return av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be opened as a video ({first_line(error)}): download it again") from None
+
+
+def best_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The video stream that ffmpeg would choose: the most pixels, one marked default before others.
+
+    Raises:
+        UserError: there is no video stream.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        raise UserError(f"{container.name} has no video stream: download the video again")
+
+    def score(stream: av.VideoStream) -> int:
+        default = bool(stream.disposition & av.stream.Disposition.default)
+        return stream.codec_context.width * stream.codec_context.height + DEFAULT_DISPOSITION_BONUS * default
+
+    return max(streams, key=score)
+
+
+def scan(path: Path) -> VideoScan:
+    """Number a video's frames by reading its packets; decodes only where the packets' timestamps cannot be trusted.
+
+    Raises:
+        UserError: the file cannot be opened or has no frames.
+    """
+    with open_video(path) as container:
+        stream = best_stream(container)
+        container_start = container.start_time or 0
+        several_streams = len(container.streams) > 1
+        found: list[tuple[int | None, int]] = []
+        reordered = False
+        try:
+            for packet in container.demux(stream):
+                if packet.size and not packet.is_discard:
+                    found.append((packet.pts, packet.duration or 0))
+                    reordered = reordered or packet.pts != packet.dts
+        except (av.FFmpegError, OSError):
+            pass  # a file cut short: what could be read counts, as for ffmpeg
+        stamps = [pts for pts, _ in found]
+        sequential = container.format.name == "avi" or None in stamps or len(set(stamps)) < len(stamps)
+        rate = stream.guessed_rate or stream.average_rate or Fraction(25)
+        time_base, index = stream.time_base, stream.index
+        container_format, codec_rate = container.format.name, stream.codec_context.framerate
+        codec, width, height = stream.codec_context.name, stream.codec_context.width, stream.codec_context.height
+    if sequential:
+        found = _decoded_timestamps(path, index)
+    else:
+        found.sort()
+    if not found:
+        raise UserError(f"{path} yields no frame: download it again")
+    start = Fraction(container_start, av.time_base)
+    times = [float((pts * time_base - start) * rate) for pts, _ in found]
+    if reordered and "mp4" in container_format and codec_rate:
+        # ffmpeg 5.1 does not read the durations of an mp4 with B-frames: it takes the codec's frame rate
+        durations = [float(rate / codec_rate)] * len(found)
+    else:
+        durations = [float(duration * time_base * rate) for _, duration in found]
+    sources = cfr_sources(times, durations, keep_start_gap=several_streams)
+    timestamps = np.asarray([pts for pts, _ in found], dtype=np.int64)
+    return VideoScan(path, index, rate, sources, timestamps, sequential, width, height, codec)
+
+
+def _decoded_timestamps(path: Path, stream_index: int) -> list[tuple[int, int]]:
+    """(timestamp, duration) of each frame in the order of a whole decode: the packets' times of presentation where they
+    only ever rise, else their times of decoding (B-frames in AVI, which stores no others)."""
+    found: list[tuple[int | None, int | None, int]] = []
+    with open_video(path) as container:
+        stream = container.streams[stream_index]
+        stream.thread_type = "AUTO"
+        try:
+            found = [(frame.pts, frame.dts, frame.duration or 0) for frame in container.decode(stream)]
+        except (av.FFmpegError, OSError):
+            return []  # named by the decode that follows, which meets the same fault
+    for column in (0, 1):
+        stamps = [row[column] for row in found]
+        for i in range(1, len(stamps)):  # frames that a decoder held back to the end come out without a time
+            if stamps[i] is None and stamps[i - 1] is not None:
+                stamps[i] = stamps[i - 1] + max(found[i][2], 1)
+        if None not in stamps and stamps == sorted(stamps):
+            return [(stamp, row[2]) for stamp, row in zip(stamps, found, strict=True)]
+    return [(index, 1) for index in range(len(found))]

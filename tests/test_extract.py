@@ -1,0 +1,329 @@
+"""Extraction: frame numbers and pixels against ffmpeg's own output, what is kept, and bad input."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_preparation.annotations import Dive
+from data_preparation.archive import FrameReader, open_frames, write_archive
+from data_preparation.cli import UserError
+from data_preparation.extract import check_reach, decode_ranges, needed_ranges, to_image
+from data_preparation.frame_numbers import scan
+from data_preparation.layout import DatasetLayout
+from tests.conftest import REPOSITORY, SHARED, run_python
+
+CLIPS = sorted(p for p in (SHARED / "clips").rglob("*") if p.suffix in (".mp4", ".avi", ".mkv", ".mov", ".webm"))
+READABLE = [p for p in CLIPS if p.parent.name != "broken"]
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+
+
+def ffmpeg_frames(video: Path, folder: Path) -> list[np.ndarray]:
+    """The frames as ffmpeg numbers them: (H, W) luma, index 0 is 000001."""
+    subprocess.run(["ffmpeg", "-v", "error", "-i", video, "-pix_fmt", "gray", folder / "%06d.png"], check=True)
+    return [np.asarray(Image.open(p)) for p in sorted(folder.glob("*.png"))]
+
+
+def luma(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).convert("L"))
+
+
+def assert_frames_are_ffmpegs(video: Path, tmp_path: Path, tolerance: float = 4.0) -> None:
+    expected = ffmpeg_frames(video, tmp_path)
+    found = scan(video)
+    assert found.frame_count == len(expected)
+    # whole, and a late part alone, which is reached by seeking
+    count = found.frame_count
+    for ranges in ([(1, count)], [(max(count - 4, 1), count)], [(count // 2 + 1, count // 2 + 1)]):
+        for number, frame in decode_ranges(found, ranges):
+            image = to_image(frame, 0)
+            reference = expected[number - 1]
+            assert image.shape[:2] == reference.shape
+            assert np.abs(luma(image).astype(int) - reference).mean() < tolerance, f"frame {number}"
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("video", READABLE, ids=lambda p: p.name)
+def test_real_files_are_numbered_as_ffmpeg_numbers_them(video: Path, tmp_path: Path):
+    assert_frames_are_ffmpegs(video, tmp_path, tolerance=10.0 if "mpeg2" in video.name else 4.0)
+
+
+def test_the_real_files_are_there():
+    if not SHARED.is_dir():
+        pytest.skip(f"the reference data is not at {SHARED}")
+    assert len(READABLE) >= 15
+
+
+def encode(path: Path, stamps: list[int], rate: Fraction = Fraction(25), gop: int = 12, bframes: int = 2) -> Path:
+    """An H.264 file whose frame i is a grey that tells i, shown at stamps[i] (in 1 / rate / 4 seconds)."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=rate, options={"bf": str(bframes), "g": str(gop), "preset": "veryfast"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = 1 / (rate * 4)
+        for i, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 16 + (i * 37) % 220, np.uint8), "rgb24")
+            frame.pts, frame.time_base = stamp, 1 / (rate * 4)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("name", "stamps", "rate"),
+    [
+        ("b_frames", [4 * i for i in range(60)], Fraction(25)),
+        ("ntsc", [4 * i for i in range(60)], Fraction(30000, 1001)),
+        ("late_start", [4 * i + 40 for i in range(40)], Fraction(25)),
+        ("gaps", [4 * i for i in range(60) if i % 7 not in (3, 4)], Fraction(25)),
+        ("long_gap", [4 * i for i in range(20)] + [4 * i + 120 for i in range(20, 40)], Fraction(25)),
+        ("crowded", [4 * i - (2 if i % 3 == 1 else 0) for i in range(60)], Fraction(25)),
+        ("one_frame", [0], Fraction(25)),
+    ],
+)
+def test_encoded_files_are_numbered_as_ffmpeg_numbers_them(
+    name: str, stamps: list[int], rate: Fraction, tmp_path: Path
+):
+    (tmp_path / "png").mkdir()
+    assert_frames_are_ffmpegs(encode(tmp_path / f"{name}.mp4", stamps, rate), tmp_path / "png")
+
+
+@needs_ffmpeg
+def test_colours_are_ffmpegs(tmp_path: Path):
+    """BT.709 in limited range, scaled: within rounding of ffmpeg's own conversion."""
+    video = tmp_path / "colour.mp4"
+    source = "testsrc2=size=320x180:rate=25:duration=1"
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709",
+         "-color_primaries", "bt709", "-color_trc", "bt709", "-pix_fmt", "yuv420p", video], check=True,
+    )  # fmt: skip
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", video, "-vf", "scale=-1:90", "-pix_fmt", "rgb24", tmp_path / "%06d.png"],
+        check=True,
+    )
+    for number, frame in decode_ranges(scan(video), [(1, 25)]):
+        expected = np.asarray(Image.open(tmp_path / f"{number:06d}.png"))
+        assert np.abs(to_image(frame, 90).astype(int) - expected).mean() < 2
+
+
+def test_a_late_range_decodes_little(tmp_path: Path):
+    """Seeking reaches frame 900 of 1000 without decoding the first 800."""
+    video = encode(tmp_path / "long.mp4", [4 * i for i in range(1000)], gop=50)
+    decoded = sum(1 for _ in decode_ranges(scan(video), [(900, 905)]))
+    assert decoded == 6
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        container.seek(int(scan(video).timestamps[899]), stream=stream)
+        assert next(container.decode(stream)).pts >= scan(video).timestamps[840]
+
+
+# ------------------------------------------------------------------------------------------------------- what is kept
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 900), st.integers(0, 200)), min_size=1, max_size=8),
+    st.integers(0, 120), st.integers(0, 5), st.integers(1100, 1200),
+)  # fmt: skip
+def test_ranges_hold_every_dive_and_its_window_and_never_touch(spans, window, after, last):
+    dives = [Dive(1, i, start, start + length, 3.0, 60.0) for i, (start, length) in enumerate(spans)]
+    ranges = needed_ranges(dives, window, after, last)
+    kept = [n for first, end in ranges for n in range(first, end + 1)]
+    assert len(set(kept)) == len(kept)
+    assert all(b[0] > a[1] + 1 for a, b in itertools.pairwise(ranges))
+    wanted = set()
+    for d in dives:
+        wanted |= set(range(max(min(d.start_frame, d.end_frame - window), 1), min(d.end_frame + after, last) + 1))
+    assert set(kept) == wanted
+
+
+def make_dataset(folder: Path, videos: dict[int, Path], dives: list[Dive]) -> Path:
+    layout = DatasetLayout(folder)
+    layout.videos.mkdir(parents=True)
+    layout.annotations.mkdir()
+    for number, source in videos.items():
+        shutil.copy(source, layout.videos / f"{number:02d}{source.suffix}")
+    fields = {
+        d.key: {
+            "start_frame": d.start_frame,
+            "end_frame": d.end_frame,
+            "difficulty": d.difficulty,
+            "final_score": d.final_score,
+        }
+        for d in dives
+    }
+    for path, content in (
+        (layout.annotation_file, fields), (layout.train_file, list(fields)[1:]), (layout.test_file, list(fields)[:1]),
+    ):  # fmt: skip
+        path.write_bytes(pickle.dumps(content, 3))
+    return folder
+
+
+def extract(folder: Path, *flags: object):
+    return run_python("-m", "data_preparation.extract", "--dataset", folder, *flags, check=False)
+
+
+@pytest.fixture
+def two_videos(tmp_path: Path) -> Path:
+    video = encode(tmp_path / "v.mp4", [4 * i for i in range(400)])
+    dives = [Dive(v, d, 100 * d, 100 * d + 30, 3.0, 60.0) for v in (1, 2) for d in (1, 2, 3)]
+    return make_dataset(tmp_path / "set", {1: video, 2: video}, dives)
+
+
+def test_extract_then_verify_then_again(two_videos: Path, tmp_path: Path):
+    done = extract(two_videos, "--height", 24, "--window", 40, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    reader = open_frames(two_videos / "whole_videos_frames", 1)
+    assert reader.numbers.tolist() == [n for d in (1, 2, 3) for n in range(100 * d - 10, 100 * d + 34)]
+    assert reader.image(115).shape == (24, 32, 3)
+    assert reader.provenance["source"]["frames"] == 400
+    assert zipfile.ZipFile(reader.path).testzip() is None
+    before = reader.path.stat().st_mtime_ns
+    assert extract(two_videos, "--height", 24, "--window", 40).stdout.count("done before") == 2
+    assert reader.path.stat().st_mtime_ns == before
+    assert "done before" not in extract(two_videos, "--height", 30, "--window", 40).stdout
+    assert open_frames(two_videos / "whole_videos_frames", 2).image(115).shape == (30, 40, 3)
+    checked = run_python("-m", "data_preparation.verify", "--dataset", two_videos, "--sheets", tmp_path / "sheets")
+    assert "2 videos, 6 dives" in checked.stdout
+    assert Image.open(tmp_path / "sheets" / "01.png").size[0] > 100
+    assert not list(two_videos.rglob("*.tmp"))
+
+
+def test_verify_names_what_to_extract_again(two_videos: Path):
+    assert extract(two_videos, "--height", 24).returncode == 0
+    frames = two_videos / "whole_videos_frames"
+    with zipfile.ZipFile(frames / "01.zip") as whole:
+        kept = {n: whole.read(n) for n in whole.namelist() if n != "000110.jpg"}
+    with zipfile.ZipFile(frames / "01.zip", "w") as cut:
+        for name, content in kept.items():
+            cut.writestr(name, content)
+    damaged = bytearray((frames / "02.zip").read_bytes())
+    damaged[damaged.index(b"000110.jpg") + 200] ^= 0xFF
+    (frames / "02.zip").write_bytes(damaged)
+    checked = run_python("-m", "data_preparation.verify", "--dataset", two_videos, check=False)
+    assert checked.returncode == 2
+    assert "dive 01/001: 1 of 31 frames are missing, the first is 110" in checked.stderr
+    assert "frame 110 is damaged" in checked.stderr
+    assert f"--dataset {two_videos} --videos 01 02" in checked.stderr
+
+
+def test_shares_cover_all_videos_once(two_videos: Path):
+    assert "1 of 1 videos" in extract(two_videos, "--shard_index", 1, "--shard_count", 2).stdout
+    assert [p.name for p in (two_videos / "whole_videos_frames").iterdir()] == ["02.zip"]
+    assert "nothing to do" in extract(two_videos, "--shard_index", 2, "--shard_count", 3).stdout
+    assert extract(two_videos, "--shard_index", 2, "--shard_count", 2).returncode == 2
+
+
+def test_a_killed_extraction_leaves_no_archive(two_videos: Path):
+    code = (
+        "import os, sys, data_preparation.extract as e\n"
+        "original = e.to_jpeg\n"
+        "def dying(*a, n=[0]):\n    n[0] += 1\n    if n[0] > 50: os.kill(os.getpid(), 9)\n    return original(*a)\n"
+        "e.to_jpeg = dying\n"
+        f"sys.exit(e.main(['--dataset', {str(two_videos)!r}]))"
+    )
+    done = run_python("-c", code, check=False)
+    assert done.returncode != 0
+    assert "killed" in done.stderr
+    assert not list((two_videos / "whole_videos_frames").glob("*.zip"))
+    assert extract(two_videos).returncode == 0
+
+
+def test_a_full_disk_is_an_error_and_no_archive(tmp_path: Path):
+    def frames():
+        yield 1, b"x"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left"):
+        write_archive(tmp_path / "01.zip", frames(), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_loose_frames_are_read(two_videos: Path):
+    assert extract(two_videos, "--height", 24).returncode == 0
+    frames = two_videos / "whole_videos_frames"
+    with zipfile.ZipFile(frames / "01.zip") as archive:
+        archive.extractall(frames / "01")
+    from_archive = open_frames(frames, 1)
+    (frames / "01.zip").rename(frames / "kept")
+    loose = open_frames(frames, 1)
+    assert loose.path.is_dir()
+    assert loose.numbers.tolist() == from_archive.numbers.tolist()
+    assert FrameReader(frames / "kept").read(115) == loose.read(115)
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    whole = encode(folder / "whole.mp4", [4 * i for i in range(200)])
+    made = {"truncated": whole.read_bytes()[:3000], "empty": b"", "text": b"this is no video\n" * 50}
+    for name, content in made.items():
+        (folder / f"{name}.mp4").write_bytes(content)
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="mono")
+        for _ in range(20):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            frame.rate = 44100
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return {p.stem: p for p in folder.glob("*.mp4") if p != whole}
+
+
+def test_every_bad_file_is_named_and_the_others_are_done(tmp_path: Path):
+    (tmp_path / "bad").mkdir()
+    bad = [*bad_files(tmp_path / "bad").values(), *(p for p in CLIPS if p.parent.name == "broken")]
+    good = encode(tmp_path / "good.mp4", [4 * i for i in range(200)])
+    videos = {1: good, **{i + 2: path for i, path in enumerate(bad)}}
+    folder = make_dataset(tmp_path / "set", videos, [Dive(v, 1, 40, 49, 3.0, 60.0) for v in [*videos, 90, 91]])
+    (folder / "whole_videos" / "91.mp4").mkdir()
+    done = extract(folder, "--height", 24, "--window", 0)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "1 of " in done.stdout
+    assert [p.name for p in (folder / "whole_videos_frames").iterdir()] == ["01.zip"]
+    for video in videos:
+        assert video == 1 or f"{video:02d}{videos[video].suffix}" in done.stderr, f"{videos[video].name} is not named"
+    assert "video 90 is missing" in done.stderr
+    assert "91.mp4 is a folder" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_named(tmp_path: Path):
+    video = encode(tmp_path / "v.mp4", [0, 4, 8])
+    video.chmod(0)
+    with pytest.raises(UserError, match="may not be read"):
+        scan(video)
+
+
+def test_a_short_video_names_the_dives_it_loses(tmp_path: Path):
+    found = scan(encode(tmp_path / "v.mp4", [4 * i for i in range(50)]))
+    with pytest.raises(UserError, match=r"1 dives would be lost \(01/002\)"):
+        check_reach(found, [Dive(1, 1, 5, 50, 3.0, 60.0), Dive(1, 2, 40, 51, 3.0, 60.0)])
+
+
+def test_extract_without_a_data_set_says_so():
+    done = run_python("-m", "data_preparation.extract", check=False, env={"DEEPSPORTS_DATASET": ""})
+    assert done.returncode == 2
+    assert "--dataset is missing" in done.stderr
+
+
+def test_frame_numbers_need_no_decode_of_what_is_before():
+    assert REPOSITORY.name  # the whole room runs without torch
+    code = "import sys, data_preparation.extract, data_preparation.verify; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
