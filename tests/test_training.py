@@ -154,7 +154,7 @@ def torchrun(ranks: int, *command: object) -> str:
 
 def test_two_ranks_do_what_one_does(finished: Path, tmp_path: Path):
     """The same global batch on one and on two processes: the same losses, gradients and predictions, up to rounding."""
-    flags = ["--runs_dir", tmp_path, "--dropout", 0, "--drop_path", 0]
+    flags = ["--runs_dir", tmp_path, "--dropout", 0, "--drop_path", 0, "--optimizer", "SGD", "--learning_rate", 0.01]
     run_to_end(*same_flags(finished, *flags, "--run_name", "one"))
     torchrun(2, *same_flags(finished, *flags, "--run_name", "two"))
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Makes a node of the running cluster fail, and mends it. See README.md.
+set -euo pipefail
+# shellcheck source=tests/cluster/_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+
+USAGE="usage: node.sh down|up|off|cut|join NODE [--dir DIR]
+  down   kill the node's slurmd; its jobs run on      up     start slurmd again
+  off    kill all that runs on the node (mend: up)
+  cut    pull its network cable                       join   plug it in again"
+
+slurmd_pids() {
+    local pid
+    for pid in $(node_pids "$NODE"); do
+        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" != slurmd ] || say "$pid"
+    done
+}
+
+up() {
+    [ -z "$(slurmd_pids)" ] || fail "slurmd already runs on $NODE."
+    start_slurmd "$NODE"
+}
+
+main() {
+    case ${1:-} in -h | --help) say "$USAGE" && exit 0 ;; esac
+    [ $# = 2 ] || { [ $# = 4 ] && [ "$3" = --dir ]; } || fail "$USAGE"
+    local verb=$1
+    NODE=$2
+    need_root
+    use_dir "${4:-$DEFAULT_DIR}"
+    # A pattern first: the switch has a namespace in that folder too, and is no node.
+    if ! [[ $NODE =~ ^n[0-9]+$ ]] || ! is_namespace "$DIR/net/$NODE"; then
+        fail "No node '$NODE' runs in $DIR: start.sh starts them."
+    fi
+    case $verb in
+        down) kill_all slurmd_pids ;;
+        up) up ;;
+        off) kill_all node_pids "$NODE" ;;
+        cut) in_node switch ip link set "$NODE" down ;;
+        join) in_node switch ip link set "$NODE" up ;;
+        *) fail "Unknown verb '$verb'. $USAGE" ;;
+    esac
+}
+
+main "$@"

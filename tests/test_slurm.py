@@ -1,0 +1,383 @@
+"""The doors that users use, on the real Slurm cluster that tests/run.sh starts: two hosts, accounting, GPUs as GRES."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from data_preparation.layout import DatasetLayout
+from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
+
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
+
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--mem=3G", "--gpus-per-node=0", "--time=20"]
+
+
+def call(*command: object, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        timeout=120,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def job_states(job: str) -> list[str]:
+    """The state of a job, or of each task of an array."""
+    lines = call("squeue", "--noheader", "--states=all", "--array", f"--jobs={job}", "--format=%T").split()
+    return lines
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: int = 240) -> object:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{call('squeue', '--states=all')}"
+        time.sleep(0.5)
+    return value
+
+
+def wait_for_end(job: str) -> list[str]:
+    return wait_for(lambda: (states := job_states(job)) and set(states) <= FINAL and states, f"job {job} to end")
+
+
+def accounted(job: str, field: str) -> str:
+    """What the accounting says of a job; it is a second or two late."""
+
+    def ask() -> str:
+        return call("sacct", "--noheader", "--allocations", "--parsable2", f"--format={field}", f"--jobs={job}").strip()
+
+    return wait_for(ask, f"sacct to know job {job}", 20)
+
+
+def comment_of(job: str) -> str:
+    return call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%k")
+
+
+def environment(dataset: Path, tmp_path: Path) -> dict[str, str]:
+    """What job_files/environment.sh would set, for a test."""
+    return {
+        "DEEPSPORTS_DATASET": str(dataset),
+        "DEEPSPORTS_RUNS": str(tmp_path / "runs"),
+        "DEEPSPORTS_VENV": sys.prefix,
+        "DEEPSPORTS_CONFIG": "job_files/quickstart_config.sh",
+    }
+
+
+def sbatch(*arguments: object, env: dict[str, str], output: Path) -> str:
+    return call("sbatch", "--parsable", f"--output={output}", *arguments, env=env).strip()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "job.out"
+
+
+def test_the_prepare_array_extracts_every_video(tmp_path: Path):
+    dataset = tmp_path / "set"
+    run_python("-m", "data_preparation.synthetic", "--dataset", dataset, "--videos", 3, "--dives", 24)
+    env = environment(dataset, tmp_path)
+    options = ["--array=0-1", "--cpus-per-task=1", "--mem=2G", "--time=10"]
+    job = sbatch(*options, "job_files/prepare_dataset.job", "--height", 72, env=env, output=tmp_path / "prepare-%a.out")
+    logs = wait_for_end(job) and [(tmp_path / f"prepare-{i}.out").read_text() for i in (0, 1)]
+    assert job_states(job) == ["COMPLETED", "COMPLETED"], logs
+    assert "2 of 2 videos" in logs[0]  # three videos over two tasks
+    assert "1 of 1 videos" in logs[1]
+    assert run_python("-m", "data_preparation.verify", "--dataset", dataset).returncode == 0
+
+
+def test_a_prepare_task_that_fails_is_a_failed_task(tmp_path: Path):
+    dataset = tmp_path / "set"
+    run_python("-m", "data_preparation.synthetic", "--dataset", dataset, "--videos", 2, "--dives", 16)
+    layout = DatasetLayout(dataset)
+    layout.video_file(2).write_bytes(b"")
+    options = ["--array=0-1", "--cpus-per-task=1", "--mem=2G", "--time=10"]
+    job = sbatch(
+        *options, "job_files/prepare_dataset.job", env=environment(dataset, tmp_path), output=tmp_path / "%a.out"
+    )
+    assert sorted(wait_for_end(job)) == ["COMPLETED", "FAILED"]
+    assert "02.mp4 is empty" in (tmp_path / "1.out").read_text()
+
+
+def test_the_job_file_trains_on_two_nodes(dataset: Path, tmp_path: Path, log: Path):
+    env = environment(dataset, tmp_path)
+    job = sbatch(
+        *TWO_BY_TWO, "job_files/train_model.job", *TINY_MODEL, "--epochs", 4, "--log_every", 1, env=env, output=log
+    )
+    wait_for(lambda: "epoch" in comment_of(job), "the job's comment")
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    text = log.read_text()
+    assert "4 processes (Slurm)" in text
+    assert "Test Spearman" in text
+    run = tmp_path / "runs" / "quickstart"
+    assert {p.name for p in (run / "jobs" / job).iterdir()} == {f"rank{r}.log" for r in range(4)}
+    assert accounted(job, "State") == "COMPLETED"
+    assert accounted(job, "NNodes") == "2"
+    table = run_python("-m", "launch.status", "--runs_dir", tmp_path / "runs").stdout
+    assert "quickstart" in table
+    assert "finished" in table
+    assert "4/4" in table
+    # four processes on two hosts compute what one computes here, up to rounding
+    flags = [*data_flags(dataset), *_quickstart_rest(), *TINY_MODEL, "--epochs", 4, "--runs_dir", tmp_path / "here"]
+    run_python("-m", "training.train", *flags)
+    here = [json.loads(x) for x in (tmp_path / "here" / "quickstart" / "metrics.jsonl").read_text().splitlines()]
+    there = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    first = [next(r for r in records if r["type"] == "epoch") for records in (here, there)]
+    assert first[0]["val_loss"] == pytest.approx(first[1]["val_loss"], rel=0.2)  # dropout differs by rank
+
+
+def _quickstart_rest() -> list[str]:
+    from launch.config import read_flag_file
+
+    flags = read_flag_file(REPOSITORY / "job_files" / "quickstart_config.sh")
+    return flags[flags.index("--run_name") :]
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "sentence"),
+    [
+        (["--gpus-per-node=0"], ["--frame_method", "space_fixed"], "did you mean spaced_fixed"),
+        (["--gpus-per-node=0"], ["--gpu", "False", "--root_dir", "/nowhere"], "--root_dir /nowhere is no folder"),
+        (["--gpus-per-node=1"], ["--gpu", "True"], "CUDA sees none"),
+    ],
+)
+def test_a_training_that_fails_is_a_failed_job(dataset, tmp_path, log, options, flags, sentence):
+    arguments = [
+        "--cpus-per-task=1",
+        "--mem=3G",
+        "--time=5",
+        *options,
+        "job_files/train_model.job",
+        *TINY_MODEL,
+        *flags,
+    ]
+    job = sbatch(*arguments, env=environment(dataset, tmp_path), output=log)
+    assert wait_for_end(job) == ["FAILED"], log.read_text()
+    assert sentence in log.read_text()
+    assert accounted(job, "ExitCode") == "2:0"
+
+
+def signal_in_the_middle(job: str, run: Path) -> None:
+    """Send the job's tasks what Slurm sends before a time limit, once some steps are done."""
+    lines = run / "metrics.jsonl"
+    wait_for(lambda: lines.exists() and lines.read_text().count('"step"') >= 4, "some steps")
+    call("scancel", "--signal=USR2", job)
+    wait_for(lambda: job_states(job) == ["PENDING"], "the requeue")
+    call("scontrol", "update", f"jobid={job}", "starttime=now")
+
+
+def test_the_job_file_goes_on_after_its_signal(dataset: Path, tmp_path: Path, log: Path):
+    options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=3G", "--gpus-per-node=0", "--time=20"]
+    flags = [*TINY_MODEL, "--epochs", 8, "--log_every", 1]
+    job = sbatch(*options, "job_files/train_model.job", *flags, env=environment(dataset, tmp_path), output=log)
+    run = tmp_path / "runs" / "quickstart"
+    signal_in_the_middle(job, run)
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    text = log.read_text()
+    assert f"requeueing job {job}" in text
+    assert "Resuming" in text
+    epochs = [
+        r["epoch"] for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["type"] == "epoch"
+    ]
+    assert epochs == list(range(1, 9))
+
+
+def submit(dataset: Path, tmp_path: Path, *arguments: object) -> tuple[str, str]:
+    """(job id, what launch.submit printed)."""
+    env = environment(dataset, tmp_path)
+    out = run_python("-m", "launch.submit", "--config", "job_files/quickstart_config.sh", *arguments, env=env).stdout
+    return next(line.split()[1] for line in out.splitlines() if line.startswith("job ")), out
+
+
+SMALL_JOB = ["--gpus_per_node", 0, "--cpus_per_task", 1, "--mem_gb", 3, "--time_min", 20]
+
+
+def test_submitit_trains_on_two_nodes_and_goes_on_after_its_signal(dataset: Path, tmp_path: Path):
+    job, out = submit(
+        dataset,
+        tmp_path,
+        "--nodes",
+        2,
+        "--tasks_per_node",
+        2,
+        *SMALL_JOB,
+        "--",
+        *TINY_MODEL,
+        "--epochs",
+        8,
+        "--log_every",
+        1,
+    )
+    run = tmp_path / "runs" / "quickstart"
+    assert str(run) in out
+    waiting = run_python("-m", "launch.status", "--runs_dir", tmp_path / "runs").stdout
+    assert job in waiting
+    signal_in_the_middle(job, run)
+    states = wait_for_end(job)
+    logs = "\n".join(p.read_text() for p in (run / "jobs" / job).glob("*_log.out"))
+    assert states == ["COMPLETED"], logs
+    assert "4 processes (Slurm)" in logs
+    assert "Resuming" in logs
+    assert (run / "summary.json").exists()
+    assert comment_of(job).startswith("finished epoch 8/8")
+
+
+def test_a_submission_that_cannot_train_does_not_queue(dataset: Path, tmp_path: Path):
+    before = call("squeue", "--noheader", "--states=all", "--format=%i").split()
+    arguments = [
+        "--nodes",
+        2,
+        "--tasks_per_node",
+        2,
+        *SMALL_JOB,
+        "--",
+        *TINY_MODEL,
+        "--batch_size",
+        6,
+        "--train_path",
+        "/nowhere.pkl",
+    ]
+    done = run_python(
+        "-m",
+        "launch.submit",
+        "--config",
+        "job_files/quickstart_config.sh",
+        *arguments,
+        check=False,
+        env=environment(dataset, tmp_path),
+    )
+    assert done.returncode == 2
+    assert "--train_path /nowhere.pkl" in done.stderr
+    assert "--batch_size 6 cannot be shared by 4 processes" in done.stderr
+    assert call("squeue", "--noheader", "--states=all", "--format=%i").split() == before
+
+
+def test_a_failing_submitit_job_is_a_failed_job(dataset: Path, tmp_path: Path):
+    job, _ = submit(
+        dataset,
+        tmp_path,
+        *SMALL_JOB,
+        "--",
+        *TINY_MODEL,
+        "--learning_rate",
+        1e30,
+        "--optimizer",
+        "SGD",
+        "--clip_grad",
+        0,
+    )
+    assert wait_for_end(job) == ["FAILED"]
+    log = next((tmp_path / "runs" / "quickstart" / "jobs" / job).glob("*_0_log.out")).read_text()
+    assert "the loss became" in log
+
+
+def test_dry_run_prints_the_sbatch_file(dataset: Path, tmp_path: Path):
+    arguments = [
+        "--nodes",
+        2,
+        "--gpus_per_node",
+        2,
+        "--partition",
+        "gpu",
+        "--dry_run",
+        "True",
+        "--",
+        *TINY_MODEL,
+        "--gpu",
+        "True",
+    ]
+    out = run_python(
+        "-m",
+        "launch.submit",
+        "--config",
+        "job_files/quickstart_config.sh",
+        *arguments,
+        env=environment(dataset, tmp_path),
+    ).stdout
+    for line in (
+        "--nodes=2",
+        "--ntasks-per-node=2",
+        "--gpus-per-node=2",
+        "--partition=gpu",
+        "--requeue",
+        "--signal=USR2@120",
+    ):
+        assert f"#SBATCH {line}" in out, out
+    assert "--kill-on-bad-exit=1" in out
+    assert not (tmp_path / "runs").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- the real thing
+
+
+def real_footage(shared: Path, folder: Path) -> Path:
+    """A data set of the real clips: each file a whole video with three dives, one of them with its true label."""
+    files = sorted(p for p in (shared / "clips").glob("*.*") if p.suffix in (".mp4", ".avi"))
+    assert len(files) >= 5
+    layout = DatasetLayout(folder)
+    layout.videos.mkdir(parents=True)
+    layout.annotations.mkdir()
+    true_dive = pickle.loads((shared / "mtl_aqa" / "final_annotations_dict.pkl").read_bytes())[(3, 55)]
+    annotations = {}
+    for video, source in enumerate(files, start=1):
+        (layout.videos / f"{video:02d}{source.suffix}").symlink_to(source)
+        for dive in range(1, 4):
+            fields = {**true_dive, "start_frame": 1 + 30 * (dive - 1), "end_frame": 30 * dive}
+            if (source.stem, dive) == ("dive_mtl_aqa_03_055", 1):
+                fields |= {"start_frame": 2, "end_frame": 100}
+            elif source.stem == "dive_mtl_aqa_03_055":
+                continue  # its one dive fills the file
+            else:
+                fields["final_score"] = round(40 + 7.5 * dive + 3 * video, 2)
+            annotations[(video, dive)] = fields
+    keys = sorted(annotations)
+    for path, content in (
+        (layout.annotation_file, annotations),
+        (layout.train_file, [k for k in keys if k[1] != 3]),
+        (layout.test_file, [k for k in keys if k[1] == 3]),
+    ):
+        path.write_bytes(pickle.dumps(content, 3))
+    return folder
+
+
+def test_the_main_job_on_real_footage(shared: Path, tmp_path: Path, log: Path):
+    """Real files through prepare, two-node training and evaluation, by the job files."""
+    dataset = real_footage(shared, tmp_path / "set")
+    env = environment(dataset, tmp_path)
+    options = ["--cpus-per-task=1", "--mem=2G", "--time=10"]
+    prepare = sbatch(
+        "--array=0-1",
+        *options,
+        "job_files/prepare_dataset.job",
+        "--height",
+        64,
+        env=env,
+        output=tmp_path / "prepare-%a.out",
+    )
+    train = sbatch(
+        f"--dependency=afterok:{prepare}", *TWO_BY_TWO, "job_files/train_model.job", *TINY_MODEL, "--batch_size", 4, "--epochs", 2,
+        env=env, output=log,
+    )  # fmt: skip
+    assert set(wait_for_end(prepare)) == {"COMPLETED"}, [p.read_text() for p in tmp_path.glob("prepare-*.out")]
+    assert wait_for_end(train) == ["COMPLETED"], log.read_text()
+    run = tmp_path / "runs" / "quickstart"
+    summary = json.loads((run / "summary.json").read_text())
+    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    assert summary["test"]["dives"] == len(rows) == len(pickle.loads(DatasetLayout(dataset).test_file.read_bytes()))
+    predicted, true = ([float(r[c]) for r in rows] for c in ("predicted_score", "true_score"))
+    assert summary["test"]["spearman"] == pytest.approx(stats.spearmanr(predicted, true).statistic, abs=1e-9)
+    assert (run / "losses.png").exists()
