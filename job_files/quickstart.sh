@@ -17,7 +17,7 @@ echo "== 1/3  Drawing synthetic dives in $DEEPSPORTS_DATASET"
 python -m data_preparation.synthetic --dataset "$DEEPSPORTS_DATASET" --workers "$(nproc)"
 
 echo "== 2/3  Extracting the frames that the dives need"
-python -m data_preparation.extract --dataset "$DEEPSPORTS_DATASET" --height 72 --workers "$(nproc)"
+python -m data_preparation.extract --dataset "$DEEPSPORTS_DATASET" --height 72 --window 0 --workers "$(nproc)"
 python -m data_preparation.verify --dataset "$DEEPSPORTS_DATASET"
 
 echo "== 3/3  Training a small TimeSformer"

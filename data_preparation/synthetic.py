@@ -1,0 +1,714 @@
+"""Writes a synthetic twin of MTL-AQA: whole videos of drawn dives, and the same annotation files in the same formats.
+
+    python -m data_preparation.synthetic --dataset DIR
+    python -m data_preparation.synthetic --sheet dives.png
+    python -m data_preparation.synthetic --dataset DIR --like final_annotations_dict.pkl --keep_timeline True
+
+    DIR/whole_videos/NN.mp4     H.264, 25 frames/s, long groups of pictures with B-frames, filler between the dives
+    DIR/annotations/            final_annotations_dict.pkl, final_annotations_dict_with_dive_number.pkl,
+                                final_captions_dict.pkl, vocab.json, train_split_0.pkl, test_split_0.pkl,
+                                synthetic.json (the flags that made all this)
+
+Every draw is a function of (seed, video, dive), so the same flags give the same pixels whatever the number of workers.
+A video is complete or absent: a second call with the same flags makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from data_preparation.annotations import (
+    ATTRIBUTE_CLASSES,
+    POSITIONS,
+    ROTATION_TYPES,
+    Dive,
+    DiveKey,
+    load_annotations,
+    load_split,
+)
+from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.layout import DatasetLayout, default_dataset, video_name
+from data_preparation.synthetic_diver import BOARDS, FILLERS, Board, Performance, Stage, look, performance
+
+DRAWING = 1  # raised whenever the same flags would give other pixels or labels
+DEFAULT_VIDEOS = 8
+DEFAULT_DIVES = 1200
+GROUP_OF_PICTURES = 250  # frames between forced key frames, as broadcasts have it
+TEST_SHARE = 0.25
+EXECUTION_BETA = (7.4, 2.9)  # mean 0.72, deviation 0.135: MTL-AQA's score / difficulty / 30
+
+# Purposes of the random streams.
+DIVE, JUDGES, PICTURE, LOOK, FILLER, WORDS, SPLIT = range(7)
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Write a synthetic twin of MTL-AQA: videos of drawn dives and their annotation files."""
+
+    dataset: Path | None = flag(
+        None, "Folder to write; none takes $DEEPSPORTS_DATASET (set by job_files/environment.sh)."
+    )
+    videos: int | None = flag(
+        None, f"Number of videos; none makes {DEFAULT_VIDEOS}, or with --like all of its videos.", minimum=1
+    )
+    dives: int | None = flag(
+        None, f"Dives in all videos together; none makes {DEFAULT_DIVES}, or with --like all of its dives.", minimum=2
+    )
+    width: int = flag(160, "Width of the videos in pixels (even).", minimum=32)
+    height: int = flag(90, "Height of the videos in pixels (even).", minimum=32)
+    fps: int = flag(25, "Frames per second.", minimum=1)
+    min_frames: int = flag(40, "Frames of the shortest dive (MTL-AQA: 55).", minimum=16)
+    max_frames: int = flag(56, "Frames of the longest dive (MTL-AQA: 274, nearly all below 150).", minimum=16)
+    filler: int = flag(12, "Frames of filler before each dive and at the end of a video.", minimum=0)
+    noise: float = flag(0.25, "Standard deviation of a judge's error, in points out of 10.", minimum=0, maximum=5)
+    like: Path | None = flag(
+        None, "Annotation pickle to copy: the same videos, dives, labels and dive lengths, with shortened gaps."
+    )
+    keep_timeline: bool = flag(
+        False,
+        "With --like, keep its frame numbers: the gaps have their full length, --filler only follows the last dive.",
+    )
+    workers: int = flag(2, "Processes, one video each.", minimum=1)
+    seed: int = flag(0, "Seed of every draw.", minimum=0)
+    sheet: Path | None = flag(None, "Only draw a labelled contact sheet of a few dives into this PNG file.")
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"--{name} {value} is odd: give an even number, as H.264 (yuv420p) needs"
+            for name, value in (("width", self.width), ("height", self.height))
+            if value % 2
+        ]
+        if self.min_frames > self.max_frames:
+            faults.append(
+                f"--min_frames {self.min_frames} is above --max_frames {self.max_frames}: give a smaller --min_frames"
+            )
+        if self.keep_timeline and self.like is None:
+            faults.append("--keep_timeline True needs the annotation file whose timeline to keep: add --like PATH")
+        if self.like is None and self.total_dives < 2 * self.total_videos:
+            faults.append(
+                f"--dives {self.total_dives} is too few for --videos {self.total_videos}: "
+                "each video needs 2, one to train and one to test"
+            )
+        if faults:
+            raise UserError.of(faults)
+
+    @property
+    def total_videos(self) -> int:
+        return DEFAULT_VIDEOS if self.videos is None else self.videos
+
+    @property
+    def total_dives(self) -> int:
+        return DEFAULT_DIVES if self.dives is None else self.dives
+
+
+# --------------------------------------------------------------------------------------------------- what is performed
+
+
+@dataclass(frozen=True)
+class ListedDive:
+    """One entry of the repertoire: a dive number, the kind of board, its degree of difficulty, how often it is chosen."""
+
+    number: str
+    kind: str
+    difficulty: float
+    weight: float
+
+
+# Difficulties are those of the rule books (3 m springboard, 10 m platform). As in MTL-AQA few dives are easy and most
+# lie between 3.0 and 3.6; the weights give a mean of 3.1 and a relative deviation of 13 %.
+REPERTOIRE = tuple(
+    ListedDive(*entry)
+    for entry in (
+        ("103B", "springboard", 1.6, 2),
+        ("201B", "springboard", 1.8, 1),
+        ("301B", "springboard", 1.9, 1),
+        ("403B", "springboard", 2.0, 2),
+        ("5132D", "springboard", 2.1, 3),
+        ("105B", "springboard", 2.4, 5),
+        ("405C", "springboard", 2.7, 7),
+        ("205C", "springboard", 2.8, 7),
+        ("305C", "springboard", 2.8, 7),
+        ("205B", "springboard", 3.0, 8),
+        ("305B", "springboard", 3.0, 8),
+        ("405B", "springboard", 3.0, 7),
+        ("5152B", "springboard", 3.0, 8),
+        ("107B", "springboard", 3.1, 10),
+        ("614B", "platform", 2.4, 3),
+        ("405C", "platform", 2.7, 5),
+        ("305C", "platform", 2.8, 6),
+        ("107B", "platform", 3.0, 10),
+        ("407C", "platform", 3.2, 18),
+        ("5253B", "platform", 3.2, 16),
+        ("6243D", "platform", 3.2, 11),
+        ("207C", "platform", 3.3, 14),
+        ("626C", "platform", 3.3, 10),
+        ("307C", "platform", 3.4, 14),
+        ("626B", "platform", 3.5, 8),
+        ("207B", "platform", 3.6, 11),
+        ("5255B", "platform", 3.6, 10),
+        ("109C", "platform", 3.7, 12),
+        ("409C", "platform", 4.1, 3),
+    )
+)
+
+_LETTERS = {"D": 0, "B": 1, "C": 2}  # free, pike, tuck
+_GROUPS = {"1": "forward", "2": "back", "3": "reverse", "4": "inward"}
+
+
+def attributes(number: str) -> dict[str, int]:
+    """The five MTL-AQA attributes of a dive number: '5253B' is twisting, back, 5 half somersaults, 3 half twists, pike.
+
+    The first digit is the group (1 to 4 the direction; 5 twisting and 6 armstand, whose second digit is the direction),
+    the third the half somersaults, the fourth, if any, the half twists.
+    """
+    digits, letter = number[:-1], number[-1]
+    direction = _GROUPS[digits[1] if digits[0] in "56" else digits[0]]
+    return {
+        "position": _LETTERS[letter],
+        "armstand": int(digits[0] == "6"),
+        "rotation_type": ROTATION_TYPES.index(direction),
+        "ss_no": int(digits[2]),
+        "tw_no": int(digits[3:] or 0),
+    }
+
+
+def dive_number(dive: Dive) -> str:
+    """The dive number that a dive's attributes say (the inverse of `attributes`)."""
+    direction = next(digit for digit, name in _GROUPS.items() if name == ROTATION_TYPES[dive.rotation_type])
+    letter = next(letter for letter, position in _LETTERS.items() if position == dive.position)
+    twist = str(dive.tw_no) if dive.tw_no else ""
+    if dive.armstand or dive.tw_no:
+        return f"{6 if dive.armstand else 5}{direction}{dive.ss_no}{twist}{letter}"
+    return f"{direction}0{dive.ss_no}{letter}"
+
+
+def board_of(kind: str, difficulty: float) -> Board:
+    """The board of a kind that a dive of this difficulty starts from: the harder the dive, the higher the board."""
+    highest = {"springboard": ((2.5, 1.0), (9.9, 3.0)), "platform": ((2.9, 5.0), (3.25, 7.5), (9.9, 10.0))}
+    height = next(height for limit, height in highest[kind] if difficulty < limit)
+    return next(board for board in BOARDS if (board.kind, board.height) == (kind, height))
+
+
+def final_score(judges: Sequence[float], difficulty: float) -> float:
+    """Points: the middle three of seven judges' scores, summed, times the difficulty."""
+    return round(sum(sorted(judges)[2:5]) * difficulty, 2)
+
+
+def judged(execution: float, noise: float, rng: np.random.Generator) -> tuple[float, ...]:
+    """Seven scores, 0 to 10 in steps of 0.5, of a dive of quality `execution` (0 to 1); `noise` in points out of 10."""
+    seen = 10 * execution + noise * rng.standard_normal(7)
+    return tuple(float(score) for score in np.clip(np.round(2 * seen) / 2, 0, 10))
+
+
+def judges_of_total(total: float, rng: np.random.Generator) -> tuple[float, ...]:
+    """Seven scores in steps of 0.5 whose middle three sum to `total` (0 to 30) as nearly as such steps can."""
+    halves = min(max(round(2 * total), 0), 60)
+    middle = sorted((halves + i) // 3 for i in range(3))
+    outer = [max(middle[0] - 1, 0), middle[0], middle[2], min(middle[2] + 1, 20)]
+    scores = [score / 2 for score in (*outer[:2], *middle, *outer[2:])]
+    return tuple(scores[i] for i in rng.permutation(7))
+
+
+def stream(seed: int, purpose: int, video: int = 0, number: int = 0) -> np.random.Generator:
+    """The random numbers of one purpose for one dive (or one video, or the whole set)."""
+    return np.random.default_rng((seed, purpose, video, number))
+
+
+# ------------------------------------------------------------------------------------------------------------ the plan
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """One video: its dives in order, the board of each, and its number of frames."""
+
+    video: int
+    dives: tuple[Dive, ...]
+    boards: tuple[Board, ...]
+    frames: int
+
+
+def fresh_dive(config: SyntheticConfig, video: int, number: int) -> tuple[Dive, Board]:
+    """A dive of the repertoire and its board; its frames are 1 to its length, to be moved to their place."""
+    rng = stream(config.seed, DIVE, video, number)
+    weights = np.array([entry.weight for entry in REPERTOIRE])
+    listed = REPERTOIRE[rng.choice(len(REPERTOIRE), p=weights / weights.sum())]
+    judges = judged(rng.beta(*EXECUTION_BETA), config.noise, stream(config.seed, JUDGES, video, number))
+    dive = Dive(
+        video=video,
+        number=number,
+        start_frame=1,
+        end_frame=int(rng.integers(config.min_frames, config.max_frames + 1)),
+        difficulty=listed.difficulty,
+        final_score=final_score(judges, listed.difficulty),
+        judge_scores=judges,
+        dive_number=listed.number,
+        **attributes(listed.number),
+    )
+    return dive, board_of(listed.kind, listed.difficulty)
+
+
+def laid_out(dives: Sequence[Dive], filler: int) -> list[Dive]:
+    """The dives of one video one after the other, with `filler` frames before each."""
+    placed, last = [], 0
+    for dive in dives:
+        start = last + filler + 1
+        last = start + dive.frame_count - 1
+        placed.append(replace(dive, start_frame=start, end_frame=last))
+    return placed
+
+
+def fresh_plan(config: SyntheticConfig) -> list[VideoPlan]:
+    """The videos of a set drawn from the repertoire, of nearly equal numbers of dives."""
+    plans = []
+    for video in range(1, config.total_videos + 1):
+        count = (config.total_dives + config.total_videos - video) // config.total_videos
+        drawn = [fresh_dive(config, video, number) for number in range(1, count + 1)]
+        dives = laid_out([dive for dive, _ in drawn], config.filler)
+        plans.append(_video_plan(dives, [board for _, board in drawn], config.filler))
+    return plans
+
+
+def _video_plan(dives: Sequence[Dive], boards: Sequence[Board], filler: int) -> VideoPlan:
+    return VideoPlan(dives[0].video, tuple(dives), tuple(boards), dives[-1].end_frame + filler)
+
+
+def thinned(keys: Sequence[DiveKey], count: int) -> list[DiveKey]:
+    """`count` of the keys, evenly spaced, so that every video keeps its share."""
+    return [keys[i * len(keys) // count] for i in range(min(count, len(keys)))]
+
+
+def twin_plan(config: SyntheticConfig) -> list[VideoPlan]:
+    """The videos of the annotation file --like, cut down to --videos and --dives.
+
+    Raises:
+        UserError: the file lacks the attributes, or two of its dives overlap.
+    """
+    assert config.like is not None
+    dives = load_annotations(config.like)
+    bare = [d.name for d in dives.values() if any(getattr(d, name) is None for name in ATTRIBUTE_CLASSES)]
+    if bare:
+        raise UserError(
+            f"{config.like} gives no {', '.join(ATTRIBUTE_CLASSES)} for dive {bare[0]}, and without them it cannot be "
+            "drawn: give MTL-AQA's final_annotations_dict.pkl or a file like it"
+        )
+    videos = sorted({video for video, _ in dives})[: config.videos]
+    keys = sorted(key for key in dives if key[0] in videos)
+    keys = keys if config.dives is None else thinned(keys, config.dives)
+    plans = []
+    for video in videos:
+        chosen = sorted((dives[key] for key in keys if key[0] == video), key=lambda dive: dive.start_frame)
+        if not chosen:
+            continue
+        for before, after in itertools.pairwise(chosen):
+            if after.start_frame <= before.end_frame:
+                raise UserError(
+                    f"{config.like}: dives {before.name} and {after.name} share frames and cannot both be drawn: correct the file"
+                )
+        # An event is from one board: a video with an armstand is from the platform. Seen over all dives of the file.
+        platform = any(dive.armstand for key, dive in dives.items() if key[0] == video)
+        placed = chosen if config.keep_timeline else laid_out(chosen, config.filler)
+        judged_dives = [_with_judges(dive, config.seed) for dive in placed]
+        boards = [board_of("platform" if platform else "springboard", dive.difficulty) for dive in placed]
+        plans.append(_video_plan(judged_dives, boards, config.filler))
+    return plans
+
+
+def _with_judges(dive: Dive, seed: int) -> Dive:
+    """The dive with judges and dive number, kept where the file had them."""
+    rng = stream(seed, JUDGES, *dive.key)
+    return replace(
+        dive,
+        judge_scores=dive.judge_scores or judges_of_total(dive.final_score / dive.difficulty, rng),
+        dive_number=dive.dive_number or dive_number(dive),
+    )
+
+
+def make_plan(config: SyntheticConfig) -> list[VideoPlan]:
+    """All videos of the set, captions included."""
+    plans = fresh_plan(config) if config.like is None else twin_plan(config)
+    return [replace(p, dives=tuple(replace(d, caption=caption(d, config.seed)) for d in p.dives)) for p in plans]
+
+
+# ------------------------------------------------------------------------------------------------------- what is said
+
+_HALVES = (
+    *("no", "half a", "one", "one and a half", "two", "two and a half"),
+    *("three", "three and a half", "four", "four and a half"),
+)
+_OPENINGS = ("here is", "next up is", "and now we see", "this is", "from the board comes", "up now with")
+_VERDICTS = (
+    (0.88, ("a superb dive with hardly any splash", "ripped into the water", "that is right on top of it")),
+    (0.78, ("a very good dive and a clean entry", "nice and vertical into the water", "the judges will like that")),
+    (0.66, ("a solid dive with a little splash", "just a touch off the vertical", "good but there is more in it")),
+    (0.50, ("he is over on the entry with plenty of splash", "the legs came apart there", "short of vertical")),
+    (0.00, ("oh dear that is a big miss", "a lot of water in the air", "he lost that one completely")),
+)
+
+
+def execution_of(dive: Dive) -> float:
+    """The quality that the judges saw: score / difficulty / 30, 0 to 1."""
+    return dive.final_score / dive.difficulty / 30
+
+
+def described(dive: Dive) -> str:
+    """A dive in words, as commentators say it: 'back two and a half somersaults with one twist in the pike position'."""
+
+    def counted(halves: int, noun: str) -> str:
+        return f"{_HALVES[halves]} {noun}" + ("" if halves in (1, 2) else "s")
+
+    words = [ROTATION_TYPES[dive.rotation_type], counted(dive.ss_no, "somersault") if dive.ss_no else "jump"]
+    if dive.armstand:
+        words.insert(0, "armstand")
+    if dive.tw_no:
+        words.append(f"with {counted(dive.tw_no, 'twist')}")
+    return " ".join([*words, f"in the {POSITIONS[dive.position]} position"])
+
+
+def caption(dive: Dive, seed: int) -> tuple[str, ...]:
+    """What the commentator says, as tokens from <sos> to <eos>."""
+    rng = stream(seed, WORDS, *dive.key)
+    verdicts = next(lines for least, lines in _VERDICTS if execution_of(dive) >= least)
+    parts = [
+        _OPENINGS[rng.integers(len(_OPENINGS))],
+        described(dive),
+        "and" if rng.random() < 0.5 else "well",
+        verdicts[rng.integers(len(verdicts))],
+    ]
+    if rng.random() < 0.5:
+        parts.append(f"the tariff is {dive.difficulty}")
+    if rng.random() < 0.5:
+        parts.append(f"{dive.final_score:g} points for that")
+    return ("<sos>", *" ".join(parts).split(), "<eos>")
+
+
+def vocabulary(captions: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """MTL-AQA's vocab.json: words by index and back, in order of appearance, <eos> 0 and <sos> 1."""
+    words = list(dict.fromkeys(["<eos>", "<sos>", *(word for tokens in captions for word in tokens)]))
+    return {
+        "ix_to_word": {str(i): word for i, word in enumerate(words)},
+        "word_to_ix": {word: i for i, word in enumerate(words)},
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- the pictures
+
+
+def drawn_frames(config: SyntheticConfig, plan: VideoPlan) -> Iterator[Image.Image]:
+    """The frames of one video in order; the first is frame 1."""
+    stage = make_stage(config, plan.video)
+    now = 1
+    for dive, board in zip(plan.dives, plan.boards, strict=True):
+        yield from _filler_frames(config, stage, plan.video, dive.number, dive.start_frame - now)
+        performed = performance(dive, board, stream(config.seed, PICTURE, *dive.key))
+        for i in range(dive.frame_count):
+            yield stage.dive_frame(performed, i / max(dive.frame_count - 1, 1))
+        now = dive.end_frame + 1
+    yield from _filler_frames(config, stage, plan.video, 0, plan.frames - now + 1)
+
+
+def make_stage(config: SyntheticConfig, video: int) -> Stage:
+    """The scenery of one video."""
+    rng = stream(config.seed, LOOK, video)
+    return Stage(look(rng), config.width, config.height, rng)
+
+
+def _filler_frames(config: SyntheticConfig, stage: Stage, video: int, before: int, count: int) -> Iterator[Image.Image]:
+    """What is shown before dive `before` (0: after the last). A replay shows a dive of another set, so it tells nothing."""
+    rng = stream(config.seed, FILLER, video, before)
+    kind = FILLERS[rng.integers(len(FILLERS))]
+    listed = REPERTOIRE[rng.integers(len(REPERTOIRE))]
+    anybody = Dive(video, 0, 1, 1, 1.0, 30 * rng.beta(*EXECUTION_BETA), **attributes(listed.number))
+    performed: Performance = performance(anybody, board_of(listed.kind, listed.difficulty), rng)
+    for i in range(count):
+        yield stage.filler_frame(kind, performed, i / max(count - 1, 1))
+
+
+def write_video(config: SyntheticConfig, plan: VideoPlan, path: Path, progress: Callable[[], None]) -> None:
+    """Encodes one video; `path` appears only when it is complete."""
+
+    def encode(temporary: Path) -> None:
+        with av.open(str(temporary), "w", format="mp4") as container:
+            options = {"preset": "veryfast", "crf": "18", "g": str(GROUP_OF_PICTURES), "bf": "3"}
+            video = container.add_stream("libx264", rate=config.fps, options=options)
+            video.width, video.height, video.pix_fmt = config.width, config.height, "yuv420p"
+            video.codec_context.thread_count = 1  # one video a process; and the bytes do not depend on the machine
+            for index, image in enumerate(drawn_frames(config, plan)):
+                frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24").reformat(format="yuv420p")
+                frame.pts, frame.time_base = index, Fraction(1, config.fps)
+                container.mux(video.encode(frame))
+                progress()
+            container.mux(video.encode(None))
+
+    write_whole(path, encode)
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with a temporary path and moves the result to `path`, or leaves nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------- the annotation files
+
+
+def annotation(dive: Dive) -> dict[str, Any]:
+    """MTL-AQA's ten keys of a dive."""
+    return {
+        "primary_view": 0,
+        "start_frame": dive.start_frame,
+        "end_frame": dive.end_frame,
+        "position": dive.position,
+        "difficulty": dive.difficulty,
+        "armstand": dive.armstand,
+        "rotation_type": dive.rotation_type,
+        "ss_no": dive.ss_no,
+        "tw_no": dive.tw_no,
+        "final_score": dive.final_score,
+    }
+
+
+def enriched(dive: Dive) -> dict[str, Any]:
+    """The ten keys, the judges (7 floats) and the dive number, as CoRe distributes them."""
+    return {**annotation(dive), "judge_scores": np.array(dive.judge_scores), "dive_number": dive.dive_number}
+
+
+def split_keys(plans: Sequence[VideoPlan], seed: int) -> tuple[list[DiveKey], list[DiveKey]]:
+    """(train, test) keys: a quarter of each video tests; both lists are shuffled."""
+    train: list[DiveKey] = []
+    test: list[DiveKey] = []
+    for plan in plans:
+        keys = [plan.dives[i].key for i in stream(seed, SPLIT, plan.video).permutation(len(plan.dives))]
+        tested = min(max(round(TEST_SHARE * len(keys)), 1), len(keys) - 1)
+        test += keys[:tested]
+        train += keys[tested:]
+    rng = stream(seed, SPLIT)
+    return [train[i] for i in rng.permutation(len(train))], [test[i] for i in rng.permutation(len(test))]
+
+
+def _splits(
+    config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout
+) -> tuple[list[DiveKey], list[DiveKey]]:
+    """The split of the file --like where its lists lie beside it, else a drawn one."""
+    if config.like is not None:
+        lists = [config.like.with_name(p.name) for p in (layout.train_file, layout.test_file)]
+        if all(p.exists() for p in lists):
+            here = {dive.key for plan in plans for dive in plan.dives}
+            train, test = ([key for key in load_split(p) if key in here] for p in lists)
+            if train and test and len(train) + len(test) == len(here):
+                return train, test
+    return split_keys(plans, config.seed)
+
+
+def write_annotations(config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout) -> None:
+    """All annotation files of the set."""
+    dives = sorted((dive for plan in plans for dive in plan.dives), key=lambda dive: dive.key)
+    captions = {dive.key: list(dive.caption or ()) for dive in dives}
+    train, test = _splits(config, plans, layout)
+    numbered = layout.annotation_file.with_name("final_annotations_dict_with_dive_number.pkl")
+    for path, content, protocol in (
+        (layout.annotation_file, {dive.key: annotation(dive) for dive in dives}, 3),
+        (numbered, {dive.key: enriched(dive) for dive in dives}, 4),
+        (layout.captions_file, captions, 3),
+        (layout.train_file, train, 3),
+        (layout.test_file, test, 3),
+    ):
+        data = pickle.dumps(content, protocol=protocol)
+        write_whole(path, lambda temporary, data=data: temporary.write_bytes(data))
+    words = json.dumps(vocabulary(list(captions.values())))
+    write_whole(layout.vocabulary_file, lambda temporary: temporary.write_text(words))
+
+
+# ------------------------------------------------------------------------------------------------------ the whole set
+
+
+def provenance(config: SyntheticConfig) -> dict[str, Any]:
+    """What decides every pixel and label; two sets of equal provenance are equal."""
+    free = ("dataset", "workers", "sheet", "like")
+    flags = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in free}
+    copied = None if config.like is None else hashlib.sha256(config.like.read_bytes()).hexdigest()
+    return {"made_by": "data_preparation.synthetic", "drawing": DRAWING, "like_sha256": copied, "flags": flags}
+
+
+def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
+    """Marks the folder as holding the set of this provenance.
+
+    Raises:
+        UserError: it holds another set, synthetic or not.
+    """
+    path = layout.annotations / "synthetic.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError:
+            found = None
+        if found != record:
+            old, new = ((r or {}).get("flags", {}) for r in (found, record))
+            names = ", ".join(f"--{name}" for name in new if old.get(name) != new[name]) or "--like or the drawing code"
+            raise UserError(
+                f"{layout.root} holds a synthetic set made with other flags ({names}): choose another --dataset or delete that folder"
+            )
+        return
+    if layout.source_videos() or layout.annotation_file.exists():
+        raise UserError(
+            f"{layout.root} holds a data set that was not made here: choose another --dataset for the synthetic one"
+        )
+    for folder in (layout.videos, layout.annotations):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+_drawn: Any = None  # the count of frames drawn by all workers together
+
+
+def _share_count(count: Any) -> None:
+    global _drawn
+    _drawn = count
+
+
+def _count_one() -> None:
+    with _drawn.get_lock():
+        _drawn.value += 1
+
+
+def _work(config: SyntheticConfig, plan: VideoPlan, path: Path) -> None:
+    write_video(config, plan, path, _count_one)
+
+
+def _progress_bar(frames: int) -> tqdm:
+    return tqdm(total=frames, desc="drawing", unit="frame", unit_scale=True, disable=not sys.stderr.isatty())
+
+
+def write_videos(config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout) -> None:
+    """Writes the videos that are not there yet, one a process, longest first."""
+    paths = {plan.video: layout.videos / f"{video_name(plan.video)}.mp4" for plan in plans}
+    todo = sorted((p for p in plans if not paths[p.video].exists()), key=lambda p: -p.frames)
+    if not todo:
+        return
+    context = multiprocessing.get_context("spawn")  # ffmpeg's and tqdm's threads do not survive a fork
+    count = context.Value("q", 0)
+    with (
+        ProcessPoolExecutor(min(config.workers, len(todo)), context, _share_count, (count,)) as pool,
+        _progress_bar(sum(plan.frames for plan in todo)) as bar,
+    ):
+        pending: set[Future] = {pool.submit(_work, config, plan, paths[plan.video]) for plan in todo}
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.3, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                bar.update(count.value - bar.n)
+        except BrokenProcessPool:
+            raise UserError(
+                "a drawing process was killed, probably for memory: give fewer --workers and call again"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def generate(config: SyntheticConfig) -> list[VideoPlan]:
+    """Writes the whole set into `config.dataset` (or the default data set) and returns what it holds.
+
+    Raises:
+        UserError: no folder is given, or it holds something else.
+    """
+    root = config.dataset or default_dataset()
+    if root is None:
+        raise UserError("no folder to write the synthetic set into: give --dataset DIR or set DEEPSPORTS_DATASET")
+    layout = DatasetLayout(root)
+    plans = make_plan(config)
+    claim(layout, provenance(config))
+    write_annotations(config, plans, layout)
+    write_videos(config, plans, layout)
+    return plans
+
+
+# ------------------------------------------------------------------------------------------------------ contact sheet
+
+SHEET_FRAMES = 8
+SHEET_DIVES = 6
+
+
+def sheet_choice(plans: Sequence[VideoPlan]) -> list[tuple[Dive, Board]]:
+    """Dives and boards of differing groups, from the best execution to the worst."""
+    dives = [(dive, board) for plan in plans for dive, board in zip(plan.dives, plan.boards, strict=True)]
+    wanted = np.linspace(0.92, 0.42, SHEET_DIVES)
+    chosen: list[tuple[Dive, Board]] = []
+    for group, quality in zip("461523", wanted, strict=True):
+        of_group = [entry for entry in dives if str(entry[0].dive_number).startswith(group)] or dives
+        chosen.append(min(of_group, key=lambda entry: abs(execution_of(entry[0]) - quality)))
+    return chosen
+
+
+def contact_sheet(
+    config: SyntheticConfig, plans: Sequence[VideoPlan], width: int = 192, height: int = 108
+) -> Image.Image:
+    """A picture of a few dives: eight frames each, spaced evenly, under a line with their labels."""
+    gap, line = 4, 30
+    chosen = sheet_choice(plans)
+    sheet = Image.new(
+        "RGB", (SHEET_FRAMES * (width + gap) + gap, len(chosen) * (height + line + gap) + gap), (250, 250, 248)
+    )
+    draw = ImageDraw.Draw(sheet)
+    bold, plain = ImageFont.load_default(17), ImageFont.load_default(15)
+    sized = replace(config, width=width, height=height)
+    for row, (dive, board) in enumerate(chosen):
+        y = row * (height + line + gap) + gap
+        judges = "  ".join(f"{score:g}" for score in dive.judge_scores or ())
+        draw.text((gap + 2, y + line / 2), f"{dive.dive_number}", fill=(20, 20, 30), font=bold, anchor="lm")
+        text = f"{board.name}, {described(dive)}      difficulty {dive.difficulty:g}      judges {judges}"
+        draw.text((gap + 76, y + line / 2), text, fill=(70, 70, 80), font=plain, anchor="lm")
+        score = f"{dive.final_score:.2f} points"
+        draw.text((sheet.width - gap - 2, y + line / 2), score, fill=(20, 20, 30), font=bold, anchor="rm")
+        stage = make_stage(sized, dive.video)
+        performed = performance(dive, board, stream(config.seed, PICTURE, *dive.key))
+        for i in range(SHEET_FRAMES):
+            frame = stage.dive_frame(performed, i / (SHEET_FRAMES - 1))
+            sheet.paste(frame, (gap + i * (width + gap), y + line))
+    return sheet
+
+
+def main(argv: Sequence[str]) -> None:
+    config = parse(SyntheticConfig, argv, "python -m data_preparation.synthetic")
+    if config.sheet is not None:
+        sheet = contact_sheet(config, make_plan(config))
+        config.sheet.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(config.sheet, lambda temporary: sheet.save(temporary, format="PNG"))
+        print(f"contact sheet: {config.sheet}")
+        return
+    plans = generate(config)
+    boards = Counter(board.kind for plan in plans for board in plan.boards)
+    print(
+        f"{sum(boards.values())} dives ({', '.join(f'{n} {board}' for board, n in sorted(boards.items()))}) in "
+        f"{len(plans)} videos, {sum(plan.frames for plan in plans)} frames: {config.dataset or default_dataset()}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
