@@ -40,3 +40,6 @@ export DEEPSPORTS_DATASET="${DEEPSPORTS_DATASET:-$DEEPSPORTS_SCRATCH/DeepSports_
 
 # --- 5. Runs: checkpoints, plots, results; back up this folder ----------------------------------------------------------
 export DEEPSPORTS_RUNS="${DEEPSPORTS_RUNS:-$DEEPSPORTS_HOME/runs}"
+
+# Threads that wait should sleep: spinning ones made a training 15 x slower on a machine that did something else as well
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
