@@ -69,12 +69,14 @@ class Dive:
 
 def _numpy_globals() -> dict[tuple[str, str], Any]:
     import numpy as np
-    from numpy._core import multiarray  # home of what numpy's own pickles name, under its old and its new path
+    from numpy._core import multiarray, numeric  # home of what numpy's own pickles name, under its old and its new path
 
     allowed: dict[tuple[str, str], Any] = {("numpy", "dtype"): np.dtype, ("numpy", "ndarray"): np.ndarray}
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         allowed[(module, "scalar")] = multiarray.scalar
         allowed[(module, "_reconstruct")] = multiarray._reconstruct
+    for module in ("numpy.core.numeric", "numpy._core.numeric"):
+        allowed[(module, "_frombuffer")] = numeric._frombuffer  # arrays of protocol 5
     return allowed
 
 

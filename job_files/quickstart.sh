@@ -21,12 +21,13 @@ python -m data_preparation.extract --dataset "$DEEPSPORTS_DATASET" --height 72 -
 python -m data_preparation.verify --dataset "$DEEPSPORTS_DATASET"
 
 echo "== 3/3  Training a small TimeSformer"
-bash job_files/quickstart_config.sh "$@"
+bash job_files/quickstart_config.sh
 
 echo
 echo "Done in $((SECONDS - started)) s after installation."
 echo "  result     $(python -m training.evaluate --run "$DEEPSPORTS_RUNS/quickstart")"
 echo "  loss plot  $DEEPSPORTS_RUNS/quickstart/losses.png"
 echo "  all of it  $DEEPSPORTS_RUNS/quickstart (predictions.csv, summary.json with the baselines, checkpoints)"
-echo "Next: change a flag and train again:  bash job_files/quickstart.sh --run_name mine --loss_spcoef_weight 0"
+echo "Next: change a flag and train again:"
+echo "          DEEPSPORTS_DATASET=$DEEPSPORTS_DATASET bash job_files/quickstart_config.sh --run_name mine --loss_spcoef_weight 0"
 echo "      or take the real data set:      README.md, 'The walk on a cluster'"

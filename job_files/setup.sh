@@ -44,7 +44,7 @@ if [ ! -f "$stamp" ]; then
     # torchsort compiles a CUDA extension wherever it finds nvcc, which fails beside a CPU-only torch. There, a folder
     # of PATH that holds nvcc is replaced by links to all else in it.
     build_path="$PATH"
-    if "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
+    if "$venv/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
         build_path=""
         while IFS= read -r -d : folder; do
             if [ -e "$folder/nvcc" ]; then

@@ -1,0 +1,90 @@
+"""Checkpoints and plots: whole or not at all, and never trusted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data_preparation.cli import UserError
+from training import checkpoint
+from training.plots import draw_losses
+from training.run_folder import RunFolder
+from training.schedule import learning_rate
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path):
+    content = {"model": {"w": torch.arange(5.0)}, "position": {"epoch": 3, "best_spearman": math.nan}}
+    checkpoint.save(tmp_path / "c.pt", content)
+    found = checkpoint.load(tmp_path / "c.pt")
+    assert torch.equal(found["model"]["w"], content["model"]["w"])
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+@pytest.mark.parametrize("cut", [0, 10, 500])
+def test_a_torn_checkpoint_is_named(tmp_path: Path, cut: int):
+    checkpoint.save(tmp_path / "c.pt", {"w": torch.zeros(100)})
+    (tmp_path / "c.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"c\.pt cannot be read"):
+        checkpoint.load(tmp_path / "c.pt")
+
+
+def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path: Path):
+    """A real full disk: a file system of 1 MB."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        checkpoint.save(mount / "c.pt", {"w": torch.zeros(1000)})
+        with pytest.raises(UserError, match="make room"):
+            checkpoint.save(mount / "c.pt", {"w": torch.rand(1_000_000)})
+        assert checkpoint.load(mount / "c.pt")["w"].shape == (1000,)
+        assert [p.name for p in mount.iterdir()] == ["c.pt"]
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    for step in range(1, 7):
+        run.append_metrics({"type": "step", "epoch": 1 + step // 4, "step": step, "loss": math.nan})
+        if step == 3:
+            run.append_metrics({"type": "epoch", "epoch": 1, "step": 3, "val_spearman": 0.5})
+    with open(run.metrics_file, "a") as file:
+        file.write('{"type": "step", "ep')  # torn by a kill
+    run.rewind_metrics(epochs_done=1, global_step=4)
+    assert [r["step"] for r in run.metrics("step")] == [1, 2, 3, 4]
+    assert [r["epoch"] for r in run.metrics("epoch")] == [1]
+    assert "NaN" not in run.metrics_file.read_text()
+
+
+@pytest.mark.parametrize("spearmans", [[0.1, 0.6, 0.4], [None, None], [None, 0.2], [-0.5]])
+def test_the_plot_is_drawn_whatever_the_run(tmp_path: Path, spearmans: list):
+    epochs = [
+        {"epoch": i + 1, "train_loss": 1 / (i + 1), "val_loss": 1.2 / (i + 1), "val_spearman": r}
+        for i, r in enumerate(spearmans)
+    ]
+    draw_losses(epochs, tmp_path / "losses.png", "a run")
+    image = Image.open(tmp_path / "losses.png")
+    assert image.size[0] > 1000
+    assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+    assert [p.name for p in tmp_path.iterdir()] == ["losses.png"]
+
+
+def test_the_learning_rate_is_a_function_of_the_step():
+    from training.config import TrainConfig
+
+    config = TrainConfig(learning_rate=1.0, lr_schedule="cosine", warmup_steps=10)
+    rates = [learning_rate(step, 110, config) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == max(rates) == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[-1] < 0.001
+    assert all(b <= a for a, b in itertools.pairwise(rates[10:]))
+    assert {learning_rate(s, 110, TrainConfig(learning_rate=0.3)) for s in range(110)} == {0.3}
