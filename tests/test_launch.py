@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from launch.progress import duration_text, progress_text
 from launch.slurm import QueuedJob
 from launch.status import HEADER, run_row, run_state, table
 from launch.submit import slurm_parameters
-from tests.conftest import run_python
+from tests.conftest import REPOSITORY, TINY_MODEL, run_python
 
 PROGRESS = {
     "state": "running", "epoch": 3, "epochs": 20, "step": 318, "steps": 2120, "train_loss": 0.41, "val_spearman": 0.71,
@@ -96,3 +99,25 @@ def test_a_broken_flag_file_is_named(tmp_path: Path):
     for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is no file")):
         with pytest.raises(UserError, match=words):
             read_flag_file(tmp_path / name)
+
+
+def test_the_flag_file_is_a_door_of_its_own(dataset: Path, tmp_path: Path):
+    """`bash FLAGFILE [more flags]` trains here, and fails as a command when the training fails."""
+    env = {
+        **os.environ,
+        "DEEPSPORTS_DATASET": str(dataset),
+        "DEEPSPORTS_RUNS": str(tmp_path / "runs"),
+        "DEEPSPORTS_VENV": sys.prefix,
+    }
+
+    def door(*flags: str) -> subprocess.CompletedProcess:
+        command = ["bash", str(REPOSITORY / "job_files" / "quickstart_config.sh"), *TINY_MODEL, *flags]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    done = door("--epochs", "1", "--run_name", "here")
+    assert done.returncode == 0, done.stderr
+    assert "Test Spearman" in done.stderr
+    assert (tmp_path / "runs" / "here" / "losses.png").exists()
+    done = door("--epochs", "none")
+    assert done.returncode == 2
+    assert "--epochs" in done.stderr

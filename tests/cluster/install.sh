@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what start.sh needs, on Debian or Ubuntu. Silent unless something fails.
+# Installs what start.sh needs, and the packages named as arguments, on Debian or Ubuntu. Silent unless something fails.
 set -euo pipefail
 
 PACKAGES=(slurm-client slurmctld slurmd slurmdbd slurm-wlm-mysql-plugin munge mariadb-server mariadb-client
-    iproute2 util-linux ffmpeg)
+    iproute2 util-linux ffmpeg "$@")
 POLICY=/usr/sbin/policy-rc.d
 
 fail() {
@@ -46,4 +46,4 @@ main() {
     quietly apt-get install --yes --no-install-recommends "${missing[@]}"
 }
 
-main "$@"
+main
