@@ -56,12 +56,13 @@ def wait_for_end(job: str) -> list[str]:
 
 
 def accounted(job: str, field: str) -> str:
-    """What the accounting says of a job; it is a second or two late."""
+    """What the accounting says of an ended job; it is a second or two late."""
 
-    def ask() -> str:
-        return call("sacct", "--noheader", "--allocations", "--parsable2", f"--format={field}", f"--jobs={job}").strip()
+    def ask(what: str) -> str:
+        return call("sacct", "--noheader", "--allocations", "--parsable2", f"--format={what}", f"--jobs={job}").strip()
 
-    return wait_for(ask, f"sacct to know job {job}", 20)
+    wait_for(lambda: ask("State") in FINAL, f"sacct to know how job {job} ended", 30)
+    return ask(field)
 
 
 def comment_of(job: str) -> str:
