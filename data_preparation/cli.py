@@ -216,6 +216,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        status = 130
     except BrokenPipeError:  # the reader (head, less) went away: nothing to report to
         sys.stderr.close()
         status = 141

@@ -297,6 +297,12 @@ def _work(layout: DatasetLayout, video: int, dives: Sequence[Dive], config: Extr
         return False, f"video {video_name(video)}: unexpected fault, please report it\n{traceback.format_exc()}"
 
 
+def _result(video: int, future: Future) -> tuple[bool, str]:
+    if error := future.exception():
+        return False, f"video {video_name(video)}: its process was killed ({error}); out of memory? Use fewer --workers"
+    return future.result()
+
+
 def extract_videos(
     layout: DatasetLayout, work: dict[int, list[Dive]], config: ExtractConfig
 ) -> dict[int, tuple[bool, str]]:
@@ -313,20 +319,16 @@ def extract_videos(
     bar = tqdm(total=expected, unit="frame", desc="extracting", disable=not sys.stderr.isatty())
     with pool, bar:
         waiting: dict[Future, int] = {pool.submit(_work, layout, v, dives, config): v for v, dives in work.items()}
-        while waiting:
-            for future in wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED").done:
-                video = waiting.pop(future)
-                error = future.exception()
-                results[video] = (
-                    (
-                        False,
-                        f"video {video_name(video)}: its process was killed ({error}); out of memory? Use fewer --workers",
-                    )
-                    if error
-                    else future.result()
-                )
-                bar.write(f"video {video_name(video)}: {results[video][1]}", file=sys.stdout)
-            bar.update(counter.value - bar.n)
+        try:
+            while waiting:
+                for future in wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED").done:
+                    video = waiting.pop(future)
+                    results[video] = _result(video, future)
+                    bar.write(f"video {video_name(video)}: {results[video][1]}", file=sys.stdout)
+                bar.update(counter.value - bar.n)
+        except BaseException:  # Ctrl-C: the videos under way leave nothing, the others are not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return dict(sorted(results.items()))
 
 

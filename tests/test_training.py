@@ -127,7 +127,7 @@ def test_the_same_flags_give_the_same_run(finished: Path, tmp_path: Path):
     assert_same_run(finished, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kind", [signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished: Path, tmp_path: Path, kind: signal.Signals):
     """Stopped in the middle of an epoch, then started again: the same lines and the same weights, bit for bit."""
     command = same_flags(finished, "--runs_dir", tmp_path, "--checkpoint_every", 1)
@@ -140,7 +140,9 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished: Path, tmp_p
         time.sleep(0.005)
     process.send_signal(kind)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == {signal.SIGUSR2: 75, signal.SIGTERM: 143, signal.SIGKILL: -9}[kind], out
+    status = {signal.SIGUSR2: 75, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
+    assert process.returncode == status[kind], out
+    assert "Traceback" not in out
     stopped_at = checkpoint.load(tmp_path / "whole" / "checkpoints" / "last.pt")["position"]
     assert 0 < stopped_at["global_step"] < max(m["step"] for m in metrics(finished))
     assert "Resuming" in run_to_end(*command)

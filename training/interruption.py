@@ -14,8 +14,8 @@ import torch
 from training.distributed import largest
 
 # exit statuses of a training that was told to stop and saved: 75 (EX_TEMPFAIL) wants to go on, job files requeue on it;
-# 143 (128 + TERM) was cancelled, or is requeued by Slurm itself
-STATUS = {signal.SIGUSR2: 75, signal.SIGTERM: 128 + signal.SIGTERM}
+# 143 (128 + TERM) was cancelled, or is requeued by Slurm itself; 130 (128 + INT) is Ctrl-C
+STATUS = {signal.SIGUSR2: 75, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
 REQUEUE_STATUS = STATUS[signal.SIGUSR2]
 
 
@@ -44,6 +44,8 @@ class InterruptionFlag:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.status:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step boundary
         self.status = max(self.status, STATUS[signal.Signals(number)])
 
     def agreed_status(self, device: torch.device) -> int:

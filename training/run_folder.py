@@ -151,7 +151,10 @@ def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
         return
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n"):
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path} has a line that is no JSON ({error}): remove that line") from None
 
 
 def environment_record() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python -m training.train --root_dir ... [flags]         see --help, or the table in the README
 
-Exit status: 0 done; 2 something to mend, named on stderr; 75 (told by USR2) and 143 (by TERM) stopped with
+Exit status: 0 done; 2 something to mend, named on stderr; 75 (told by USR2), 143 (by TERM) and 130 (by Ctrl-C) stopped with
 a checkpoint, the same command goes on.
 """
 

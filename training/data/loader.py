@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -18,8 +19,9 @@ def steps_per_epoch(dives: int, batch_size: int) -> int:
     return dives // batch_size
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)  # the loader processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which stops at a step boundary
 
 
 def _load(
@@ -32,7 +34,7 @@ def _load(
         num_workers=workers,
         prefetch_factor=config.prefetch if workers else None,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers else None,
     )
 
