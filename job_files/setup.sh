@@ -50,7 +50,7 @@ if [ ! -f "$stamp" ]; then
         build_path=""
         while IFS= read -r -d : folder; do
             if [ -e "$folder/nvcc" ]; then
-                shadow="$(mktemp -d)"
+                shadow="$(mktemp -d "$venv/path-without-nvcc.XXXX")"
                 find "$folder" -mindepth 1 -maxdepth 1 ! -name nvcc -exec ln -s -t "$shadow" {} +
                 folder="$shadow"
             fi
@@ -58,5 +58,6 @@ if [ ! -f "$stamp" ]; then
         done <<<"$PATH:"
     fi
     PATH="$venv/bin:$build_path" "${pip[@]}" --no-build-isolation "${requirements[@]/#/--requirement=}"
+    rm -rf "$venv"/path-without-nvcc.*
     touch "$stamp" "$(stamp_of requirements.txt)"
 fi

@@ -7,6 +7,7 @@ The training flags are those of model_train_config.sh (or --config FILE); flags 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,7 @@ def slurm_parameters(launch: LaunchConfig, site: dict[str, str], run_name: str) 
 
 
 def main(argv: Sequence[str]) -> int:
+    os.chdir(REPOSITORY)  # where the job will run: relative paths mean the same before and after
     launch_argv, training_argv = split_argv(list(argv))
     launch = parse(LaunchConfig, launch_argv, prog="python -m launch.submit", description=__doc__.splitlines()[0])
     flags = [*read_flag_file(REPOSITORY / launch.config), *training_argv]
