@@ -59,6 +59,7 @@ class ExtractConfig:
         minimum=0,
     )
     after: int = flag(3, "Also keep so many frames after each dive's end, where the video has them.", minimum=0)
+    again: bool = flag(False, "Extract also what is extracted already (a damaged archive).")
     workers: int = flag(1, "Videos extracted at the same time.", minimum=1)
     shard_index: int = flag(0, "Which share of the videos this call does, from 0 (a job array's task).", minimum=0)
     shard_count: int = flag(1, "Number of shares.", minimum=1)
@@ -224,7 +225,7 @@ def extract_video(
     `on_frame(n)` is called as frames are stored. Raises UserError, and then leaves what was there before.
     """
     source, path, settings = layout.video_file(video), archive_file(layout.frames, video), settings_of(config)
-    if is_done(path, source, dives, settings):
+    if not config.again and is_done(path, source, dives, settings):
         return "done before"
     found = scan(source)
     check_reach(found, dives)

@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError.of(
             [
                 *faults,
-                f"extract again: python -m data_preparation.extract --dataset {layout.root} --videos {' '.join(map(video_name, again))}",
+                f"extract again: python -m data_preparation.extract --dataset {layout.root} --again True --videos {' '.join(map(video_name, again))}",
             ]
         )
     print("All frames of all dives are there and decode; the splits are disjoint.")

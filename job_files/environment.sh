@@ -8,6 +8,9 @@
 DEEPSPORTS_HOME="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export DEEPSPORTS_HOME
 
+case $- in *u*) deepsports_strict=u ;; *) deepsports_strict="" ;; esac
+set +u # modules and conda use variables that are not set
+
 # --- 1. Modules of your cluster, if it has any --------------------------------------------------------------------
 # module purge
 # module load gcc/13 python/3.11 cuda/12.8
@@ -18,6 +21,8 @@ if [ -f "$DEEPSPORTS_VENV/bin/activate" ]; then
     source "$DEEPSPORTS_VENV/bin/activate"
 fi
 # source "$(conda info --base)/etc/profile.d/conda.sh" && conda activate deepsports
+
+[ -z "$deepsports_strict" ] || set -u
 
 # --- 3. Account and partition that jobs are charged to and sent to (empty: the site's defaults) -------------------------
 deepsports_account=""

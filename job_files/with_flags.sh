@@ -2,7 +2,7 @@
 # Inside a Slurm job the training also keeps the job's comment up to date (launch.job); elsewhere it is training.train.
 
 if [ "${1:-}" = "--print_flags" ]; then # launch.submit asks
-    printf '%s\0' "${flags[@]}"
+    printf '%s\0' "training flags:" "${flags[@]}"
     exit 0
 fi
 cd "$DEEPSPORTS_HOME"

@@ -64,7 +64,15 @@ def read_flag_file(path: Path) -> list[str]:
         raise UserError(
             f"--config {path} cannot be read as bash ({lines[-1]}): compare it with the model_train_config.sh of the repository"
         )
-    return done.stdout.split("\0")[:-1]
+    words = done.stdout.split("\0")
+    starts = [
+        i for i, word in enumerate(words) if word.endswith("training flags:")
+    ]  # what the site's set-up prints stands before
+    if not starts:
+        raise UserError(
+            f"--config {path} gives no flags: its last line must source job_files/with_flags.sh, as in model_train_config.sh"
+        )
+    return words[starts[-1] + 1 : -1]
 
 
 def site_environment() -> Mapping[str, str]:

@@ -23,25 +23,31 @@ from launch.slurm import SlurmError, set_comment
 log = logging.getLogger("training.launch")
 
 _COMMENT_EVERY_S = 20  # the controller serves everyone; an epoch's end is always told
-_REQUEUE_GRACE_S = 10  # time for rank 0 to requeue the job before another rank's failure ends it
+_COMMENT_PAUSE_S = 300  # after a controller that did not answer
+_REQUEUE_GRACE_S = (
+    120  # time for rank 0 to requeue the job before another rank's failure ends it; the requeue ends the wait
+)
 
 
 class JobComment:
-    """Keeps the job's comment up to date; says once when that does not work."""
+    """Keeps the job's comment up to date; says once when that does not work, and tries again later."""
 
     def __init__(self, job_id: str) -> None:
-        self.job_id, self.told_at, self.told_epoch, self.broken = job_id, 0.0, -1, False
+        self.job_id, self.next_at, self.told_epoch, self.warned = job_id, 0.0, -1, False
 
     def __call__(self, progress: dict[str, Any]) -> None:
-        due = time.monotonic() - self.told_at >= _COMMENT_EVERY_S or progress["epoch"] != self.told_epoch
-        if self.broken or not (due or progress["state"] != "running"):
+        now = time.monotonic()
+        news = (progress["epoch"] != self.told_epoch or progress["state"] != "running") and not self.warned
+        if now < self.next_at and not news:
             return
-        self.told_at, self.told_epoch = time.monotonic(), progress["epoch"]
+        self.next_at, self.told_epoch = now + _COMMENT_EVERY_S, progress["epoch"]
         try:
             set_comment(self.job_id, progress_text(progress))
         except SlurmError as error:
-            self.broken = True
-            log.warning("squeue will not show the progress: %s", error)
+            self.next_at = now + _COMMENT_PAUSE_S
+            if not self.warned:
+                log.warning("squeue does not show the progress now: %s", error)
+            self.warned = True
 
 
 def main(argv: Sequence[str]) -> int:

@@ -21,6 +21,10 @@ def faults(launch: LaunchConfig, training: TrainConfig) -> list[str]:
         found.append(
             f"--batch_size {training.batch_size} cannot be shared by {processes} processes ({launch.nodes} nodes x {launch.tasks}): give a multiple of {processes}"
         )
+    if training.gpu and 0 < launch.gpus_per_node < launch.tasks:
+        found.append(
+            f"--tasks_per_node {launch.tasks} processes cannot share --gpus_per_node {launch.gpus_per_node} GPUs: give as many GPUs as tasks"
+        )
     if launch.gpus_per_node == 0 and training.gpu:
         found.append("--gpus_per_node 0 asks for no GPU and the training flags say --gpu True: add -- --gpu False")
     if not launch.dry_run and shutil.which("sbatch") is None:

@@ -13,13 +13,13 @@ class SlurmError(Exception):
     """A Slurm command that is missing, failed or did not answer; its text says which and why."""
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, timeout_s: int = _TIMEOUT_S) -> str:
     if shutil.which(command[0]) is None:
         raise SlurmError(f"{command[0]} is not on this machine")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} did not answer within {_TIMEOUT_S} s") from None
+        raise SlurmError(f"{command[0]} did not answer within {timeout_s} s") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise SlurmError(f"{command[0]}: {lines[-1]}")
@@ -66,4 +66,4 @@ def set_comment(job_id: str, comment: str) -> None:
     Raises:
         SlurmError: scontrol is missing (some sites have none on compute nodes) or refuses.
     """
-    _run("scontrol", "update", f"jobid={job_id}", f"comment={comment}")
+    _run("scontrol", "update", f"jobid={job_id}", f"comment={comment}", timeout_s=5)  # the training waits for it

@@ -6,6 +6,7 @@ python -m launch.status [--runs_dir runs]
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ _QUIET_S = 600  # a run that says nothing for so long has probably stopped
 class StatusConfig:
     """List runs with their state, progress and results."""
 
-    runs_dir: Path = flag(Path("./runs"), "Folder of all run folders.")
+    runs_dir: Path | None = flag(None, "Folder of all run folders; none takes DEEPSPORTS_RUNS, else ./runs.")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -92,9 +93,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     options = parse(StatusConfig, argv, prog="python -m launch.status", description=__doc__.splitlines()[0])
-    if not options.runs_dir.is_dir():
-        raise UserError(f"--runs_dir {options.runs_dir} is no folder: give the folder that holds the runs")
-    folders = sorted(p for p in options.runs_dir.iterdir() if (p / "config.json").exists() or (p / "jobs").is_dir())
+    runs_dir = options.runs_dir or Path(os.environ.get("DEEPSPORTS_RUNS", "./runs"))
+    if not runs_dir.is_dir():
+        raise UserError(f"--runs_dir {runs_dir} is no folder: give the folder that holds the runs")
+    folders = sorted(p for p in runs_dir.iterdir() if (p / "config.json").exists() or (p / "jobs").is_dir())
     unknown: list[str] = []
     jobs: dict[str, QueuedJob] = {}
     try:

@@ -73,7 +73,12 @@ def main(argv: Sequence[str]) -> int:
     if launch.dry_run:
         print(sbatch_script(executor, job_dir))
         return 0
-    submitted = executor.submit(job)
+    try:
+        submitted = executor.submit(job)
+    except submitit.core.utils.FailedJobError as error:
+        raise UserError(
+            f"sbatch refuses the job ({str(error).strip().splitlines()[-1]}): mend the launch flags or job_files/environment.sh"
+        ) from None
     folder = Path(str(job_dir).replace("%j", submitted.job_id))
     print(f"job        {submitted.job_id}")
     print(f"run folder {training.run_dir.resolve()}")

@@ -158,6 +158,14 @@ def test_every_backbone_runs_with_every_method(name: str, decoder: bool):
     assert torch.allclose(alone[0], outputs["execution_and_difficulty"][1], atol=1e-5)
 
 
+def test_scores_are_not_rounded_to_half_precision():
+    model = build_model(TrainConfig(**SMALL["timesformer"])).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model({"video": torch.rand(16, 3, 4, 32, 32)})["execution_and_difficulty"]
+    assert outputs.dtype == torch.float32
+    assert not torch.equal(outputs, outputs.to(torch.bfloat16).float())
+
+
 def test_freeze_trains_the_head_only():
     model = build_model(TrainConfig(freeze=True, **SMALL["timesformer"]))
     model.train()

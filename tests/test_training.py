@@ -122,6 +122,19 @@ def test_a_later_evaluation_gives_the_same_number(finished: Path, tmp_path: Path
     assert (copied / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
 
 
+def test_an_unfinished_run_is_not_judged(finished: Path, tmp_path: Path):
+    run_to_end(*same_flags(finished, "--runs_dir", tmp_path, "--epochs", 1, "--evaluate", "False"))
+    unfinished = tmp_path / "whole"
+    config = json.loads((unfinished / "config.json").read_text())
+    (unfinished / "config.json").write_text(json.dumps({**config, "epochs": 3}))
+    (unfinished / "progress.json").write_text(json.dumps({"state": "interrupted"}))
+    process = start("-m", "training.evaluate", "--run", unfinished)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "trained 1 of 3 epochs" in out
+    assert not (unfinished / "summary.json").exists()
+
+
 def test_the_same_flags_give_the_same_run(finished: Path, tmp_path: Path):
     run_to_end(*same_flags(finished, "--runs_dir", tmp_path, "--workers", 0))
     assert_same_run(finished, tmp_path / "whole")
@@ -233,6 +246,21 @@ def test_gpus_that_cuda_does_not_see_are_an_error(train):
     assert "Slurm gave this job GPUs" in done.stderr
     done = train("--gpu", "True", "--epochs", 1, "--run_name", "cpu")
     assert "no GPU found" in done.stderr
+
+
+def test_a_damaged_frame_is_one_sentence(train, dataset: Path, tmp_path: Path):
+    frames = tmp_path / "frames"
+    shutil.copytree(dataset / "whole_videos_frames", frames)
+    archive = bytearray((frames / "02.zip").read_bytes())
+    for at in range(2000, len(archive) - 60_000, 5000):
+        archive[at] ^= 0xFF
+    (frames / "02.zip").write_bytes(archive)
+    done = train("--root_dir", frames, "--workers", 2, check=False)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "damaged" in errors[0]
+    assert "extract the video again" in errors[0]
 
 
 def test_c3d_trains(train, tmp_path: Path):

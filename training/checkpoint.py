@@ -18,7 +18,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: the disk is full or not writable; the file that was there is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that a killed save's leftover is written over
     try:
         with open(temporary, "wb") as file:
             torch.save(content, file)

@@ -41,7 +41,6 @@ MAY_CHANGE = frozenset(
         "prefetch",
         "log_every",
         "checkpoint_every",
-        "pretrained_model",
         "runs_dir",
         "run_name",
         "resume",
@@ -250,4 +249,6 @@ def from_record(record: dict) -> TrainConfig:
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Fields that a resumed run may not change and that differ, as 'name: old -> new'."""
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in MAY_CHANGE]
+    if new.lr_schedule != "constant":
+        names.append("epochs")  # the schedule ends with the last epoch
     return [f"--{n}: {getattr(old, n)} -> {getattr(new, n)}" for n in names if getattr(old, n) != getattr(new, n)]

@@ -131,8 +131,9 @@ def choose_device(use_gpu: bool, ranks: Ranks, env: Mapping[str, str] = os.envir
         return torch.device("cpu")
     if torch.cuda.is_available():
         seen = torch.cuda.device_count()
-        # with one GPU bound to each task, every process sees its own as number 0
-        index = 0 if seen == 1 and _bound_per_task(env) else ranks.local_rank
+        on_node = int(env.get("SLURM_GPUS_ON_NODE") or seen)
+        # where Slurm binds a GPU to each task, every process sees its own as number 0
+        index = 0 if seen == 1 and ranks.local_rank < on_node else ranks.local_rank
         if index >= seen:
             raise UserError(
                 f"local rank {ranks.local_rank} has no GPU of its own ({seen} visible): ask for as many GPUs as tasks on each node"
@@ -144,10 +145,6 @@ def choose_device(use_gpu: bool, ranks: Ranks, env: Mapping[str, str] = os.envir
             f"Slurm gave this job GPUs ({given}) and CUDA sees none: mend the driver or the torch build of this environment, or say --gpu False"
         )
     return torch.device("cpu")
-
-
-def _bound_per_task(env: Mapping[str, str]) -> bool:
-    return "SLURM_STEP_ID" in env or "SLURM_GPUS_PER_TASK" in env
 
 
 def join(ranks: Ranks, device: torch.device) -> None:

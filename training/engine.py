@@ -86,13 +86,24 @@ def to_device(batch: Tensors, config: TrainConfig, device: torch.device) -> Tens
 
 @torch.no_grad()
 def predict(
-    model: ScoringModel, data: DiveDataset, config: TrainConfig, ranks: Ranks, device: torch.device
+    model: ScoringModel,
+    data: DiveDataset,
+    config: TrainConfig,
+    ranks: Ranks,
+    device: torch.device,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> tuple[Tensors, Tensors]:
-    """Outputs and targets of every dive once, in the data's order, on the CPU, the same on every rank."""
+    """Outputs and targets of every dive once, in the data's order, on the CPU, the same on every rank.
+
+    `between_batches` is called equally often on every rank, so it may be a place to agree on stopping.
+    """
     model.eval()
     precision = resolve_precision(config.precision, device)
     rows: list[tuple[int, Tensors, Tensors]] = []
     for loaded in evaluation_batches(data, config, ranks, device):
+        between_batches()
+        if loaded is None:  # this rank has no share of the last round
+            continue
         batch = to_device(loaded, config, device)
         with autocast(precision, device):
             outputs = model(batch)
@@ -167,9 +178,13 @@ class Engine:
 
     def validate(self, data: DiveDataset) -> dict[str, float]:
         """Losses over the whole set as one batch, and the metrics of its final scores."""
-        outputs, targets = predict(self.model, data, self.config, self.ranks, self.device)
+        outputs, targets = predict(self.model, data, self.config, self.ranks, self.device, self.stop_if_told)
         losses = self.model.method.loss(outputs, targets)
         scores = self.model.method.scores(outputs).tolist()
+        if not all(map(math.isfinite, scores)):
+            raise UserError(
+                f"the model predicts scores that are no numbers after step {self.position.global_step}: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
+            )
         metrics = score_metrics(scores, [d.final_score for d in data.dives])
         parts = {f"val_loss_{name}": float(value) for name, value in losses.items() if name != "loss"}
         return {"val_loss": float(losses["loss"]), **parts, **{f"val_{name}": value for name, value in metrics.items()}}
@@ -204,7 +219,7 @@ class Engine:
                    disable=not (self.ranks.is_first and sys.stderr.isatty()))  # fmt: skip
         with bar:
             while True:
-                self._stop_if_told()
+                self.stop_if_told()
                 if at.step == steps:
                     return
                 waited_from = time.perf_counter()
@@ -235,10 +250,11 @@ class Engine:
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": at.epoch, "step": at.global_step, **result}
             self.run.append_metrics({**record, "seconds": time.perf_counter() - started})
-            draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), title=self.run.path.name)
             if is_best:
                 checkpoint.save(self.run.best_checkpoint, {"model": self.model.state_dict(), "position": asdict(at)})
         self.save_last()
+        if self.ranks.is_first:
+            draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), title=self.run.path.name)
         log.info(
             "Epoch %d/%d  train loss %.4f  validation loss %.4f  Spearman %.4f  R-l2 x100 %.3f%s  %.1f s",
             at.epoch, self.config.epochs, result["train_loss"], result["val_loss"], spearman, result["val_r_l2_x100"],
@@ -251,11 +267,12 @@ class Engine:
         at, patience = self.position, self.config.patience
         return bool(patience and at.best_epoch and at.epoch - at.best_epoch >= patience)
 
-    def _stop_if_told(self) -> None:
+    def stop_if_told(self) -> None:
         if status := self.interruption.agreed_status(self.device):
             self.save_last()
             at = self.position
             self._report({"state": "interrupted"})
+            barrier()  # the first rank has told the world: from here on no rank's end can cut it short
             raise Interrupted(
                 f"stopped by a signal after step {at.step} of epoch {at.epoch + 1}; the checkpoint is written",
                 status,
@@ -275,10 +292,20 @@ class Engine:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "precision": self.precision,
             "position": asdict(self.position),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned.
+
+        Raises:
+            UserError: the run was computed in another precision than this device's.
+        """
+        if state["precision"] != self.precision:
+            raise UserError(
+                f"{self.run.path} was trained in {state['precision']} and this is {self.precision}: say --precision {state['precision']}, or give another --run_name"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

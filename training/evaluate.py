@@ -10,10 +10,11 @@ A run whose test split was opened before answers with that result.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from data_preparation.cli import UserError, flag, parse, run
 from training import checkpoint
 from training.config import TrainConfig, path_faults
 from training.data.dataset import DiveDataset, frame_faults, load_lists
-from training.distributed import Ranks, barrier, choose_device
+from training.distributed import Ranks, barrier, choose_device, gather_objects
 from training.engine import predict
 from training.logs import start_log
 from training.metrics import baselines, bootstrap_interval, relative_l2_rows, score_metrics, spearman_rows
@@ -43,6 +44,7 @@ def open_test_split(
     device: torch.device,
     train_dives: Sequence[Dive],
     test_dives: Sequence[Dive],
+    between_batches: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Score the test dives with best.pt; write predictions.csv and summary.json; return the summary.
 
@@ -50,7 +52,7 @@ def open_test_split(
     keeps that result: choosing among several openings would be choosing on the test set.
     """
     best = checkpoint.load(run.best_checkpoint, device)
-    opened = read_json(run.summary_file)
+    opened = gather_objects(read_json(run.summary_file))[0]  # the first rank decides for all
     if opened is not None:
         log.log(
             logging.WARNING if ranks.is_first else logging.DEBUG,
@@ -61,7 +63,7 @@ def open_test_split(
         return opened
     model.load_state_dict(best["model"])
     data = DiveDataset(test_dives, config, model.method.targets, augment=False)
-    outputs, _ = predict(model, data, config, ranks, device)
+    outputs, _ = predict(model, data, config, ranks, device, between_batches)
     predicted = model.method.scores(outputs).tolist()
     summary = summarise(predicted, train_dives, test_dives, best["position"])
     if ranks.is_first:
@@ -145,7 +147,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not folder.best_checkpoint.exists():
         raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
-    if faults := path_faults(config):
+    epochs = len(folder.metrics("epoch"))
+    if (read_json(folder.progress_file) or {}).get("state") != "finished" and epochs < config.epochs:
+        raise UserError(
+            f"{options.run} has trained {epochs} of {config.epochs} epochs: let it end first, the test split is opened once"
+        )
+    if faults := path_faults(dataclasses.replace(config, pretrained_model="none")):
         raise UserError.of(faults)
     ranks = Ranks()
     start_log(config.loglevel, ranks)

@@ -43,6 +43,11 @@ class InterruptionFlag:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def ignore(self) -> None:
+        """From here on the process ends by itself: a signal must not spoil its exit status."""
+        for number in STATUS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _remember(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.status:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step boundary

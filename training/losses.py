@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 import torchsort
 from torch.nn import functional as F
+
+# torchsort ranks on the GPU only where it was compiled with the CUDA toolkit; a batch of scores is as well ranked on the CPU
+_RANKS_ON_GPU = find_spec("torchsort.isotonic_cuda") is not None
 
 
 def average_ranks(values_B: torch.Tensor) -> torch.Tensor:
@@ -25,6 +30,9 @@ def soft_spearman(
     the smaller, the nearer to scipy.stats.spearmanr and the rarer a gradient. Computed in float32 whatever the input.
     A batch that has no order (one dive, all predictions or all targets equal) gives 0 and no gradient.
     """
+    device = predicted_B.device
+    if not _RANKS_ON_GPU:
+        predicted_B, target_B = predicted_B.cpu(), target_B.cpu()
     predicted_B = predicted_B.float()
     centred_target = average_ranks(target_B)
     centred_target = centred_target - centred_target.mean()
@@ -33,8 +41,8 @@ def soft_spearman(
     centred = soft_ranks - soft_ranks.mean()
     spread = centred.square().sum() * centred_target.square().sum()
     if spread <= 1e-10:
-        return predicted_B.sum() * 0
-    return (centred * centred_target).sum() / spread.sqrt()
+        return (predicted_B.sum() * 0).to(device)
+    return ((centred * centred_target).sum() / spread.sqrt()).to(device)
 
 
 def mse(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,8 @@ class RunFolder:
         """Make the folder and record what the run is."""
         self.last_checkpoint.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.config_file, as_record(config))
-        write_json(self.path / "environment.json", environment_record())
+        if not (self.path / "environment.json").exists():
+            write_json(self.path / "environment.json", environment_record())
 
     # ------------------------------------------------------------------------------------------------------ metrics
 

@@ -8,6 +8,7 @@ a checkpoint, the same command goes on.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from training.config import TrainConfig, differences, path_faults
 from training.cost import describe_cost
 from training.data.dataset import DiveDataset, data_fingerprint, frame_faults, load_lists
 from training.distributed import Ranks
-from training.engine import Engine, ProgressHook
+from training.engine import Engine, ProgressHook, resolve_precision
 from training.evaluate import open_test_split
 from training.interruption import Interrupted, InterruptionFlag
 from training.logs import also_log_to, start_log
@@ -37,11 +38,13 @@ def main(argv: Sequence[str], on_progress: ProgressHook | None = None) -> int:
     try:
         train(config, interruption, on_progress)
     except Interrupted as stop:
+        interruption.ignore()
         log.warning("%s: start the same command again to go on", stop)
-        return stop.status
-    finally:
-        interruption.restore()
         distributed.leave()
+        return stop.status
+    # after an error the ranks do not take leave: with nccl that can wait for the others, who must see this one fail
+    distributed.leave()
+    interruption.restore()
     return 0
 
 
@@ -62,6 +65,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     if cpus := distributed.allocated_cpus():
         torch.set_num_threads(cpus)
     device = distributed.choose_device(config.gpu, ranks)
+    precision = resolve_precision(config.precision, device)
     train_dives, val_dives, test_dives = load_lists(config, with_test=config.evaluate)
     if faults := frame_faults([*train_dives, *val_dives, *test_dives], config):
         raise UserError.of(faults)
@@ -72,7 +76,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     also_log_to(run.job_dir(distributed.slurm_job_id() or "local") / f"rank{ranks.rank}.log")
 
     model.to(device)
-    describe(config, ranks, device, model, len(train_dives), len(val_dives))
+    describe(config, ranks, device, precision, model, len(train_dives), len(val_dives))
     engine = Engine(model, config, run, ranks, device, interruption, on_progress)
     resume(engine, run, ranks)
     method = model.method
@@ -81,7 +85,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         DiveDataset(val_dives, config, method.targets, augment=False),
     )
     if config.evaluate:
-        open_test_split(run, config, model, ranks, device, [*train_dives, *val_dives], test_dives)
+        open_test_split(run, config, model, ranks, device, [*train_dives, *val_dives], test_dives, engine.stop_if_told)
     engine.report_end()
     log.info("Loss plot: %s", run.plot_file(config))
 
@@ -101,12 +105,13 @@ def open_run(run: RunFolder, config: TrainConfig, train_dives: Sequence, val_div
     if saved is not None:
         if not config.resume:
             raise UserError(f"{run.path} holds a run and --resume is False: give another --run_name, or let it resume")
-        if changed := differences(saved, config):
+        changed = differences(saved, config)
+        if changed and run.last_checkpoint.exists():  # nothing is lost with a run that never saved
             raise UserError(
                 f"{run.path} holds a run with other flags ({'; '.join(changed)}): give another --run_name, or the flags of that run"
             )
         recorded = read_json(run.splits_file)
-        if recorded is not None and recorded["fingerprint"] != splits["fingerprint"]:
+        if recorded is not None and recorded != json.loads(json.dumps(splits)) and not changed:
             raise UserError(
                 f"{run.path} was trained on other annotations or lists than these: give another --run_name, or the data of that run"
             )
@@ -119,24 +124,30 @@ def open_run(run: RunFolder, config: TrainConfig, train_dives: Sequence, val_div
 
 def resume(engine: Engine, run: RunFolder, ranks: Ranks) -> None:
     """Go on from the last checkpoint, if there is one; what was logged after it is forgotten."""
-    if not run.last_checkpoint.exists():
-        return
-    engine.load_state(checkpoint.load(run.last_checkpoint))
+    found = run.last_checkpoint.exists()
+    if found:
+        engine.load_state(checkpoint.load(run.last_checkpoint))
     at = engine.position
+    if len({(p.epoch, p.global_step) for p in distributed.gather_objects(at)}) > 1:
+        raise UserError(
+            f"the processes do not see the same checkpoint in {run.path}: --runs_dir must be on a file system that all nodes share"
+        )
     if ranks.is_first:
         run.rewind_metrics(at.epoch, at.global_step)
-    log.info("Resuming %s at epoch %d, step %d", run.path, at.epoch + 1, at.step)
+    if found:
+        log.info("Resuming %s at epoch %d, step %d", run.path, at.epoch + 1, at.step)
 
 
 def describe(
-    config: TrainConfig, ranks: Ranks, device: torch.device, model: ScoringModel, train: int, val: int
+    config: TrainConfig, ranks: Ranks, device: torch.device, precision: str, model: ScoringModel, train: int, val: int
 ) -> None:
     """The head of the log: where it runs, on what, and what it costs."""
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)} ({torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB)"
     else:
         where = f"CPU ({torch.get_num_threads()} threads)" + (", no GPU found" if config.gpu else "")
-    log.info("Device %s, %d process%s (%s)", where, ranks.world_size, "es" * (ranks.world_size > 1), ranks.source)
+    processes = f"{ranks.world_size} process{'es' if ranks.world_size > 1 else ''}"
+    log.info("Device %s, %s, %s (%s)", where, precision, processes, ranks.source)
     log.info("Dives: %d train, %d validation; %d to a step", train, val, config.batch_size)
     log.info("%s + %s: %s", config.model, config.method, describe_cost(model, config))
 

@@ -82,6 +82,12 @@ def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
         if video not in prepared:
             faults.append(f"video {name} has no frames in {config.root_dir}: {again}")
             continue
+        if config.frame_method == "random":
+            short = [d.name for d in dives if d.video == video and d.frame_count < config.frame_num]
+            if short:
+                faults.append(
+                    f"video {name} has {len(short)} dives of fewer than {config.frame_num} frames ({short[0]}, ...): --frame_method random cannot choose so many, take fewer --frame_num or another method"
+                )
         there = open_frames(config.root_dir, video).numbers
         lacking = [d.name for d in dives if d.video == video and not _has_frames(d, config, there)]
         if lacking:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
+from data_preparation.cli import UserError
 from training.config import TrainConfig
 from training.data.dataset import DiveDataset
 from training.data.sampling import epoch_order, rank_rows
 from training.distributed import Ranks
+
+EVALUATION_BATCH = 8  # dives: fits where training fits, on any number of GPUs
 
 
 def steps_per_epoch(dives: int, batch_size: int) -> int:
@@ -22,6 +25,14 @@ def steps_per_epoch(dives: int, batch_size: int) -> int:
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)  # the loader processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which stops at a step boundary
+
+
+def _own_words(batches: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
+    """The batches; a UserError of a loader process keeps its sentence and loses the process's traceback."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).rstrip().splitlines()[-1].split("UserError: ", 1)[-1]) from None
 
 
 def _load(
@@ -49,19 +60,23 @@ def training_batches(
         [(epoch, index) for index in rank_rows(order[step * size : (step + 1) * size], ranks.rank, ranks.world_size)]
         for step in range(first_step, steps_per_epoch(len(dataset), size))
     ]
-    return iter(_load(dataset, batches, config, device)) if batches else iter(())
+    return _own_words(_load(dataset, batches, config, device)) if batches else iter(())
 
 
 def evaluation_batches(
     dataset: DiveDataset, config: TrainConfig, ranks: Ranks, device: torch.device
-) -> Iterator[dict[str, torch.Tensor]]:
-    """This rank's dives (every world_size-th), each exactly once over all ranks; nothing is padded.
+) -> Iterator[dict[str, torch.Tensor] | None]:
+    """Batches that hold each dive exactly once over all ranks, nothing padded; None where only others have one left, so
+    that all ranks go through the same number of rounds.
 
     A dive's batch mates do not depend on the number of ranks: batches are cut from the list first and dealt out then.
     """
-    size = config.batch_size
+    size = min(config.batch_size, EVALUATION_BATCH)
     batches = [
         [(0, i) for i in range(start, min(start + size, len(dataset)))] for start in range(0, len(dataset), size)
     ]
     mine = batches[ranks.rank :: ranks.world_size]
-    return iter(_load(dataset, mine, config, device)) if mine else iter(())
+    if mine:
+        yield from _own_words(_load(dataset, mine, config, device))
+    rounds = -(-len(batches) // ranks.world_size)
+    yield from [None] * (rounds - len(mine))

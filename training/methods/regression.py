@@ -68,7 +68,9 @@ class Regression(Method):
     def forward(self, backbone: Backbone, batch: Tensors) -> Tensors:
         features_BND = backbone(batch["video"])
         tokens = features_BND if isinstance(self.head, TokenDecoder) else features_BND.mean(dim=1)
-        return {"execution_and_difficulty": self.head(tokens).float()}  # (B, 2); products in half precision make ties
+        # the head computes in float32 whatever the autocast: a difficulty in bf16 has steps of 0.016, half a point of score
+        with torch.autocast(tokens.device.type, enabled=False):
+            return {"execution_and_difficulty": self.head(tokens.float())}  # (B, 2)
 
     def loss(self, outputs: Tensors, targets: Tensors) -> Tensors:
         c = self.config
