@@ -204,6 +204,22 @@ def test_a_run_folder_of_another_configuration_is_refused(finished: Path):
     assert metrics(finished) == before
 
 
+def test_a_second_training_in_the_same_folder_is_refused(finished: Path, tmp_path: Path):
+    command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 50)
+    first = start(*command)
+    lines = tmp_path / "whole" / "metrics.jsonl"
+    while not (lines.exists() and lines.read_text()):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.05)
+    second = start(*command)
+    out, _ = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert "another training is at work in" in out
+    assert first.poll() is None
+    first.kill()
+    first.communicate(timeout=60)
+
+
 def test_a_torn_checkpoint_is_named(finished: Path, tmp_path: Path):
     copied = tmp_path / "torn"
     shutil.copytree(finished, copied)

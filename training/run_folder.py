@@ -14,7 +14,9 @@ runs/<name>/
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import math
 import os
 import platform
@@ -25,10 +27,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_preparation.cli import UserError
 from training.config import TrainConfig, as_record, from_record
+
+log = logging.getLogger(__name__)
+
+_held: list[IO[str]] = []  # lock files; closing one would give its lock away
 
 _PACKAGES = "torch torchvision timm fvcore torchsort av simplejpeg numpy scipy scikit-learn matplotlib submitit".split()  # noqa: SIM905
 
@@ -114,6 +120,31 @@ class RunFolder:
         """The configuration that the run was started with, or None for a new run."""
         record = read_json(self.config_file)
         return None if record is None else from_record(record)
+
+    def hold(self) -> None:
+        """Keep other trainings out of this folder until this process ends, however it ends.
+
+        Raises:
+            UserError: another training is at work here, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")  # noqa: SIM115 (open for as long as the process lives)
+        except OSError as error:
+            raise UserError(
+                f"run folder {self.path} cannot be made ({error.strerror}): choose another --runs_dir"
+            ) from None
+        try:
+            fcntl.lockf(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # of this process alone: loader processes do not inherit it
+        except BlockingIOError:
+            raise UserError(
+                f"another training is at work in {self.path}: wait for it, or give another --run_name"
+            ) from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): do not start a second training in it", self.path, error.strerror)
+        _held.append(file)
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder and record what the run is."""

@@ -101,24 +101,20 @@ def open_run(run: RunFolder, config: TrainConfig, train_dives: Sequence, val_div
         "train": [d.key for d in train_dives],
         "val": [d.key for d in val_dives],
     }
+    run.hold()
     saved = run.saved_config()
-    if saved is not None:
+    if saved is not None and run.last_checkpoint.exists():  # nothing is lost with a run that never saved
         if not config.resume:
             raise UserError(f"{run.path} holds a run and --resume is False: give another --run_name, or let it resume")
-        changed = differences(saved, config)
-        if changed and run.last_checkpoint.exists():  # nothing is lost with a run that never saved
+        if changed := differences(saved, config):
             raise UserError(
                 f"{run.path} holds a run with other flags ({'; '.join(changed)}): give another --run_name, or the flags of that run"
             )
-        recorded = read_json(run.splits_file)
-        if recorded is not None and recorded != json.loads(json.dumps(splits)) and not changed:
+        if read_json(run.splits_file) != json.loads(json.dumps(splits)):
             raise UserError(
                 f"{run.path} was trained on other annotations or lists than these: give another --run_name, or the data of that run"
             )
-    try:
-        run.create(config)
-    except OSError as error:
-        raise UserError(f"run folder {run.path} cannot be made ({error.strerror}): choose another --runs_dir") from None
+    run.create(config)
     write_json(run.splits_file, splits)
 
 
