@@ -1,122 +1,86 @@
-"""Annotation files -> Dive records (leaf).
+"""Annotation files -> Dive records, and what a person wants to know of them.
+
+    python -m data_preparation.annotations summary --dataset DIR
+    python -m data_preparation.annotations disjoint --train_path small.pkl --test_path test.pkl --output train.pkl
 
 Reads MTL-AQA's own pickles (Parmar and Morris, "What and How Well You Performed? A Multitask Learning Approach to
-Action Quality Assessment", CVPR 2019) with an unpickler that can build builtins and numpy scalars and arrays only,
-because annotation files are downloads and a pickle can run code.
+Action Quality Assessment", CVPR 2019), and CSV or JSON of the same fields. Whatever is wrong with a file is said at
+once, a line for each fault.
 """
 
 from __future__ import annotations
 
-import io
+import csv
 import json
-import math
 import pickle
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError
+import numpy as np
 
-DiveKey = tuple[int, int]  # (video, dive number within the video)
+from data_preparation.cli import UserError, first_line, flag, parse_command, run
+from data_preparation.dives import (
+    ATTRIBUTE_CLASSES,
+    POSITION_LETTERS,
+    POSITIONS,
+    ROTATION_TYPES,
+    Dive,
+    DiveKey,
+    dive_faults,
+    dive_name,
+    judge_exceptions,
+    judged_score,
+    list_names,
+    overlap_faults,
+)
+from data_preparation.files import write_whole
+from data_preparation.layout import DatasetLayout, default_dataset
+from data_preparation.pickles import load_pickle
 
-# The label vocabulary of MTL-AQA, by index, verified against the dive numbers.
-POSITIONS = ("free", "pike", "tuck")  # letters D, B, C
-ROTATION_TYPES = ("back", "forward", "inward", "reverse")
-ATTRIBUTE_CLASSES = {"position": 3, "armstand": 2, "rotation_type": 4, "ss_no": 10, "tw_no": 8}
-
-
-@dataclass(frozen=True)
-class Dive:
-    """One judged dive of a broadcast.
-
-    Frames are 1-based and inclusive, numbered as `ffmpeg -i NN.mp4 %06d.jpg` numbers them. `difficulty` is the degree
-    of difficulty, `final_score` is in points (0 to about 120). The other fields are None where a file does not have
-    them; `ss_no` and `tw_no` count half somersaults and half twists.
-    """
-
-    video: int
-    number: int
-    start_frame: int
-    end_frame: int
-    difficulty: float
-    final_score: float
-    position: int | None = None
-    armstand: int | None = None
-    rotation_type: int | None = None
-    ss_no: int | None = None
-    tw_no: int | None = None
-    judge_scores: tuple[float, ...] | None = None
-    dive_number: str | None = None
-    caption: tuple[str, ...] | None = None
-
-    @property
-    def key(self) -> DiveKey:
-        return (self.video, self.number)
-
-    @property
-    def frame_count(self) -> int:
-        return self.end_frame - self.start_frame + 1
-
-    @property
-    def name(self) -> str:
-        """How messages name a dive: video and number ('03/055')."""
-        return f"{self.video:02d}/{self.number:03d}"
+_REQUIRED = ("start_frame", "end_frame", "difficulty", "final_score")
+_VIDEO_COLUMNS, _DIVE_COLUMNS = ("video", "video_num"), ("dive", "number")
+_WORDS = {
+    "position": {
+        **{w: i for i, w in enumerate(POSITIONS)},
+        **{letter.lower(): i for i, letter in enumerate(POSITION_LETTERS)},
+    },
+    "rotation_type": {w: i for i, w in enumerate(ROTATION_TYPES)},
+    "armstand": {"false": 0, "no": 0, "true": 1, "yes": 1},
+}
 
 
-# ---------------------------------------------------------------------------------------------- restricted unpickling
+# ------------------------------------------------------------------------------------------------------- file -> rows
 
 
-def _numpy_globals() -> dict[tuple[str, str], Any]:
-    import numpy as np
-    from numpy._core import multiarray, numeric  # home of what numpy's own pickles name, under its old and its new path
-
-    allowed: dict[tuple[str, str], Any] = {("numpy", "dtype"): np.dtype, ("numpy", "ndarray"): np.ndarray}
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        allowed[(module, "scalar")] = multiarray.scalar
-        allowed[(module, "_reconstruct")] = multiarray._reconstruct
-    for module in ("numpy.core.numeric", "numpy._core.numeric"):
-        allowed[(module, "_frombuffer")] = numeric._frombuffer  # arrays of protocol 5
-    return allowed
-
-
-def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
-    """What pickles of protocol 2 call `_codecs.encode` for: bytes written as text."""
-    return text.encode(encoding)
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = {**_numpy_globals(), ("_codecs", "encode"): _latin1_bytes}
-        try:
-            return allowed[(module, name)]
-        except KeyError:
-            raise UserError(
-                f"refused: the pickle wants to load '{module}.{name}', which no annotation needs; do not trust this file"
-            ) from None
-
-
-def load_pickle(path: Path) -> Any:
-    """The content of an untrusted pickle of builtins and numpy scalars and arrays.
-
-    Raises:
-        UserError: the file is missing, is no pickle, or names anything else (which is then not loaded).
-    """
+def _read_text(path: Path) -> str:
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of an annotation file") from None
+        return Path(path).read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): give a text file in UTF-8") from None
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    lines = _read_text(path).splitlines()
+    delimiter = next((d for d in ",;\t" if lines and d in lines[0]), ",")
+    rows = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
+    return [
+        {(k or "").strip(): v.strip() for k, v in row.items() if isinstance(v, str) and v.strip()}
+        for row in rows
+        if any(row.values())
+    ]
+
+
+def _json_rows(path: Path) -> list[Any]:
     try:
-        return _RestrictedUnpickler(io.BytesIO(data)).load()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(
-            f"{path} is not a readable pickle ({type(error).__name__}: {error}): download it again"
-        ) from None
-
-
-# ------------------------------------------------------------------------------------------------------ file -> Dives
+        rows = json.loads(_read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({first_line(error)}): mend it") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds no JSON list: write one object a dive, or one [video, dive] pair")
+    return rows
 
 
 def _key(raw: Any, where: str) -> DiveKey:
@@ -127,104 +91,188 @@ def _key(raw: Any, where: str) -> DiveKey:
         raise UserError(f"{where}: '{raw}' is not a (video, dive) pair") from None
 
 
-_REQUIRED = ("start_frame", "end_frame", "difficulty", "final_score")
+def _keyed(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[str, Any]]]:
+    """Rows of a CSV or JSON file with their keys; dives without a number are numbered in the order of their video."""
+    counted: Counter[int] = Counter()
+    for position, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{where}, entry {position} is no set of named fields: write one object a dive")
+        video = next((row[name] for name in _VIDEO_COLUMNS if name in row), None)
+        if video is None:
+            raise UserError(f"{where}, entry {position} has no 'video': name the columns {_columns_text()}")
+        number = next((row[name] for name in _DIVE_COLUMNS if name in row), None)
+        key = _key((video, 0 if number is None else number), f"{where}, entry {position}")
+        counted[key[0]] += 1
+        yield (key if number is not None else (key[0], counted[key[0]])), row
 
 
-def _dive(key: DiveKey, fields: Mapping[str, Any]) -> Dive:
-    attributes = {name: int(fields[name]) for name in ATTRIBUTE_CLASSES if name in fields}
-    judges = fields.get("judge_scores")
-    return Dive(
-        video=key[0],
-        number=key[1],
-        start_frame=int(fields["start_frame"]),
-        end_frame=int(fields["end_frame"]),
-        difficulty=float(fields["difficulty"]),
-        final_score=float(fields["final_score"]),
-        judge_scores=None if judges is None else tuple(float(score) for score in judges),
-        dive_number=fields.get("dive_number"),
-        **attributes,
-    )
+def _columns_text() -> str:
+    return "video, dive, " + ", ".join(_REQUIRED)
 
 
-def dive_faults(dive: Dive) -> list[str]:
-    """What is impossible about one dive, a sentence each."""
-    faults = []
-    if not 1 <= dive.start_frame <= dive.end_frame:
-        faults.append(
-            f"dive {dive.name}: frames {dive.start_frame} to {dive.end_frame} are no range that starts at 1 or later"
-        )
-    if not (math.isfinite(dive.difficulty) and dive.difficulty > 0):
-        faults.append(f"dive {dive.name}: difficulty {dive.difficulty} must be greater than 0")
-    if not (math.isfinite(dive.final_score) and dive.final_score >= 0):
-        faults.append(f"dive {dive.name}: final score {dive.final_score} must be 0 or more")
-    for name, classes in ATTRIBUTE_CLASSES.items():
-        value = getattr(dive, name)
-        if value is not None and not 0 <= value < classes:
-            faults.append(f"dive {dive.name}: {name} {value} is outside 0 to {classes - 1}")
-    return faults
-
-
-def load_annotations(path: Path, captions_path: Path | None = None) -> dict[DiveKey, Dive]:
-    """All dives of an annotation pickle, in the file's order; captions are joined when their file is given.
-
-    Raises:
-        UserError: naming every fault of the file, one a line.
-    """
+def _rows(path: Path) -> list[tuple[DiveKey, Mapping[str, Any]]]:
+    """(key, fields) of every entry of an annotation file, in the file's order."""
+    suffix = Path(path).suffix.lower()
+    if suffix in (".csv", ".json"):
+        rows = _csv_rows(path) if suffix == ".csv" else _json_rows(path)
+        if not rows:
+            raise UserError(f"{path} holds no dive: write one row a dive with the columns {_columns_text()}")
+        return list(_keyed(rows, str(path)))
     raw = load_pickle(path)
     if not isinstance(raw, dict) or not raw:
         raise UserError(
             f"{path} holds no dictionary of dives: give MTL-AQA's final_annotations_dict.pkl or a file like it"
         )
-    captions = load_captions(captions_path) if captions_path else {}
+    return [(_key(raw_key, str(path)), fields) for raw_key, fields in raw.items()]
+
+
+# ------------------------------------------------------------------------------------------------------- rows -> Dives
+
+
+def _whole(value: Any, name: str) -> int:
+    number = float(value)
+    if number != int(number):
+        raise ValueError(f"{name} '{value}' is no whole number")
+    return int(number)
+
+
+def _attribute(value: Any, name: str) -> int:
+    words = _WORDS.get(name, {})
+    return words[value.lower()] if isinstance(value, str) and value.lower() in words else _whole(value, name)
+
+
+def _judges(value: Any) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    return tuple(float(score) for score in (value.replace(";", " ").split() if isinstance(value, str) else value))
+
+
+def _caption(value: Any) -> tuple[str, ...] | None:
+    return ("<sos>", *value.lower().split(), "<eos>") if isinstance(value, str) else value
+
+
+def _dive(key: DiveKey, fields: Mapping[str, Any]) -> Dive:
+    return Dive(
+        video=key[0],
+        number=key[1],
+        start_frame=_whole(fields["start_frame"], "start_frame"),
+        end_frame=_whole(fields["end_frame"], "end_frame"),
+        difficulty=float(fields["difficulty"]),
+        final_score=float(fields["final_score"]),
+        judge_scores=_judges(fields.get("judge_scores")),
+        dive_number=fields.get("dive_number"),
+        caption=_caption(fields.get("caption")),
+        **{name: _attribute(fields[name], name) for name in ATTRIBUTE_CLASSES if name in fields},
+    )
+
+
+def read_annotations(path: Path) -> tuple[dict[DiveKey, Dive], list[str]]:
+    """(the dives of an annotation file in its order, everything that is wrong with them).
+
+    Raises:
+        UserError: the file as a whole is unreadable or holds no dives.
+    """
     dives: dict[DiveKey, Dive] = {}
     faults: list[str] = []
-    for raw_key, fields in raw.items():
-        key = _key(raw_key, str(path))
+    for key, fields in _rows(path):
         missing = [name for name in _REQUIRED if not isinstance(fields, dict) or name not in fields]
         if missing:
-            faults.append(f"dive {key[0]:02d}/{key[1]:03d}: {', '.join(missing)} missing")
-            continue
-        try:
-            dive = _dive(key, fields)
-        except (TypeError, ValueError) as error:
-            faults.append(f"dive {key[0]:02d}/{key[1]:03d}: {error}")
-            continue
-        if key in captions:
-            dive = Dive(**{**dive.__dict__, "caption": captions[key]})
+            faults.append(f"dive {dive_name(key)}: {', '.join(missing)} missing")
+        elif key in dives:
+            faults.append(f"dive {dive_name(key)}: given twice")
+        else:
+            try:
+                dives[key] = _dive(key, fields)
+            except (TypeError, ValueError, OverflowError) as error:
+                faults.append(f"dive {dive_name(key)}: {first_line(error)}")
+    for dive in dives.values():
         faults += dive_faults(dive)
-        dives[key] = dive
+    faults += overlap_faults(d for d in dives.values() if d.start_frame <= d.end_frame)
+    return dives, [f"{path}: {fault}" for fault in faults]
+
+
+def load_annotations(path: Path, captions_path: Path | None = None) -> dict[DiveKey, Dive]:
+    """All dives of an annotation file (.pkl, .csv, .json) in its order; captions are joined when their file is given.
+
+    Raises:
+        UserError: naming every fault of the file, one a line.
+    """
+    dives, faults = read_annotations(path)
     if faults:
-        raise UserError.of(f"{path}: {fault}" for fault in faults)
-    return dives
+        raise UserError.of(faults)
+    captions = load_captions(captions_path) if captions_path else {}
+    return {key: replace(dive, caption=captions[key]) if key in captions else dive for key, dive in dives.items()}
 
 
 def load_captions(path: Path) -> dict[DiveKey, tuple[str, ...]]:
-    """Caption tokens by dive, `<sos>` first and `<eos>` last, keys as plain ints."""
-    return {_key(key, str(path)): tuple(tokens) for key, tokens in load_pickle(path).items()}
+    """Caption tokens by dive, `<sos>` first and `<eos>` last, keys as plain ints.
+
+    Raises:
+        UserError: the file is unreadable or holds no captions.
+    """
+    raw = load_pickle(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no dictionary of captions: give MTL-AQA's final_captions_dict.pkl")
+    return {_key(key, str(path)): tuple(tokens) for key, tokens in raw.items()}
 
 
 def load_vocabulary(path: Path) -> list[str]:
-    """The words of `vocab.json` by index."""
-    words = json.loads(Path(path).read_text())["ix_to_word"]
-    return [words[str(index)] for index in range(len(words))]
+    """The words of `vocab.json` by index.
+
+    Raises:
+        UserError: the file is unreadable or has no complete 'ix_to_word'.
+    """
+    try:
+        words = json.loads(_read_text(path))["ix_to_word"]
+        return [words[str(index)] for index in range(len(words))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no vocabulary ({type(error).__name__}: {error}): give MTL-AQA's vocab.json"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------------------------- split lists
 
 
 def load_split(path: Path) -> list[DiveKey]:
-    """The (video, dive) pairs of a split list, in the file's order.
+    """The (video, dive) pairs of a split list (.pkl, .csv with columns video and dive, .json), in the file's order.
 
     Raises:
         UserError: the file is no list of pairs, or names a dive twice.
     """
-    raw = load_pickle(path)
+    suffix = Path(path).suffix.lower()
+    if suffix == ".csv":
+        raw: Any = [key for key, _ in _keyed(_csv_rows(path), str(path))]
+    else:
+        raw = _json_rows(path) if suffix == ".json" else load_pickle(path)
     if not isinstance(raw, (list, tuple)) or not raw:
         raise UserError(
             f"{path} holds no list of (video, dive) pairs: give MTL-AQA's train_split_0.pkl or a file like it"
         )
     keys = [_key(item, str(path)) for item in raw]
-    twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    twice = sorted(key for key, count in Counter(keys).items() if count > 1)
     if twice:
-        raise UserError(f"{path} names {len(twice)} dives twice, the first of them {twice[0]}: remove the repetitions")
+        raise UserError(f"{path} names {len(twice)} dives twice ({list_names(twice)}): remove the repetitions")
     return keys
+
+
+def list_faults(dives: Mapping[DiveKey, Dive], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> list[str]:
+    """What is wrong with a pair of split lists, a sentence each: entries without annotation, shared dives."""
+    faults = []
+    for keys, name in ((train, "train"), (test, "test")):
+        absent = [key for key in keys if key not in dives]
+        if absent:
+            faults.append(_absent_text(absent, f"the {name} list"))
+    shared = sorted(set(train) & set(test))
+    if shared:
+        faults.append(
+            f"the train and test lists share {len(shared)} dives ({list_names(shared)}), so the test result would be worthless (MTL-AQA's smaller training sets overlap its test list like this): write a clean train list with python -m data_preparation.annotations disjoint"
+        )
+    return faults
+
+
+def _absent_text(absent: Sequence[DiveKey], where: str) -> str:
+    return f"{where} names {len(absent)} dives without annotation ({list_names(absent)}): use lists and annotations of the same data set"
 
 
 def select(dives: Mapping[DiveKey, Dive], keys: Iterable[DiveKey], where: str) -> list[Dive]:
@@ -236,10 +284,7 @@ def select(dives: Mapping[DiveKey, Dive], keys: Iterable[DiveKey], where: str) -
     keys = list(keys)
     absent = [key for key in keys if key not in dives]
     if absent:
-        listed = ", ".join(f"{video:02d}/{number:03d}" for video, number in absent[:5])
-        raise UserError(
-            f"{where} names {len(absent)} dives without annotation ({listed}{', ...' if len(absent) > 5 else ''}): use lists and annotations of the same data set"
-        )
+        raise UserError(_absent_text(absent, where))
     return [dives[key] for key in keys]
 
 
@@ -247,10 +292,133 @@ def check_disjoint(train: Iterable[DiveKey], test: Iterable[DiveKey]) -> None:
     """Refuses a train list that shares dives with the test list.
 
     Raises:
-        UserError: naming how many are shared.
+        UserError: naming how many are shared, and the mend.
     """
-    shared = sorted(set(train) & set(test))
-    if shared:
-        raise UserError(
-            f"the train and test lists share {len(shared)} dives, the first of them {shared[0]}: the test result would be worthless, remove them from one list"
+    train, test = list(train), list(test)
+    faults = list_faults(dict.fromkeys([*train, *test]), train, test)
+    if faults:
+        raise UserError.of(faults)
+
+
+# -------------------------------------------------------------------------------------------------------- command lines
+
+
+@dataclass(frozen=True)
+class SummaryConfig:
+    """Print what a person wants to know of a data set's annotations; exit 2 if anything is wrong with them."""
+
+    dataset: Path | None = flag(None, "Data set folder; none takes DEEPSPORTS_DATASET of job_files/environment.sh.")
+    annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none takes the data set's own.")
+    train_path: Path | None = flag(None, "Train list; none takes the data set's own.")
+    test_path: Path | None = flag(None, "Test list; none takes the data set's own.")
+
+    def path(self, name: str) -> Path:
+        """The file of a field, from its flag or from the data set.
+
+        Raises:
+            UserError: neither is named.
+        """
+        given = getattr(self, f"{name}_path")
+        folder = self.dataset or default_dataset()
+        if given is None and folder is None:
+            raise UserError(
+                f"--{name}_path and --dataset are missing: name one, or source job_files/environment.sh first"
+            )
+        return given or getattr(DatasetLayout(folder), f"{name}_file")
+
+
+@dataclass(frozen=True)
+class DisjointConfig:
+    """Write a train list without the dives of a test list."""
+
+    train_path: Path | None = flag(None, "Train list that may share dives with the test list.")
+    test_path: Path | None = flag(None, "Test list.")
+    output: Path | None = flag(None, "Train list to write (.pkl).")
+
+    def __post_init__(self) -> None:
+        if missing := [f"--{name}" for name, value in vars(self).items() if value is None]:
+            raise UserError(f"{', '.join(missing)} missing: name the lists and the file to write")
+
+
+def _spread(values: Iterable[float], digits: int = 1) -> str:
+    low, median, high = np.percentile(list(values), [0, 50, 100])
+    return f"{low:.{digits}f} to {high:.{digits}f}, median {median:.{digits}f}"
+
+
+def _counts(dives: Iterable[Dive], name: str, words: Sequence[str] = ()) -> str:
+    counted = sorted(Counter(getattr(d, name) for d in dives).items())
+    return ", ".join(f"{words[value] if words else value} {count}" for value, count in counted)
+
+
+def summary(dives: Mapping[DiveKey, Dive], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> str:
+    """A data set in a screenful: size, spread of what is learned, labels, judges, and a row for each video."""
+    everything = list(dives.values())
+    lines = [
+        f"dives          {len(everything)} in {len({d.video for d in everything})} videos; {len(train)} in the train list, {len(test)} in the test list, {len(set(dives) - set(train) - set(test))} in neither",
+        f"frames         {sum(d.frame_count for d in everything)} in dives; a dive has {_spread((d.frame_count for d in everything), 0)}",
+        f"final score    {_spread(d.final_score for d in everything)}; {len({d.final_score for d in everything})} distinct",
+        f"difficulty     {_spread(d.difficulty for d in everything)}; {len({d.difficulty for d in everything})} distinct",
+    ]
+    for name, words in (("position", POSITIONS), ("rotation_type", ROTATION_TYPES)):
+        if all(getattr(d, name) is not None for d in everything):
+            lines.append(f"{name:<14} {_counts(everything, name, words)}")
+    for name, text in (("armstand", "armstand"), ("ss_no", "half somersaults"), ("tw_no", "half twists")):
+        if all(getattr(d, name) is not None for d in everything):
+            lines.append(f"{name:<14} {_counts(everything, name)} ({text})")
+    if numbers := {d.dive_number for d in everything if d.dive_number}:
+        lines.append(f"dive numbers   {len(numbers)} distinct")
+    if any(d.caption for d in everything):
+        lines.append(f"captions       {sum(d.caption is not None for d in everything)} dives")
+    odd: list[Dive] = []
+    if judged := [d for d in everything if judged_score(d) is not None]:
+        odd = judge_exceptions(judged)
+        lines.append(f"judges         {len(judged)} dives; the rules give the final score of {len(judged) - len(odd)}")
+    lines.append("\nvideo   dives   train    test   first frame   last frame   frames in dives")
+    in_train, in_test = Counter(v for v, _ in train), Counter(v for v, _ in test)
+    for video in sorted({d.video for d in everything}):
+        its = [d for d in everything if d.video == video]
+        lines.append(
+            f"{video:>5} {len(its):>7} {in_train[video]:>7} {in_test[video]:>7} {min(d.start_frame for d in its):>13} {max(d.end_frame for d in its):>12} {sum(d.frame_count for d in its):>17}"
         )
+    if odd:
+        lines.append(
+            f"\nwarning: the judges of {len(odd)} dives do not give the final score, which is what counts here:"
+        )
+    lines += [
+        f"  {d.name}  {' '.join(f'{j:g}' for j in d.judge_scores or ())} at difficulty {d.difficulty:g} give {judged_score(d):.2f}, not {d.final_score:.2f}"
+        for d in odd
+    ]
+    return "\n".join(lines)
+
+
+def _summary(config: SummaryConfig) -> None:
+    dives, faults = read_annotations(config.path("annotation"))
+    if (folder := config.dataset or default_dataset()) and (found := DatasetLayout(folder).captions_file).exists():
+        captions = load_captions(found)
+        dives = {key: replace(dive, caption=dive.caption or captions.get(key)) for key, dive in dives.items()}
+    train, test = load_split(config.path("train")), load_split(config.path("test"))
+    faults += list_faults(dives, train, test)
+    if dives:
+        print(summary(dives, train, test))
+    if faults:
+        raise UserError.of(faults)
+
+
+def _disjoint(config: DisjointConfig) -> None:
+    train, test = load_split(config.train_path), set(load_split(config.test_path))
+    kept = [key for key in train if key not in test]
+    if not kept:
+        raise UserError(f"every dive of {config.train_path} is in the test list: nothing would be left to train on")
+    write_whole(config.output, pickle.dumps(kept, protocol=3))  # the protocol of MTL-AQA's own lists
+    print(f"{config.output}: {len(kept)} dives; {len(train) - len(kept)} that the test list has are left out")
+
+
+def main(argv: Sequence[str]) -> None:
+    name, config = parse_command(
+        {"summary": SummaryConfig, "disjoint": DisjointConfig}, argv, prog="python -m data_preparation.annotations"
+    )
+    {"summary": _summary, "disjoint": _disjoint}[name](config)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import simplejpeg
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.files import whole_file
 from data_preparation.layout import archive_file, frame_name, loose_dir
 
 PROVENANCE = "provenance.json"
@@ -33,23 +33,15 @@ def write_archive(path: Path, frames: Iterable[tuple[int, bytes]], provenance: d
     Raises:
         UserError: the disk is full or not writable. Whatever `frames` raises passes through; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for number, jpeg in frames:
-                    archive.writestr(frame_name(number), jpeg)
-                archive.writestr(PROVENANCE, json.dumps(provenance, indent=2))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for number, jpeg in frames:
+                archive.writestr(frame_name(number), jpeg)
+            archive.writestr(PROVENANCE, json.dumps(provenance, indent=2))
     except OSError as error:
         raise UserError(
             f"{path} could not be written ({error.strerror or first_line(error)}): make room on that disk"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class FrameReader:

@@ -171,6 +171,26 @@ def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, descriptio
     return cls(**values)
 
 
+def parse_command(commands: dict[str, type], argv: Sequence[str], prog: str) -> tuple[str, Any]:
+    """(name, instance of its dataclass) of a command line that begins with one of several commands.
+
+    Raises:
+        UserError: no command or an unknown one, or as `parse`.
+    """
+    listed = ", ".join(commands)
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: {prog} COMMAND [flags]; the commands, each with a --help of its own:\n")
+        for name, cls in commands.items():
+            print(f"  {name:<12} {(cls.__doc__ or '').strip().splitlines()[0]}")
+        raise SystemExit(0)
+    if not argv or argv[0] not in commands:
+        close = difflib.get_close_matches(argv[0], commands, 1) if argv else []
+        given = f"'{argv[0]}' is no command" if argv else "a command is missing"
+        raise UserError(f"{given}; give one of: {listed}" + (f" (did you mean {close[0]}?)" if close else ""))
+    name = argv[0]
+    return name, parse(commands[name], argv[1:], prog=f"{prog} {name}")
+
+
 def _is_negative_number(word: str) -> bool:
     try:
         return word.startswith("-") and float(word) <= 0

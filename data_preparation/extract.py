@@ -8,47 +8,44 @@ whole archives or none.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
+import os
+import signal
 import sys
+import threading
+import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import av
-import numpy as np
 import simplejpeg
-from av.video.reformatter import Colorspace
 from tqdm import tqdm
 
-from data_preparation.annotations import Dive, load_annotations
 from data_preparation.archive import FrameReader, write_archive
-from data_preparation.cli import UserError, first_line, flag, parse, run
-from data_preparation.frame_numbers import VideoScan, open_video, scan
-from data_preparation.layout import DatasetLayout, archive_file, default_dataset, video_name
+from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.decoding import Decoder, FrameRequest, Range, request, to_jpeg
+from data_preparation.dives import Dive, list_names
+from data_preparation.files import Stopped, sha256
+from data_preparation.frame_numbers import VideoScan, scan
+from data_preparation.layout import DatasetLayout, archive_file, video_name
+from data_preparation.shares import ShareConfig
 
-Range = tuple[int, int]  # first and last frame, inclusive
+Numbered = list[tuple[int, bytes]]  # frame number, JPEG
 
-_MATRICES = {
-    int(Colorspace.ITU709),
-    int(Colorspace.FCC),
-    int(Colorspace.SMPTE240M),
-}  # others: BT.601, as ffmpeg assumes
-_NEAR = 50  # frames: decoding on costs less than a seek
+_DIVE_SECONDS = (1.5, 9.0)  # the median dive of a broadcast, from take-off to water; MTL-AQA's is 4
 
 
 @dataclass(frozen=True)
-class ExtractConfig:
+class ExtractConfig(ShareConfig):
     """Extract the frames of annotated dives into one archive a video."""
 
-    dataset: Path | None = flag(None, "Data set folder; none takes DEEPSPORTS_DATASET of job_files/environment.sh.")
-    videos: tuple[str, ...] = flag(
-        ("all",), "Videos to extract: all that have dives, or numbers.", allowed="all, or video numbers"
-    )
-    annotation_path: Path | None = flag(None, "Annotation pickle; none takes the data set's own.")
     height: int = flag(
         256, "Height of the stored frames in pixels, width in proportion; 0 keeps the video's.", minimum=0
     )
@@ -60,36 +57,29 @@ class ExtractConfig:
     )
     after: int = flag(3, "Also keep so many frames after each dive's end, where the video has them.", minimum=0)
     again: bool = flag(False, "Extract also what is extracted already (a damaged archive).")
-    workers: int = flag(1, "Videos extracted at the same time.", minimum=1)
-    shard_index: int = flag(0, "Which share of the videos this call does, from 0 (a job array's task).", minimum=0)
-    shard_count: int = flag(1, "Number of shares.", minimum=1)
-
-    def __post_init__(self) -> None:
-        if self.shard_index >= self.shard_count:
-            raise UserError(
-                f"--shard_index {self.shard_index} is not below --shard_count {self.shard_count}: shares count from 0"
-            )
-        if [v.lower() for v in self.videos] != ["all"] and not all(v.isdigit() for v in self.videos):
-            raise UserError(f"--videos {' '.join(self.videos)}: give 'all' or video numbers such as 01 02")
 
 
 # --------------------------------------------------------------------------------------------------------- what to keep
 
 
+def merged(ranges: Iterable[Range]) -> list[Range]:
+    """Ascending ranges that cover the same frames and do not touch."""
+    result: list[Range] = []
+    for first, last in sorted(ranges):
+        if result and first <= result[-1][1] + 1:
+            result[-1] = (result[-1][0], max(result[-1][1], last))
+        else:
+            result.append((first, last))
+    return result
+
+
 def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: int) -> list[Range]:
-    """Merged, ascending frame ranges: each dive from its start (or `window` frames before its end) to `after` frames
-    after its end, inside 1..last_frame."""
-    wanted = sorted(
+    """Merged ranges: each dive from its start (or `window` frames before its end) to `after` frames after its end,
+    inside 1..last_frame."""
+    return merged(
         (max(min(d.start_frame, d.end_frame - window), 1), min(d.end_frame + after, max(last_frame, d.end_frame)))
         for d in dives
     )
-    merged: list[Range] = []
-    for first, last in wanted:
-        if merged and first <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
-        else:
-            merged.append((first, last))
-    return merged
 
 
 def check_reach(found: VideoScan, dives: Sequence[Dive]) -> None:
@@ -98,172 +88,204 @@ def check_reach(found: VideoScan, dives: Sequence[Dive]) -> None:
     Raises:
         UserError: naming the dives that would be lost.
     """
-    lost = [d.name for d in dives if d.end_frame > found.frame_count]
+    lost = [d.key for d in dives if d.end_frame > found.frame_count]
     if lost:
-        listed = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
         raise UserError(
-            f"{found.path} has {found.frame_count} frames and dives end as late as frame {max(d.end_frame for d in dives)}: {len(lost)} dives would be lost ({listed}); it is cut short or another version, download it again"
+            f"{found.path} has {found.frame_count} frames and dives end as late as frame {max(d.end_frame for d in dives)}: {len(lost)} dives would be lost ({list_names(lost)}); it is cut short or another version, download it again"
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- decoding
+def pace_notes(found: VideoScan, dives: Sequence[Dive]) -> list[str]:
+    """Whether the frame rate fits the labels: at another rate than the labels were made at, dives last oddly long."""
+    seconds = median(d.frame_count for d in dives) / found.rate
+    if _DIVE_SECONDS[0] <= seconds <= _DIVE_SECONDS[1]:
+        return []
+    return [
+        f"at its {float(found.rate):g} frames per second half of the dives would last {float(seconds):.1f} s or less: were the labels made on a version with another frame rate? Look at the contact sheets of data_preparation.verify"
+    ]
 
 
-def decode_ranges(found: VideoScan, ranges: Sequence[Range]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, frame) of every frame in the ranges, in order; frames that ffmpeg repeats come again.
-
-    Raises:
-        UserError: a frame that the container announces does not decode.
-    """
-    numbers = np.concatenate([np.arange(first, last + 1) for first, last in ranges])
-    sources = found.sources[numbers - 1]
-    with open_video(found.path) as container:
-        stream = container.streams[found.stream_index]
-        stream.thread_type = "AUTO"
-        frames = _source_frames(container, stream, found, np.unique(sources))
-        current: tuple[int, av.VideoFrame] | None = None
-        for number, source in zip(numbers.tolist(), sources.tolist(), strict=True):
-            while current is None or current[0] < source:
-                try:
-                    current = next(frames)
-                except (StopIteration, av.FFmpegError, OSError) as error:
-                    cause = "the video ends before it" if isinstance(error, StopIteration) else first_line(error)
-                    raise UserError(
-                        f"{found.path}: frame {number} cannot be decoded ({cause}); the file is damaged, download it again"
-                    ) from None
-            if current[0] != source:
-                raise UserError(
-                    f"{found.path}: frame {number} cannot be decoded (the decoder skips it); the file is damaged, download it again"
-                )
-            yield number, current[1]
+# ----------------------------------------------------------------------------------------------------- worker processes
 
 
-def _source_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, found: VideoScan, wanted: np.ndarray
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(source index, frame) ascending, at least all `wanted` ones (sorted); seeks over what is not wanted."""
-    if found.sequential:
-        yield from enumerate(container.decode(stream))
-        return
-    index_of = {pts: index for index, pts in enumerate(found.timestamps.tolist())}
-    starts = [wanted[0], *wanted[1:][np.diff(wanted) > _NEAR]]
-    ends = [*wanted[:-1][np.diff(wanted) > _NEAR], wanted[-1]]
-    for first, last in zip(starts, ends, strict=True):
-        container.seek(int(found.timestamps[first]), stream=stream, backward=True)
-        frames = container.decode(stream)
-        late = True
-        for frame in frames:
-            index = index_of.get(frame.pts)
-            if index is None:
-                continue
-            if late and index > first:  # the container's index sent us too far: enter from the start
-                container.seek(0, stream=stream, backward=True, any_frame=False)
-                frames = container.decode(stream)
-                yield from ((i, f) for f in frames if (i := index_of.get(f.pts)) is not None and first <= i <= last)
-                break
-            late = False
-            if index >= first:
-                yield index, frame
-            if index >= last:
-                break
+_decoder: Decoder | None = None  # of this worker process
 
 
-def stored_size(width: int, height: int, wanted_height: int) -> tuple[int, int]:
-    """(width, height) of stored frames for a picture of `width` x `height` as it is shown."""
-    return (width, height) if wanted_height == 0 else (max(round(width * wanted_height / height), 1), wanted_height)
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = os.getppid()
+
+    def leave_with_parent() -> None:  # a killed parent cannot say goodbye
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def to_image(frame: av.VideoFrame, wanted_height: int) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright, scaled in the colour conversion (bicubic, as ffmpeg scales)."""
-    turned = frame.rotation % 360
-    sideways = turned in (90, 270)
-    shown = (frame.height, frame.width) if sideways else (frame.width, frame.height)
-    width, height = stored_size(*shown, wanted_height)
-    if sideways:
-        width, height = height, width
-    matrix = Colorspace(frame.colorspace) if frame.colorspace in _MATRICES else Colorspace.DEFAULT
-    image = frame.reformat(
-        width, height, "rgb24", matrix, Colorspace.DEFAULT, "BICUBIC", src_color_range=frame.color_range
-    ).to_ndarray()
-    return np.rot90(image, turned // 90) if turned else image
+def _jpegs(wanted: FrameRequest, height: int, quality: int) -> Numbered:
+    global _decoder
+    if _decoder is None or (_decoder.path, _decoder.stream_index) != (wanted.path, wanted.stream_index):
+        if _decoder is not None:
+            _decoder.close()
+        _decoder = Decoder(wanted.path, wanted.stream_index, threads=1)  # the processes are the parallelism
+    return [(number, to_jpeg(frame, height, quality)) for number, frame in _decoder.frames(wanted)]
 
 
-def to_jpeg(frame: av.VideoFrame, height: int, quality: int) -> bytes:
-    image = np.ascontiguousarray(to_image(frame, height))
-    return simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling="420")
+class DecodingPool:
+    """Worker processes that turn requests into JPEGs, shared by the videos under way."""
+
+    def __init__(self, processes: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pool = ProcessPoolExecutor(processes, context, _start_worker)
+        self._pool.submit(os.getpid).result()  # forks all of them now, before there are threads
+        self.ahead = processes + 1  # requests under way, which bounds the memory of their results
+        self.stopped = False
+
+    def jpegs(self, requests: Iterable[FrameRequest], height: int, quality: int) -> Iterator[tuple[int, bytes]]:
+        """(number, JPEG) of all requests in order.
+
+        Raises:
+            UserError: a frame does not decode, or a worker was killed.
+            Stopped: `stop` was called.
+        """
+        waiting: deque[Future[Numbered]] = deque()
+        requests = iter(requests)
+        try:
+            while True:
+                while len(waiting) < self.ahead and (wanted := next(requests, None)) is not None:
+                    waiting.append(self._pool.submit(_jpegs, wanted, height, quality))
+                if not waiting:
+                    return
+                for numbered in waiting.popleft().result():
+                    if self.stopped:
+                        raise Stopped
+                    yield numbered
+        except BrokenProcessPool:
+            raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
+        except RuntimeError:  # the pool takes no more requests
+            raise Stopped from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        self.stopped = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _decoded_here(wanted: FrameRequest, height: int, quality: int, pool: DecodingPool) -> Iterator[tuple[int, bytes]]:
+    """The same without the pool: a file that cannot be entered in the middle is decoded once, from its start."""
+    decoder = Decoder(wanted.path, wanted.stream_index)
+    try:
+        for number, frame in decoder.frames(wanted):
+            if pool.stopped:
+                raise Stopped
+            yield number, to_jpeg(frame, height, quality)
+    finally:
+        decoder.close()
 
 
 # ------------------------------------------------------------------------------------------------------- one whole video
 
 
 def settings_of(config: ExtractConfig) -> dict[str, int]:
-    """What decides an archive's content besides the video and the dives."""
-    return {"height": config.height, "quality": config.quality, "window": config.window, "after": config.after}
+    """What decides how a stored frame looks."""
+    return {"height": config.height, "quality": config.quality}
 
 
-def is_done(path: Path, source: Path, dives: Sequence[Dive], settings: dict[str, int]) -> bool:
-    """Whether an archive holds these dives of this file with these settings already."""
+def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[list[Range], int]:
+    """(what an archive holds already of this source with these settings, the source's frames); ([], 0) where it is
+    absent, damaged or made otherwise."""
     if not path.exists():
-        return False
+        return [], 0
     try:
         record = FrameReader(path).provenance
-    except UserError:
-        return False  # damaged: extracted anew
-    same_source = record["source"]["name"] == source.name and record["source"]["bytes"] == source.stat().st_size
-    return same_source and record["settings"] == settings and record["dives"] == dive_ranges(dives)
+        made_from = record["source"]
+        if made_from["name"] != source.name or made_from["bytes"] != source.stat().st_size:
+            return [], 0
+        return (
+            ([(a, b) for a, b in record["ranges"]], made_from["frames"]) if record["settings"] == settings else ([], 0)
+        )
+    except (UserError, KeyError, TypeError, ValueError):
+        return [], 0  # extracted anew
 
 
-def dive_ranges(dives: Sequence[Dive]) -> list[list[int]]:
-    return sorted([d.number, d.start_frame, d.end_frame] for d in dives)
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one video."""
+
+    well: bool
+    text: str
+    notes: tuple[str, ...] = ()
 
 
 def extract_video(
-    layout: DatasetLayout, video: int, dives: Sequence[Dive], config: ExtractConfig, on_frame: Callable[[int], None]
-) -> str:
-    """Make the archive of one video, or find it made; returns what happened, for the report.
+    layout: DatasetLayout,
+    video: int,
+    dives: Sequence[Dive],
+    config: ExtractConfig,
+    pool: DecodingPool,
+    on_frame: Callable[[], None],
+) -> Outcome:
+    """Make the archive of one video, or find it made. `on_frame()` is called as frames are stored.
 
-    `on_frame(n)` is called as frames are stored. Raises UserError, and then leaves what was there before.
+    An archive only ever gains frames while its source and its settings are the same.
+
+    Raises:
+        UserError: the video or the disk; the archive that was there before is then as it was.
     """
     source, path, settings = layout.video_file(video), archive_file(layout.frames, video), settings_of(config)
-    if not config.again and is_done(path, source, dives, settings):
-        return "done before"
+    stored, frame_count = stored_ranges(path, source, settings)
+    wanted = needed_ranges(dives, config.window, config.after, frame_count)
+    if not config.again and merged([*stored, *wanted]) == stored:
+        return Outcome(True, "done before")
     found = scan(source)
     check_reach(found, dives)
-    ranges = needed_ranges(dives, config.window, config.after, found.frame_count)
+    ranges = merged([*stored, *needed_ranges(dives, config.window, config.after, found.frame_count)])
     count = sum(last - first + 1 for first, last in ranges)
+    notes = [*found.notes, *pace_notes(found, dives)]
+    record = provenance(found, ranges, settings, notes)
+    with ThreadPoolExecutor(1) as reading:
+        digest = reading.submit(sha256, source, lambda: pool.stopped)
 
-    def frames() -> Iterator[tuple[int, bytes]]:
-        for number, frame in decode_ranges(found, ranges):
-            yield number, to_jpeg(frame, config.height, config.quality)
-            on_frame(1)
+        def frames() -> Iterator[tuple[int, bytes]]:
+            if found.sequential:
+                jpegs = _decoded_here(request(found, ranges), config.height, config.quality, pool)
+            else:
+                jpegs = pool.jpegs((request(found, [r]) for r in ranges), config.height, config.quality)
+            for numbered in jpegs:
+                yield numbered
+                on_frame()
+            record["source"]["sha256"] = digest.result()
 
-    write_archive(path, frames(), provenance(found, dives, ranges, settings))
-    return f"{count} frames of {found.frame_count}, {path.stat().st_size / 1e6:.1f} MB"
+        write_archive(path, frames(), record)
+    return Outcome(True, f"{count} frames of {found.frame_count}, {path.stat().st_size / 1e6:.1f} MB", tuple(notes))
 
 
 def provenance(
-    found: VideoScan, dives: Sequence[Dive], ranges: Sequence[Range], settings: dict[str, int]
+    found: VideoScan, ranges: Sequence[Range], settings: dict[str, int], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """Where an archive's frames come from and how they were made."""
-    digest = hashlib.sha256()
-    with open(found.path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    """Where an archive's frames come from and how they were made; the source's SHA-256 is added when it is known."""
     return {
         "source": {
             "name": found.path.name,
             "bytes": found.path.stat().st_size,
-            "sha256": digest.hexdigest(),
             "codec": found.codec,
             "width": found.width,
             "height": found.height,
             "frames_per_second": str(found.rate),
             "frames": found.frame_count,
-            "numbered_by": "whole decode" if found.sequential else "packet timestamps",
+            "decoded_frames": len(found.timestamps),
         },
         "settings": settings,
-        "dives": dive_ranges(dives),
         "ranges": [list(r) for r in ranges],
+        "notes": list(notes),
         "tools": {
             "av": av.__version__,
             "simplejpeg": simplejpeg.__version__,
@@ -275,108 +297,56 @@ def provenance(
 # ------------------------------------------------------------------------------------------------------------ many videos
 
 
-_frames_stored: Any = None  # a counter shared with the worker processes
-
-
-def _share_counter(counter: Any) -> None:
-    global _frames_stored
-    _frames_stored = counter
-
-
-def _count(frames: int) -> None:
-    with _frames_stored.get_lock():
-        _frames_stored.value += frames
-
-
-def _work(layout: DatasetLayout, video: int, dives: Sequence[Dive], config: ExtractConfig) -> tuple[bool, str]:
-    """(whether it went well, what happened), never an exception: one video's fault must not stop the others."""
-    try:
-        return True, extract_video(layout, video, dives, config, _count)
-    except UserError as error:
-        return False, str(error)
-    except Exception:
-        return False, f"video {video_name(video)}: unexpected fault, please report it\n{traceback.format_exc()}"
-
-
-def _result(video: int, future: Future) -> tuple[bool, str]:
-    if error := future.exception():
-        return False, f"video {video_name(video)}: its process was killed ({error}); out of memory? Use fewer --workers"
-    return future.result()
-
-
-def extract_videos(
-    layout: DatasetLayout, work: dict[int, list[Dive]], config: ExtractConfig
-) -> dict[int, tuple[bool, str]]:
-    """Extract several videos, `config.workers` at a time, with a progress bar in frames."""
-    context = multiprocessing.get_context("fork")
-    counter = context.Value("q", 0)
+def extract_videos(layout: DatasetLayout, work: dict[int, list[Dive]], config: ExtractConfig) -> dict[int, Outcome]:
+    """Extract several videos with `config.processes` processes and a progress bar in frames."""
     expected = sum(
         last - first + 1
         for dives in work.values()
         for first, last in needed_ranges(dives, config.window, config.after, 10**9)
     )
-    results: dict[int, tuple[bool, str]] = {}
-    pool = ProcessPoolExecutor(min(config.workers, len(work)), context, _share_counter, (counter,))
-    bar = tqdm(total=expected, unit="frame", desc="extracting", disable=not sys.stderr.isatty())
-    with pool, bar:
-        waiting: dict[Future, int] = {pool.submit(_work, layout, v, dives, config): v for v, dives in work.items()}
+    pool = DecodingPool(config.processes)
+    bar = tqdm(total=expected, unit="frame", unit_scale=True, desc="extracting", disable=not sys.stderr.isatty())
+
+    def one(video: int) -> Outcome:
+        """Never an exception: one video's fault must not stop the others."""
+        try:
+            return extract_video(layout, video, work[video], config, pool, bar.update)
+        except UserError as error:
+            return Outcome(False, str(error))
+        except Stopped:
+            return Outcome(False, f"video {video_name(video)}: interrupted")
+        except Exception:
+            return Outcome(False, f"video {video_name(video)}: unexpected, please report it\n{traceback.format_exc()}")
+
+    outcomes: dict[int, Outcome] = {}
+    with bar, ThreadPoolExecutor(min(config.processes, len(work))) as threads:
+        waiting = {threads.submit(one, video): video for video in work}
         try:
             while waiting:
-                for future in wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED").done:
+                for future in wait(waiting, return_when="FIRST_COMPLETED").done:
                     video = waiting.pop(future)
-                    results[video] = _result(video, future)
-                    bar.write(f"video {video_name(video)}: {results[video][1]}", file=sys.stdout)
-                bar.update(counter.value - bar.n)
-        except BaseException:  # Ctrl-C: the videos under way leave nothing, the others are not begun
-            pool.shutdown(wait=False, cancel_futures=True)
+                    outcomes[video] = outcome = future.result()
+                    bar.write(f"video {video_name(video)}: {outcome.text if outcome.well else 'failed'}", sys.stdout)
+                    for note in outcome.notes:
+                        bar.write(f"video {video_name(video)}: note: {note}", sys.stdout)
+        except BaseException:  # Ctrl-C, a signal: the videos under way leave nothing, the others are not begun
+            pool.stop()
+            threads.shutdown(wait=True, cancel_futures=True)
             raise
-    return dict(sorted(results.items()))
-
-
-def dives_by_video(config: ExtractConfig, layout: DatasetLayout) -> dict[int, list[Dive]]:
-    """The dives of the videos that this call is to extract.
-
-    Raises:
-        UserError: unreadable annotations, or videos that have no dive.
-    """
-    by_video: dict[int, list[Dive]] = {}
-    for dive in load_annotations(config.annotation_path or layout.annotation_file).values():
-        by_video.setdefault(dive.video, []).append(dive)
-    if [v.lower() for v in config.videos] != ["all"]:
-        asked = sorted({int(v) for v in config.videos})
-        if unknown := [video_name(v) for v in asked if v not in by_video]:
-            raise UserError(
-                f"--videos {' '.join(unknown)}: no dive of these videos is annotated; the annotated ones are {' '.join(map(video_name, sorted(by_video)))}"
-            )
-        by_video = {v: by_video[v] for v in asked}
-    share = sorted(by_video)[config.shard_index :: config.shard_count]
-    return {video: by_video[video] for video in share}
-
-
-def dataset_layout(dataset: Path | None) -> DatasetLayout:
-    """The layout of the folder that a flag or the environment names.
-
-    Raises:
-        UserError: neither does, or it is no folder.
-    """
-    folder = dataset or default_dataset()
-    if folder is None:
-        raise UserError("--dataset is missing: name the data set folder, or source job_files/environment.sh")
-    if not folder.is_dir():
-        raise UserError(f"--dataset {folder} is no folder: put whole_videos/ and annotations/ there first")
-    return DatasetLayout(folder)
+    pool.close()
+    return dict(sorted(outcomes.items()))
 
 
 def main(argv: Sequence[str]) -> int:
     config = parse(ExtractConfig, argv, prog="python -m data_preparation.extract", description=__doc__.splitlines()[0])
-    layout = dataset_layout(config.dataset)
-    work = dives_by_video(config, layout)
+    layout, work = config.layout(), config.dives_by_video()
     if not work:
         print("No video falls to this share: nothing to do.")
         return 0
-    results = extract_videos(layout, work, config)
-    failed = {video: what for video, (well, what) in results.items() if not well}
-    print(f"{len(results) - len(failed)} of {len(results)} videos are extracted in {layout.frames}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    outcomes = extract_videos(layout, work, config)
+    failed = {video: outcome.text for video, outcome in outcomes.items() if not outcome.well}
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} videos are extracted in {layout.frames}")
     if failed:
         raise UserError.of(
             [

@@ -19,6 +19,7 @@ import numpy as np
 from data_preparation.cli import UserError, first_line
 
 DEFAULT_DISPOSITION_BONUS = 5_000_000  # ffmpeg's preference for a stream marked default, in pixels
+_SLACK_SECONDS, _SLACK_SHARE = 2, Fraction(1, 100)  # between a file's length and that of its frames: sound ends later
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class VideoScan:
     width: int
     height: int
     codec: str
+    notes: tuple[str, ...] = ()  # what a person should know of how this file is numbered
 
     @property
     def frame_count(self) -> int:
@@ -123,23 +125,30 @@ def scan(path: Path) -> VideoScan:
     """
     with open_video(path) as container:
         stream = best_stream(container)
-        container_start = container.start_time or 0
+        container_start, container_duration = container.start_time or 0, container.duration
+        announced, total, streams = stream.frames, 0, len(container.streams.video)
         several_streams = len(container.streams) > 1
         found: list[tuple[int | None, int]] = []
         reordered = False
         try:
             for packet in container.demux(stream):
+                total += packet.size > 0
                 if packet.size and not packet.is_discard:
                     found.append((packet.pts, packet.duration or 0))
                     reordered = reordered or packet.pts != packet.dts
         except (av.FFmpegError, OSError):
-            pass  # a file cut short: what could be read counts, as for ffmpeg
+            pass  # a file cut short; told below from what it announces
         stamps = [pts for pts, _ in found]
         sequential = container.format.name == "avi" or None in stamps or len(set(stamps)) < len(stamps)
         rate = stream.guessed_rate or stream.average_rate or Fraction(25)
         time_base, index = stream.time_base, stream.index
         container_format, codec_rate = container.format.name, stream.codec_context.framerate
         codec, width, height = stream.codec_context.name, stream.codec_context.width, stream.codec_context.height
+    if announced > total:
+        raise UserError(
+            f"{path} announces {announced} frames and holds {total}: it is cut short or damaged, download it again"
+        )
+    hidden = total - len(found)
     if sequential:
         found = _decoded_timestamps(path, index)
     else:
@@ -155,7 +164,32 @@ def scan(path: Path) -> VideoScan:
         durations = [float(duration * time_base * rate) for _, duration in found]
     sources = cfr_sources(times, durations, keep_start_gap=several_streams)
     timestamps = np.asarray([pts for pts, _ in found], dtype=np.int64)
-    return VideoScan(path, index, rate, sources, timestamps, sequential, width, height, codec)
+    notes = []
+    if streams > 1:
+        notes.append(f"it has {streams} video streams; ffmpeg takes number {index} ({width}x{height}), and so do we")
+    if hidden > 0:
+        notes.append(f"an edit list hides {hidden} of its {total} frames; ffmpeg leaves them out, and so do we")
+    notes += _timing_notes(sources, sequential)
+    seconds, length = len(sources) / rate, Fraction(container_duration or 0, av.time_base)
+    if length and abs(seconds - length) > max(_SLACK_SECONDS, _SLACK_SHARE * length):
+        notes.append(
+            f"its frames fill {float(seconds):.1f} s at {float(rate):g} frames per second, the file says {float(length):.1f} s: is it whole?"
+        )
+    return VideoScan(path, index, rate, sources, timestamps, sequential, width, height, codec, tuple(notes))
+
+
+def _timing_notes(sources: np.ndarray, sequential: bool) -> list[str]:
+    """Where ffmpeg's numbers are not those of a reader that counts decoded frames, and where ours rest on a decode."""
+    notes = []
+    differs = np.flatnonzero(sources != np.arange(len(sources)))
+    if len(differs):
+        repeated, dropped = int((np.diff(sources) == 0).sum()), int(np.maximum(np.diff(sources) - 1, 0).sum())
+        notes.append(
+            f"its timestamps are uneven, so ffmpeg repeats {repeated} and drops {dropped} frames; readers that count decoded frames number it otherwise from frame {int(differs[0]) + 1} on"
+        )
+    if sequential:
+        notes.append("its packets' timestamps cannot be trusted, so it is decoded from the start instead of by seeking")
+    return notes
 
 
 def _decoded_timestamps(path: Path, stream_index: int) -> list[tuple[int, int]]:

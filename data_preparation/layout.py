@@ -5,6 +5,8 @@ DeepSports_dataset/
     whole_videos_frames/NN.zip      the frames that some dive needs (archive.py)
     whole_videos_frames/NN/000001.jpg   or the original's loose layout
     annotations/                    pickles, vocabulary (annotations.py)
+    weights/                        published weight files
+    manifest.json                   SHA-256 of what was downloaded (download.py)
 """
 
 from __future__ import annotations
@@ -47,6 +49,14 @@ class DatasetLayout:
     @property
     def annotations(self) -> Path:
         return self.root / "annotations"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
 
     @property
     def annotation_file(self) -> Path:

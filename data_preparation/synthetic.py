@@ -20,7 +20,6 @@ import hashlib
 import itertools
 import json
 import multiprocessing
-import os
 import pickle
 import sys
 from collections import Counter
@@ -37,16 +36,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from data_preparation.annotations import (
-    ATTRIBUTE_CLASSES,
-    POSITIONS,
-    ROTATION_TYPES,
-    Dive,
-    DiveKey,
-    load_annotations,
-    load_split,
-)
+from data_preparation.annotations import load_annotations, load_split
 from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.dives import ATTRIBUTE_CLASSES, POSITIONS, ROTATION_TYPES, Dive, DiveKey
+from data_preparation.files import whole_file, write_whole
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
 from data_preparation.synthetic_diver import BOARDS, FILLERS, Board, Performance, Stage, look, performance
 
@@ -446,32 +439,17 @@ def _filler_frames(config: SyntheticConfig, stage: Stage, video: int, before: in
 def write_video(config: SyntheticConfig, plan: VideoPlan, path: Path, progress: Callable[[], None]) -> None:
     """Encodes one video; `path` appears only when it is complete."""
 
-    def encode(temporary: Path) -> None:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            options = {"preset": "veryfast", "crf": "18", "g": str(GROUP_OF_PICTURES), "bf": "3"}
-            video = container.add_stream("libx264", rate=config.fps, options=options)
-            video.width, video.height, video.pix_fmt = config.width, config.height, "yuv420p"
-            video.codec_context.thread_count = 1  # one video a process; and the bytes do not depend on the machine
-            for index, image in enumerate(drawn_frames(config, plan)):
-                frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24").reformat(format="yuv420p")
-                frame.pts, frame.time_base = index, Fraction(1, config.fps)
-                container.mux(video.encode(frame))
-                progress()
-            container.mux(video.encode(None))
-
-    write_whole(path, encode)
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary path and moves the result to `path`, or leaves nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        options = {"preset": "veryfast", "crf": "18", "g": str(GROUP_OF_PICTURES), "bf": "3"}
+        video = container.add_stream("libx264", rate=config.fps, options=options)
+        video.width, video.height, video.pix_fmt = config.width, config.height, "yuv420p"
+        video.codec_context.thread_count = 1  # one video a process; and the bytes do not depend on the machine
+        for index, image in enumerate(drawn_frames(config, plan)):
+            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, config.fps)
+            container.mux(video.encode(frame))
+            progress()
+        container.mux(video.encode(None))
 
 
 # ------------------------------------------------------------------------------------------------- the annotation files
@@ -538,10 +516,9 @@ def write_annotations(config: SyntheticConfig, plans: Sequence[VideoPlan], layou
         (layout.train_file, train, 3),
         (layout.test_file, test, 3),
     ):
-        data = pickle.dumps(content, protocol=protocol)
-        write_whole(path, lambda temporary, data=data: temporary.write_bytes(data))
+        write_whole(path, pickle.dumps(content, protocol=protocol))
     words = json.dumps(vocabulary(list(captions.values())))
-    write_whole(layout.vocabulary_file, lambda temporary: temporary.write_text(words))
+    write_whole(layout.vocabulary_file, words.encode())
 
 
 # ------------------------------------------------------------------------------------------------------ the whole set
@@ -580,7 +557,7 @@ def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
         )
     for folder in (layout.videos, layout.annotations):
         folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(record, indent=1) + "\n"))
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 _drawn: Any = None  # the count of frames drawn by all workers together
@@ -699,7 +676,8 @@ def main(argv: Sequence[str]) -> None:
     if config.sheet is not None:
         sheet = contact_sheet(config, make_plan(config))
         config.sheet.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(config.sheet, lambda temporary: sheet.save(temporary, format="PNG"))
+        with whole_file(config.sheet) as temporary:
+            sheet.save(temporary, format="PNG")
         print(f"contact sheet: {config.sheet}")
         return
     plans = generate(config)

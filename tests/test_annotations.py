@@ -12,12 +12,12 @@ import pytest
 from data_preparation.annotations import (
     check_disjoint,
     load_annotations,
-    load_pickle,
     load_split,
     load_vocabulary,
     select,
 )
 from data_preparation.cli import UserError
+from data_preparation.pickles import load_pickle
 
 
 def test_the_official_files_load_whole(shared: Path):

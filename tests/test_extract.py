@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_preparation.annotations import Dive
 from data_preparation.archive import FrameReader, open_frames, write_archive
 from data_preparation.cli import UserError
-from data_preparation.extract import check_reach, decode_ranges, needed_ranges, to_image
+from data_preparation.decoding import decode_ranges, to_image
+from data_preparation.dives import Dive
+from data_preparation.extract import check_reach, needed_ranges
 from data_preparation.frame_numbers import scan
 from data_preparation.layout import DatasetLayout
 from tests.conftest import REPOSITORY, SHARED, run_python

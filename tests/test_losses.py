@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from data_preparation.annotations import Dive
+from data_preparation.dives import Dive
 from training.losses import average_ranks, soft_spearman
 from training.metrics import baselines, bootstrap_interval, relative_l2, score_metrics, spearman_rows
 

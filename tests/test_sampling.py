@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_preparation.annotations import Dive
+from data_preparation.dives import Dive
 from training.config import FRAME_METHODS
 from training.data.loader import steps_per_epoch
 from training.data.sampling import clip_frames, epoch_order, needed_frames, rank_rows, split_train_val

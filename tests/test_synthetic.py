@@ -17,17 +17,16 @@ from av.video.frame import PictureType
 
 from data_preparation import synthetic
 from data_preparation.annotations import (
-    ATTRIBUTE_CLASSES,
-    Dive,
     check_disjoint,
     load_annotations,
     load_captions,
-    load_pickle,
     load_split,
     load_vocabulary,
 )
 from data_preparation.cli import UserError, parse
+from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from data_preparation.layout import DatasetLayout
+from data_preparation.pickles import load_pickle
 from data_preparation.synthetic import REPERTOIRE, SyntheticConfig
 from data_preparation.synthetic_diver import BOARDS, FILLERS
 

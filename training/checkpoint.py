@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.files import whole_file
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -18,15 +18,10 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: the disk is full or not writable; the file that was there is as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that a killed save's leftover is written over
     try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"checkpoint {path} could not be written ({first_line(error)}): make room or choose another --runs_dir, then start the run again"
         ) from None

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from data_preparation.annotations import Dive
 from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.dives import Dive
+from data_preparation.files import write_whole
 from training import checkpoint
 from training.config import TrainConfig, path_faults
 from training.data.dataset import DiveDataset, frame_faults, load_lists
@@ -31,7 +32,7 @@ from training.engine import predict
 from training.logs import start_log
 from training.metrics import baselines, bootstrap_interval, relative_l2_rows, score_metrics, spearman_rows
 from training.model import ScoringModel, build_model
-from training.run_folder import RunFolder, read_json, write_json, write_text
+from training.run_folder import RunFolder, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def open_test_split(
     predicted = model.method.scores(outputs).tolist()
     summary = summarise(predicted, train_dives, test_dives, best["position"])
     if ranks.is_first:
-        write_text(run.predictions_file, predictions_csv(predicted, test_dives))
+        write_whole(run.predictions_file, predictions_csv(predicted, test_dives).encode())
         write_json(run.summary_file, summary)
     barrier()
     log.info(result_line(summary))

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
-from data_preparation.annotations import Dive
+from data_preparation.dives import Dive
 
 RESAMPLES = 2000  # of the bootstrap; the interval's ends then move by about a hundredth of its width
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
+
+from data_preparation.files import whole_file
 
 TRAIN, VALIDATION, BEST = "#1f77b4", "#d95f02", "#2ca02c"
 
@@ -47,8 +48,6 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
         axes.legend(loc="best")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(min(x) - 0.5, max(x) + 0.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.png")
-    figure.savefig(temporary, dpi=120)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
-    os.replace(temporary, path)

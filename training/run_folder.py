@@ -18,7 +18,6 @@ import fcntl
 import json
 import logging
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_preparation.cli import UserError
+from data_preparation.files import write_whole
 from training.config import TrainConfig, as_record, from_record
 
 log = logging.getLogger(__name__)
@@ -37,16 +37,6 @@ log = logging.getLogger(__name__)
 _held: list[IO[str]] = []  # lock files; closing one would give its lock away
 
 _PACKAGES = "torch torchvision timm fvcore torchsort av simplejpeg numpy scipy scikit-learn matplotlib submitit".split()  # noqa: SIM905
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:
@@ -59,7 +49,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(_plain(content), indent=2) + "\n")
+    write_whole(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any | None:
@@ -172,7 +162,7 @@ class RunFolder:
             for record in _complete_lines(self.metrics_file)
             if (record["epoch"] <= epochs_done if record["type"] == "epoch" else record["step"] <= global_step)
         ]
-        write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+        write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def write_progress(self, record: dict[str, Any]) -> None:
         write_json(self.progress_file, {**record, "updated": time.time()})

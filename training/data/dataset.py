@@ -10,16 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data_preparation.annotations import (
-    Dive,
-    DiveKey,
-    check_disjoint,
-    load_annotations,
-    load_split,
-    select,
-)
+from data_preparation.annotations import check_disjoint, load_annotations, load_split, select
 from data_preparation.archive import FrameReader, open_frames
 from data_preparation.cli import UserError
+from data_preparation.dives import Dive, DiveKey
 from data_preparation.layout import prepared_videos, video_name
 from training.config import TrainConfig
 from training.data.sampling import END_SHIFT, clip_frames, needed_frames, split_train_val

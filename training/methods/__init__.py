@@ -11,7 +11,7 @@ from importlib import import_module
 import torch
 from torch import nn
 
-from data_preparation.annotations import Dive
+from data_preparation.dives import Dive
 from training.backbones import Backbone
 from training.config import TrainConfig
 

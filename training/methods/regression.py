@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from data_preparation.annotations import Dive
+from data_preparation.dives import Dive
 from training.backbones import Backbone
 from training.config import TrainConfig
 from training.losses import mse, soft_spearman

@@ -1,0 +1,124 @@
+"""The catalogue of files that can be downloaded (catalogue.ini): reading it, and what its files look like."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from data_preparation.cli import UserError, first_line
+from data_preparation.layout import DatasetLayout
+
+KINDS = ("videos", "annotations", "weights")
+CATALOGUE = Path(__file__).with_name("catalogue.ini")
+_KEYS = {"sources", "sha256", "bytes"}
+_YOUTUBE = ("youtube.com", "youtu.be", "youtube-nocookie.com")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One file of the catalogue: where it comes from, in order of trial, and what is known of it."""
+
+    kind: str
+    name: str
+    sources: tuple[str, ...]
+    sha256: str | None = None
+    size: int | None = None  # bytes
+
+    def target(self, layout: DatasetLayout) -> Path:
+        """Where the file belongs in a data set."""
+        return getattr(layout, self.kind) / self.name
+
+
+def is_web(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def is_youtube(source: str) -> bool:
+    host = (urlsplit(source).hostname or "").lower()
+    return any(host == name or host.endswith(f".{name}") for name in _YOUTUBE)
+
+
+def direct_link(url: str) -> str:
+    """The address of the file itself, of a link that people copy: Dropbox wants dl=1, GitHub /raw/ instead of /blob/."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    if host == "dropbox.com" or host.endswith(".dropbox.com"):
+        query = [(k, v) for k, v in parse_qsl(parts.query, keep_blank_values=True) if k != "dl"]
+        return urlunsplit(parts._replace(query=urlencode([*query, ("dl", "1")])))
+    if host == "github.com":
+        return urlunsplit(parts._replace(path=parts.path.replace("/blob/", "/raw/", 1)))
+    return url
+
+
+def load_catalogue(path: Path = CATALOGUE) -> list[Artefact]:
+    """All files of a catalogue, in its order. Local sources are relative to its folder; `~` and $VARIABLES count.
+
+    Raises:
+        UserError: the file is unreadable, or everything that is wrong with it, a line each.
+    """
+    parser = configparser.ConfigParser(interpolation=None)  # links hold per cent signs
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        raise UserError(f"{path} is no readable catalogue ({first_line(error)}): mend it") from None
+    artefacts, faults = [], []
+    for section in parser.sections():
+        found = _section_faults(section, dict(parser[section]))
+        faults += [f"{path}, [{section}]: {fault}" for fault in found]
+        if not found:
+            kind, _, name = section.partition("/")
+            fields = parser[section]
+            sources = tuple(_resolved(line, path.parent) for line in fields["sources"].split("\n") if line.strip())
+            size = int(fields["bytes"]) if fields.get("bytes") else None
+            artefacts.append(Artefact(kind, name, sources, (fields.get("sha256") or "").lower() or None, size))
+    if faults:
+        raise UserError.of(faults)
+    return artefacts
+
+
+def _section_faults(section: str, fields: dict[str, str]) -> list[str]:
+    kind, _, name = section.partition("/")
+    faults = []
+    if kind not in KINDS or not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+        faults.append(f"name a section videos/NAME, annotations/NAME or weights/NAME, not '{section}'")
+    if unknown := sorted(set(fields) - _KEYS):
+        faults.append(f"unknown entry {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
+    sources = [line.strip() for line in fields.get("sources", "").split("\n") if line.strip()]
+    if not sources:
+        faults.append("no sources: give a link or a path")
+    faults += [f"'{s}' is neither an http(s) link nor a path" for s in sources if "://" in s and not is_web(s)]
+    if (digest := fields.get("sha256")) and not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        faults.append(f"sha256 '{digest}' is not 64 hexadecimal digits")
+    if (size := fields.get("bytes")) and not size.isdigit():
+        faults.append(f"bytes '{size}' is no whole number")
+    return faults
+
+
+def _resolved(source: str, folder: Path) -> str:
+    source = source.strip()
+    return direct_link(source) if is_web(source) else str(folder / Path(os.path.expandvars(source)).expanduser())
+
+
+_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+
+
+def content_fault(name: str, head: bytes) -> str | None:
+    """What is wrong with a file by its first bytes (64 will do), or None: a web page or a message in its place."""
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "a web page came in its place: the link has expired, or wants a log-in or a confirmation in a browser"
+    suffix = Path(name).suffix.lower()
+    fits = {
+        (".mp4", ".m4v", ".mov"): head[4:8] in _BOXES,
+        (".mkv", ".webm"): head.startswith(b"\x1a\x45\xdf\xa3"),
+        (".avi",): head.startswith(b"RIFF"),
+        (".pyth", ".pth", ".pt", ".pickle"): head.startswith((b"\x80", b"PK\x03\x04")),
+        (".json",): start.startswith((b"{", b"[")),
+    }
+    if any(suffix in suffixes and not fit for suffixes, fit in fits.items()):
+        return f"what came does not begin as a {suffix} file does (it begins with {head[:16]!r})"
+    return None

@@ -1,0 +1,126 @@
+"""The Dive record, and what is possible for dives (leaf).
+
+Everything downstream takes Dives, so another data set is another reader in annotations.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+DiveKey = tuple[int, int]  # (video, dive number within the video)
+
+# The label vocabulary of MTL-AQA, by index, verified against the dive numbers.
+POSITIONS = ("free", "pike", "tuck")
+POSITION_LETTERS = ("D", "B", "C")  # the letter that ends a dive number
+ROTATION_TYPES = ("back", "forward", "inward", "reverse")
+ATTRIBUTE_CLASSES = {"position": 3, "armstand": 2, "rotation_type": 4, "ss_no": 10, "tw_no": 8}
+
+# World Aquatics' rules: a judge gives 0 to 10 in half points, three judgements count, and they are multiplied by the
+# difficulty
+BEST_JUDGEMENT = 10.0
+COUNTED_JUDGES = 3
+ROUNDING = 0.06  # points by which published final scores differ from the product
+
+
+@dataclass(frozen=True)
+class Dive:
+    """One judged dive of a broadcast.
+
+    Frames are 1-based and inclusive, numbered as `ffmpeg -i NN.mp4 %06d.jpg` numbers them. `difficulty` is the degree
+    of difficulty, `final_score` is in points (0 to about 120). The other fields are None where a file does not have
+    them; `ss_no` and `tw_no` count half somersaults and half twists.
+    """
+
+    video: int
+    number: int
+    start_frame: int
+    end_frame: int
+    difficulty: float
+    final_score: float
+    position: int | None = None
+    armstand: int | None = None
+    rotation_type: int | None = None
+    ss_no: int | None = None
+    tw_no: int | None = None
+    judge_scores: tuple[float, ...] | None = None
+    dive_number: str | None = None
+    caption: tuple[str, ...] | None = None
+
+    @property
+    def key(self) -> DiveKey:
+        return (self.video, self.number)
+
+    @property
+    def frame_count(self) -> int:
+        return self.end_frame - self.start_frame + 1
+
+    @property
+    def name(self) -> str:
+        return dive_name(self.key)
+
+
+def dive_name(key: DiveKey) -> str:
+    """How messages name a dive: video and number ('03/055')."""
+    return f"{key[0]:02d}/{key[1]:03d}"
+
+
+def list_names(keys: Iterable[DiveKey], most: int = 5) -> str:
+    """The names of some dives in one line, the first few of many."""
+    names = [dive_name(key) for key in keys]
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def dive_faults(dive: Dive) -> list[str]:
+    """What is impossible about one dive, a sentence each."""
+    faults = []
+    if not 1 <= dive.start_frame <= dive.end_frame:
+        faults.append(f"frames {dive.start_frame} to {dive.end_frame} are no range that starts at 1 or later")
+    if not (math.isfinite(dive.difficulty) and dive.difficulty > 0):
+        faults.append(f"difficulty {dive.difficulty} must be greater than 0")
+    elif not 0 <= dive.final_score <= COUNTED_JUDGES * BEST_JUDGEMENT * dive.difficulty + ROUNDING:  # also NaN
+        most = COUNTED_JUDGES * BEST_JUDGEMENT * dive.difficulty
+        faults.append(
+            f"final score {dive.final_score} is outside 0 to {most:g}, what judges can give at difficulty {dive.difficulty:g}"
+        )
+    for name, classes in ATTRIBUTE_CLASSES.items():
+        value = getattr(dive, name)
+        if value is not None and not 0 <= value < classes:
+            faults.append(f"{name} {value} is outside 0 to {classes - 1}")
+    for score in dive.judge_scores or ():
+        if not (0 <= score <= BEST_JUDGEMENT and score * 2 == int(score * 2)):
+            faults.append(f"judge score {score} is outside 0 to {BEST_JUDGEMENT:g} in half points")
+    return [f"dive {dive.name}: {fault}" for fault in faults]
+
+
+def overlap_faults(dives: Iterable[Dive]) -> list[str]:
+    """Dives of one video that share frames: a sentence for each dive that begins before an earlier one has ended."""
+    faults: list[str] = []
+    latest: Dive | None = None  # of this video, the dive that ends last so far
+    for dive in sorted(dives, key=lambda d: (d.video, d.start_frame, d.end_frame)):
+        if latest is None or latest.video != dive.video:
+            latest = dive
+            continue
+        if dive.start_frame <= latest.end_frame:
+            faults.append(
+                f"dive {dive.name}: frames {dive.start_frame} to {dive.end_frame} overlap those of dive {latest.name} ({latest.start_frame} to {latest.end_frame})"
+            )
+        latest = max(latest, dive, key=lambda d: d.end_frame)
+    return faults
+
+
+def judged_score(dive: Dive) -> float | None:
+    """The final score that the judges' scores give by the rules, in points: the sum of the middle three times the
+    difficulty. None where fewer than three judges are known."""
+    if dive.judge_scores is None or len(dive.judge_scores) < COUNTED_JUDGES:
+        return None
+    dropped = (len(dive.judge_scores) - COUNTED_JUDGES) // 2
+    counted = sorted(dive.judge_scores)[dropped : dropped + COUNTED_JUDGES]
+    return sum(counted) * dive.difficulty
+
+
+def judge_exceptions(dives: Iterable[Dive]) -> list[Dive]:
+    """Dives whose final score is not what their judges give: usually a slip in a judge's entry, never corrected here."""
+    scored = ((dive, judged_score(dive)) for dive in dives)
+    return [dive for dive, score in scored if score is not None and abs(score - dive.final_score) > ROUNDING]

@@ -1,0 +1,93 @@
+"""Writing files that are complete or absent, and telling whether they still are (leaf)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_ABANDONED_AFTER = 24 * 3600  # seconds without a write, on another host whose processes cannot be asked
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to. When the block ends well it becomes `path`, flushed to the disk and
+    renamed; when it raises, `path` is as it was and nothing is left. What killed writers left of `path` is removed.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
+    # the name keeps its ending, which image and video writers go by
+    temporary = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+class Stopped(Exception):
+    """The command was interrupted: what is under way is given up."""
+
+
+def sha256(
+    path: Path, stopped: Callable[[], bool] = lambda: False, on_bytes: Callable[[int], Any] | None = None
+) -> str:
+    """The SHA-256 of a file, in hexadecimal; `on_bytes(n)` is called as bytes are read.
+
+    Raises:
+        OSError: the file cannot be read.
+        Stopped: `stopped()` became true.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            if stopped():
+                raise Stopped
+            digest.update(block)
+            if on_bytes:
+                on_bytes(len(block))
+    return digest.hexdigest()
+
+
+def remove_abandoned(path: Path) -> None:
+    """Delete the temporary files of `path` whose writers were killed; those of living writers stay."""
+    pattern = re.compile(rf"\.{re.escape(path.stem)}\.(?P<host>.+)\.(?P<pid>\d+)\.tmp{re.escape(path.suffix)}")
+    for name in os.listdir(path.parent):
+        if (match := pattern.fullmatch(name)) and not _may_live(path.parent / name, match["host"], int(match["pid"])):
+            (path.parent / name).unlink(missing_ok=True)
+
+
+def _may_live(temporary: Path, host: str, pid: int) -> bool:
+    if host != socket.gethostname():
+        try:
+            return time.time() - temporary.stat().st_mtime < _ABANDONED_AFTER
+        except FileNotFoundError:
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()

@@ -1,0 +1,72 @@
+"""Which videos of which data set a command works on: the flags and the share of a job array's task."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_preparation.annotations import load_annotations
+from data_preparation.cli import UserError, flag
+from data_preparation.dives import Dive
+from data_preparation.layout import DatasetLayout, default_dataset, video_name
+
+
+@dataclass(frozen=True)
+class ShareConfig:
+    """Flags of every command that goes through the videos."""
+
+    dataset: Path | None = flag(None, "Data set folder; none takes DEEPSPORTS_DATASET of job_files/environment.sh.")
+    videos: tuple[str, ...] = flag(
+        ("all",), "Videos: all that have dives, or numbers.", allowed="all, or video numbers"
+    )
+    annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none takes the data set's own.")
+    workers: int = flag(0, "Processes; 0 is one for each CPU core of the job.", minimum=0)
+    shard_index: int = flag(0, "Which share of the videos this call does, from 0 (a job array's task).", minimum=0)
+    shard_count: int = flag(1, "Number of shares.", minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.shard_index >= self.shard_count:
+            raise UserError(
+                f"--shard_index {self.shard_index} is not below --shard_count {self.shard_count}: shares count from 0"
+            )
+        if not self.all_videos and not all(v.isdigit() for v in self.videos):
+            raise UserError(f"--videos {' '.join(self.videos)}: give 'all' or video numbers such as 01 02")
+
+    @property
+    def all_videos(self) -> bool:
+        return [v.lower() for v in self.videos] == ["all"]
+
+    @property
+    def processes(self) -> int:
+        """Processes to use: `workers`, or the CPU cores that this process may use."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+    def layout(self) -> DatasetLayout:
+        """The layout of the folder that the flag or the environment names.
+
+        Raises:
+            UserError: neither does, or it is no folder.
+        """
+        folder = self.dataset or default_dataset()
+        if folder is None:
+            raise UserError("--dataset is missing: name the data set folder, or source job_files/environment.sh")
+        if not folder.is_dir():
+            raise UserError(f"--dataset {folder} is no folder: put whole_videos/ and annotations/ there first")
+        return DatasetLayout(folder)
+
+    def dives_by_video(self) -> dict[int, list[Dive]]:
+        """All annotated dives of the videos of this share, videos ascending.
+
+        Raises:
+            UserError: unreadable annotations, or videos that have no dive.
+        """
+        by_video: dict[int, list[Dive]] = {}
+        for dive in load_annotations(self.annotation_path or self.layout().annotation_file).values():
+            by_video.setdefault(dive.video, []).append(dive)
+        chosen = sorted(by_video) if self.all_videos else sorted({int(v) for v in self.videos})
+        if unknown := [video_name(v) for v in chosen if v not in by_video]:
+            raise UserError(
+                f"--videos {' '.join(unknown)}: no dive of these videos is annotated; the annotated ones are {' '.join(map(video_name, sorted(by_video)))}"
+            )
+        return {video: by_video[video] for video in chosen[self.shard_index :: self.shard_count]}
