@@ -76,15 +76,25 @@ class Decoder:
         return itertools.chain.from_iterable(self._pick(self._from(s[0]), n, s) for n, s in parts)
 
     def _from(self, stamp: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(timestamp, frame) from a frame at or before `stamp` on."""
+        """(timestamp, frame) from a frame at or before `stamp` on; a generator, so that its faults come with its frames."""
         step = int(_STEP_BACK / self._stream.time_base)
         for start in (int(stamp), int(stamp) - step, None):  # some containers' indices send us too far
             self._container.seek(start or 0, stream=self._stream, backward=True)
-            frames = ((frame.pts, frame) for frame in self._container.decode(self._stream) if frame.pts is not None)
+            frames = self._decoded(stamp)
             first = next(frames, None)
-            if start is None or (first is not None and first[0] <= stamp):
-                break
-        return itertools.chain([first] if first is not None else [], frames)
+            if first is not None and (start is None or first[0] <= stamp):
+                yield first
+                yield from frames
+                return
+
+    def _decoded(self, stamp: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """(timestamp, frame) of what comes; before `stamp` only what later frames are made from."""
+        codec = self._stream.codec_context
+        for packet in self._container.demux(self._stream):
+            codec.skip_frame = "NONREF" if packet.pts is not None and packet.pts < stamp else "DEFAULT"
+            for frame in packet.decode():
+                if frame.pts is not None:
+                    yield frame.pts, frame
 
     def _pick(
         self, frames: Iterator[tuple[int, av.VideoFrame]], numbers: np.ndarray, stamps: np.ndarray

@@ -34,11 +34,13 @@ from data_preparation.decoding import Decoder, FrameRequest, Range, request, to_
 from data_preparation.dives import Dive, list_names
 from data_preparation.files import Stopped, sha256
 from data_preparation.frame_numbers import VideoScan, scan
-from data_preparation.layout import DatasetLayout, archive_file, video_name
+from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.shares import ShareConfig
+from data_preparation.verify import VerifyConfig, report_text, verify
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
 
+_PIECE = 300  # frames that a worker process returns at once; nearly all dives are shorter
 _DIVE_SECONDS = (1.5, 9.0)  # the median dive of a broadcast, from take-off to water; MTL-AQA's is 4
 
 
@@ -57,6 +59,7 @@ class ExtractConfig(ShareConfig):
     )
     after: int = flag(3, "Also keep so many frames after each dive's end, where the video has them.", minimum=0)
     again: bool = flag(False, "Extract also what is extracted already (a damaged archive).")
+    verify: bool = flag(False, "Read every stored frame back at the end, as data_preparation.verify does.")
 
 
 # --------------------------------------------------------------------------------------------------------- what to keep
@@ -80,6 +83,13 @@ def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: in
         (max(min(d.start_frame, d.end_frame - window), 1), min(d.end_frame + after, max(last_frame, d.end_frame)))
         for d in dives
     )
+
+
+def pieces(ranges: Iterable[Range]) -> Iterator[Range]:
+    """The same frames in ranges that are short enough to be held in memory as JPEGs."""
+    for first, last in ranges:
+        for start in range(first, last + 1, _PIECE):
+            yield start, min(start + _PIECE - 1, last)
 
 
 def check_reach(found: VideoScan, dives: Sequence[Dive]) -> None:
@@ -163,6 +173,8 @@ class DecodingPool:
                         raise Stopped
                     yield numbered
         except BrokenProcessPool:
+            if self.stopped:
+                raise Stopped from None
             raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
         except RuntimeError:  # the pool takes no more requests
             raise Stopped from None
@@ -174,6 +186,8 @@ class DecodingPool:
         """Give up what is under way."""
         self.stopped = True
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -258,7 +272,7 @@ def extract_video(
             if found.sequential:
                 jpegs = _decoded_here(request(found, ranges), config.height, config.quality, pool)
             else:
-                jpegs = pool.jpegs((request(found, [r]) for r in ranges), config.height, config.quality)
+                jpegs = pool.jpegs((request(found, [r]) for r in pieces(ranges)), config.height, config.quality)
             for numbered in jpegs:
                 yield numbered
                 on_frame()
@@ -339,7 +353,7 @@ def extract_videos(layout: DatasetLayout, work: dict[int, list[Dive]], config: E
 
 def main(argv: Sequence[str]) -> int:
     config = parse(ExtractConfig, argv, prog="python -m data_preparation.extract", description=__doc__.splitlines()[0])
-    layout, work = config.layout(), config.dives_by_video()
+    layout, work = dataset_layout(config.dataset), config.dives_by_video()
     if not work:
         print("No video falls to this share: nothing to do.")
         return 0
@@ -347,11 +361,18 @@ def main(argv: Sequence[str]) -> int:
     outcomes = extract_videos(layout, work, config)
     failed = {video: outcome.text for video, outcome in outcomes.items() if not outcome.well}
     print(f"{len(outcomes) - len(failed)} of {len(outcomes)} videos are extracted in {layout.frames}")
+    made = {video: work[video] for video, outcome in outcomes.items() if outcome.well}
+    if config.verify and made:
+        reports = verify(layout, made, VerifyConfig(workers=config.workers))
+        print(report_text(reports))
+        failed |= {
+            r.video: "\n".join(f"video {video_name(r.video)}: {f}" for f in r.faults) for r in reports if r.faults
+        }
     if failed:
         raise UserError.of(
             [
                 *failed.values(),
-                f"again, when mended: python -m data_preparation.extract --dataset {layout.root} --videos {' '.join(map(video_name, failed))}",
+                f"again, when mended: python -m data_preparation.extract --dataset {layout.root} {'--again True ' if config.verify else ''}--videos {' '.join(map(video_name, sorted(failed)))}",
             ]
         )
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +26,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
-    # the name keeps its ending, which image and video writers go by
-    temporary = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.tmp{path.suffix}")
+    temporary = _temporary(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -34,6 +34,28 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: what is put into the temporary one appears as `path` when the block ends well.
+
+    Raises:
+        OSError: the disk is full or not writable, or `path` is there already.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -72,10 +94,11 @@ def sha256(
 
 def remove_abandoned(path: Path) -> None:
     """Delete the temporary files of `path` whose writers were killed; those of living writers stay."""
-    pattern = re.compile(rf"\.{re.escape(path.stem)}\.(?P<host>.+)\.(?P<pid>\d+)\.tmp{re.escape(path.suffix)}")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(?P<host>.+)\.(?P<pid>\d+)\.tmp")
     for name in os.listdir(path.parent):
         if (match := pattern.fullmatch(name)) and not _may_live(path.parent / name, match["host"], int(match["pid"])):
-            (path.parent / name).unlink(missing_ok=True)
+            abandoned = path.parent / name
+            shutil.rmtree(abandoned) if abandoned.is_dir() else abandoned.unlink(missing_ok=True)
 
 
 def _may_live(temporary: Path, host: str, pid: int) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from data_preparation.cli import UserError, first_line
 
 DEFAULT_DISPOSITION_BONUS = 5_000_000  # ffmpeg's preference for a stream marked default, in pixels
+_NOT_ENTERED_IN_THE_MIDDLE = {"avi", "flv"}  # no times of presentation; no seeking without an index
 _SLACK_SECONDS, _SLACK_SHARE = 2, Fraction(1, 100)  # between a file's length and that of its frames: sound ends later
 
 
@@ -139,7 +140,9 @@ def scan(path: Path) -> VideoScan:
         except (av.FFmpegError, OSError):
             pass  # a file cut short; told below from what it announces
         stamps = [pts for pts, _ in found]
-        sequential = container.format.name == "avi" or None in stamps or len(set(stamps)) < len(stamps)
+        sequential = (
+            container.format.name in _NOT_ENTERED_IN_THE_MIDDLE or None in stamps or len(set(stamps)) < len(stamps)
+        )
         rate = stream.guessed_rate or stream.average_rate or Fraction(25)
         time_base, index = stream.time_base, stream.index
         container_format, codec_rate = container.format.name, stream.codec_context.framerate
@@ -188,7 +191,9 @@ def _timing_notes(sources: np.ndarray, sequential: bool) -> list[str]:
             f"its timestamps are uneven, so ffmpeg repeats {repeated} and drops {dropped} frames; readers that count decoded frames number it otherwise from frame {int(differs[0]) + 1} on"
         )
     if sequential:
-        notes.append("its packets' timestamps cannot be trusted, so it is decoded from the start instead of by seeking")
+        notes.append(
+            "its kind of file does not tell where a frame is, so it is decoded from its start instead of by seeking"
+        )
     return notes
 
 

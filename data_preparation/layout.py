@@ -128,3 +128,17 @@ def default_dataset() -> Path | None:
     """The data set that job_files/environment.sh names, or None when it was not sourced."""
     name = os.environ.get("DEEPSPORTS_DATASET")
     return Path(name) if name else None
+
+
+def dataset_layout(given: Path | None) -> DatasetLayout:
+    """The layout of the folder that a --dataset flag or else the environment names.
+
+    Raises:
+        UserError: neither does, or it is no folder.
+    """
+    folder = given or default_dataset()
+    if folder is None:
+        raise UserError("--dataset is missing: name the data set folder, or source job_files/environment.sh")
+    if not folder.is_dir():
+        raise UserError(f"--dataset {folder} is no folder: put whole_videos/ and annotations/ there first")
+    return DatasetLayout(folder)

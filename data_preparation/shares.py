@@ -9,7 +9,7 @@ from pathlib import Path
 from data_preparation.annotations import load_annotations
 from data_preparation.cli import UserError, flag
 from data_preparation.dives import Dive
-from data_preparation.layout import DatasetLayout, default_dataset, video_name
+from data_preparation.layout import dataset_layout, video_name
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,6 @@ class ShareConfig:
         """Processes to use: `workers`, or the CPU cores that this process may use."""
         return self.workers or len(os.sched_getaffinity(0))
 
-    def layout(self) -> DatasetLayout:
-        """The layout of the folder that the flag or the environment names.
-
-        Raises:
-            UserError: neither does, or it is no folder.
-        """
-        folder = self.dataset or default_dataset()
-        if folder is None:
-            raise UserError("--dataset is missing: name the data set folder, or source job_files/environment.sh")
-        if not folder.is_dir():
-            raise UserError(f"--dataset {folder} is no folder: put whole_videos/ and annotations/ there first")
-        return DatasetLayout(folder)
-
     def dives_by_video(self) -> dict[int, list[Dive]]:
         """All annotated dives of the videos of this share, videos ascending.
 
@@ -62,7 +49,7 @@ class ShareConfig:
             UserError: unreadable annotations, or videos that have no dive.
         """
         by_video: dict[int, list[Dive]] = {}
-        for dive in load_annotations(self.annotation_path or self.layout().annotation_file).values():
+        for dive in load_annotations(self.annotation_path or dataset_layout(self.dataset).annotation_file).values():
             by_video.setdefault(dive.video, []).append(dive)
         chosen = sorted(by_video) if self.all_videos else sorted({int(v) for v in self.videos})
         if unknown := [video_name(v) for v in chosen if v not in by_video]:

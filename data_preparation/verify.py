@@ -28,7 +28,7 @@ from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.decoding import stored_size
 from data_preparation.dives import Dive
 from data_preparation.files import sha256, whole_file, write_whole
-from data_preparation.layout import DatasetLayout, video_name
+from data_preparation.layout import DatasetLayout, dataset_layout, video_name
 from data_preparation.shares import ShareConfig
 
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
@@ -134,7 +134,7 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
                 faults += source_faults(layout, video, record)
         if config.sheets and (drawable := _drawable(reader, dives, faults)):
             with whole_file(config.sheets / f"{video_name(video)}.png") as temporary:
-                contact_sheet(reader, drawable).save(temporary)
+                contact_sheet(reader, drawable).save(temporary, format="PNG")
     except UserError as error:
         return VideoReport(video, len(dives), faults=tuple(str(error).splitlines()))
     source = record.get("source", {})
@@ -234,7 +234,7 @@ def report_text(reports: Sequence[VideoReport]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     config = parse(VerifyConfig, argv, prog="python -m data_preparation.verify", description=__doc__.splitlines()[0])
-    layout, work = config.layout(), config.dives_by_video()
+    layout, work = dataset_layout(config.dataset), config.dives_by_video()
     if not work:
         print("No video falls to this share: nothing to do.")
         return 0
@@ -243,7 +243,10 @@ def main(argv: Sequence[str]) -> int:
     lists = list_faults({d.key: d for dives in annotated.values() for d in dives}, train, test)
     reports = verify(layout, work, config)
     odd_heights = height_faults(reports)
-    text = report_text(reports)
+    text = (
+        report_text(reports)
+        + f"\n{len(work)} videos, {sum(r.dives for r in reports)} dives; the lists name {len(train)} to train and {len(test)} to test"
+    )
     faults = [*lists, *(f"video {video_name(r.video)}: {fault}" for r in reports for fault in r.faults), *odd_heights]
     if faults:
         text += "\n\n" + "\n".join(faults)

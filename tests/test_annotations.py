@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
+import json
 import os
 import pickle
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from data_preparation import annotations
 from data_preparation.annotations import (
     check_disjoint,
     load_annotations,
@@ -17,6 +25,7 @@ from data_preparation.annotations import (
     select,
 )
 from data_preparation.cli import UserError
+from data_preparation.dives import Dive, dive_faults, judge_exceptions, judged_score, overlap_faults
 from data_preparation.pickles import load_pickle
 
 
@@ -90,24 +99,38 @@ def test_a_damaged_pickle_is_one_sentence(tmp_path: Path, content: bytes):
 
 
 def test_all_faults_are_named_at_once(tmp_path: Path):
-    good = {"start_frame": 10, "end_frame": 90, "difficulty": 3.0, "final_score": 60.0}
+    def good(number: int) -> dict:
+        return {"start_frame": 100 * number, "end_frame": 100 * number + 80, "difficulty": 3.0, "final_score": 60.0}
+
     content = {
-        (1, 1): good,
-        (1, 2): {**good, "end_frame": 5},
-        (1, 3): {**good, "difficulty": 0},
-        (1, 4): {**good, "final_score": float("nan")},
-        (1, 5): {k: v for k, v in good.items() if k != "final_score"},
-        (1, 6): {**good, "position": 7},
-        (1, 7): {**good, "start_frame": "early"},
+        (1, 1): good(1),
+        (1, 2): {**good(2), "end_frame": 5},
+        (1, 3): {**good(3), "difficulty": 0},
+        (1, 4): {**good(4), "final_score": float("nan")},
+        (1, 5): {k: v for k, v in good(5).items() if k != "final_score"},
+        (1, 6): {**good(6), "position": 7},
+        (1, 7): {**good(7), "start_frame": "early"},
         (1, 8): None,
+        (1, 9): {**good(9), "final_score": 90.5},
+        (1, 10): {**good(10), "judge_scores": [7.0, 7.5, 10.5, 7.25]},
+        (1, 11): {**good(11), "end_frame": 1350},
+        (1, 12): good(12),
+        (1, 13): good(13),
     }
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(UserError) as error:
         load_annotations(tmp_path / "a.pkl")
-    lines = str(error.value).splitlines()
-    assert len(lines) == 7
-    for number, line in zip(range(2, 9), lines, strict=True):
-        assert f"dive 01/{number:03d}" in line
+    text = str(error.value)
+    for number in range(2, 11):
+        assert f"dive 01/{number:03d}: " in text
+    assert "dive 01/001" not in text
+    assert "final score 90.5 is outside 0 to 90, what judges can give at difficulty 3" in text
+    assert "judge score 10.5 is outside 0 to 10 in half points" in text
+    assert "judge score 7.25" in text
+    # dive 11 reaches over both its followers
+    assert "dive 01/012: frames 1200 to 1280 overlap those of dive 01/011 (1100 to 1350)" in text
+    assert "dive 01/013: frames 1300 to 1380 overlap those of dive 01/011 (1100 to 1350)" in text
+    assert len(text.splitlines()) == 12
 
 
 @pytest.mark.parametrize("content", [{}, [], "text", [(1, 2, 3)], [5], [(1, 2), (1, 2)]])
@@ -120,5 +143,136 @@ def test_odd_lists_are_refused(tmp_path: Path, content):
 
 
 def test_overlapping_splits_are_refused():
-    with pytest.raises(UserError, match=r"share 1 dives, the first of them \(1, 2\)"):
+    with pytest.raises(UserError, match=r"share 1 dives \(01/002\).*annotations disjoint"):
         check_disjoint([(1, 1), (1, 2)], [(1, 2)])
+    check_disjoint([(1, 1)], [(1, 2)])
+
+
+# ---------------------------------------------------------------------------------------------------- a user's own files
+
+
+CSV = """\ufeffvideo_num;start_frame;end_frame;difficulty;final_score;position;rotation_type;armstand;judge_scores;dive_number;caption
+1;100;180;3.2;88.0;tuck;Inward;no;9.5 9 9.5 9 8.5 9.5 8.5;407C;A very good dive
+1;300;390;3.0;60;B;1;0;;;
+
+2;100;180;1.5;30;0;back;TRUE;;;
+"""
+
+
+def test_a_users_own_csv_becomes_dives(tmp_path: Path):
+    (tmp_path / "own.csv").write_text(CSV)
+    dives = load_annotations(tmp_path / "own.csv")
+    assert list(dives) == [(1, 1), (1, 2), (2, 1)]
+    first, second, third = dives.values()
+    assert (first.position, first.rotation_type, first.armstand, first.dive_number) == (2, 2, 0, "407C")
+    assert first.judge_scores == (9.5, 9.0, 9.5, 9.0, 8.5, 9.5, 8.5)
+    assert first.caption == ("<sos>", "a", "very", "good", "dive", "<eos>")
+    assert (second.position, second.rotation_type, second.judge_scores, second.caption) == (1, 1, None, None)
+    assert (third.armstand, third.position, third.ss_no) == (1, 0, None)
+    (tmp_path / "train.csv").write_text("video,dive\n1,1\n2,1\n")
+    (tmp_path / "test.json").write_text("[[1, 2]]")
+    train, test = load_split(tmp_path / "train.csv"), load_split(tmp_path / "test.json")
+    check_disjoint(train, test)
+    assert [d.key for d in select(dives, [*train, *test], "own lists")] == [(1, 1), (2, 1), (1, 2)]
+
+
+def test_csv_and_json_hold_what_the_official_pickle_holds(shared: Path, tmp_path: Path):
+    official = load_annotations(shared / "mtl_aqa" / "final_annotations_dict_with_dive_number.pkl")
+    rows = [
+        {
+            "video": d.video,
+            "dive": d.number,
+            **{k: v for k, v in vars(d).items() if k not in ("video", "number", "caption")},
+        }
+        for d in official.values()
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with open(tmp_path / "a.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, "judge_scores": " ".join(map(str, row["judge_scores"]))} for row in rows)
+    assert load_annotations(tmp_path / "a.json") == load_annotations(tmp_path / "a.csv") == official
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "holds no dive: write one row a dive with the columns video, dive, start_frame"),
+        ("a.csv", "dive,start_frame\n1,5\n", "entry 1 has no 'video'"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5.5,9,3,50\n", "start_frame '5.5' is no whole"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,50\n1,1,15,19,3,50\n", "given twice"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,position\n1,1,5,9,3,50,layout\n", "layout"),
+        ("a.json", "{", "is no JSON"),
+        ("a.json", "{}", "holds no JSON list"),
+        ("a.json", "[5]", "entry 1 is no set of named fields"),
+        ("a.json", '[{"video": "x", "dive": 1}]', r"'\('x', 1\)' is not a \(video, dive\) pair"),
+        ("a.csv", b"\xff\xfe\x00", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_faults_of_own_files_are_named(tmp_path: Path, name: str, content: str | bytes, message: str):
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=message):
+        load_annotations(tmp_path / name)
+
+
+# ------------------------------------------------------------------------------------------------------ rules, summary
+
+
+def test_the_judges_rule_holds_for_all_but_27_of_the_real_dives(shared: Path):
+    dives = load_annotations(shared / "mtl_aqa" / "final_annotations_dict_with_dive_number.pkl")
+    odd = judge_exceptions(dives.values())
+    assert len(odd) == 27
+    assert {(1, 70), (2, 1), (26, 39)} <= {d.key for d in odd}
+    assert judged_score(dives[(1, 70)]) == pytest.approx(37.95)
+
+
+@given(
+    st.lists(st.integers(0, 20).map(lambda half: half / 2), min_size=7, max_size=7),
+    st.sampled_from([1.5, 2.6, 3.2, 4.1]),
+)
+def test_a_score_that_judges_gave_is_possible_and_no_exception(judges: list[float], difficulty: float):
+    score = sum(sorted(judges)[2:5]) * difficulty
+    dive = Dive(1, 1, 1, 9, difficulty, score, judge_scores=tuple(judges))
+    assert dive_faults(dive) == []
+    assert judge_exceptions([dive]) == []
+    assert judge_exceptions([replace(dive, final_score=score + 1)]) != []
+
+
+@given(st.lists(st.tuples(st.integers(1, 2), st.integers(1, 60), st.integers(0, 20)), max_size=7, unique=True))
+def test_overlaps_are_found_exactly_where_dives_share_frames(spans: list[tuple[int, int, int]]):
+    dives = [Dive(v, i, start, start + length, 3.0, 60.0) for i, (v, start, length) in enumerate(spans)]
+    shared = {
+        max(a, b, key=lambda d: (d.start_frame, d.end_frame)).name
+        for a, b in itertools.combinations(dives, 2)
+        if a.video == b.video and a.start_frame <= b.end_frame and b.start_frame <= a.end_frame
+    }
+    assert {fault.split(":")[0].removeprefix("dive ") for fault in overlap_faults(dives)} == shared
+
+
+def test_the_summary_tells_what_a_person_wants_to_know(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = shared / "mtl_aqa"
+    lists = ["--train_path", str(folder / "train_split_0.pkl"), "--test_path", str(folder / "test_split_0.pkl")]
+    numbered = str(folder / "final_annotations_dict_with_dive_number.pkl")
+    annotations.main(["summary", "--annotation_path", numbered, *lists])
+    said = capsys.readouterr().out
+    assert "1412 in 15 videos; 1059 in the train list, 353 in the test list, 0 in neither" in said
+    assert "151364 in dives" in said
+    assert "free 152, pike 702, tuck 558" in said
+    assert "the judges of 27 dives do not give the final score" in said
+    assert re.search(r"^ +26 +124 +91 +33 +19546 +271724 +12881$", said, re.MULTILINE)
+
+
+def test_overlapping_lists_are_told_of_and_mended(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A smaller training set that shares dives with the test list, as MTL-AQA's do."""
+    folder = shared / "mtl_aqa"
+    train, test = load_split(folder / "train_split_0.pkl"), load_split(folder / "test_split_0.pkl")
+    (tmp_path / "small.pkl").write_bytes(pickle.dumps([*train[:107], *test[:36]]))
+    numbered, listed = str(folder / "final_annotations_dict.pkl"), ["--test_path", str(folder / "test_split_0.pkl")]
+    small = ["--train_path", str(tmp_path / "small.pkl")]
+    with pytest.raises(UserError, match=r"share 36 dives .*smaller training sets"):
+        annotations.main(["summary", "--annotation_path", numbered, *small, *listed])
+    annotations.main(["disjoint", *small, *listed, "--output", str(tmp_path / "clean.pkl")])
+    assert "107 dives; 36 that the test list has are left out" in capsys.readouterr().out
+    assert load_split(tmp_path / "clean.pkl") == train[:107]
+    with pytest.raises(UserError, match="--output missing"):
+        annotations.main(["disjoint", *small, *listed])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -54,7 +58,12 @@ def assert_frames_are_ffmpegs(video: Path, tmp_path: Path, tolerance: float = 4.
             image = to_image(frame, 0)
             reference = expected[number - 1]
             assert image.shape[:2] == reference.shape
-            assert np.abs(luma(image).astype(int) - reference).mean() < tolerance, f"frame {number}"
+            error = np.abs(luma(image).astype(int) - reference).mean()
+            assert error < tolerance, f"frame {number}"
+            for neighbour in (number - 1, number + 1):  # closer than that could be its neighbour
+                if 1 <= neighbour <= count:
+                    other = np.abs(luma(image).astype(int) - expected[neighbour - 1]).mean()
+                    assert error < other + 0.5, f"frame {number} looks like {neighbour}"
 
 
 @needs_ffmpeg
@@ -103,6 +112,70 @@ def test_encoded_files_are_numbered_as_ffmpeg_numbers_them(
 ):
     (tmp_path / "png").mkdir()
     assert_frames_are_ffmpegs(encode(tmp_path / f"{name}.mp4", stamps, rate), tmp_path / "png")
+
+
+SOURCE = "-f lavfi -i testsrc2=size=160x120:rate=25:duration=8"
+SOUND = "-f lavfi -i sine=duration=8 -c:a aac"
+X264 = "-c:v libx264 -preset veryfast -bf 3 -g 50"
+UNEVEN = r"-vf select='not(mod(n\,7)-3)+gt(mod(n\,3)\,0)' -vsync vfr"
+MADE_BY_FFMPEG = {
+    "open_gop.mp4": f"{SOURCE} {X264} -x264-params open-gop=1",
+    "open_gop.ts": f"{SOURCE} {X264} -x264-params open-gop=1",
+    "sound.mp4": f"{SOURCE} {SOUND} {X264}",
+    "h264.mkv": f"{SOURCE} {X264}",
+    "h264.flv": f"{SOURCE} {X264}",
+    "mpeg2.mpg": f"{SOURCE} -c:v mpeg2video -b:v 2M -bf 2 -g 15",
+    "xvid.avi": f"{SOURCE} -c:v mpeg4 -b:v 2M -bf 2 -g 60",
+    "vp9.webm": f"{SOURCE} -c:v libvpx-vp9 -deadline realtime -cpu-used 8 -g 60",
+    "fragmented.mp4": f"{SOURCE} {X264} -movflags frag_keyframe+empty_moov",
+    "uneven.mp4": f"{SOURCE} {UNEVEN} {X264}",
+    "uneven.mkv": f"{SOURCE} {UNEVEN} {X264}",
+    "uneven.ts": f"{SOURCE} {UNEVEN} {X264}",
+    "jitter.mp4": f"{SOURCE} -vf setpts=PTS+random(0)*0.02/TB -vsync vfr -enc_time_base 1/90000 {X264}",
+    "film.mkv": f"{SOURCE.replace('25', '24000/1001')} {X264}",
+    "interlaced.mp4": f"{SOURCE} -vf tinterlace=interleave_top,fieldorder=tff {X264} -flags +ildct+ilme",
+    "two_pictures.mp4": f"{SOURCE} -f lavfi -i testsrc=size=192x128:rate=30:duration=8 -map 0 -map 1 {X264}",
+    "two_pictures.mkv": f"{SOURCE} -f lavfi -i testsrc=size=192x128:rate=30:duration=8 -map 0 -map 1 {X264} -disposition:v:0 0 -disposition:v:1 default",
+    "edit_list.mp4": "-ss 3.3 -i {sound} -c copy",
+    "cut.mkv": "-ss 3.3 -i {sound} -c copy",
+    "late_picture.mp4": "-itsoffset 1.7 -i {sound} -i {sound} -map 0:v -map 1:a -c copy",
+    "late_picture.mkv": "-itsoffset 1.7 -i {sound} -i {sound} -map 0:v -map 1:a -c copy",
+    "rotated.mp4": "-i {sound} -metadata:s:v rotate=90 -c copy",
+}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_by_ffmpeg("sound.mp4", tmp_path_factory.mktemp("sound"))
+
+
+def make_by_ffmpeg(name: str, folder: Path, sound: Path | None = None) -> Path:
+    arguments = MADE_BY_FFMPEG[name].replace("{sound}", str(sound)).replace("'", "").split()
+    subprocess.run(["ffmpeg", "-v", "error", *arguments, folder / name], check=True)
+    return folder / name
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", MADE_BY_FFMPEG)
+def test_files_that_ffmpeg_made_are_numbered_as_it_numbers_them(name: str, sound: Path, tmp_path: Path):
+    (tmp_path / "png").mkdir()
+    assert_frames_are_ffmpegs(make_by_ffmpeg(name, tmp_path, sound), tmp_path / "png")
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("uneven.mp4", r"ffmpeg repeats \d+ and drops 0 frames; readers that count decoded frames number it otherwise"),
+        ("edit_list.mp4", r"an edit list hides \d+ of its \d+ frames"),
+        ("two_pictures.mkv", r"2 video streams; ffmpeg takes number 1 \(192x128\)"),
+        ("xvid.avi", "decoded from its start instead of by seeking"),
+        ("sound.mp4", None),
+    ],
+)
+def test_what_makes_a_files_numbers_doubtful_is_noted(name: str, note: str | None, sound: Path, tmp_path: Path):
+    notes = scan(make_by_ffmpeg(name, tmp_path, sound)).notes
+    assert re.search(note, "\n".join(notes)) if note else notes == ()
 
 
 @needs_ffmpeg
@@ -200,7 +273,7 @@ def test_extract_then_verify_then_again(two_videos: Path, tmp_path: Path):
     assert "done before" not in extract(two_videos, "--height", 30, "--window", 40).stdout
     assert open_frames(two_videos / "whole_videos_frames", 2).image(115).shape == (30, 40, 3)
     checked = run_python("-m", "data_preparation.verify", "--dataset", two_videos, "--sheets", tmp_path / "sheets")
-    assert "2 videos, 6 dives" in checked.stdout
+    assert "2 videos, 6 dives; the lists name 5 to train and 1 to test" in checked.stdout
     assert Image.open(tmp_path / "sheets" / "01.png").size[0] > 100
     assert not list(two_videos.rglob("*.tmp"))
 
@@ -266,6 +339,155 @@ def test_loose_frames_are_read(two_videos: Path):
     assert loose.path.is_dir()
     assert loose.numbers.tolist() == from_archive.numbers.tolist()
     assert FrameReader(frames / "kept").read(115) == loose.read(115)
+
+
+def test_more_dives_add_frames_and_never_lose_any(two_videos: Path):
+    """Extracting for a part of the dives keeps what was extracted for the others."""
+    annotations = DatasetLayout(two_videos).annotation_file
+    fields = pickle.loads(annotations.read_bytes())
+    first = {key: value for key, value in fields.items() if key[1] == 1}
+    (two_videos / "first.pkl").write_bytes(pickle.dumps(first, 3))
+    flags = ("--height", 24, "--window", 0, "--after", 0)
+    assert extract(two_videos, *flags, "--annotation_path", two_videos / "first.pkl").returncode == 0
+    frames = two_videos / "whole_videos_frames"
+    assert open_frames(frames, 1).numbers.tolist() == list(range(100, 131))
+    assert extract(two_videos, *flags).returncode == 0
+    everything = [n for d in (1, 2, 3) for n in range(100 * d, 100 * d + 31)]
+    assert open_frames(frames, 1).numbers.tolist() == everything
+    again = extract(two_videos, *flags, "--again", True, "--annotation_path", two_videos / "first.pkl")
+    assert again.returncode == 0
+    assert open_frames(frames, 1).numbers.tolist() == everything
+
+
+def test_one_process_and_several_make_the_same_archive(two_videos: Path):
+    frames = two_videos / "whole_videos_frames"
+    assert extract(two_videos, "--workers", 1, "--height", 24).returncode == 0
+    one = {p.name: zipfile.ZipFile(p).read("000115.jpg") for p in frames.iterdir()}
+    crcs = [i.CRC for i in zipfile.ZipFile(frames / "01.zip").infolist()]
+    assert extract(two_videos, "--workers", 3, "--height", 24, "--again", True).returncode == 0
+    assert {p.name: zipfile.ZipFile(p).read("000115.jpg") for p in frames.iterdir()} == one
+    assert [i.CRC for i in zipfile.ZipFile(frames / "01.zip").infolist()] == crcs
+
+
+def test_two_runs_at_once_on_the_same_video_do_not_harm_each_other(two_videos: Path):
+    command = [sys.executable, "-m", "data_preparation.extract", "--dataset", str(two_videos), "--height", "24"]
+    running = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [p.wait() for p in running] == [0, 0, 0]
+    frames = two_videos / "whole_videos_frames"
+    assert sorted(p.name for p in frames.iterdir()) == ["01.zip", "02.zip"]
+    assert zipfile.ZipFile(frames / "01.zip").testzip() is None
+    assert run_python("-m", "data_preparation.verify", "--dataset", two_videos).returncode == 0
+
+
+def processes_of(folder: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if str(folder).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_extraction_killed_whole_leaves_no_archive_and_no_process(tmp_path: Path, number: int):
+    video = encode(tmp_path / "v.mp4", [4 * i for i in range(3000)])
+    folder = make_dataset(
+        tmp_path / "set", {1: video}, [Dive(1, 1, 10, 2990, 3.0, 60.0), Dive(1, 2, 2995, 2999, 3.0, 60.0)]
+    )
+    command = [sys.executable, "-m", "data_preparation.extract", "--dataset", str(folder), "--height", "1080"]
+    running = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    frames = folder / "whole_videos_frames"
+    deadline = time.monotonic() + 30
+    while not (frames.exists() and list(frames.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(number)
+    assert running.wait(30) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert not list(frames.glob("*.zip"))
+    deadline = time.monotonic() + 10
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_of(folder) == []
+    assert extract(folder, "--height", 24).returncode == 0
+    assert [p.name for p in frames.iterdir()] == ["01.zip"]  # also what the killed one had begun is gone
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a small disk needs root")
+def test_a_really_full_disk_is_an_error_and_no_archive(two_videos: Path):
+    frames = two_videos / "whole_videos_frames"
+    frames.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=64k none {frames} || exit 77\n"
+        f"{sys.executable} -m data_preparation.extract --dataset {two_videos} --height 480; status=$?\n"
+        f"ls -A {frames}; exit $status"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("this machine does not let root mount a file system")
+    assert done.returncode == 2
+    assert "01.zip could not be written (No space left on device): make room on that disk" in done.stderr
+    assert ".zip" not in done.stdout.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_export_gives_back_loose_frames(two_videos: Path, tmp_path: Path):
+    assert extract(two_videos, "--height", 24).returncode == 0
+    frames = two_videos / "whole_videos_frames"
+    archived = {n: open_frames(frames, 1).read(n) for n in open_frames(frames, 1).numbers.tolist()}
+
+    def export(*flags: object):
+        return run_python("-m", "data_preparation.export", "--dataset", two_videos, *flags, check=False)
+
+    assert export("--videos", "01", "--output", tmp_path / "loose").returncode == 0
+    assert {int(p.stem): p.read_bytes() for p in (tmp_path / "loose" / "01").glob("*.jpg")} == archived
+    assert not (tmp_path / "loose" / "02").exists()
+    refused = export("--output", tmp_path / "loose")
+    assert refused.returncode == 2
+    assert "01 is there already" in refused.stderr
+    assert (tmp_path / "loose" / "02").is_dir()
+    assert "no archive of 07" in export("--videos", "07").stderr
+    assert export().returncode == 0
+    for name in ("01.zip", "02.zip"):
+        (frames / name).unlink()
+    checked = run_python("-m", "data_preparation.verify", "--dataset", two_videos)
+    assert checked.stdout.count("loose frames") == 2
+
+
+def test_verify_compares_archives_with_their_records_and_sources(two_videos: Path, tmp_path: Path):
+    assert extract(two_videos, "--height", 24).returncode == 0
+    frames = two_videos / "whole_videos_frames"
+
+    def verify(*flags: object):
+        return run_python("-m", "data_preparation.verify", "--dataset", two_videos, *flags, check=False)
+
+    assert verify("--sources", True).returncode == 0
+    with zipfile.ZipFile(frames / "01.zip", "a") as archive:
+        archive.writestr("000399.jpg", archive.read("000110.jpg"))
+    with open(two_videos / "whole_videos" / "02.mp4", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    checked = verify("--sources", True, "--report", tmp_path / "report.txt")
+    assert checked.returncode == 2
+    assert "1 frames are not in its record, the first is 399" in checked.stderr
+    assert "02.mp4 is not the file that the archive was made of" in checked.stderr
+    assert "01.mp4 at 25 fps   FAULTY" in (tmp_path / "report.txt").read_text()
+    assert extract(two_videos, "--videos", "02", "--height", 30, "--again", True).returncode == 0
+    assert "frames of height 30" in verify("--videos", "all").stderr or "frames of height 24" in verify().stderr
+
+
+def test_verify_refuses_lists_that_overlap_or_lack_annotation(two_videos: Path):
+    layout = DatasetLayout(two_videos)
+    assert extract(two_videos, "--height", 24).returncode == 0
+    layout.train_file.write_bytes(pickle.dumps([(1, 1), (1, 2), (9, 9)], 3))
+    checked = run_python("-m", "data_preparation.verify", "--dataset", two_videos, check=False)
+    assert checked.returncode == 2
+    assert "the train list names 1 dives without annotation (09/009)" in checked.stderr
+    assert "share 1 dives (01/001)" in checked.stderr
+
+
+def test_a_frame_rate_that_does_not_fit_the_labels_is_noted(two_videos: Path):
+    done = extract(two_videos, "--height", 24)  # its dives last 31 frames, 1.2 s
+    assert "half of the dives would last 1.2 s or less" in done.stdout
 
 
 # --------------------------------------------------------------------------------------------------------- bad input

@@ -49,5 +49,5 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(min(x) - 0.5, max(x) + 0.5)
     with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)

@@ -1,0 +1,316 @@
+"""Measure the preparation, side by side in one run; read the ratios, not the seconds.
+
+    python -m data_preparation.benchmark extraction              # against "ffmpeg everything, then delete"
+    python -m data_preparation.benchmark containers              # one uncompressed ZIP against its rivals
+    python -m data_preparation.benchmark timeline --like FILE    # a whole data set's timeline, drawn small
+
+Needs ffmpeg. Nothing here is part of the test suite.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_preparation.archive import FrameReader, write_archive
+from data_preparation.cli import UserError, flag, parse_command, run
+from data_preparation.decoding import decode_ranges, to_jpeg
+from data_preparation.frame_numbers import scan
+from data_preparation.layout import DatasetLayout, archive_file, frame_name, video_name
+
+_DIVE_FRAMES = 106  # MTL-AQA's mean
+_CLIP_FRAMES = 48
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """Extraction of a 720p H.264 broadcast, of which a share is annotated, against "ffmpeg everything, then delete"."""
+
+    video: Path | None = flag(None, "A broadcast of yours; none draws one (1280x720, 25 fps, GOP 250).")
+    frames: int = flag(12000, "Length of the drawn broadcast.", minimum=1000)
+    share: float = flag(0.064, "Share of the frames inside dives; MTL-AQA's is 0.064.", minimum=0.001, maximum=0.5)
+    height: int = flag(256, "Height of the stored frames.", minimum=0)
+    folder: Path | None = flag(None, "Where to work; none takes the system's temporary folder.")
+
+
+@dataclass(frozen=True)
+class ContainersConfig:
+    """Containers for frames: time to write and to open, time of a clip's frames at random places, size."""
+
+    frames: int = flag(10000, "Frames in the container; an archive of MTL-AQA has about 10,000.", minimum=100)
+    clips: int = flag(200, "Clips of 48 frames to read.", minimum=1)
+    folder: Path | None = flag(None, "Where to work; none takes the system's temporary folder.")
+
+
+@dataclass(frozen=True)
+class TimelineConfig:
+    """A data set at full length: the videos drawn small on its real timeline, extracted and verified."""
+
+    like: Path | None = flag(None, "Annotation file whose timeline to draw.")
+    width: int = flag(96, "Width of the drawn videos.", minimum=16)
+    height: int = flag(54, "Height of the drawn videos, and of the stored frames.", minimum=16)
+    dataset: Path | None = flag(None, "Data set folder to make and keep; none takes a temporary one.")
+
+    def __post_init__(self) -> None:
+        if self.like is None:
+            raise UserError("--like is missing: name an annotation file, such as MTL-AQA's final_annotations_dict.pkl")
+
+
+@contextmanager
+def _workplace(folder: Path | None) -> Iterator[Path]:
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix="deepsports-benchmark-", dir=folder))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def _timed(command: Sequence[object]) -> float:
+    """Seconds that a command takes.
+
+    Raises:
+        UserError: it failed.
+    """
+    started = time.perf_counter()
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{command[0]} failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return time.perf_counter() - started
+
+
+def _module(name: str, *arguments: object) -> list[object]:
+    return [sys.executable, "-m", f"data_preparation.{name}", *arguments]
+
+
+def _content(folder: Path) -> tuple[int, int]:
+    """(bytes, files) of a folder."""
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    return sum(p.stat().st_size for p in files), len(files)
+
+
+def _largest_process() -> float:
+    """Memory of the largest process that has ended so far under this one, in MB."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- extraction
+
+
+def _draw_broadcast(path: Path, frames: int) -> None:
+    source = f"testsrc2=size=1280x720:rate=25:duration={frames / 25}"
+    _timed(
+        ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-vf", "noise=alls=8:allf=t", "-c:v", "libx264",
+         "-preset", "veryfast", "-crf", "23", "-g", "250", "-bf", "3", "-pix_fmt", "yuv420p", path]
+    )  # fmt: skip
+
+
+def _annotate(layout: DatasetLayout, frame_count: int, share: float) -> int:
+    """Writes dives at even distances; returns the frames inside them."""
+    dives = max(round(frame_count * share / _DIVE_FRAMES), 1)
+    length = round(frame_count * share / dives)
+    starts = np.linspace(length, frame_count - 2 * length, dives).astype(int)
+    fields = {
+        (1, i): {"start_frame": int(s), "end_frame": int(s) + length - 1, "difficulty": 3.0, "final_score": 60.0}
+        for i, s in enumerate(starts, start=1)
+    }
+    layout.annotations.mkdir(parents=True)
+    layout.annotation_file.write_bytes(pickle.dumps(fields))
+    return dives * length
+
+
+def extraction(config: ExtractionConfig) -> None:
+    with _workplace(config.folder) as folder:
+        layout = DatasetLayout(folder / "set")
+        layout.videos.mkdir(parents=True)
+        video = layout.videos / f"01{config.video.suffix if config.video else '.mp4'}"
+        if config.video:
+            video.symlink_to(config.video.resolve())
+        else:
+            print(f"drawing {config.frames} frames at 1280x720 ...", flush=True)
+            _draw_broadcast(video, config.frames)
+        count = scan(video).frame_count
+        annotated = _annotate(layout, count, config.share)
+        loose = folder / "loose"
+        loose.mkdir()
+        theirs = _timed(["ffmpeg", "-v", "error", "-i", video, loose / "%06d.jpg"])
+        peak, files = _content(loose)
+        started = time.perf_counter()
+        kept = set(np.concatenate([np.arange(a, b + 1) for a, b in _dive_ranges(layout)]).tolist())
+        for path in loose.iterdir():
+            if int(path.stem) not in kept:
+                path.unlink()
+        theirs += time.perf_counter() - started
+        before = _largest_process()
+        ours = _timed(_module("extract", "--dataset", layout.root, "--height", config.height))
+        stored, archives = _content(layout.frames)
+    print(f"{count} frames, {annotated} of them ({annotated / count:.1%}) in dives, stored at height {config.height}")
+    print(
+        _table(
+            [
+                ("", "seconds", "MB at the peak", "files at the peak"),
+                ("ffmpeg, then delete", f"{theirs:.1f}", f"{peak / 1e6:.1f}", f"{files}"),
+                ("data_preparation.extract", f"{ours:.1f}", f"{stored / 1e6:.1f}", f"{archives}"),
+                ("ratio", f"{theirs / ours:.1f}", f"{peak / stored:.1f}", f"{files / archives:.0f}"),
+            ]
+        )
+    )
+    after = _largest_process()
+    largest = f"{after:.0f} MB" if after > before else f"below {before:.0f} MB"
+    print(f"memory of the largest process of the extraction: {largest}")
+
+
+def _dive_ranges(layout: DatasetLayout) -> list[tuple[int, int]]:
+    fields = pickle.loads(layout.annotation_file.read_bytes())  # written by _annotate
+    return [(f["start_frame"], f["end_frame"]) for f in fields.values()]
+
+
+# ------------------------------------------------------------------------------------------------------------- containers
+
+Frames = Sequence[tuple[int, bytes]]
+Read = Callable[[int], bytes]
+
+
+def _loose(path: Path, frames: Frames) -> Callable[[], Read]:
+    path.mkdir()
+    for number, jpeg in frames:
+        (path / frame_name(number)).write_bytes(jpeg)
+    return lambda: lambda number: (path / frame_name(number)).read_bytes()
+
+
+def _zip(path: Path, frames: Frames) -> Callable[[], Read]:
+    write_archive(path, iter(frames), {})
+    return lambda: FrameReader(path).read
+
+
+def _deflated(path: Path, frames: Frames) -> Callable[[], Read]:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, jpeg in frames:
+            archive.writestr(frame_name(number), jpeg)
+    return lambda: FrameReader(path).read
+
+
+def _tar(path: Path, frames: Frames) -> Callable[[], Read]:
+    with tarfile.open(path, "w") as archive:
+        for number, jpeg in frames:
+            member = tarfile.TarInfo(frame_name(number))
+            member.size = len(jpeg)
+            archive.addfile(member, io.BytesIO(jpeg))
+
+    def opened() -> Read:
+        archive = tarfile.open(path)  # noqa: SIM115 - lives as long as the reader
+        members = {int(member.name[:-4]): member for member in archive}
+        return lambda number: archive.extractfile(members[number]).read()
+
+    return opened
+
+
+def _sqlite(path: Path, frames: Frames) -> Callable[[], Read]:
+    with sqlite3.connect(path) as base:
+        base.execute("create table frames (number integer primary key, jpeg blob)")
+        base.executemany("insert into frames values (?, ?)", frames)
+    base.close()
+
+    def opened() -> Read:
+        base = sqlite3.connect(path)
+        return lambda number: base.execute("select jpeg from frames where number = ?", (number,)).fetchone()[0]
+
+    return opened
+
+
+CONTAINERS = {
+    "loose files": _loose,
+    "ZIP, uncompressed": _zip,
+    "ZIP, deflated": _deflated,
+    "tar": _tar,
+    "SQLite": _sqlite,
+}
+
+
+def containers(config: ContainersConfig) -> None:
+    rng = np.random.default_rng(0)
+    with _workplace(config.folder) as folder:
+        video = folder / "video.mp4"
+        _draw_broadcast(video, 250)
+        drawn = [to_jpeg(frame, 256, 95) for _, frame in decode_ranges(scan(video), [(1, 250)])]
+        frames = [(n, drawn[n % len(drawn)]) for n in range(1, config.frames + 1)]
+        starts = rng.integers(1, config.frames - _CLIP_FRAMES, size=config.clips).tolist()
+        rows = [("", "write s", "MB", "files", "open ms", f"{_CLIP_FRAMES} frames ms")]
+        for name, make in CONTAINERS.items():
+            path = folder / name.replace(" ", "_")
+            path.mkdir()
+            started = time.perf_counter()
+            opened = make(path / "01", frames)
+            written = time.perf_counter()
+            read = opened()
+            ready = time.perf_counter()
+            for start in starts:
+                for number in range(start, start + _CLIP_FRAMES):
+                    assert read(number) == frames[number - 1][1]
+            clip = (time.perf_counter() - ready) / config.clips
+            size, files = _content(path)
+            rows.append(
+                (name, f"{written - started:.2f}", f"{size / 1e6:.1f}", f"{files}", f"{(ready - written) * 1e3:.1f}", f"{clip * 1e3:.2f}")
+            )  # fmt: skip
+    print(_table(rows))
+
+
+# --------------------------------------------------------------------------------------------------------------- timeline
+
+
+def timeline(config: TimelineConfig) -> None:
+    with _workplace(None) as folder:
+        layout = DatasetLayout(config.dataset or folder / "set")
+        size = ["--width", config.width, "--height", config.height]
+        rows = [("", "seconds", "MB", "largest process MB")]
+        steps = {
+            "draw": (_module("synthetic", "--dataset", layout.root, "--like", config.like, "--keep_timeline", True, *size, "--workers", len(os.sched_getaffinity(0))), layout.videos),
+            "extract": (_module("extract", "--dataset", layout.root, "--height", config.height), layout.frames),
+            "verify": (_module("verify", "--dataset", layout.root), layout.frames),
+        }  # fmt: skip
+        for name, (command, made) in steps.items():
+            seconds = _timed(command)
+            rows.append((name, f"{seconds:.1f}", f"{_content(made)[0] / 1e6:.1f}", f"{_largest_process():.0f}"))
+            print(f"{name}: {seconds:.1f} s", flush=True)
+        videos = layout.source_videos()
+        total = sum(FrameReader(archive_file(layout.frames, v)).provenance["source"]["frames"] for v in videos)
+        stored = sum(len(FrameReader(archive_file(layout.frames, v)).numbers) for v in videos)
+    print(f"{len(videos)} videos ({' '.join(map(video_name, videos))}), {total} frames, {stored} of them stored")
+    print(_table(rows))
+
+
+def main(argv: Sequence[str]) -> None:
+    commands = {"extraction": ExtractionConfig, "containers": ContainersConfig, "timeline": TimelineConfig}
+    name, config = parse_command(commands, argv, prog="python -m data_preparation.benchmark")
+    if shutil.which("ffmpeg") is None:
+        raise UserError("ffmpeg is missing: install it, or load its module")
+    {"extraction": extraction, "containers": containers, "timeline": timeline}[name](config)
+
+
+if __name__ == "__main__":
+    run(main)
