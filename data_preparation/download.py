@@ -48,7 +48,7 @@ class DownloadConfig:
     parallel: int = flag(4, "Files at the same time.", minimum=1, maximum=32)
     retries: int = flag(5, "Attempts more after one that brought nothing, each after twice the wait.", minimum=0)
     timeout: float = flag(60.0, "Seconds without a byte after which a connection counts as broken.", minimum=0.1)
-    catalogue: Path = flag(CATALOGUE, "Catalogue file.")
+    catalogue: Path | None = flag(None, "Catalogue file; none takes data_preparation/catalogue.ini.")
 
 
 class SourceFault(Exception):
@@ -590,7 +590,7 @@ def main(argv: Sequence[str]) -> int:
     folder = config.dataset or default_dataset()
     if folder is None:
         raise UserError("--dataset is missing: name the data set folder, or source job_files/environment.sh")
-    artefacts = choose(load_catalogue(config.catalogue), kind, config.only)
+    artefacts = choose(load_catalogue(config.catalogue or CATALOGUE), kind, config.only)
     faults = download(DatasetLayout(folder), artefacts, config)
     print(f"{len(artefacts) - len(faults)} of {len(artefacts)} files are in {folder}")
     if faults:

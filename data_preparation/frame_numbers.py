@@ -81,6 +81,11 @@ def cfr_sources(times: Sequence[float], durations: Sequence[float], *, keep_star
     return np.asarray(sources, dtype=np.int64)
 
 
+def _off_the_middle(time: float) -> float:
+    """ffmpeg moves each time by a hair, so that none lies in the middle between two images."""
+    return time + (2.0**-17 if time > 0 else -(2.0**-17))
+
+
 def open_video(path: Path) -> av.container.InputContainer:
     """The opened container.
 
@@ -118,6 +123,14 @@ def best_stream(container: av.container.InputContainer) -> av.VideoStream:
     return max(streams, key=score)
 
 
+def image_rate(stream: av.VideoStream) -> Fraction:
+    """Images per second that ffmpeg 5.1 would write of a stream."""
+    codec_rate = stream.codec_context.framerate
+    if codec_rate and stream.base_rate == 2 * codec_rate and stream.base_rate > 210:
+        return codec_rate  # newer versions count fields here, find that too fast, and take the average instead
+    return stream.guessed_rate or stream.average_rate or Fraction(25)
+
+
 def scan(path: Path) -> VideoScan:
     """Number a video's frames by reading its packets; decodes only where the packets' timestamps cannot be trusted.
 
@@ -143,8 +156,8 @@ def scan(path: Path) -> VideoScan:
         sequential = (
             container.format.name in _NOT_ENTERED_IN_THE_MIDDLE or None in stamps or len(set(stamps)) < len(stamps)
         )
-        rate = stream.guessed_rate or stream.average_rate or Fraction(25)
-        time_base, index = stream.time_base, stream.index
+        rate = image_rate(stream)
+        time_base, index, stream_duration = stream.time_base, stream.index, stream.duration
         container_format, codec_rate = container.format.name, stream.codec_context.framerate
         codec, width, height = stream.codec_context.name, stream.codec_context.width, stream.codec_context.height
     if announced > total:
@@ -159,12 +172,14 @@ def scan(path: Path) -> VideoScan:
     if not found:
         raise UserError(f"{path} yields no frame: download it again")
     start = Fraction(container_start, av.time_base)
-    times = [float((pts * time_base - start) * rate) for pts, _ in found]
-    if reordered and "mp4" in container_format and codec_rate:
-        # ffmpeg 5.1 does not read the durations of an mp4 with B-frames: it takes the codec's frame rate
-        durations = [float(rate / codec_rate)] * len(found)
-    else:
-        durations = [float(duration * time_base * rate) for _, duration in found]
+    times = [_off_the_middle(float((pts * time_base - start) * rate)) for pts, _ in found]
+    durations = [float(duration * time_base * rate) for _, duration in found]
+    if "mp4" in container_format and codec_rate:
+        if reordered:  # ffmpeg 5.1 does not read the durations of an mp4 with B-frames: it takes the codec's frame rate
+            durations = [float(rate / codec_rate)] * len(found)
+        elif stream_duration:  # and it takes the length of the stream for its end, also where the stream starts late
+            last = stream_duration - found[-1][0]
+            durations[-1] = float(last * time_base * rate if last >= 0 else rate / codec_rate)
     sources = cfr_sources(times, durations, keep_start_gap=several_streams)
     timestamps = np.asarray([pts for pts, _ in found], dtype=np.int64)
     notes = []

@@ -9,10 +9,17 @@ import re
 from collections.abc import Sequence
 
 from data_preparation.cli import UserError, markdown_table, run
+from data_preparation.download import DownloadConfig
+from data_preparation.extract import ExtractConfig
 from launch.config import REPOSITORY, LaunchConfig
 from training.config import TrainConfig
 
-TABLES = {"training flags": TrainConfig, "launch flags": LaunchConfig}
+TABLES = {
+    "training flags": TrainConfig,
+    "launch flags": LaunchConfig,
+    "extraction flags": ExtractConfig,
+    "download flags": DownloadConfig,
+}
 
 
 def with_tables(text: str) -> str:

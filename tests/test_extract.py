@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from fractions import Fraction
@@ -19,7 +20,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -160,6 +161,22 @@ def make_by_ffmpeg(name: str, folder: Path, sound: Path | None = None) -> Path:
 def test_files_that_ffmpeg_made_are_numbered_as_it_numbers_them(name: str, sound: Path, tmp_path: Path):
     (tmp_path / "png").mkdir()
     assert_frames_are_ffmpegs(make_by_ffmpeg(name, tmp_path, sound), tmp_path / "png")
+
+
+@needs_ffmpeg
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(1, 14), min_size=2, max_size=50),
+    st.sampled_from([Fraction(25), Fraction(30000, 1001), Fraction(50)]),
+    st.integers(0, 3), st.integers(0, 60), st.sampled_from(["mp4", "mkv"]),
+)  # fmt: skip
+def test_any_timing_is_numbered_as_ffmpeg_numbers_it(tmp_path, steps, rate, bframes, start, container):
+    """Frames 0.25 to 3.5 frame times apart, in any order."""
+    stamps = [start, *(start + int(s) for s in np.cumsum(steps))]
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        (Path(folder) / "png").mkdir()
+        video = encode(Path(folder) / f"v.{container}", stamps, rate, bframes=bframes)
+        assert_frames_are_ffmpegs(video, Path(folder) / "png")
 
 
 @needs_ffmpeg
