@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_preparation import download
+from data_preparation import download, transfer
 from data_preparation.catalogue import Artefact, content_fault, direct_link, load_catalogue
 from data_preparation.cli import UserError
 from data_preparation.layout import DatasetLayout
@@ -168,7 +168,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(transfer, "_LONGEST_WAIT", 0.05)
 
 
 def catalogue(folder: Path, *sections: str) -> Path:
@@ -383,8 +383,8 @@ def test_local_sources_that_are_no_files(tmp_path: Path):
 
 
 def test_a_disk_that_fills_up_is_an_error_and_what_came_stays(server: Server, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
-    monkeypatch.setattr(download.Partial, "begin", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
+    monkeypatch.setattr(transfer.Partial, "begin", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match=r"01\.mp4: No space left: make room"):
         download.provide(
             download.Job(
@@ -402,8 +402,8 @@ def _one_row():
 
 
 def test_downloads_under_way_share_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    space = download.Space()
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    space = transfer.Space()
     space.claim(tmp_path / "a", 600)
     with pytest.raises(UserError, match="make room"):
         space.claim(tmp_path / "b", 600)
@@ -494,7 +494,7 @@ def test_youtube_without_yt_dlp_says_what_to_install(tmp_path: Path, monkeypatch
 def test_yt_dlp_itself_fetches_where_it_is_installed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The real yt-dlp on the local server: any page with a video is a source to it."""
     pytest.importorskip("yt_dlp", reason="yt-dlp is not installed; it is optional")
-    monkeypatch.setattr(download, "is_youtube", lambda source: True)
+    monkeypatch.setattr(transfer, "is_youtube", lambda source: True)
     fetch(tmp_path, section("videos/01.mp4", server.url("good")))
     assert video(tmp_path).read_bytes() == BODY
     with pytest.raises(UserError, match=r"yt-dlp: .*404"):

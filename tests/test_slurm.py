@@ -97,6 +97,7 @@ def test_the_prepare_array_extracts_every_video(tmp_path: Path):
     logs = wait_for_end(job) and [(tmp_path / f"prepare-{i}.out").read_text() for i in (0, 1)]
     assert job_states(job) == ["COMPLETED", "COMPLETED"], logs
     assert "2 of 2 videos" in logs[0]  # three videos over two tasks
+    assert "03.mp4 at 25 fps" in logs[0]  # read back by the task that made it
     assert "1 of 1 videos" in logs[1]
     assert run_python("-m", "data_preparation.verify", "--dataset", dataset).returncode == 0
 
