@@ -106,21 +106,26 @@ def open_video(path: Path) -> av.container.InputContainer:
         raise UserError(f"{path} cannot be opened as a video ({first_line(error)}): download it again") from None
 
 
+def pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The video streams, cover pictures left out."""
+    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+
+
 def best_stream(container: av.container.InputContainer) -> av.VideoStream:
     """The video stream that ffmpeg would choose: the most pixels, one marked default before others.
 
     Raises:
         UserError: there is no video stream.
     """
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not streams:
-        raise UserError(f"{container.name} has no video stream: download the video again")
 
     def score(stream: av.VideoStream) -> int:
         default = bool(stream.disposition & av.stream.Disposition.default)
         return stream.codec_context.width * stream.codec_context.height + DEFAULT_DISPOSITION_BONUS * default
 
-    return max(streams, key=score)
+    best = max(pictures(container), key=score, default=None)
+    if best is None:
+        raise UserError(f"{container.name} has no video stream: download the video again")
+    return best
 
 
 def image_rate(stream: av.VideoStream) -> Fraction:
@@ -131,69 +136,97 @@ def image_rate(stream: av.VideoStream) -> Fraction:
     return stream.guessed_rate or stream.average_rate or Fraction(25)
 
 
+Found = list[tuple[int, int]]  # timestamp and duration of each frame, in the stream's time base
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """What a pass over a stream's packets finds; `frames` are those that are shown, in the order of decoding."""
+
+    frames: list[tuple[int | None, int]]
+    hidden: int
+    reordered: bool
+    broken: str | None  # why reading ended, if not at the end
+
+
+def _read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
+    frames, total, reordered, broken = [], 0, False, None
+    try:
+        for packet in container.demux(stream):
+            total += packet.size > 0
+            if packet.size and not packet.is_discard:
+                frames.append((packet.pts, packet.duration or 0))
+                reordered = reordered or packet.pts != packet.dts
+    except (av.FFmpegError, OSError) as error:
+        broken = first_line(error)
+    return _Packets(frames, total - len(frames), reordered, broken)
+
+
 def scan(path: Path) -> VideoScan:
     """Number a video's frames by reading its packets; decodes only where the packets' timestamps cannot be trusted.
 
     Raises:
-        UserError: the file cannot be opened or has no frames.
+        UserError: the file cannot be opened, has no frames, or fewer than it announces.
     """
     with open_video(path) as container:
         stream = best_stream(container)
-        container_start, container_duration = container.start_time or 0, container.duration
-        announced, total, streams = stream.frames, 0, len(container.streams.video)
-        several_streams = len(container.streams) > 1
-        found: list[tuple[int | None, int]] = []
-        reordered = False
-        try:
-            for packet in container.demux(stream):
-                total += packet.size > 0
-                if packet.size and not packet.is_discard:
-                    found.append((packet.pts, packet.duration or 0))
-                    reordered = reordered or packet.pts != packet.dts
-        except (av.FFmpegError, OSError):
-            pass  # a file cut short; told below from what it announces
-        stamps = [pts for pts, _ in found]
+        packets = _read_packets(container, stream)
+        held = len(packets.frames) + packets.hidden
+        if stream.frames > held:
+            raise UserError(
+                f"{path} announces {stream.frames} frames and holds {held}: it is cut short or damaged, download it again"
+            )
+        stamps = [pts for pts, _ in packets.frames]
         sequential = (
             container.format.name in _NOT_ENTERED_IN_THE_MIDDLE or None in stamps or len(set(stamps)) < len(stamps)
         )
-        rate = image_rate(stream)
-        time_base, index, stream_duration = stream.time_base, stream.index, stream.duration
-        container_format, codec_rate = container.format.name, stream.codec_context.framerate
-        codec, width, height = stream.codec_context.name, stream.codec_context.width, stream.codec_context.height
-    if announced > total:
-        raise UserError(
-            f"{path} announces {announced} frames and holds {total}: it is cut short or damaged, download it again"
-        )
-    hidden = total - len(found)
-    if sequential:
-        found = _decoded_timestamps(path, index)
-    else:
-        found.sort()
-    if not found:
-        raise UserError(f"{path} yields no frame: download it again")
-    start = Fraction(container_start, av.time_base)
-    times = [_off_the_middle(float((pts * time_base - start) * rate)) for pts, _ in found]
-    durations = [float(duration * time_base * rate) for _, duration in found]
-    if "mp4" in container_format and codec_rate:
-        if reordered:  # ffmpeg 5.1 does not read the durations of an mp4 with B-frames: it takes the codec's frame rate
-            durations = [float(rate / codec_rate)] * len(found)
-        elif stream_duration:  # and it takes the length of the stream for its end, also where the stream starts late
-            last = stream_duration - found[-1][0]
-            durations[-1] = float(last * time_base * rate if last >= 0 else rate / codec_rate)
-    sources = cfr_sources(times, durations, keep_start_gap=several_streams)
-    timestamps = np.asarray([pts for pts, _ in found], dtype=np.int64)
+        found = _decoded_timestamps(path, stream.index) if sequential else sorted(packets.frames)
+        if not found:
+            raise UserError(f"{path} yields no frame: download it again")
+        rate, codec = image_rate(stream), stream.codec_context
+        start = Fraction(container.start_time or 0, av.time_base)
+        times = [_off_the_middle(float((pts * stream.time_base - start) * rate)) for pts, _ in found]
+        durations = _durations(container, stream, found, packets.reordered, rate)
+        sources = cfr_sources(times, durations, keep_start_gap=len(container.streams) > 1)
+        return VideoScan(
+            path, stream.index, rate, sources, np.asarray([pts for pts, _ in found], dtype=np.int64), sequential,
+            codec.width, codec.height, codec.name,
+            (*_file_notes(container, stream, packets, len(sources) / rate), *_timing_notes(sources, sequential)),
+        )  # fmt: skip
+
+
+def _durations(
+    container: av.container.InputContainer, stream: av.VideoStream, found: Found, reordered: bool, rate: Fraction
+) -> list[float]:
+    """Each frame's duration in images, as ffmpeg 5.1 sees it."""
+    durations = [float(duration * stream.time_base * rate) for _, duration in found]
+    codec_rate = stream.codec_context.framerate
+    if "mp4" in container.format.name and codec_rate:
+        if reordered:  # it does not read the durations of an mp4 with B-frames: it takes the codec's frame rate
+            return [float(rate / codec_rate)] * len(found)
+        if stream.duration:  # and it takes the length of the stream for its end, also where the stream starts late
+            last = stream.duration - found[-1][0]
+            durations[-1] = float(last * stream.time_base * rate if last >= 0 else rate / codec_rate)
+    return durations
+
+
+def _file_notes(
+    container: av.container.InputContainer, stream: av.VideoStream, packets: _Packets, seconds: Fraction
+) -> list[str]:
+    """What a person should know of a file before trusting its numbers."""
     notes = []
-    if streams > 1:
-        notes.append(f"it has {streams} video streams; ffmpeg takes number {index} ({width}x{height}), and so do we")
-    if hidden > 0:
-        notes.append(f"an edit list hides {hidden} of its {total} frames; ffmpeg leaves them out, and so do we")
-    notes += _timing_notes(sources, sequential)
-    seconds, length = len(sources) / rate, Fraction(container_duration or 0, av.time_base)
+    if (streams := len(pictures(container))) > 1:
+        size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+        notes.append(f"it has {streams} video streams; ffmpeg takes number {stream.index} ({size}), and so do we")
+    if packets.hidden:
+        held = len(packets.frames) + packets.hidden
+        notes.append(f"an edit list hides {packets.hidden} of its {held} frames; ffmpeg leaves them out, and so do we")
+    if packets.broken:
+        notes.append(f"reading it ended early ({packets.broken}): is it whole?")
+    length = Fraction(container.duration or 0, av.time_base)
     if length and abs(seconds - length) > max(_SLACK_SECONDS, _SLACK_SHARE * length):
-        notes.append(
-            f"its frames fill {float(seconds):.1f} s at {float(rate):g} frames per second, the file says {float(length):.1f} s: is it whole?"
-        )
-    return VideoScan(path, index, rate, sources, timestamps, sequential, width, height, codec, tuple(notes))
+        notes.append(f"its frames fill {float(seconds):.1f} s, the file says {float(length):.1f} s: is it whole?")
+    return notes
 
 
 def _timing_notes(sources: np.ndarray, sequential: bool) -> list[str]:
@@ -212,7 +245,7 @@ def _timing_notes(sources: np.ndarray, sequential: bool) -> list[str]:
     return notes
 
 
-def _decoded_timestamps(path: Path, stream_index: int) -> list[tuple[int, int]]:
+def _decoded_timestamps(path: Path, stream_index: int) -> Found:
     """(timestamp, duration) of each frame in the order of a whole decode: the packets' times of presentation where they
     only ever rise, else their times of decoding (B-frames in AVI, which stores no others)."""
     found: list[tuple[int | None, int | None, int]] = []
