@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import multiprocessing
 import pickle
@@ -294,7 +293,7 @@ def twin_plan(config: SyntheticConfig) -> list[VideoPlan]:
     """The videos of the annotation file --like, cut down to --videos and --dives.
 
     Raises:
-        UserError: the file lacks the attributes, or two of its dives overlap.
+        UserError: the file is faulty or lacks the attributes.
     """
     assert config.like is not None
     dives = load_annotations(config.like)
@@ -312,11 +311,6 @@ def twin_plan(config: SyntheticConfig) -> list[VideoPlan]:
         chosen = sorted((dives[key] for key in keys if key[0] == video), key=lambda dive: dive.start_frame)
         if not chosen:
             continue
-        for before, after in itertools.pairwise(chosen):
-            if after.start_frame <= before.end_frame:
-                raise UserError(
-                    f"{config.like}: dives {before.name} and {after.name} share frames and cannot both be drawn: correct the file"
-                )
         # An event is from one board: a video with an armstand is from the platform. Seen over all dives of the file.
         platform = any(dive.armstand for key, dive in dives.items() if key[0] == video)
         placed = chosen if config.keep_timeline else laid_out(chosen, config.filler)

@@ -44,7 +44,7 @@ def test_the_official_files_load_whole(shared: Path):
     assert first.caption[-1] == "<eos>"
     words = load_vocabulary(folder / "vocab.json")
     assert len(words) == 5781
-    assert all(word in set(words) for dive in dives.values() for word in dive.caption)
+    assert {word for dive in dives.values() for word in dive.caption} <= set(words)
 
 
 def test_the_files_with_judges_and_of_unlv_load(shared: Path):

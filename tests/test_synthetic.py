@@ -344,7 +344,7 @@ def test_twin_refuses_overlapping_dives(tmp_path):
     fields = synthetic.annotation(Dive(1, 1, 10, 60, 3.2, 80.0, **synthetic.attributes("407C")))
     path = tmp_path / "overlap.pkl"
     path.write_bytes(pickle.dumps({(1, 1): fields, (1, 2): {**fields, "start_frame": 60, "end_frame": 90}}))
-    with pytest.raises(UserError, match="01/001 and 01/002 share frames"):
+    with pytest.raises(UserError, match=r"dive 01/002: .* overlap those of dive 01/001"):
         synthetic.twin_plan(SyntheticConfig(like=path))
 
 
