@@ -36,7 +36,7 @@ from data_preparation.dives import (
     list_names,
     overlap_faults,
 )
-from data_preparation.files import write_whole
+from data_preparation.files import write_whole, writing
 from data_preparation.layout import DatasetLayout, default_dataset
 from data_preparation.pickles import load_pickle
 
@@ -409,7 +409,8 @@ def _disjoint(config: DisjointConfig) -> None:
     kept = [key for key in train if key not in test]
     if not kept:
         raise UserError(f"every dive of {config.train_path} is in the test list: nothing would be left to train on")
-    write_whole(config.output, pickle.dumps(kept, protocol=3))  # the protocol of MTL-AQA's own lists
+    with writing(config.output):
+        write_whole(config.output, pickle.dumps(kept, protocol=3))  # the protocol of MTL-AQA's own lists
     print(f"{config.output}: {len(kept)} dives; {len(train) - len(kept)} that the test list has are left out")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 
 from data_preparation.cli import UserError, first_line
-from data_preparation.files import whole_file
+from data_preparation.files import whole_file, writing
 from data_preparation.layout import archive_file, frame_name, loose_dir
 
 PROVENANCE = "provenance.json"
@@ -35,15 +35,14 @@ def write_archive(path: Path, frames: Iterable[tuple[int, bytes]], provenance: d
     Raises:
         UserError: the disk is full or not writable. Whatever `frames` raises passes through; nothing is left behind.
     """
-    try:
-        with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for number, jpeg in frames:
-                archive.writestr(frame_name(number), jpeg)
-            archive.writestr(PROVENANCE, json.dumps(provenance, indent=2))
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror or first_line(error)}): make room on that disk"
-        ) from None
+    with (
+        writing(path),
+        whole_file(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for number, jpeg in frames:
+            archive.writestr(frame_name(number), jpeg)
+        archive.writestr(PROVENANCE, json.dumps(provenance, indent=2))
 
 
 class FrameReader:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from data_preparation.catalogue import CATALOGUE, KINDS, Artefact, content_fault, load_catalogue
 from data_preparation.cli import UserError, first_line, flag, parse_command, run
-from data_preparation.files import sha256, write_whole
+from data_preparation.files import sha256, write_fault, write_whole
 from data_preparation.layout import DatasetLayout, default_dataset
 from data_preparation.transfer import Partial, SourceFault, Space, Transfer, fetch, size_text
 
@@ -137,7 +137,7 @@ def provide(job: Job, artefact: Artefact, say: Callable[[str], None]) -> str:
                 seconds = time.monotonic() - started
                 return f"{size_text(size)} in {seconds:.0f} s, SHA-256 {'as recorded' if known or artefact.sha256 else 'recorded'}"
     except OSError as error:
-        raise UserError(f"{target}: {error.strerror or first_line(error)}: make room, or mend its folder") from None
+        raise write_fault(target, error) from None
     finally:
         job.space.release(target.with_name(target.name + ".part"))
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data_preparation.archive import PROVENANCE, FrameReader
 from data_preparation.cli import UserError, flag, parse, run
-from data_preparation.files import whole_folder
+from data_preparation.files import whole_folder, writing
 from data_preparation.layout import archive_file, dataset_layout, frame_name, loose_dir, prepared_videos, video_name
 
 
@@ -38,15 +38,11 @@ def export_video(archive: Path, folder: Path) -> int:
     if folder.exists():
         raise UserError(f"{folder} is there already: remove it, or name another --output")
     reader = FrameReader(archive)
-    try:
-        with whole_folder(folder) as temporary:
-            for number in tqdm(
-                reader.numbers.tolist(), desc=folder.name, unit="frame", disable=not sys.stderr.isatty()
-            ):
-                (temporary / frame_name(number)).write_bytes(reader.read(number))
-            (temporary / PROVENANCE).write_text(json.dumps(reader.provenance, indent=2))
-    except OSError as error:
-        raise UserError(f"{folder} could not be written ({error.strerror}): make room on that disk") from None
+    numbers = tqdm(reader.numbers.tolist(), desc=folder.name, unit="frame", disable=not sys.stderr.isatty())
+    with writing(folder), whole_folder(folder) as temporary:
+        for number in numbers:
+            (temporary / frame_name(number)).write_bytes(reader.read(number))
+        (temporary / PROVENANCE).write_text(json.dumps(reader.provenance, indent=2))
     return len(reader.numbers)
 
 

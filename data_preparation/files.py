@@ -1,7 +1,8 @@
-"""Writing files that are complete or absent, and telling whether they still are (leaf)."""
+"""Writing files that are complete or absent, and telling whether they still are (leaf: imports only cli)."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from data_preparation.cli import UserError, first_line
 
 _ABANDONED_AFTER = 24 * 3600  # seconds without a write, on another host whose processes cannot be asked
 
@@ -66,6 +69,29 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     with whole_file(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_fault(path: Path, error: OSError) -> UserError:
+    """The sentence about a path that could not be written, with what mends it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        mend = "make room on that disk"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        mend = "change its folder's permissions, or choose another place"
+    else:
+        mend = "mend its folder, or choose another place"
+    return UserError(f"{path} could not be written ({error.strerror or first_line(error)}): {mend}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: the block could not write `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise write_fault(path, error) from None
 
 
 class Stopped(Exception):

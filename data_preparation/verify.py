@@ -27,7 +27,7 @@ from data_preparation.archive import FrameReader, open_frames
 from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.decoding import stored_size
 from data_preparation.dives import Dive
-from data_preparation.files import sha256, whole_file, write_whole
+from data_preparation.files import sha256, whole_file, write_whole, writing
 from data_preparation.layout import DatasetLayout, dataset_layout, video_name
 from data_preparation.shares import ShareConfig
 
@@ -133,7 +133,8 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
             if config.sources:
                 faults += source_faults(layout, video, record)
         if config.sheets and (drawable := _drawable(reader, dives, faults)):
-            with whole_file(config.sheets / f"{video_name(video)}.png") as temporary:
+            sheet = config.sheets / f"{video_name(video)}.png"
+            with writing(sheet), whole_file(sheet) as temporary:
                 contact_sheet(reader, drawable).save(temporary, format="PNG")
     except UserError as error:
         return VideoReport(video, len(dives), faults=tuple(str(error).splitlines()))
@@ -253,7 +254,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         text += "\n\nAll frames of all dives are there and decode; the splits are disjoint."
     if config.report:
-        write_whole(config.report, (text + "\n").encode())
+        with writing(config.report):
+            write_whole(config.report, (text + "\n").encode())
     print(text.split("\n\n")[0] if faults else text)
     if config.sheets:
         print(f"Contact sheets: {config.sheets}")

@@ -385,7 +385,7 @@ def test_local_sources_that_are_no_files(tmp_path: Path):
 def test_a_disk_that_fills_up_is_an_error_and_what_came_stays(server: Server, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
     monkeypatch.setattr(transfer.Partial, "begin", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(UserError, match=r"01\.mp4: No space left: make room"):
+    with pytest.raises(UserError, match=r"01\.mp4 could not be written \(No space left\): make room"):
         download.provide(
             download.Job(
                 DatasetLayout(tmp_path), download.DownloadConfig(), download.Manifest(DatasetLayout(tmp_path)),
