@@ -148,7 +148,9 @@ def _judges(value: Any) -> tuple[float, ...] | None:
 
 
 def _caption(value: Any) -> tuple[str, ...] | None:
-    return ("<sos>", *value.lower().split(), "<eos>") if isinstance(value, str) else value
+    if value is None:
+        return None
+    return ("<sos>", *value.lower().split(), "<eos>") if isinstance(value, str) else tuple(map(str, value))
 
 
 def _dive(key: DiveKey, fields: Mapping[str, Any]) -> Dive:
@@ -160,7 +162,7 @@ def _dive(key: DiveKey, fields: Mapping[str, Any]) -> Dive:
         difficulty=float(fields["difficulty"]),
         final_score=float(fields["final_score"]),
         judge_scores=_judges(fields.get("judge_scores")),
-        dive_number=fields.get("dive_number"),
+        dive_number=None if fields.get("dive_number") is None else str(fields["dive_number"]),
         caption=_caption(fields.get("caption")),
         **{name: _attribute(fields[name], name) for name in ATTRIBUTE_CLASSES if name in fields},
     )

@@ -45,6 +45,26 @@ def write_archive(path: Path, frames: Iterable[tuple[int, bytes]], provenance: d
         archive.writestr(PROVENANCE, json.dumps(provenance, indent=2))
 
 
+def record_fault(record: Any) -> str | None:
+    """What a provenance record lacks that others count on, or None."""
+    if not isinstance(record, dict):
+        return "no set of named fields"
+    numbers = {"source": ("bytes", "width", "height", "frames"), "settings": ("height", "quality")}
+    for part, names in numbers.items():
+        fields = record.get(part)
+        for name in names:
+            if not isinstance(fields, dict) or not isinstance(fields.get(name), int):
+                return f"no number {part}.{name}"
+    ranges = record.get("ranges")
+    if not isinstance(ranges, list) or not ranges:
+        return "no ranges"
+    for pair in ranges:
+        whole = isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+        if not (whole and 1 <= pair[0] <= pair[1] <= record["source"]["frames"]):
+            return f"'{pair}' is no range of its source's frames"
+    return None
+
+
 class FrameReader:
     """The frames of one video: `numbers` (sorted int64), `read(number)` -> JPEG bytes, `provenance`.
 
@@ -78,11 +98,15 @@ class FrameReader:
         if self.path.is_dir():
             return {}
         try:
-            return json.loads(self._zip().read(PROVENANCE))
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            record = json.loads(self._zip().read(PROVENANCE))
+            fault = record_fault(record)
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            fault = first_line(error)
+        if fault:
             raise UserError(
-                f"{self.path} has no readable {PROVENANCE} ({first_line(error)}): delete it and extract the video again"
-            ) from None
+                f"{self.path} has no readable {PROVENANCE} ({fault}): delete it and extract the video again"
+            )
+        return record
 
     def read(self, number: int) -> bytes:
         """The JPEG of a frame.

@@ -77,6 +77,8 @@ def load_catalogue(path: Path = CATALOGUE) -> list[Artefact]:
             artefacts.append(Artefact(kind, name, sources, (fields.get("sha256") or "").lower() or None, size))
     if faults:
         raise UserError.of(faults)
+    if not artefacts:
+        raise UserError(f"{path} lists no file: write a section for each, such as [videos/01.mp4] with its sources")
     return artefacts
 
 
@@ -90,12 +92,19 @@ def _section_faults(section: str, fields: dict[str, str]) -> list[str]:
     sources = [line.strip() for line in fields.get("sources", "").split("\n") if line.strip()]
     if not sources:
         faults.append("no sources: give a link or a path")
-    faults += [f"'{s}' is neither an http(s) link nor a path" for s in sources if "://" in s and not is_web(s)]
+    faults += [f"'{s}' is neither an http(s) link nor a path" for s in sources if "://" in s and not _may_be_fetched(s)]
     if (digest := fields.get("sha256")) and not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         faults.append(f"sha256 '{digest}' is not 64 hexadecimal digits")
     if (size := fields.get("bytes")) and not size.isdigit():
         faults.append(f"bytes '{size}' is no whole number")
     return faults
+
+
+def _may_be_fetched(link: str) -> bool:
+    try:
+        return is_web(link) and bool(urlsplit(link).hostname)
+    except ValueError:
+        return False
 
 
 def _resolved(source: str, folder: Path) -> str:

@@ -62,10 +62,13 @@ class Manifest:
             UserError: the file is there and unreadable.
         """
         try:
-            return json.loads(self.path.read_text())
+            entries = json.loads(self.path.read_text())
+            for entry in entries.values():
+                entry["sha256"], entry["recorded"]  # what is counted on
+            return entries
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.path} is unreadable ({first_line(error)}): mend it, or delete it to record all files anew"
             ) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -49,7 +50,7 @@ class ExtractConfig(ShareConfig):
     """Extract the frames of annotated dives into one archive a video."""
 
     height: int = flag(
-        256, "Height of the stored frames in pixels, width in proportion; 0 keeps the video's.", minimum=0
+        256, "Height of the stored frames in pixels, width in proportion; 0 keeps the video's.", minimum=0, maximum=4320
     )
     quality: int = flag(95, "JPEG quality.", minimum=1, maximum=100)
     window: int = flag(
@@ -220,14 +221,13 @@ def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[l
         return [], 0
     try:
         record = FrameReader(path).provenance
-        made_from = record["source"]
-        if made_from["name"] != source.name or made_from["bytes"] != source.stat().st_size:
-            return [], 0
-        return (
-            ([(a, b) for a, b in record["ranges"]], made_from["frames"]) if record["settings"] == settings else ([], 0)
-        )
-    except (UserError, KeyError, TypeError, ValueError):
+    except UserError:
         return [], 0  # extracted anew
+    made_from = record["source"]
+    same = made_from.get("name") == source.name and made_from["bytes"] == source.stat().st_size
+    if not same or record["settings"] != settings:
+        return [], 0
+    return [(first, last) for first, last in record["ranges"]], made_from["frames"]
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError.of(
             [
                 *failed.values(),
-                f"again, when mended: python -m data_preparation.extract --dataset {layout.root} {'--again True ' if config.verify else ''}--videos {' '.join(map(video_name, sorted(failed)))}",
+                f"again, when mended: python -m data_preparation.extract --dataset {shlex.quote(str(layout.root))} {'--again True ' if config.verify else ''}--videos {' '.join(map(video_name, sorted(failed)))}",
             ]
         )
     return 0

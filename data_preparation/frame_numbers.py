@@ -247,7 +247,11 @@ def _timing_notes(sources: np.ndarray, sequential: bool) -> list[str]:
 
 def _decoded_timestamps(path: Path, stream_index: int) -> Found:
     """(timestamp, duration) of each frame in the order of a whole decode: the packets' times of presentation where they
-    only ever rise, else their times of decoding (B-frames in AVI, which stores no others)."""
+    only ever rise, else their times of decoding (B-frames in AVI, which stores no others).
+
+    Raises:
+        UserError: neither rise.
+    """
     found: list[tuple[int | None, int | None, int]] = []
     with open_video(path) as container:
         stream = container.streams[stream_index]
@@ -263,4 +267,8 @@ def _decoded_timestamps(path: Path, stream_index: int) -> Found:
                 stamps[i] = stamps[i - 1] + max(found[i][2], 1)
         if None not in stamps and stamps == sorted(stamps):
             return [(stamp, row[2]) for stamp, row in zip(stamps, found, strict=True)]
-    return [(index, 1) for index in range(len(found))]
+    if not found:
+        return []
+    raise UserError(
+        f"{path} has timestamps that start anew or are missing, so ffmpeg's numbers cannot be told: write it anew (ffmpeg -i {path.name} new.mp4) and look at the contact sheets of data_preparation.verify"
+    )

@@ -10,6 +10,7 @@ seen at a glance. Exit status 0: all is well; 2: something to extract again, lis
 from __future__ import annotations
 
 import multiprocessing
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -76,21 +77,15 @@ def dive_frame_faults(reader: FrameReader, dives: Sequence[Dive]) -> list[str]:
 def record_faults(reader: FrameReader, record: dict[str, Any], shapes: Counter[tuple[int, int]]) -> list[str]:
     """Where an archive is not what its provenance record says, a sentence each."""
     faults = []
-    try:
-        recorded = np.concatenate([np.arange(first, last + 1) for first, last in record["ranges"]])
-        source, height = record["source"], record["settings"]["height"]
-        expected = stored_size(source["width"], source["height"], height)
-        turned = stored_size(source["height"], source["width"], height)  # a display rotation of 90 degrees
-        frames_of_source = source["frames"]
-    except (KeyError, TypeError, ValueError) as error:
-        return [f"its record is incomplete ({type(error).__name__}: {error})"]
+    recorded = np.concatenate([np.arange(first, last + 1) for first, last in record["ranges"]])
+    source, height = record["source"], record["settings"]["height"]
+    expected = stored_size(source["width"], source["height"], height)
+    turned = stored_size(source["height"], source["width"], height)  # a display rotation of 90 degrees
     absent, extra = np.setdiff1d(recorded, reader.numbers), np.setdiff1d(reader.numbers, recorded)
     if len(absent):
         faults.append(f"{len(absent)} frames of its record are missing, the first is {absent[0]}")
     if len(extra):
         faults.append(f"{len(extra)} frames are not in its record, the first is {extra[0]}")
-    if len(reader.numbers) and reader.numbers[-1] > frames_of_source:
-        faults.append(f"frame {reader.numbers[-1]} is beyond the {frames_of_source} frames of its source")
     for height, width in shapes:
         if (width, height) not in (expected, turned):
             faults.append(f"frames of {width}x{height}, its record says {expected[0]}x{expected[1]}")
@@ -132,12 +127,12 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
             faults += [f"{reader.path}: {fault}" for fault in record_faults(reader, record, shapes)]
             if config.sources:
                 faults += source_faults(layout, video, record)
-        if config.sheets and (drawable := _drawable(reader, dives, faults)):
-            sheet = config.sheets / f"{video_name(video)}.png"
-            with writing(sheet), whole_file(sheet) as temporary:
-                contact_sheet(reader, drawable).save(temporary, format="PNG")
     except UserError as error:
         return VideoReport(video, len(dives), faults=tuple(str(error).splitlines()))
+    if config.sheets and (drawable := _drawable(reader, dives, faults)):
+        sheet = config.sheets / f"{video_name(video)}.png"
+        with writing(sheet), whole_file(sheet) as temporary:
+            contact_sheet(reader, drawable).save(temporary, format="PNG")
     source = record.get("source", {})
     origin = f"{source.get('name')} at {source.get('frames_per_second')} fps" if archived else "loose frames"
     size = reader.path.stat().st_size if archived else 0
@@ -266,7 +261,7 @@ def main(argv: Sequence[str]) -> int:
         again = list(work)
     if again:
         faults.append(
-            f"extract again: python -m data_preparation.extract --dataset {layout.root} --again True --videos {' '.join(map(video_name, again))}"
+            f"extract again: python -m data_preparation.extract --dataset {shlex.quote(str(layout.root))} --again True --videos {' '.join(map(video_name, again))}"
         )
     raise UserError.of(faults)
 

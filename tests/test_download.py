@@ -454,16 +454,36 @@ def test_all_faults_of_a_catalogue_are_named_at_once(tmp_path: Path):
     path = catalogue(
         tmp_path,
         section("videos/../evil.mp4", "x"), section("films/01.mp4", "x"), section("videos/01.mp4"),
-        section("videos/02.mp4", "ftp://x/y"), section("videos/03.mp4", "x", sha256="abc", bytes="many", mirror="y"),
+        section("videos/02.mp4", "ftp://x/y", "http://[bad"), section("videos/03.mp4", "x", sha256="abc", bytes="many", mirror="y"),
     )  # fmt: skip
     with pytest.raises(UserError) as error:
         load_catalogue(path)
     text = str(error.value)
-    for part in ("'videos/../evil.mp4'", "'films/01.mp4'", "no sources", "ftp://x/y", "64 hex", "'many'", "mirror"):
+    for part in (
+        "'videos/../evil.mp4'",
+        "'films/01.mp4'",
+        "no sources",
+        "ftp://x/y",
+        "http://[bad",
+        "64 hex",
+        "'many'",
+        "mirror",
+    ):
         assert part in text
+    path.write_text("")
+    with pytest.raises(UserError, match="lists no file"):
+        load_catalogue(path)
     path.write_text("no section")
     with pytest.raises(UserError, match="no readable catalogue"):
         load_catalogue(path)
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"whole_videos/01.mp4": 5}', '{"whole_videos/01.mp4": {}}'])
+def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, content: str):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is unreadable .*mend it, or delete it"):
+        fetch(tmp_path, section("videos/01.mp4", "x"))
 
 
 @pytest.mark.parametrize("kind", [[], ["films"], ["-h"]])

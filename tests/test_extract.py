@@ -492,6 +492,28 @@ def test_verify_compares_archives_with_their_records_and_sources(two_videos: Pat
     assert "frames of height 30" in verify("--videos", "all").stderr or "frames of height 24" in verify().stderr
 
 
+@pytest.mark.parametrize(
+    "record",
+    [None, b"", b"\xff{", b"[]", b'"text"', b"{}", b'{"source": 5, "settings": {"height": "a"}, "ranges": "x"}',
+     b'{"source": {"bytes": 1, "width": 64, "height": 48, "frames": 9}, "settings": {"height": 24, "quality": 95}, "ranges": [[1, 1e9]]}'],
+)  # fmt: skip
+def test_an_archive_with_a_bad_record_is_refused_and_made_anew(two_videos: Path, record: bytes | None):
+    assert extract(two_videos, "--height", 24).returncode == 0
+    path = two_videos / "whole_videos_frames" / "01.zip"
+    with zipfile.ZipFile(path) as whole:
+        kept = {n: whole.read(n) for n in whole.namelist() if n != "provenance.json"}
+    with zipfile.ZipFile(path, "w") as made:
+        for name, content in {**kept, **({} if record is None else {"provenance.json": record})}.items():
+            made.writestr(name, content)
+    for module in ("verify", "export"):
+        done = run_python("-m", f"data_preparation.{module}", "--dataset", two_videos, "--videos", "01", check=False)
+        assert done.returncode == 2
+        assert "01.zip has no readable provenance.json" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (path.parent / "01").exists()
+    assert extract(two_videos, "--height", 24, "--verify", True).returncode == 0
+
+
 def test_verify_refuses_lists_that_overlap_or_lack_annotation(two_videos: Path):
     layout = DatasetLayout(two_videos)
     assert extract(two_videos, "--height", 24).returncode == 0
