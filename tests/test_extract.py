@@ -609,3 +609,20 @@ def test_frame_numbers_need_no_decode_of_what_is_before():
     assert REPOSITORY.name  # the whole room runs without torch
     code = "import sys, data_preparation.extract, data_preparation.verify; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+@needs_ffmpeg
+def test_the_benchmark_prints_ratios(tmp_path: Path):
+    """That it runs and what it counts; never how long things take."""
+
+    def benchmark(*arguments: object) -> str:
+        return run_python("-m", "data_preparation.benchmark", *arguments).stdout
+
+    said = benchmark("extraction", "--frames", 1000, "--share", 0.1, "--folder", tmp_path)
+    assert "1000 frames, 100 of them (10.0%) in dives" in said
+    assert re.search(r"^ratio +[\d.]+ +[\d.]+ +1000$", said, re.MULTILINE)
+    said = benchmark("containers", "--frames", 100, "--clips", 2, "--folder", tmp_path)
+    assert [line.split("  ")[0] for line in said.splitlines()[1:]] == [
+        "loose files", "ZIP, uncompressed", "ZIP, deflated", "tar", "SQLite",
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
