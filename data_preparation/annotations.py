@@ -11,10 +11,12 @@ once, a line for each fault.
 from __future__ import annotations
 
 import csv
+import difflib
+import functools
 import json
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,16 +94,24 @@ def _key(raw: Any, where: str) -> DiveKey:
 
 
 def _keyed(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[str, Any]]]:
-    """Rows of a CSV or JSON file with their keys; dives without a number are numbered in the order of their video."""
+    """Rows of a CSV or JSON file with their keys; dives without a number are numbered in the order of the file, anew
+    in each video."""
     counted: Counter[int] = Counter()
     for position, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{where}, entry {position} is no set of named fields: write one object a dive")
         video = next((row[name] for name in _VIDEO_COLUMNS if name in row), None)
         if video is None:
-            raise UserError(f"{where}, entry {position} has no 'video': name the columns {_columns_text()}")
+            raise UserError(
+                f"{where}, entry {position} has no 'video': name the columns video, dive and, for annotations, {', '.join(_REQUIRED)}"
+            )
         number = next((row[name] for name in _DIVE_COLUMNS if name in row), None)
-        key = _key((video, 0 if number is None else number), f"{where}, entry {position}")
+        try:
+            key = (_whole(video), 0 if number is None else _whole(number))
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(
+                f"{where}, entry {position}: video '{video}', dive '{number}': both are whole numbers, video 7 being the file 07.mp4"
+            ) from None
         counted[key[0]] += 1
         yield (key if number is not None else (key[0], counted[key[0]])), row
 
@@ -112,6 +122,10 @@ def _columns_text() -> str:
 
 def _rows(path: Path) -> list[tuple[DiveKey, Mapping[str, Any]]]:
     """(key, fields) of every entry of an annotation file, in the file's order."""
+    if not Path(path).is_file():
+        raise UserError(
+            f"{path} is no file: fetch MTL-AQA's (python -m data_preparation.download annotations), or name your annotations with --annotation_path"
+        )
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".json"):
         rows = _csv_rows(path) if suffix == ".csv" else _json_rows(path)
@@ -129,68 +143,106 @@ def _rows(path: Path) -> list[tuple[DiveKey, Mapping[str, Any]]]:
 # ------------------------------------------------------------------------------------------------------- rows -> Dives
 
 
-def _whole(value: Any, name: str) -> int:
+def _whole(value: Any) -> int:
     number = float(value)
     if number != int(number):
-        raise ValueError(f"{name} '{value}' is no whole number")
+        raise ValueError("no whole number")
     return int(number)
 
 
 def _attribute(value: Any, name: str) -> int:
     words = _WORDS.get(name, {})
-    return words[value.lower()] if isinstance(value, str) and value.lower() in words else _whole(value, name)
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    try:
+        return _whole(value)
+    except ValueError:
+        raise ValueError(f"allowed are {', '.join(words) or 'whole numbers'}") from None
 
 
-def _judges(value: Any) -> tuple[float, ...] | None:
-    if value is None:
-        return None
+def _judges(value: Any) -> tuple[float, ...]:
     return tuple(float(score) for score in (value.replace(";", " ").split() if isinstance(value, str) else value))
 
 
-def _caption(value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
+def _caption(value: Any) -> tuple[str, ...]:
     return ("<sos>", *value.lower().split(), "<eos>") if isinstance(value, str) else tuple(map(str, value))
 
 
-def _dive(key: DiveKey, fields: Mapping[str, Any]) -> Dive:
-    return Dive(
-        video=key[0],
-        number=key[1],
-        start_frame=_whole(fields["start_frame"], "start_frame"),
-        end_frame=_whole(fields["end_frame"], "end_frame"),
-        difficulty=float(fields["difficulty"]),
-        final_score=float(fields["final_score"]),
-        judge_scores=_judges(fields.get("judge_scores")),
-        dive_number=None if fields.get("dive_number") is None else str(fields["dive_number"]),
-        caption=_caption(fields.get("caption")),
-        **{name: _attribute(fields[name], name) for name in ATTRIBUTE_CLASSES if name in fields},
-    )
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "start_frame": _whole,
+    "end_frame": _whole,
+    "difficulty": float,
+    "final_score": float,
+    "judge_scores": _judges,
+    "dive_number": str,
+    "caption": _caption,
+    **{name: functools.partial(_attribute, name=name) for name in ATTRIBUTE_CLASSES},
+}
 
 
-def read_annotations(path: Path) -> tuple[dict[DiveKey, Dive], list[str]]:
-    """(the dives of an annotation file in its order, everything that is wrong with them).
+def _dive(key: DiveKey, fields: Mapping[str, Any]) -> tuple[Dive | None, list[str]]:
+    """(the dive, or None with everything that is wrong with its fields)."""
+    values, faults = {}, []
+    for name, convert in _CONVERTERS.items():
+        if fields.get(name) is not None:
+            try:
+                values[name] = convert(fields[name])
+            except (TypeError, ValueError, OverflowError) as error:
+                faults.append(f"{name} '{fields[name]}' cannot be understood: {first_line(error)}")
+    faults += [f"{name} is missing" for name in _REQUIRED if fields.get(name) is None]
+    return (None if faults else Dive(key[0], key[1], **values)), [f"dive {dive_name(key)}: {f}" for f in faults]
+
+
+def _column_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns that no row has and should, and columns that look like a misspelt one."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    known = {*_CONVERTERS, *_VIDEO_COLUMNS, *_DIVE_COLUMNS}
+    faults = [
+        f"no dive has '{name}'; the columns are {', '.join(map(str, columns))}"
+        for name in _REQUIRED
+        if name not in columns
+    ]
+    for name in columns:
+        close = difflib.get_close_matches(str(name).lower(), known, 1, cutoff=0.65)
+        if name not in known and name != "primary_view" and close:
+            faults.append(f"column '{name}' is unknown; did you mean {close[0]}? Rename it, or leave it out")
+    return faults
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """An annotation file as it was read: `keys` are all its entries, `dives` those that could be understood, `faults`
+    everything that is wrong, a sentence each."""
+
+    dives: dict[DiveKey, Dive]
+    keys: frozenset[DiveKey]
+    faults: tuple[str, ...]
+
+
+def read_annotations(path: Path) -> Annotations:
+    """The dives of an annotation file in its order, and everything that is wrong with them.
 
     Raises:
         UserError: the file as a whole is unreadable or holds no dives.
     """
+    rows = _rows(path)
     dives: dict[DiveKey, Dive] = {}
-    faults: list[str] = []
-    for key, fields in _rows(path):
-        missing = [name for name in _REQUIRED if not isinstance(fields, dict) or name not in fields]
-        if missing:
-            faults.append(f"dive {dive_name(key)}: {', '.join(missing)} missing")
-        elif key in dives:
-            faults.append(f"dive {dive_name(key)}: given twice")
-        else:
-            try:
-                dives[key] = _dive(key, fields)
-            except (TypeError, ValueError, OverflowError) as error:
-                faults.append(f"dive {dive_name(key)}: {first_line(error)}")
+    faults = _column_faults([fields for _, fields in rows if isinstance(fields, dict)])
+    named = Counter(key for key, _ in rows)
+    faults += [f"dive {dive_name(key)}: given {count} times" for key, count in named.items() if count > 1]
+    absent = {name for name in _REQUIRED if not any(isinstance(f, dict) and name in f for _, f in rows)}
+    for key, fields in rows:
+        if not isinstance(fields, dict):
+            faults.append(f"dive {dive_name(key)}: {type(fields).__name__} instead of named fields")
+            continue
+        dive, its = _dive(key, fields)
+        faults += [f for f in its if not any(f.endswith(f": {name} is missing") for name in absent)]  # said above
+        if dive is not None:
+            dives[key] = dive
     for dive in dives.values():
         faults += dive_faults(dive)
     faults += overlap_faults(d for d in dives.values() if d.start_frame <= d.end_frame)
-    return dives, [f"{path}: {fault}" for fault in faults]
+    return Annotations(dives, frozenset(named), tuple(f"{path}: {fault}" for fault in faults))
 
 
 def load_annotations(path: Path, captions_path: Path | None = None) -> dict[DiveKey, Dive]:
@@ -199,11 +251,11 @@ def load_annotations(path: Path, captions_path: Path | None = None) -> dict[Dive
     Raises:
         UserError: naming every fault of the file, one a line.
     """
-    dives, faults = read_annotations(path)
-    if faults:
-        raise UserError.of(faults)
+    read = read_annotations(path)
+    if read.faults:
+        raise UserError.of(read.faults)
     captions = load_captions(captions_path) if captions_path else {}
-    return {key: replace(dive, caption=captions[key]) if key in captions else dive for key, dive in dives.items()}
+    return {key: replace(dive, caption=captions[key]) if key in captions else dive for key, dive in read.dives.items()}
 
 
 def load_captions(path: Path) -> dict[DiveKey, tuple[str, ...]]:
@@ -242,6 +294,10 @@ def load_split(path: Path) -> list[DiveKey]:
     Raises:
         UserError: the file is no list of pairs, or names a dive twice.
     """
+    if not Path(path).is_file():
+        raise UserError(
+            f"{path} is no file: fetch MTL-AQA's split lists (python -m data_preparation.download annotations), or name yours with --train_path and --test_path"
+        )
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
         raw: Any = [key for key, _ in _keyed(_csv_rows(path), str(path))]
@@ -258,11 +314,11 @@ def load_split(path: Path) -> list[DiveKey]:
     return keys
 
 
-def list_faults(dives: Mapping[DiveKey, Dive], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> list[str]:
+def list_faults(annotated: Container[DiveKey], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> list[str]:
     """What is wrong with a pair of split lists, a sentence each: entries without annotation, shared dives."""
     faults = []
     for keys, name in ((train, "train"), (test, "test")):
-        absent = [key for key in keys if key not in dives]
+        absent = [key for key in keys if key not in annotated]
         if absent:
             faults.append(_absent_text(absent, f"the {name} list"))
     shared = sorted(set(train) & set(test))
@@ -329,17 +385,26 @@ class SummaryConfig:
         return given or getattr(DatasetLayout(folder), f"{name}_file")
 
 
+_WRITERS: dict[str, Callable[[list[DiveKey]], bytes]] = {
+    ".pkl": lambda keys: pickle.dumps(keys, protocol=3),  # the protocol of MTL-AQA's own lists
+    ".csv": lambda keys: "".join(["video,dive\n", *(f"{video},{dive}\n" for video, dive in keys)]).encode(),
+    ".json": lambda keys: json.dumps(keys).encode(),
+}
+
+
 @dataclass(frozen=True)
 class DisjointConfig:
     """Write a train list without the dives of a test list."""
 
     train_path: Path | None = flag(None, "Train list that may share dives with the test list.")
     test_path: Path | None = flag(None, "Test list.")
-    output: Path | None = flag(None, "Train list to write (.pkl).")
+    output: Path | None = flag(None, "Train list to write (.pkl, .csv, .json).")
 
     def __post_init__(self) -> None:
         if missing := [f"--{name}" for name, value in vars(self).items() if value is None]:
             raise UserError(f"{', '.join(missing)} missing: name the lists and the file to write")
+        if self.output.suffix.lower() not in _WRITERS:
+            raise UserError(f"--output {self.output}: let its name end in {', '.join(_WRITERS)}")
 
 
 def _spread(values: Iterable[float], digits: int = 1) -> str:
@@ -349,7 +414,7 @@ def _spread(values: Iterable[float], digits: int = 1) -> str:
 
 def _counts(dives: Iterable[Dive], name: str, words: Sequence[str] = ()) -> str:
     counted = sorted(Counter(getattr(d, name) for d in dives).items())
-    return ", ".join(f"{words[value] if words else value} {count}" for value, count in counted)
+    return ", ".join(f"{words[value] if words else value}: {count}" for value, count in counted)
 
 
 def summary(dives: Mapping[DiveKey, Dive], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> str:
@@ -394,12 +459,13 @@ def summary(dives: Mapping[DiveKey, Dive], train: Sequence[DiveKey], test: Seque
 
 
 def _summary(config: SummaryConfig) -> None:
-    dives, faults = read_annotations(config.path("annotation"))
+    read = read_annotations(config.path("annotation"))
+    dives, faults = read.dives, list(read.faults)
     if (folder := config.dataset or default_dataset()) and (found := DatasetLayout(folder).captions_file).exists():
         captions = load_captions(found)
         dives = {key: replace(dive, caption=dive.caption or captions.get(key)) for key, dive in dives.items()}
     train, test = load_split(config.path("train")), load_split(config.path("test"))
-    faults += list_faults(dives, train, test)
+    faults += list_faults(read.keys, train, test)
     if dives:
         print(summary(dives, train, test))
     if faults:
@@ -412,7 +478,7 @@ def _disjoint(config: DisjointConfig) -> None:
     if not kept:
         raise UserError(f"every dive of {config.train_path} is in the test list: nothing would be left to train on")
     with writing(config.output):
-        write_whole(config.output, pickle.dumps(kept, protocol=3))  # the protocol of MTL-AQA's own lists
+        write_whole(config.output, _WRITERS[config.output.suffix.lower()](kept))
     print(f"{config.output}: {len(kept)} dives; {len(train) - len(kept)} that the test list has are left out")
 
 

@@ -52,7 +52,7 @@ def load_pickle(path: Path) -> Any:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of an annotation file") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a pickle") from None
     try:
         return _RestrictedUnpickler(io.BytesIO(data)).load()
     except UserError as error:

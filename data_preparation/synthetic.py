@@ -434,7 +434,8 @@ def write_video(config: SyntheticConfig, plan: VideoPlan, path: Path, progress: 
     """Encodes one video; `path` appears only when it is complete."""
 
     with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        options = {"preset": "veryfast", "crf": "18", "g": str(GROUP_OF_PICTURES), "bf": "3"}
+        # x264 looks ahead into memory that it never wrote, and what lies there differs from process to process
+        options = {"preset": "veryfast", "crf": "18", "g": str(GROUP_OF_PICTURES), "bf": "3", "rc-lookahead": "0"}
         video = container.add_stream("libx264", rate=config.fps, options=options)
         video.width, video.height, video.pix_fmt = config.width, config.height, "yuv420p"
         video.codec_context.thread_count = 1  # one video a process; and the bytes do not depend on the machine

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from data_preparation import annotations
 from data_preparation.annotations import (
     check_disjoint,
+    list_faults,
     load_annotations,
     load_split,
     load_vocabulary,
+    read_annotations,
     select,
 )
 from data_preparation.cli import UserError
@@ -96,6 +98,9 @@ def test_a_damaged_pickle_is_one_sentence(tmp_path: Path, content: bytes):
         load_pickle(tmp_path / "d.pkl")
     with pytest.raises(UserError, match="cannot be read"):
         load_pickle(tmp_path / "missing.pkl")
+    for load in (load_annotations, load_split):
+        with pytest.raises(UserError, match=r"missing\.pkl is no file: fetch MTL-AQA's .*download annotations.*_path"):
+            load(tmp_path / "missing.pkl")
 
 
 def test_all_faults_are_named_at_once(tmp_path: Path):
@@ -131,6 +136,20 @@ def test_all_faults_are_named_at_once(tmp_path: Path):
     assert "dive 01/012: frames 1200 to 1280 overlap those of dive 01/011 (1100 to 1350)" in text
     assert "dive 01/013: frames 1300 to 1380 overlap those of dive 01/011 (1100 to 1350)" in text
     assert len(text.splitlines()) == 12
+
+
+def test_every_fault_of_a_row_is_named(tmp_path: Path):
+    (tmp_path / "a.csv").write_text(
+        "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5.5,9,3,x\n1,2,20,29,,50\n"
+    )
+    read = read_annotations(tmp_path / "a.csv")
+    assert [fault.split(": ", 1)[1] for fault in read.faults] == [
+        "dive 01/001: start_frame '5.5' cannot be understood: no whole number",
+        "dive 01/001: final_score 'x' cannot be understood: could not convert string to float: 'x'",
+        "dive 01/002: difficulty is missing",
+    ]
+    assert read.keys == {(1, 1), (1, 2)}
+    assert list_faults(read.keys, [(1, 1)], [(1, 2)]) == []
 
 
 @pytest.mark.parametrize("content", [{}, [], "text", [(1, 2, 3)], [5], [(1, 2), (1, 2)]])
@@ -199,13 +218,16 @@ def test_csv_and_json_hold_what_the_official_pickle_holds(shared: Path, tmp_path
     [
         ("a.csv", "", "holds no dive: write one row a dive with the columns video, dive, start_frame"),
         ("a.csv", "dive,start_frame\n1,5\n", "entry 1 has no 'video'"),
-        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5.5,9,3,50\n", "start_frame '5.5' is no whole"),
-        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,50\n1,1,15,19,3,50\n", "given twice"),
-        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,position\n1,1,5,9,3,50,layout\n", "layout"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5.5,9,3,50\n", "start_frame '5.5' cannot be understood: no whole number"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,50\n1,1,15,19,3,50\n", "dive 01/001: given 2 times"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,position\n1,1,5,9,3,50,layout\n", "position 'layout' cannot be understood: allowed are free, pike, tuck, d, b, c"),
+        ("a.csv", "video,dive,start_frame,end_frame,DD,final_score\n1,1,5,9,3,50\n", r"no dive has 'difficulty'; the columns are .*DD"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,positon\n1,1,5,9,3,50,B\n", "column 'positon' is unknown; did you mean position"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,judges\n1,1,5,9,3,50,9\n", "column 'judges' is unknown; did you mean judge_scores"),
         ("a.json", "{", "is no JSON"),
         ("a.json", "{}", "holds no JSON list"),
         ("a.json", "[5]", "entry 1 is no set of named fields"),
-        ("a.json", '[{"video": "x", "dive": 1}]', r"'\('x', 1\)' is not a \(video, dive\) pair"),
+        ("a.json", '[{"video": "x", "dive": 1}]', "video 'x', dive '1': both are whole numbers"),
         ("a.csv", b"\xff\xfe\x00", "cannot be read"),
     ],
 )  # fmt: skip
@@ -257,7 +279,7 @@ def test_the_summary_tells_what_a_person_wants_to_know(shared: Path, tmp_path: P
     said = capsys.readouterr().out
     assert "1412 in 15 videos; 1059 in the train list, 353 in the test list, 0 in neither" in said
     assert "151364 in dives" in said
-    assert "free 152, pike 702, tuck 558" in said
+    assert "free: 152, pike: 702, tuck: 558" in said
     assert "the judges of 27 dives do not give the final score" in said
     assert re.search(r"^ +26 +124 +91 +33 +19546 +271724 +12881$", said, re.MULTILINE)
 
@@ -274,5 +296,10 @@ def test_overlapping_lists_are_told_of_and_mended(shared: Path, tmp_path: Path, 
     annotations.main(["disjoint", *small, *listed, "--output", str(tmp_path / "clean.pkl")])
     assert "107 dives; 36 that the test list has are left out" in capsys.readouterr().out
     assert load_split(tmp_path / "clean.pkl") == train[:107]
+    for name in ("clean.csv", "clean.json"):
+        annotations.main(["disjoint", *small, *listed, "--output", str(tmp_path / name)])
+        assert load_split(tmp_path / name) == train[:107]
+    with pytest.raises(UserError, match=r"let its name end in \.pkl, \.csv, \.json"):
+        annotations.main(["disjoint", *small, *listed, "--output", str(tmp_path / "clean.txt")])
     with pytest.raises(UserError, match="--output missing"):
         annotations.main(["disjoint", *small, *listed])

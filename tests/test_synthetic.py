@@ -23,12 +23,13 @@ from data_preparation.annotations import (
     load_split,
     load_vocabulary,
 )
-from data_preparation.cli import UserError, parse
+from data_preparation.cli import UserError, parse, to_argv
 from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from data_preparation.layout import DatasetLayout
 from data_preparation.pickles import load_pickle
 from data_preparation.synthetic import REPERTOIRE, SyntheticConfig
 from data_preparation.synthetic_diver import BOARDS, FILLERS
+from tests.conftest import run_python
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "mtl_aqa" / "final_annotations_dict.pkl"
 SMALL = SyntheticConfig(videos=2, dives=13, width=64, height=36, filler=7, workers=1, seed=3)
@@ -258,6 +259,14 @@ def test_workers_do_not_change_a_byte_and_a_second_call_reuses(made, tmp_path):
     assert content(tmp_path / "again") == first
 
 
+@pytest.mark.parametrize("pattern", ["1", "170"])
+def test_what_memory_held_before_does_not_change_a_byte(made, tmp_path, pattern):
+    config = replace(SMALL, dataset=tmp_path / "again")
+    env = {"MALLOC_PERTURB_": pattern}  # the C library fills new memory with it
+    run_python("-m", "data_preparation.synthetic", *to_argv(config), env=env)
+    assert content(tmp_path / "again") == content(made.root)
+
+
 def test_another_seed_gives_another_set(dives):
     other = synthetic.make_plan(replace(SMALL, seed=4))
     assert [dive.final_score for plan in other for dive in plan.dives] != [d.final_score for d in dives.values()]
@@ -294,7 +303,7 @@ def test_an_interrupted_video_leaves_nothing(tmp_path):
         (["--min_frames", "60", "--max_frames", "50"], "--min_frames 60 is above"),
         (["--videos", "9", "--dives", "10"], "--dives 10 is too few"),
         (["--keep_timeline", "True"], "add --like PATH"),
-        (["--like", "/nowhere.pkl", "--dataset", "/nowhere"], "/nowhere.pkl cannot be read"),
+        (["--like", "/nowhere.pkl", "--dataset", "/nowhere"], "/nowhere.pkl is no file"),
         (["--videos", "1", "--dives", "2"], "give --dataset DIR"),
     ],
 )
