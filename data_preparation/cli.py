@@ -150,9 +150,9 @@ def build_parser(cls: type, prog: str | None = None, description: str | None = N
 
 def default_text(field: dataclasses.Field) -> str:
     """A default as a user would type it."""
-    if isinstance(field.default, tuple):
+    if isinstance(field.default, tuple) and field.default:
         return " ".join(str(item) for item in field.default)
-    return "none" if field.default is None else str(field.default)
+    return "none" if field.default in (None, ()) else str(field.default)
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, description: str | None = None) -> T:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data_preparation.catalogue import CATALOGUE, KINDS, Artefact, content_fault, load_catalogue
 from data_preparation.cli import UserError, first_line, flag, parse_command, run
 from data_preparation.files import sha256, write_fault, write_whole
-from data_preparation.layout import DatasetLayout, default_dataset
+from data_preparation.layout import DatasetLayout, default_dataset, video_name
 from data_preparation.transfer import Partial, SourceFault, Space, Transfer, fetch, size_text
 
 
@@ -158,7 +158,7 @@ def _check_present(
             if fault := content_fault(artefact.name, file.read(64)):
                 raise UserError(f"{target}: {fault}; delete it to download it again")
         job.manifest.record(name, digest, size, "found in place")
-        return f"there already ({size_text(size)}), SHA-256 {'right' if artefact.sha256 else 'recorded'}"
+        return f"there already ({size_text(size)}), {'SHA-256 right' if artefact.sha256 else 'found in place and not compared with anything: its SHA-256 is recorded for the next time'}"
     return f"there already ({size_text(size)}), SHA-256 right"
 
 
@@ -237,6 +237,7 @@ def choose(artefacts: Sequence[Artefact], kind: str, only: Sequence[str]) -> lis
         UserError: a name that the catalogue does not have.
     """
     of_kind = [a for a in artefacts if kind in ("all", a.kind)]
+    only = [video_name(int(name)) if name.isdigit() else name for name in only]
     unknown = [name for name in only if not any(name in (a.name, Path(a.name).stem) for a in of_kind)]
     if unknown:
         raise UserError(
@@ -255,6 +256,8 @@ def download(layout: DatasetLayout, artefacts: Sequence[Artefact], config: Downl
         layout.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--dataset {layout.root} cannot be made ({error.strerror}): name another folder") from None
+    if layout.synthetic_file.exists():
+        raise UserError(f"--dataset {layout.root} holds a synthetic data set: name another folder for the real one")
     job = Job(layout, config, Manifest(layout))
     job.manifest.read()
     for row in range(config.parallel):
@@ -299,7 +302,13 @@ def main(argv: Sequence[str]) -> int:
             if p.exists()
         ]
         more = [f"what has come of {', '.join(begun)} stays: the same command goes on from there"] if begun else []
-        raise UserError.of([*faults.values(), *more])
+        raise UserError.of(
+            [
+                *faults.values(),
+                *more,
+                f"a way out: put the file into {folder} by hand, or give a mirror or the path of a copy in {config.catalogue or CATALOGUE}",
+            ]
+        )
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,7 +35,7 @@ from data_preparation.dives import Dive, list_names
 from data_preparation.files import Stopped, sha256
 from data_preparation.frame_numbers import VideoScan, scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
-from data_preparation.shares import ShareConfig
+from data_preparation.shares import ShareConfig, command_text
 from data_preparation.verify import VerifyConfig, report_text, verify
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
@@ -264,6 +263,10 @@ def extract_video(
     ranges = merged([*stored, *needed_ranges(dives, config.window, config.after, found.frame_count)])
     count = sum(last - first + 1 for first, last in ranges)
     notes = [*found.notes, *pace_notes(found, dives)]
+    if config.height > found.height and config.height > found.width:  # also of a video that is turned by 90 degrees
+        notes.append(
+            f"its pictures of {found.width}x{found.height} are enlarged to height {config.height}, which adds size and nothing else: --height 0 keeps them"
+        )
     record = provenance(found, ranges, settings, notes)
     with ThreadPoolExecutor(1) as reading:
         digest = reading.submit(sha256, source, lambda: pool.stopped)
@@ -369,12 +372,9 @@ def main(argv: Sequence[str]) -> int:
             r.video: "\n".join(f"video {video_name(r.video)}: {f}" for f in r.faults) for r in reports if r.faults
         }
     if failed:
-        raise UserError.of(
-            [
-                *failed.values(),
-                f"again, when mended: python -m data_preparation.extract --dataset {shlex.quote(str(layout.root))} {'--again True ' if config.verify else ''}--videos {' '.join(map(video_name, sorted(failed)))}",
-            ]
-        )
+        names = tuple(map(video_name, sorted(failed)))
+        same = replace(config, dataset=layout.root, videos=names, again=config.verify, shard_index=0, shard_count=1)
+        raise UserError.of([*failed.values(), f"again, when mended: {command_text('extract', same)}"])
     return 0
 
 

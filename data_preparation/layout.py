@@ -59,6 +59,11 @@ class DatasetLayout:
         return self.root / "manifest.json"
 
     @property
+    def synthetic_file(self) -> Path:
+        """The flags that made a synthetic data set; only such a one has it."""
+        return self.annotations / "synthetic.json"
+
+    @property
     def annotation_file(self) -> Path:
         return self.annotations / "final_annotations_dict.pkl"
 

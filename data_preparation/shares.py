@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_preparation.annotations import load_annotations
-from data_preparation.cli import UserError, flag
+from data_preparation.cli import UserError, flag, to_argv
 from data_preparation.dives import Dive
 from data_preparation.layout import dataset_layout, video_name
 
@@ -57,3 +58,8 @@ class ShareConfig:
                 f"--videos {' '.join(unknown)}: no dive of these videos is annotated; the annotated ones are {' '.join(map(video_name, sorted(by_video)))}"
             )
         return {video: by_video[video] for video in chosen[self.shard_index :: self.shard_count]}
+
+
+def command_text(module: str, config: ShareConfig, *more: object) -> str:
+    """The command line that a person can paste to call another command of this room with the same flags."""
+    return shlex.join(["python", "-m", f"data_preparation.{module}", *to_argv(config), *map(str, more)])

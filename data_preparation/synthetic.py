@@ -533,7 +533,7 @@ def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
     Raises:
         UserError: it holds another set, synthetic or not.
     """
-    path = layout.annotations / "synthetic.json"
+    path = layout.synthetic_file
     if path.exists():
         try:
             found = json.loads(path.read_text())

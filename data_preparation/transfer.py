@@ -172,7 +172,7 @@ def _fetch_web(transfer: Transfer, url: str) -> None:
             longest, before = max(longest, part.have(url)), longest
             fruitless = 0 if longest > before else fruitless + 1
             if fruitless > transfer.retries:
-                raise SourceFault(f"{broken}; {fruitless} attempts brought nothing more") from None
+                raise SourceFault(f"{broken}; given up after {fruitless} fruitless attempts") from None
             transfer.pause(min(broken.wait or 2.0 ** max(fruitless - 1, 0), _LONGEST_WAIT))
 
 

@@ -10,7 +10,6 @@ seen at a glance. Exit status 0: all is well; 2: something to extract again, lis
 from __future__ import annotations
 
 import multiprocessing
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -29,8 +28,8 @@ from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.decoding import stored_size
 from data_preparation.dives import Dive
 from data_preparation.files import sha256, whole_file, write_whole, writing
-from data_preparation.layout import DatasetLayout, dataset_layout, video_name
-from data_preparation.shares import ShareConfig
+from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
+from data_preparation.shares import ShareConfig, command_text
 
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
 _SHEET_COLUMNS = 4  # dives in a row
@@ -58,6 +57,7 @@ class VideoReport:
     size_bytes: int = 0
     shapes: tuple[tuple[int, int], ...] = ()
     origin: str = ""
+    settings: tuple[tuple[str, int], ...] = ()  # flags that the archive was made with
     faults: tuple[str, ...] = ()
 
 
@@ -136,7 +136,8 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
     source = record.get("source", {})
     origin = f"{source.get('name')} at {source.get('frames_per_second')} fps" if archived else "loose frames"
     size = reader.path.stat().st_size if archived else 0
-    return VideoReport(video, len(dives), len(checked), size, tuple(shapes), origin, tuple(faults))
+    settings = tuple(sorted(record.get("settings", {}).items()))
+    return VideoReport(video, len(dives), len(checked), size, tuple(shapes), origin, settings, tuple(faults))
 
 
 # -------------------------------------------------------------------------------------------------------- contact sheet
@@ -256,14 +257,19 @@ def main(argv: Sequence[str]) -> int:
         print(f"Contact sheets: {config.sheets}")
     if not faults:
         return 0
-    again = [r.video for r in reports if r.faults]
-    if not again and odd_heights:
-        again = list(work)
+    again = [r.video for r in reports if r.faults] or (list(work) if odd_heights else [])
     if again:
-        faults.append(
-            f"extract again: python -m data_preparation.extract --dataset {shlex.quote(str(layout.root))} --again True --videos {' '.join(map(video_name, again))}"
-        )
+        faults.append(f"extract again: {_repair(layout, again, reports, config)}")
     raise UserError.of(faults)
+
+
+def _repair(layout: DatasetLayout, videos: Sequence[int], reports: Sequence[VideoReport], config: VerifyConfig) -> str:
+    """The command that extracts videos again, with the settings that most archives have."""
+    same = ShareConfig(layout.root, tuple(map(video_name, videos)), config.annotation_path)
+    usual = Counter(r.settings for r in reports if r.settings).most_common(1)
+    flags = [word for name, value in (usual[0][0] if usual else ()) for word in (f"--{name}", value)]
+    there = any(archive_file(layout.frames, video).exists() for video in videos)
+    return command_text("extract", same, *(("--again", True) if there else ()), *flags)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ bash job_files/quickstart_config.sh
 
 echo
 echo "Done in $((SECONDS - started)) s after installation."
-echo "  result     $(python -m training.evaluate --run "$DEEPSPORTS_RUNS/quickstart")"
+python -m training.evaluate --run "$DEEPSPORTS_RUNS/quickstart" | sed "s/^/  /"
 echo "  loss plot  $DEEPSPORTS_RUNS/quickstart/losses.png"
 echo "  all of it  $DEEPSPORTS_RUNS/quickstart (predictions.csv, summary.json with the baselines, checkpoints)"
 echo "Next: change a flag and train again:"

@@ -271,6 +271,15 @@ def test_a_file_put_in_place_by_hand_is_recorded_unless_it_is_a_page(server: Ser
         fetch(tmp_path, section("videos/02.mp4", server.url("good")))
 
 
+def test_a_synthetic_data_set_is_not_taken_for_the_real_one(server: Server, tmp_path: Path):
+    layout = DatasetLayout(tmp_path / "set")
+    layout.annotations.mkdir(parents=True)
+    layout.synthetic_file.write_text("{}")
+    with pytest.raises(UserError, match="holds a synthetic data set: name another folder"):
+        fetch(tmp_path, section("videos/01.mp4", server.url("good")))
+    assert server.requests == []
+
+
 def test_a_killed_download_goes_on(server: Server, tmp_path: Path):
     wanted = section("videos/01.mp4", server.url("slow"))
     command = [sys.executable, "-m", "data_preparation.download", "videos", "--dataset", tmp_path / "set",
@@ -304,8 +313,8 @@ def test_a_killed_download_goes_on(server: Server, tmp_path: Path):
         ("login", r"redirected to http://127\.0\.0\.1:\d+/html/signin, a web page: the file wants a log-in"),
         ("loop", "redirects without end"),
         ("missing", "the server answers 404 Not Found"),
-        ("down", "the server answers 503 Service Unavailable; 2 attempts brought nothing more"),
-        ("truncated", "the connection broke off after 5.. kB; 2 attempts brought nothing more"),
+        ("down", "the server answers 503 Service Unavailable; given up after 2 fruitless attempts"),
+        ("truncated", "the connection broke off after 5.. kB; given up after 2 fruitless attempts"),
         ("other_bytes", "the server sends other bytes than were asked for"),
         ("empty", "does not begin as"),
         ("huge", r"has \S+ [GM]B free and 1e\+06 GB are to come .*: make room"),

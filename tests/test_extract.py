@@ -310,7 +310,7 @@ def test_verify_names_what_to_extract_again(two_videos: Path):
     assert checked.returncode == 2
     assert "dive 01/001: 1 of 31 frames are missing, the first is 110" in checked.stderr
     assert "frame 110 is damaged" in checked.stderr
-    assert f"--dataset {two_videos} --again True --videos 01 02" in checked.stderr
+    assert f"--dataset {two_videos} --videos 01 02 --again True --height 24 --quality 95" in checked.stderr
 
 
 def test_shares_cover_all_videos_once(two_videos: Path):

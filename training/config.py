@@ -55,9 +55,11 @@ class TrainConfig:
 
     # --- where things are
     root_dir: Path = flag(Path("./"), "Folder of the prepared frames (whole_videos_frames).", short="-root")
-    annotation_path: Path = flag(Path("./final_annotations_dict.pkl"), "Annotation pickle.", short="-ann")
-    train_path: Path = flag(Path("./train_split_0.pkl"), "Train list pickle.", short="-tr")
-    test_path: Path = flag(Path("./test_split_0.pkl"), "Test list pickle.", short="-te")
+    annotation_path: Path = flag(
+        Path("./final_annotations_dict.pkl"), "Annotation file (.pkl, .csv, .json).", short="-ann"
+    )
+    train_path: Path = flag(Path("./train_split_0.pkl"), "Train list (.pkl, .csv, .json).", short="-tr")
+    test_path: Path = flag(Path("./test_split_0.pkl"), "Test list (.pkl, .csv, .json).", short="-te")
     videos: tuple[str, ...] = flag(
         ("all",), "Videos to use: all, or numbers such as 01 02.", short="-vid", allowed="all, or video numbers"
     )
@@ -210,7 +212,7 @@ def path_faults(c: TrainConfig) -> list[str]:
         )
     for name in ("annotation_path", "train_path", "test_path"):
         if not getattr(c, name).is_file():
-            faults.append(f"--{name} {getattr(c, name)} is no file: give the path of the pickle")
+            faults.append(f"--{name} {getattr(c, name)} is no file, seen from {Path.cwd()}: give its path")
     if c.weight_file and not c.weight_file.is_file():
         faults.append(f"--pretrained_model {c.weight_file} is no file: download it or say none to train from scratch")
     return faults

@@ -71,14 +71,8 @@ def open_test_split(
         write_whole(run.predictions_file, predictions_csv(predicted, test_dives).encode())
         write_json(run.summary_file, summary)
     barrier()
-    log.info(result_line(summary))
-    for name, values in summary["baselines"].items():
-        log.info(
-            "  without looking, %s: Spearman %s, R-l2 x100 %s",
-            name,
-            _number(values["spearman"]),
-            _number(values["r_l2_x100"]),
-        )
+    for line in result_lines(summary):
+        log.info(line)
     return summary
 
 
@@ -114,6 +108,17 @@ def result_line(summary: dict[str, Any]) -> str:
     )
 
 
+def result_lines(summary: dict[str, Any]) -> list[str]:
+    """The result and what is reached without looking at a frame, a line each."""
+    return [
+        result_line(summary),
+        *(
+            f"  without looking, {name}: Spearman {_number(values['spearman'])}, R-l2 x100 {_number(values['r_l2_x100'])}"
+            for name, values in summary["baselines"].items()
+        ),
+    ]
+
+
 def predictions_csv(predicted: Sequence[float], dives: Sequence[Dive]) -> str:
     """One line a dive; scores in points."""
     text = io.StringIO()
@@ -144,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{options.run} holds no run (no config.json): give the folder of a run, such as runs/default")
     opened = read_json(folder.summary_file)
     if opened is not None:
-        print(result_line(opened))
+        print("\n".join(result_lines(opened)))
         return 0
     if not folder.best_checkpoint.exists():
         raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
@@ -162,7 +167,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError.of(faults)
     device = choose_device(options.gpu, ranks)
     model = build_model(config, pretrained=False).to(device)
-    print(result_line(open_test_split(folder, config, model, ranks, device, [*train_dives, *val_dives], test_dives)))
+    opened = open_test_split(folder, config, model, ranks, device, [*train_dives, *val_dives], test_dives)
+    print(result_line(opened))  # the rest is in the log above
     return 0
 
 

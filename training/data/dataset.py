@@ -74,7 +74,9 @@ def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
         name = video_name(video)
         again = f"run python -m data_preparation.extract --videos {name}"
         if video not in prepared:
-            faults.append(f"video {name} has no frames in {config.root_dir}: {again}")
+            faults.append(
+                f"video {name} has no frames in {config.root_dir} (is that the whole_videos_frames folder?): {again}"
+            )
             continue
         if config.frame_method == "random":
             short = [d.name for d in dives if d.video == video and d.frame_count < config.frame_num]
