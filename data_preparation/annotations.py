@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import difflib
 import functools
+import io
 import json
 import pickle
 from collections import Counter
@@ -65,14 +66,25 @@ def _read_text(path: Path) -> str:
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
-    lines = _read_text(path).splitlines()
-    delimiter = next((d for d in ",;\t" if lines and d in lines[0]), ",")
-    rows = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
-    return [
-        {(k or "").strip(): v.strip() for k, v in row.items() if isinstance(v, str) and v.strip()}
-        for row in rows
-        if any(row.values())
+    lines = io.StringIO(_read_text(path), newline="")
+    first = lines.readline()
+    delimiter = next((d for d in ",;\t" if d in first), ",")
+    lines.seek(0)
+    try:
+        header, *rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)) or [[]]
+    except csv.Error as error:
+        raise UserError(f"{path} is no readable CSV ({first_line(error)}): look at its quotes") from None
+    header = [name.strip() for name in header]
+    faults = [f"{path}: column '{name}' is there {n} times" for name, n in Counter(header).items() if n > 1 and name]
+    faults += [
+        f"{path}, row {number}: {len(row)} cells for {len(header)} columns (a comma inside a number? write a point)"
+        for number, row in enumerate(rows, start=2)
+        if len(row) > len(header) and any(row[len(header) :])
     ]
+    if faults:
+        raise UserError.of(faults)
+    filled = [{k: v.strip() for k, v in zip(header, row, strict=False) if k and v.strip()} for row in rows]
+    return [row for row in filled if row]
 
 
 def _json_rows(path: Path) -> list[Any]:
@@ -87,9 +99,9 @@ def _json_rows(path: Path) -> list[Any]:
 
 def _key(raw: Any, where: str) -> DiveKey:
     try:
-        video, number = raw
-        return (int(video), int(number))  # numpy.uint8 and numpy.int64 occur in released files
-    except (TypeError, ValueError):
+        video, number = () if isinstance(raw, (str, bytes)) else raw
+        return (_whole(video), _whole(number))  # numpy.uint8 and numpy.int64 occur in released files
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: '{raw}' is not a (video, dive) pair") from None
 
 
@@ -97,6 +109,7 @@ def _keyed(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[s
     """Rows of a CSV or JSON file with their keys; dives without a number are numbered in the order of the file, anew
     in each video."""
     counted: Counter[int] = Counter()
+    unnumbered = False
     for position, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{where}, entry {position} is no set of named fields: write one object a dive")
@@ -106,6 +119,9 @@ def _keyed(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[s
                 f"{where}, entry {position} has no 'video': name the columns video, dive and, for annotations, {', '.join(_REQUIRED)}"
             )
         number = next((row[name] for name in _DIVE_COLUMNS if name in row), None)
+        if position > 1 and (number is None) != unnumbered:
+            raise UserError(f"{where}, entry {position}: give every dive a number in the column 'dive', or none")
+        unnumbered = number is None
         try:
             key = (_whole(video), 0 if number is None else _whole(number))
         except (TypeError, ValueError, OverflowError):
@@ -300,7 +316,10 @@ def load_split(path: Path) -> list[DiveKey]:
         )
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
-        raw: Any = [key for key, _ in _keyed(_csv_rows(path), str(path))]
+        rows = _csv_rows(path)
+        if not all(any(name in row for name in _DIVE_COLUMNS) for row in rows):
+            raise UserError(f"{path}: a split list has the columns video and dive, filled in every row")
+        raw: Any = [key for key, _ in _keyed(rows, str(path))]
     else:
         raw = _json_rows(path) if suffix == ".json" else load_pickle(path)
     if not isinstance(raw, (list, tuple)) or not raw:

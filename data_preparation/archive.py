@@ -12,6 +12,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from data_preparation.files import whole_file, writing
 from data_preparation.layout import archive_file, frame_name, loose_dir
 
 PROVENANCE = "provenance.json"
-_FRAME_FILE = re.compile(r"(\d{6,})\.jpg")
+_FRAME_FILE = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})\.jpg")
+# what zipfile raises on damaged archives
+_ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
 
 def write_archive(path: Path, frames: Iterable[tuple[int, bytes]], provenance: dict[str, Any]) -> None:
@@ -86,7 +89,7 @@ class FrameReader:
         if self._archive is None or self._owner != os.getpid():
             try:
                 self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
-            except (OSError, zipfile.BadZipFile) as error:
+            except _ZIP_FAULTS as error:
                 raise UserError(
                     f"{self.path} is no readable frame archive ({first_line(error)}): delete it and extract the video again"
                 ) from None
@@ -100,7 +103,7 @@ class FrameReader:
         try:
             record = json.loads(self._zip().read(PROVENANCE))
             fault = record_fault(record)
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        except (KeyError, *_ZIP_FAULTS) as error:
             fault = first_line(error)
         if fault:
             raise UserError(
@@ -120,7 +123,7 @@ class FrameReader:
             return self._zip().read(frame_name(number))
         except (KeyError, FileNotFoundError):
             raise UserError(f"{self.path} has no frame {number}: extract the video again") from None
-        except (OSError, zipfile.BadZipFile) as error:
+        except _ZIP_FAULTS as error:
             raise UserError(
                 f"{self.path}: frame {number} is damaged ({first_line(error)}): delete the archive and extract the video again"
             ) from None

@@ -236,10 +236,17 @@ def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         status = 2
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        status = 130
     except BrokenPipeError:  # the reader (head, less) went away: nothing to report to
         sys.stderr.close()
         status = 141
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {place}{error.strerror or first_line(error)}: mend its folder's permissions or disk",
+            file=sys.stderr,
+        )
+        status = 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        status = 130
     raise SystemExit(status or 0)

@@ -21,6 +21,7 @@ ATTRIBUTE_CLASSES = {"position": 3, "armstand": 2, "rotation_type": 4, "ss_no": 
 # difficulty
 BEST_JUDGEMENT = 10.0
 COUNTED_JUDGES = 3
+LAST_FRAME = 99_999_999  # a thousand hours of video
 ROUNDING = 0.06  # points by which published final scores differ from the product
 
 
@@ -75,8 +76,8 @@ def list_names(keys: Iterable[DiveKey], most: int = 5) -> str:
 def dive_faults(dive: Dive) -> list[str]:
     """What is impossible about one dive, a sentence each."""
     faults = []
-    if not 1 <= dive.start_frame <= dive.end_frame:
-        faults.append(f"frames {dive.start_frame} to {dive.end_frame} are no range that starts at 1 or later")
+    if not 1 <= dive.start_frame <= dive.end_frame <= LAST_FRAME:
+        faults.append(f"frames {dive.start_frame} to {dive.end_frame} are no range of frames within 1 to {LAST_FRAME}")
     if not (math.isfinite(dive.difficulty) and dive.difficulty > 0):
         faults.append(f"difficulty {dive.difficulty} must be greater than 0")
     elif not 0 <= dive.final_score <= COUNTED_JUDGES * BEST_JUDGEMENT * dive.difficulty + ROUNDING:  # also NaN

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from data_preparation.catalogue import CATALOGUE, KINDS, Artefact, content_fault, load_catalogue
 from data_preparation.cli import UserError, first_line, flag, parse_command, run
-from data_preparation.files import sha256, write_fault, write_whole
+from data_preparation.files import Stopped, sha256, write_fault, write_whole
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
 from data_preparation.transfer import Partial, SourceFault, Space, Transfer, fetch, size_text
 
@@ -42,7 +42,9 @@ class DownloadConfig:
     only: tuple[str, ...] = flag((), "Only these files, by name with or without ending.", allowed="names such as 01 02")
     parallel: int = flag(4, "Files at the same time.", minimum=1, maximum=32)
     retries: int = flag(5, "Attempts more after one that brought nothing, each after twice the wait.", minimum=0)
-    timeout: float = flag(60.0, "Seconds without a byte after which a connection counts as broken.", minimum=0.1)
+    timeout: float = flag(
+        60.0, "Seconds without a byte after which a connection counts as broken.", minimum=0.1, maximum=3600
+    )
     catalogue: Path | None = flag(None, "Catalogue file; none takes data_preparation/catalogue.ini.")
 
 
@@ -269,8 +271,13 @@ def download(layout: DatasetLayout, artefacts: Sequence[Artefact], config: Downl
         say = lambda text: tqdm.write(f"{name}: {text}", sys.stdout)  # noqa: E731
         try:
             say(provide(job, artefact, say))
+        except Stopped:
+            raise
         except UserError as error:
             faults[name] = str(error)
+            say("failed")
+        except Exception as error:  # one file's fault must not stop the others
+            faults[name] = f"{name}: unexpected, please report it ({type(error).__name__}: {first_line(error)})"
             say("failed")
 
     with ThreadPoolExecutor(config.parallel) as threads:

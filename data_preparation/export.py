@@ -6,6 +6,7 @@ python -m data_preparation.export --dataset DIR [--videos 01 02] [--output FOLDE
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     frames = dataset_layout(config.dataset).frames
     archived = [video for video in prepared_videos(frames) if archive_file(frames, video).exists()]
     asked = [video_name(v) for v in archived] if [v.lower() for v in config.videos] == ["all"] else config.videos
-    unknown = [name for name in asked if not (name.isdigit() and int(name) in archived)]
+    unknown = [name for name in asked if not (re.fullmatch("[0-9]{1,6}", name) and int(name) in archived)]
     if unknown or not archived:
         raise UserError(
             f"{frames} has no archive of {' '.join(unknown) or 'any video'}; there are {' '.join(map(video_name, archived)) or 'none'}"

@@ -12,8 +12,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +35,7 @@ from data_preparation.frame_numbers import VideoScan, scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.verify import VerifyConfig, report_text, verify
+from data_preparation.workers import follow_parent
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
 
@@ -121,19 +120,6 @@ def pace_notes(found: VideoScan, dives: Sequence[Dive]) -> list[str]:
 _decoder: Decoder | None = None  # of this worker process
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = os.getppid()
-
-    def leave_with_parent() -> None:  # a killed parent cannot say goodbye
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
 def _jpegs(wanted: FrameRequest, height: int, quality: int) -> Numbered:
     global _decoder
     if _decoder is None or (_decoder.path, _decoder.stream_index) != (wanted.path, wanted.stream_index):
@@ -148,7 +134,7 @@ class DecodingPool:
 
     def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("fork")
-        self._pool = ProcessPoolExecutor(processes, context, _start_worker)
+        self._pool = ProcessPoolExecutor(processes, context, follow_parent)
         self._pool.submit(os.getpid).result()  # forks all of them now, before there are threads
         self.ahead = processes + 1  # requests under way, which bounds the memory of their results
         self.stopped = False
@@ -219,12 +205,14 @@ def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[l
     if not path.exists():
         return [], 0
     try:
-        record = FrameReader(path).provenance
+        reader = FrameReader(path)
+        record = reader.provenance
     except UserError:
         return [], 0  # extracted anew
     made_from = record["source"]
     same = made_from.get("name") == source.name and made_from["bytes"] == source.stat().st_size
-    if not same or record["settings"] != settings:
+    held = sum(last - first + 1 for first, last in record["ranges"])
+    if not same or record["settings"] != settings or len(reader.numbers) != held:
         return [], 0
     return [(first, last) for first, last in record["ranges"]], made_from["frames"]
 

@@ -17,8 +17,10 @@ import av
 import numpy as np
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.dives import LAST_FRAME
 
 DEFAULT_DISPOSITION_BONUS = 5_000_000  # ffmpeg's preference for a stream marked default, in pixels
+_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "mpeg", "mpegts", "asf", "mxf", "ogg"}
 _NOT_ENTERED_IN_THE_MIDDLE = {"avi", "flv"}  # no times of presentation; no seeking without an index
 _SLACK_SECONDS, _SLACK_SHARE = 2, Fraction(1, 100)  # between a file's length and that of its frames: sound ends later
 
@@ -101,9 +103,13 @@ def open_video(path: Path) -> av.container.InputContainer:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes): download it again")
     try:
-        return av.open(str(path))
+        container = av.open(os.path.abspath(path))  # 'a:b' would be a protocol
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be opened as a video ({first_line(error)}): download it again") from None
+    if container.format.name not in _FORMATS:  # a playlist would bring in other files
+        container.close()
+        raise UserError(f"{path} is no video but '{container.format.name}': download it again")
+    return container
 
 
 def pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
@@ -186,6 +192,10 @@ def scan(path: Path) -> VideoScan:
         rate, codec = image_rate(stream), stream.codec_context
         start = Fraction(container.start_time or 0, av.time_base)
         times = [_off_the_middle(float((pts * stream.time_base - start) * rate)) for pts, _ in found]
+        if max(times) > LAST_FRAME:
+            raise UserError(
+                f"{path} has timestamps that jump by {max(times) / rate / 3600:.0f} hours: it is damaged, download it again"
+            )
         durations = _durations(container, stream, found, packets.reordered, rate)
         sources = cfr_sources(times, durations, keep_start_gap=len(container.streams) > 1)
         return VideoScan(

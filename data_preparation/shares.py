@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ class ShareConfig:
         ("all",), "Videos: all that have dives, or numbers.", allowed="all, or video numbers"
     )
     annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none takes the data set's own.")
-    workers: int = flag(0, "Processes; 0 is one for each CPU core of the job.", minimum=0)
+    workers: int = flag(0, "Processes; 0 is one for each CPU core of the job.", minimum=0, maximum=1024)
     shard_index: int = flag(0, "Which share of the videos this call does, from 0 (a job array's task).", minimum=0)
     shard_count: int = flag(1, "Number of shares.", minimum=1)
 
@@ -31,7 +32,7 @@ class ShareConfig:
             raise UserError(
                 f"--shard_index {self.shard_index} is not below --shard_count {self.shard_count}: shares count from 0"
             )
-        if not self.all_videos and not all(v.isdigit() for v in self.videos):
+        if not self.all_videos and not all(re.fullmatch("[0-9]{1,6}", v) for v in self.videos):
             raise UserError(f"--videos {' '.join(self.videos)}: give 'all' or video numbers such as 01 02")
 
     @property

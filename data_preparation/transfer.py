@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -214,7 +215,7 @@ def _attempt(transfer: Transfer, url: str) -> None:
                     file.write(first)
                     transfer.wrote(len(first))
                     first = next(blocks, b"")
-    except requests.exceptions.InvalidURL as error:
+    except (requests.exceptions.InvalidURL, UnicodeError) as error:
         raise SourceFault(f"no address: {first_line(error)}") from None
     except requests.exceptions.SSLError as error:
         raise SourceFault(f"no secure connection ({_reason(error)})") from None
@@ -243,6 +244,11 @@ def _reason(error: Exception) -> str:
     return text.rsplit(":", 1)[-1].strip(" ')\"") or text
 
 
+def _number(text: str) -> int | None:
+    """The value of a header that should be a number."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
 def _version(answer: requests.Response) -> str | None:
     """A mark by which the server tells versions of the file: a strong ETag, or the time of the last change."""
     tag = answer.headers.get("ETag", "")
@@ -259,7 +265,7 @@ def _check_answer(answer: requests.Response, artefact: Artefact, have: int) -> i
     status = answer.status_code
     if status in _TRY_AGAIN:
         pause = answer.headers.get("Retry-After", "")
-        raise Interrupted(f"the server answers {status} {answer.reason}", float(pause) if pause.isdigit() else None)
+        raise Interrupted(f"the server answers {status} {answer.reason}", _number(pause))
     if status not in (200, 206, 416):
         raise SourceFault(f"the server answers {status} {answer.reason}")
     if status != 416 and answer.headers.get("Content-Type", "").startswith("text/html"):
@@ -268,10 +274,10 @@ def _check_answer(answer: requests.Response, artefact: Artefact, have: int) -> i
         raise SourceFault(content_fault(artefact.name, b"<html"))
     if status == 200:
         length = answer.headers.get("Content-Length", "")
-        total = int(length) if length.isdigit() else None
+        total = _number(length)
     else:
         span, _, whole = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-        total = int(whole) if whole.isdigit() else None
+        total = _number(whole)
         if status == 206 and not span.startswith(f"{have}-"):
             raise SourceFault(f"the server sends other bytes than were asked for (Content-Range '{span}')")
     if artefact.size is not None and total not in (None, artefact.size):
@@ -286,6 +292,8 @@ def _fetch_local(transfer: Transfer, source: Path) -> None:
         SourceFault: it is missing, no file, unreadable, or something else than its name says.
     """
     try:
+        if source.exists() and not source.is_file():
+            raise SourceFault("no file")
         with open(source, "rb") as original:
             if fault := content_fault(transfer.artefact.name, original.read(64)):
                 raise SourceFault(fault)
@@ -297,7 +305,7 @@ def _fetch_local(transfer: Transfer, source: Path) -> None:
                 while block := original.read(_BLOCK):
                     file.write(block)
                     transfer.wrote(len(block))
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         if error.filename != str(source):
             raise
         raise SourceFault(error.strerror) from None

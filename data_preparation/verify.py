@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from data_preparation.dives import Dive
 from data_preparation.files import sha256, whole_file, write_whole, writing
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.shares import ShareConfig, command_text
+from data_preparation.workers import follow_parent
 
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
 _SHEET_COLUMNS = 4  # dives in a row
@@ -194,12 +196,16 @@ def contact_sheet(reader: FrameReader, dives: Sequence[Dive]) -> Image.Image:
 def verify(layout: DatasetLayout, work: dict[int, list[Dive]], config: VerifyConfig) -> list[VideoReport]:
     """Check several videos, `config.processes` at a time, with a progress bar."""
     # spawned, not forked: nothing of a parent with threads is carried over
-    with ProcessPoolExecutor(min(config.processes, len(work)), multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(config.processes, len(work)), context, follow_parent) as pool:
         waiting = [pool.submit(verify_video, layout, video, dives, config) for video, dives in work.items()]
         done = tqdm(
             as_completed(waiting), total=len(work), desc="verifying", unit="video", disable=not sys.stderr.isatty()
         )
-        return sorted((future.result() for future in done), key=lambda report: report.video)
+        try:
+            return sorted((future.result() for future in done), key=lambda report: report.video)
+        except BrokenProcessPool:
+            raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
 
 
 def height_faults(reports: Sequence[VideoReport]) -> list[str]:

@@ -83,6 +83,27 @@ def test_a_malicious_pickle_is_refused_by_name(tmp_path: Path, protocol: int, at
     assert not Path("pwned").exists()
 
 
+def test_arrays_of_pointers_are_refused(tmp_path: Path):
+    """An object array whose 'pointers' are bytes of the file: numpy's own unpickling would follow them."""
+    forged = b"\x80\x02cnumpy\nndarray\nK\x01\x85R(K\x01K\x01\x85cnumpy\ndtype\nX\x02\x00\x00\x00O8K\x00K\x01\x87R"
+    forged += b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    forged += b"\x89c_codecs\nencode\nX\x08\x00\x00\x00AAAAAAAAX\x06\x00\x00\x00latin1\x86Rtb."
+    for content in (forged, pickle.dumps(np.array([None, {}], dtype=object)), pickle.dumps(np.zeros(2, "f8,O"))):
+        (tmp_path / "evil.pkl").write_bytes(content)
+        with pytest.raises(UserError, match=r"evil\.pkl"):
+            load_pickle(tmp_path / "evil.pkl")
+
+
+@pytest.mark.parametrize("keys", ['["11", "12"]', "[[1.9, 1]]", "[[1, 1e999]]"])
+def test_split_entries_that_are_no_pairs_of_whole_numbers_are_refused(tmp_path: Path, keys: str):
+    (tmp_path / "l.json").write_text(keys)
+    with pytest.raises(UserError, match=r"is not a \(video, dive\) pair"):
+        load_split(tmp_path / "l.json")
+    (tmp_path / "l.csv").write_text("video,dive_no\n1,4\n1,6\n")
+    with pytest.raises(UserError, match="has the columns video and dive, filled in every row"):
+        load_split(tmp_path / "l.csv")
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_numpy_scalars_and_arrays_of_any_protocol_load(tmp_path: Path, protocol: int):
     content = {(np.uint8(1), np.int64(2)): np.array([1.5, 2.0]), "words": ["a", None, True]}
@@ -224,6 +245,10 @@ def test_csv_and_json_hold_what_the_official_pickle_holds(shared: Path, tmp_path
         ("a.csv", "video,dive,start_frame,end_frame,DD,final_score\n1,1,5,9,3,50\n", r"no dive has 'difficulty'; the columns are .*DD"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,positon\n1,1,5,9,3,50,B\n", "column 'positon' is unknown; did you mean position"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,judges\n1,1,5,9,3,50,9\n", "column 'judges' is unknown; did you mean judge_scores"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,0,50,5\n", "row 2: 8 cells for 6 columns"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,final_score\n", "column 'final_score' is there 2 times"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,50\n1,,15,19,3,50\n", "entry 2: give every dive a number"),
+        ("a.csv", 'video,dive,start_frame,end_frame,difficulty,final_score,caption\n1,1,5,9,3,50,"open\n1,2,15,19,3,50,x\n', "is no readable CSV .*look at its quotes"),
         ("a.json", "{", "is no JSON"),
         ("a.json", "{}", "holds no JSON list"),
         ("a.json", "[5]", "entry 1 is no set of named fields"),

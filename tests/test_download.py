@@ -387,7 +387,7 @@ def test_another_checksum_than_recorded_or_listed_is_refused(server: Server, tmp
 def test_local_sources_that_are_no_files(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "page.mp4").write_bytes(PAGE)
-    with pytest.raises(UserError, match=r"folder: Is a directory; .*none: No such file.*page.mp4: a web page"):
+    with pytest.raises(UserError, match=r"folder: no file; .*none: No such file.*page.mp4: a web page"):
         fetch(tmp_path, section("videos/01.mp4", "folder", "none", "page.mp4"))
 
 

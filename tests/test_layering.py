@@ -20,6 +20,7 @@ LEAVES = {
     "data_preparation/layout.py": {"data_preparation.cli"},
     "data_preparation/dives.py": set(),
     "data_preparation/files.py": {"data_preparation.cli"},
+    "data_preparation/workers.py": set(),
     "data_preparation/pickles.py": {"data_preparation.cli"},
     "training/config.py": {"data_preparation.cli"},
     "training/losses.py": set(),

@@ -1,0 +1,22 @@
+"""What every worker process does first (leaf)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+
+def follow_parent() -> None:
+    """Leave signals to the parent, and end when it ends: a killed parent cannot say goodbye."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
