@@ -40,6 +40,9 @@ class _Array:
         _, shape, dtype, fortran, raw = state
         self._values = _values(raw, dtype, shape, "F" if fortran else "C")
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._values if dtype is None else self._values.astype(dtype)
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._values)
 

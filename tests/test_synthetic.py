@@ -139,8 +139,9 @@ def test_annotation_files_have_the_formats_of_mtl_aqa(made, dives):
         more = enriched[key]
         assert set(more) == KEYS | {"judge_scores", "dive_number"}
         assert {k: more[k] for k in fields} == fields
-        assert more["judge_scores"].dtype == np.float64
-        assert more["judge_scores"].shape == (7,)
+        judges = np.asarray(more["judge_scores"])
+        assert judges.dtype == np.float64
+        assert judges.shape == (7,)
 
 
 def test_vocabulary_covers_the_captions(made, dives):
