@@ -179,6 +179,8 @@ def signal_in_the_middle(job: str, run: Path) -> None:
     wait_for(lambda: lines.exists() and lines.read_text().count('"step"') >= 4, "some steps")
     call("scancel", "--signal=USR2", job)
     wait_for(lambda: job_states(job) == ["PENDING"], "the requeue")
+    # in the second that took back a job's credential, nodes refuse a new one ("Killing non-startable batch job")
+    time.sleep(2)
     call("scontrol", "update", f"jobid={job}", "starttime=now")
 
 
