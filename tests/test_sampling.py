@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from data_preparation.dives import Dive
 from training.config import FRAME_METHODS
 from training.data.loader import steps_per_epoch
-from training.data.sampling import clip_frames, epoch_order, needed_frames, rank_rows, split_train_val
+from training.data.sampling import clip_frames, epoch_order, needed_frames, rank_rows
+from training.data.splits import split_train_val
 from training.seeding import draw_seed, generator
 
 BINNED = [m for m in FRAME_METHODS if m not in ("random", "end_aligned")]

@@ -25,6 +25,19 @@ OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
 ACTIVATIONS = ("None", "ReLU", "LeakyReLU", "ELU", "GELU")
 NO_WEIGHTS = ("none", "scratch")
 
+# (mean, standard deviation) of each RGB channel, of pixels in [0, 1], that a network's input is normalised with
+INPUT_SCALES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "mtl_aqa": (
+        (0.2719, 0.4617, 0.5961),
+        (0.1870, 0.1881, 0.2604),
+    ),  # MTL-AQA's training clips, as DeepSports normalises
+    "timesformer": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),  # the released TimeSformer files
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # what C3D-AVG feeds to C3D
+    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # timm's ViT files
+    "0_255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),  # the Sports-1M port of C3D
+}
+
 # Fields that a resumed run may change: they say how and where a run computes, not what it computes.
 MAY_CHANGE = frozenset(
     [
@@ -45,6 +58,9 @@ MAY_CHANGE = frozenset(
         "run_name",
         "resume",
         "patience",
+        "checkpoint_activations",
+        "compile",
+        "tensorboard",
     ]
 )
 
@@ -60,6 +76,12 @@ class TrainConfig:
     )
     train_path: Path = flag(Path("./train_split_0.pkl"), "Train list (.pkl, .csv, .json).", short="-tr")
     test_path: Path = flag(Path("./test_split_0.pkl"), "Test list (.pkl, .csv, .json).", short="-te")
+    captions_path: str = flag(
+        "none",
+        "Captions (final_captions_dict.pkl) for --method multitask; none leaves the caption task out.",
+        allowed="path, none",
+    )
+    vocabulary_path: str = flag("none", "Words of the captions (vocab.json).", allowed="path, none")
     videos: tuple[str, ...] = flag(
         ("all",), "Videos to use: all, or numbers such as 01 02.", short="-vid", allowed="all, or video numbers"
     )
@@ -76,16 +98,35 @@ class TrainConfig:
     train_val_split_ratio: float = flag(
         0.8, "Share of the train list that trains; the rest validates.", short="-sr", allowed="number in (0, 1)"
     )
+    split: str = flag(
+        "official",
+        "official takes the two lists; event holds whole events (videos) of both lists out for test and for validation.",
+        choices=("official", "event"),
+    )
+    folds: int = flag(5, "Parts that --split event cuts the events into.", minimum=2)
+    fold: int = flag(1, "The part, from 1, that --split event holds out for the test.", minimum=1)
     frame_num: int = flag(8, "Frames of a clip.", short="-fn", minimum=1)
     frame_method: str = flag("spaced_fixed", "How the frames of a clip are chosen.", short="-fm", choices=FRAME_METHODS)
     spatial_size: int = flag(224, "Height and width of the model's input in pixels.", short="-ss", minimum=1)
-    normalize: bool = flag(False, "Normalise with MTL-AQA's RGB mean and deviation.", short="-norm")
+    normalize: bool = flag(
+        False, "Normalise with MTL-AQA's RGB mean and deviation (--input_scale mtl_aqa).", short="-norm"
+    )
+    input_scale: str = flag(
+        "auto",
+        "Normalisation of the input; auto is what the weight file was trained with, without one unit (pixels in [0, 1]), for c3d imagenet.",
+        choices=("auto", *INPUT_SCALES),
+    )
     data_aug: bool = flag(
         False,
         "Train on random crops and flips and evaluate on the centre crop; else squash the whole frame.",
         short="-da",
     )
     batch_size: int = flag(4, "Dives of one optimizer step, over all GPUs together.", short="-bs", minimum=1)
+    accumulate: int = flag(
+        1,
+        "Parts that a step's dives go through the network in, to save memory; the loss still ranks the whole batch.",
+        minimum=1,
+    )
     workers: int = flag(2, "Loader processes of each training process; 0 loads in the process itself.", minimum=0)
     prefetch: int = flag(4, "Batches that each loader process keeps ready.", minimum=1)
 
@@ -93,7 +134,7 @@ class TrainConfig:
     model: str = flag("timesformer", "Backbone: video to features.", choices=_rooms("backbones"))
     pretrained_model: str = flag(
         "none",
-        "Weight file (.pyth) to start from; none and scratch both mean random weights.",
+        "Weight file (.pyth, .pth, .safetensors, c3d.pickle) to start from; none and scratch both mean random weights.",
         short="-pm",
         allowed="path, none, scratch",
     )
@@ -104,6 +145,15 @@ class TrainConfig:
     depth: int = flag(12, "TimeSformer's number of blocks.", minimum=1)
     num_heads: int = flag(12, "TimeSformer's attention heads.", minimum=1)
     drop_path: float = flag(0.1, "TimeSformer's stochastic depth at the last block.", minimum=0, maximum=0.99)
+    time_embed_resize: str = flag(
+        "nearest",
+        "How a weight file's time embedding is fitted to another --frame_num; nearest is the original's.",
+        choices=("nearest", "linear"),
+    )
+    checkpoint_activations: bool = flag(
+        False,
+        "Keep only each block's input for the backward pass and compute the block again: less memory, a third slower.",
+    )
     window_layout: str = flag(
         "full",
         "C3D's windows of 16 frames: full reaches the last frame, reference leaves it out as C3D-AVG's code does.",
@@ -137,6 +187,12 @@ class TrainConfig:
     )
     warmup_steps: int = flag(0, "Steps over which the learning rate rises from zero.", minimum=0)
     clip_grad: float = flag(0.0, "Largest norm of the gradient; 0 does not clip.", minimum=0)
+    ema: float = flag(
+        0.0,
+        "Decay of the average of the weights that is validated and tested instead of the last ones, such as 0.999; 0 keeps none.",
+        minimum=0,
+        maximum=0.999999,
+    )
     patience: int = flag(0, "Stop after so many epochs without a better validation Spearman; 0 never stops.", minimum=0)
 
     # --- how it runs
@@ -145,11 +201,13 @@ class TrainConfig:
         "auto", "Arithmetic of the forward pass; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )  # fmt: skip
+    compile: bool = flag(False, "Compile the backbone with torch.compile: minutes at the start, faster steps.")
     seed: int = flag(0, "Seed of every draw: weights, split, order, frames, crops, dropout.", minimum=0)
     resume: bool = flag(True, "Continue what the run folder holds; False refuses a folder that holds a run.")
     checkpoint_every: int = flag(0, "Also save every so many steps; 0 saves after each epoch.", minimum=0)
     evaluate: bool = flag(False, "Open the test split once, at the end, with the best checkpoint.", short="-eval")
     log_every: int = flag(10, "Steps between two log lines.", minimum=1)
+    tensorboard: bool = flag(False, "Also write events for TensorBoard to the run folder (pip install tensorboard).")
     loglevel: str = flag(
         "INFO", "How much is logged.", short="-log", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     )
@@ -166,6 +224,14 @@ class TrainConfig:
     def weight_file(self) -> Path | None:
         """The pretrained weights, or None for random ones."""
         return None if self.pretrained_model.lower() in NO_WEIGHTS else Path(self.pretrained_model)
+
+    @property
+    def captions_file(self) -> Path | None:
+        return None if self.captions_path.lower() == "none" else Path(self.captions_path)
+
+    @property
+    def vocabulary_file(self) -> Path | None:
+        return None if self.vocabulary_path.lower() == "none" else Path(self.vocabulary_path)
 
     @property
     def video_numbers(self) -> frozenset[int] | None:
@@ -190,6 +256,18 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(f"--run_name '{c.run_name}' is no folder name: use letters, digits, '-', '_' and '.', and no '/'")
     if [v.lower() for v in c.videos] != ["all"] and not all(v.isdigit() for v in c.videos):
         faults.append(f"--videos {' '.join(c.videos)}: give 'all' or video numbers such as 01 02")
+    if c.batch_size % c.accumulate:
+        faults.append(
+            f"--batch_size {c.batch_size} cannot be cut into --accumulate {c.accumulate} parts: give a multiple of {c.accumulate}"
+        )
+    if c.split == "event" and c.fold > c.folds:
+        faults.append(f"--fold {c.fold} is past the last of --folds {c.folds}: give 1 to {c.folds}")
+    if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
+        faults.append(
+            f"--normalize True means --input_scale mtl_aqa and --input_scale says {c.input_scale}: give one of them"
+        )
+    if (c.captions_file is None) != (c.vocabulary_file is None):
+        faults.append("--captions_path and --vocabulary_path go together: give both, or none for both")
     if c.model == "timesformer" and c.spatial_size % c.patch_size:
         faults.append(
             f"--spatial_size {c.spatial_size} is not a multiple of --patch_size {c.patch_size}: change one of them"
@@ -213,6 +291,9 @@ def path_faults(c: TrainConfig) -> list[str]:
     for name in ("annotation_path", "train_path", "test_path"):
         if not getattr(c, name).is_file():
             faults.append(f"--{name} {getattr(c, name)} is no file, seen from {Path.cwd()}: give its path")
+    for name, file in (("captions_path", c.captions_file), ("vocabulary_path", c.vocabulary_file)):
+        if file and not file.is_file():
+            faults.append(f"--{name} {file} is no file, seen from {Path.cwd()}: give its path, or none")
     if c.weight_file and not c.weight_file.is_file():
         faults.append(f"--pretrained_model {c.weight_file} is no file: download it or say none to train from scratch")
     return faults

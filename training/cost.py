@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a model, counted by fvcore over one forward pass."""
+"""What a model costs before it has cost anything: parameters and multiply-adds (fvcore), memory of a training step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import warnings
 
 import torch
 from fvcore.nn import FlopCountAnalysis, parameter_count
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 
+from training.backbones import build_backbone
 from training.config import TrainConfig
 from training.model import ScoringModel
 
@@ -28,6 +31,43 @@ def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
         count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         logging.getLogger("fvcore").setLevel(logging.ERROR)
         return float(count.total())
+
+
+# float32 values that an optimizer keeps of each trained weight
+_STATES = {"Adam": 2, "AdamW": 2, "SGD": 1, "RMSProp": 2}
+
+
+def step_memory(model: ScoringModel, config: TrainConfig, clips: int, half: bool) -> dict[str, float]:
+    """Expected bytes of a training step on `clips` clips at a time: weights, optimizer, activations (with the gradients
+    that live at the same moment), total.
+
+    Forward and backward of the backbone run on tensors without data, so it costs seconds and no memory. What is not seen:
+    the head, the CUDA context (half a GiB), the workspaces of convolutions, fragmentation.
+    """
+    total, trainable = parameters(model)
+    with warnings.catch_warnings(), FakeTensorMode():
+        warnings.simplefilter("ignore")
+        backbone = build_backbone(config).requires_grad_(not model.frozen).train(not model.frozen)
+        tracker = MemTracker()
+        tracker.track_external(backbone)
+        with tracker, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            video = torch.rand(clips, 3, config.frame_num, config.spatial_size, config.spatial_size)
+            features = backbone(video)
+            if features.requires_grad:
+                features.float().sum().backward()
+        peak = sum(devices["Total"] for devices in tracker.get_tracker_snapshot("peak").values())
+    backbone_weights = 4 * parameters(model.backbone)[0]
+    copies = _STATES[config.optimizer] + (config.amsgrad and config.optimizer.startswith("Adam")) + bool(config.ema)
+    parts = {"weights": 4.0 * total, "optimizer": 4.0 * trainable * copies, "activations": peak - backbone_weights}
+    return {**parts, "total": sum(parts.values())}
+
+
+def describe_memory(model: ScoringModel, config: TrainConfig, clips: int, half: bool) -> str:
+    """One line for the log, in GiB."""
+    parts = {name: size / 2**30 for name, size in step_memory(model, config, clips, half).items()}
+    total = parts.pop("total")
+    listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+    return f"{total:.2f} GiB a process ({listed}) for {clips} clips at a time"
 
 
 def describe_cost(model: ScoringModel, config: TrainConfig) -> str:

@@ -6,22 +6,23 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from data_preparation.cli import UserError
+from data_preparation.dives import Dive
 from training import checkpoint
 from training.config import TrainConfig
 from training.data.dataset import DiveDataset
 from training.data.loader import evaluation_batches, steps_per_epoch, training_batches
-from training.data.transforms import to_input
 from training.distributed import Ranks, barrier, gather, gather_objects, slurm_job_id
 from training.interruption import Interrupted, InterruptionFlag
 from training.methods import Tensors
@@ -31,6 +32,7 @@ from training.plots import draw_losses
 from training.run_folder import RunFolder
 from training.schedule import learning_rate
 from training.seeding import seed_all
+from training.tensorboard import EventLog
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +79,26 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def to_device(batch: Tensors, config: TrainConfig, device: torch.device) -> Tensors:
-    """A loaded batch on the device, its `clip` turned into the model's `video` (B, 3, T, S, S)."""
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    batch["video"] = to_input(batch.pop("clip"), config.normalize)
-    return batch
+def to_device(batch: Tensors, device: torch.device) -> Tensors:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def cut(rows: Tensors, parts: int) -> list[Tensors]:
+    """A batch as `parts` smaller ones, in order."""
+    pieces = {name: tensor.chunk(parts) for name, tensor in rows.items()}
+    return [{name: chunks[part] for name, chunks in pieces.items()} for part in range(parts)]
+
+
+def joined(parts: Sequence[Tensors]) -> Tensors:
+    """What `cut` has cut, as one batch again."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def odd_rows(outputs: Tensors) -> list[int]:
+    """The rows with an output that is no finite number."""
+    floats = [t.detach().reshape(len(t), -1) for t in outputs.values() if t.is_floating_point()]
+    fine = torch.stack([torch.isfinite(t).all(dim=1) for t in floats]).all(dim=0)
+    return (~fine).nonzero()[:, 0].tolist()
 
 
 @torch.no_grad()
@@ -104,11 +121,11 @@ def predict(
         between_batches()
         if loaded is None:  # this rank has no share of the last round
             continue
-        batch = to_device(loaded, config, device)
+        batch = to_device(loaded, device)
         with autocast(precision, device):
             outputs = model(batch)
         outputs, targets = (
-            {n: t.cpu() for n, t in group.items() if n not in ("video", "index")} for group in (outputs, batch)
+            {n: t.cpu() for n, t in group.items() if n not in ("clip", "index")} for group in (outputs, batch)
         )
         for row, index in enumerate(batch["index"].tolist()):
             rows.append((index, {n: t[row] for n, t in outputs.items()}, {n: t[row] for n, t in targets.items()}))
@@ -118,6 +135,27 @@ def predict(
         return {name: torch.stack([row[column][name] for row in everyone]) for name in everyone[0][column]}
 
     return stack(1), stack(2)
+
+
+def judge(model: ScoringModel, outputs: Tensors, targets: Tensors, dives: Sequence[Dive]) -> dict[str, float]:
+    """What `predict` gave for the validation dives is worth: losses over the whole set as one batch, metrics of the final
+    scores, and the method's own metrics.
+
+    Raises:
+        UserError: a predicted score is no number.
+    """
+    scores = model.method.scores(outputs).tolist()
+    losses = model.method.loss(outputs, targets)
+    if not all(map(math.isfinite, [*scores, float(losses["loss"])])):
+        raise UserError(
+            "the model predicts validation scores that are no numbers: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
+        )
+    found = {
+        **{"loss" if name == "loss" else f"loss_{name}": float(value) for name, value in losses.items()},
+        **score_metrics(scores, [d.final_score for d in dives]),
+        **model.method.metrics(outputs, targets),
+    }
+    return {f"val_{name}": value for name, value in found.items()}
 
 
 class Engine:
@@ -140,54 +178,94 @@ class Engine:
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision == "fp16")
         self.position = Position()
         self.last_news: dict[str, Any] = {}
+        if config.compile:
+            model.backbone.compile()
         self.parallel: nn.Module = DistributedDataParallel(model) if ranks.world_size > 1 else model
+        self.average = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            if config.ema
+            else None
+        )
+        self.events = EventLog(run.path / "tensorboard") if config.tensorboard and ranks.is_first else None
+
+    @property
+    def judged_model(self) -> ScoringModel:
+        """The model that is validated, kept as best and tested: the average of the weights, if one is kept."""
+        return self.model if self.average is None else self.average.module
 
     # -------------------------------------------------------------------------------------------------- one step
 
     def training_step(self, batch: Tensors, rate: float) -> dict[str, float]:
-        """One optimizer step on this rank's rows of the global batch; returns the losses of the global batch."""
+        """One optimizer step on this rank's rows of the global batch; returns the losses of the global batch.
+
+        The loss is a function of the whole batch's outputs, since it ranks them. With --accumulate the outputs are first
+        computed part by part without a graph, and each part again with one when the loss's gradient with respect to the
+        outputs is known ("Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", Gao et al., 2021).
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        seed_all(self.config.seed, "step", self.position.global_step, self.ranks.rank)  # dropout, stochastic depth
-        batch = to_device(batch, self.config, self.device)
-        with autocast(self.precision, self.device):
-            outputs = self.parallel(batch)
+        parts = cut(to_device(batch, self.device), self.config.accumulate)
+        with torch.set_grad_enabled(len(parts) == 1):
+            passes = [self._forward(part, number) for number, part in enumerate(parts)]
 
         # Every rank computes the loss of the global batch; its gradient reaches this rank's rows only.
-        outputs = {name: gather(rows) for name, rows in outputs.items()}
-        batch = {name: gather(rows) for name, rows in batch.items() if name != "video"}
-        losses = self.model.method.loss(outputs, batch)
-        self._refuse_non_finite(losses["loss"], batch["index"])
+        rows = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in joined(passes).items()}
+        outputs = {name: gather(t) for name, t in rows.items()}
+        targets = {name: gather(t) for name, t in joined(parts).items() if name != "clip"}
+        losses = self.model.method.loss(outputs, targets)
+        self._refuse_non_finite(losses["loss"], outputs, targets["index"])
 
-        self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel divides the summed gradients by the number of ranks
         self.scaler.scale(losses["loss"] * self.ranks.world_size).backward()
-        if self.config.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        gradients = {name: t.grad for name, t in rows.items() if t.grad is not None}
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, (part, gradient) in enumerate(zip(parts, cut(gradients, len(parts)), strict=True)):
+            with self._gradients_travel(number == len(parts) - 1):
+                graph = passes[0] if len(parts) == 1 else self._forward(part, number)
+                torch.autograd.backward([graph[name] for name in gradient], [*gradient.values()])
+        norm = self._move()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": norm}
+
+    def _forward(self, part: Tensors, number: int) -> Tensors:
+        """Outputs of a part of a step's dives; the draws (dropout, stochastic depth) are the part's own."""
+        seed_all(self.config.seed, "step", self.position.global_step, self.ranks.rank, number)
+        with autocast(self.precision, self.device):
+            return self.parallel(part)
+
+    def _gradients_travel(self, now: bool) -> AbstractContextManager:
+        """Ranks sum their gradients in the backward pass of a step's last part, once."""
+        if now or not isinstance(self.parallel, DistributedDataParallel):
+            return nullcontext()
+        return self.parallel.no_sync()
+
+    def _move(self) -> float:
+        """Let the optimizer move; returns the gradient's norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
+        if not self.scaler.is_enabled() and not torch.isfinite(
+            norm
+        ):  # the scaler skips such a step and lowers its scale
+            raise UserError(
+                f"the gradient became {float(norm)} at step {self.position.global_step + 1}, before the optimizer moved: lower --learning_rate, or say --precision fp32"
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return {name: float(value.detach()) for name, value in losses.items()}
+        return float(norm)
 
-    def _refuse_non_finite(self, loss: torch.Tensor, indices: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
-            names = ", ".join(self.train_data.dives[i].name for i in indices.tolist())
-            raise UserError(
-                f"the loss became {float(loss.detach())} at step {self.position.global_step + 1}, before the optimizer moved (dives {names}): lower --learning_rate, set --clip_grad 1, or say --precision fp32"
-            )
-
-    def validate(self, data: DiveDataset) -> dict[str, float]:
-        """Losses over the whole set as one batch, and the metrics of its final scores."""
-        outputs, targets = predict(self.model, data, self.config, self.ranks, self.device, self.stop_if_told)
-        losses = self.model.method.loss(outputs, targets)
-        scores = self.model.method.scores(outputs).tolist()
-        if not all(map(math.isfinite, scores)):
-            raise UserError(
-                f"the model predicts scores that are no numbers after step {self.position.global_step}: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
-            )
-        metrics = score_metrics(scores, [d.final_score for d in data.dives])
-        parts = {f"val_loss_{name}": float(value) for name, value in losses.items() if name != "loss"}
-        return {"val_loss": float(losses["loss"]), **parts, **{f"val_{name}": value for name, value in metrics.items()}}
+    def _refuse_non_finite(self, loss: torch.Tensor, outputs: Tensors, indices: torch.Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        rows = odd_rows(outputs) or range(len(indices))
+        share = len(indices) // self.ranks.world_size
+        guilty: dict[int, list[str]] = {}
+        for row in rows:
+            guilty.setdefault(row // share, []).append(self.train_data.dives[int(indices[row])].name)
+        where = "; ".join(f"rank {rank}: dives {', '.join(names)}" for rank, names in guilty.items())
+        raise UserError(
+            f"the loss became {float(loss.detach())} at step {self.position.global_step + 1}, before the optimizer moved ({where}): lower --learning_rate, set --clip_grad 1, or say --precision fp32"
+        )
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -237,7 +315,9 @@ class Engine:
 
     def _finish_epoch(self, val_data: DiveDataset, steps: int, started: float) -> None:
         at = self.position
-        result = {"train_loss": at.loss_sum / steps, **self.validate(val_data)}
+        model = self.judged_model
+        outputs = predict(model, val_data, self.config, self.ranks, self.device, self.stop_if_told)
+        result = {"train_loss": at.loss_sum / steps, **judge(model, *outputs, val_data.dives)}
         spearman = result["val_spearman"]
         if math.isnan(spearman):
             log.warning("Validation Spearman is undefined: all predicted (or all true) scores are equal")
@@ -249,9 +329,10 @@ class Engine:
             at.best_epoch, at.best_spearman = at.epoch, spearman
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": at.epoch, "step": at.global_step, **result}
-            self.run.append_metrics({**record, "seconds": time.perf_counter() - started})
+            self._record({**record, "seconds": time.perf_counter() - started})
             if is_best:
-                checkpoint.save(self.run.best_checkpoint, {"model": self.model.state_dict(), "position": asdict(at)})
+                best = {"model": self.judged_model.state_dict(), "position": asdict(at)}
+                checkpoint.save(self.run.best_checkpoint, best)
         self.save_last()
         if self.ranks.is_first:
             draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), title=self.run.path.name)
@@ -290,11 +371,31 @@ class Engine:
         """All that a resume needs. Random generators are not in it: every draw is a function of the position."""
         return {
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "precision": self.precision,
             "position": asdict(self.position),
         }
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, if there is one; what was logged after it is forgotten.
+
+        Raises:
+            UserError: the checkpoint cannot be read, or the ranks do not see the same one.
+        """
+        found = self.run.last_checkpoint.exists()
+        if found:
+            self.load_state(checkpoint.load(self.run.last_checkpoint))
+        at = self.position
+        if len({(p.epoch, p.global_step) for p in gather_objects(at)}) > 1:
+            raise UserError(
+                f"the processes do not see the same checkpoint in {self.run.path}: --runs_dir must be on a file system that all nodes share"
+            )
+        if self.ranks.is_first:
+            self.run.rewind_metrics(at.epoch, at.global_step)
+        if found:
+            log.info("Resuming %s at epoch %d, step %d", self.run.path, at.epoch + 1, at.step)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned.
@@ -307,6 +408,8 @@ class Engine:
                 f"{self.run.path} was trained in {state['precision']} and this is {self.precision}: say --precision {state['precision']}, or give another --run_name"
             )
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
@@ -324,8 +427,13 @@ class Engine:
         )  # fmt: skip
         if self.ranks.is_first:
             record = {"type": "step", "epoch": at.epoch + 1, "step": at.global_step, **losses, "lr": rate}
-            self.run.append_metrics({**record, **times})
+            self._record({**record, **times})
         self._report({"state": "running", "step_s": times["step_s"] + times["data_s"]})
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.run.append_metrics(record)
+        if self.events:
+            self.events.add(record)
 
     def _report(self, news: dict[str, Any]) -> None:
         """Tell the world where the run is: progress.json, and whoever asked (Slurm's job comment)."""

@@ -14,7 +14,7 @@ import dataclasses
 import io
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,23 @@ import torch
 from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.dives import Dive
 from data_preparation.files import write_whole
-from training import checkpoint
+from training import checkpoint, distributed
 from training.config import TrainConfig, path_faults
-from training.data.dataset import DiveDataset, frame_faults, load_lists
-from training.distributed import Ranks, barrier, choose_device, gather_objects
+from training.data.dataset import DiveDataset, frame_faults
+from training.data.splits import Splits, load_splits
+from training.distributed import Ranks, barrier, gather_objects
 from training.engine import predict
 from training.logs import start_log
-from training.metrics import baselines, bootstrap_interval, relative_l2_rows, score_metrics, spearman_rows
+from training.metrics import (
+    baselines,
+    bootstrap_interval,
+    group_metrics,
+    relative_l2_rows,
+    score_metrics,
+    spearman_rows,
+)
 from training.model import ScoringModel, build_model
+from training.plots import draw_scores
 from training.run_folder import RunFolder, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -43,14 +52,13 @@ def open_test_split(
     model: ScoringModel,
     ranks: Ranks,
     device: torch.device,
-    train_dives: Sequence[Dive],
-    test_dives: Sequence[Dive],
+    splits: Splits,
     between_batches: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Score the test dives with best.pt; write predictions.csv and summary.json; return the summary.
+    """Score the test dives with best.pt; write predictions.csv, scores.png and summary.json; return the summary.
 
-    `train_dives` are training and validation together (for the baselines). A run whose test split was opened before
-    keeps that result: choosing among several openings would be choosing on the test set.
+    A run whose test split was opened before keeps that result: choosing among several openings would be choosing on the
+    test set.
     """
     best = checkpoint.load(run.best_checkpoint, device)
     opened = gather_objects(read_json(run.summary_file))[0]  # the first rank decides for all
@@ -63,33 +71,36 @@ def open_test_split(
         )
         return opened
     model.load_state_dict(best["model"])
-    data = DiveDataset(test_dives, config, model.method.targets, augment=False)
-    outputs, _ = predict(model, data, config, ranks, device, between_batches)
+    data = DiveDataset(splits.test, config, model.method.targets, augment=False)
+    outputs, targets = predict(model, data, config, ranks, device, between_batches)
     predicted = model.method.scores(outputs).tolist()
-    summary = summarise(predicted, train_dives, test_dives, best["position"])
     if ranks.is_first:
-        write_whole(run.predictions_file, predictions_csv(predicted, test_dives).encode())
+        summary = summarise(predicted, splits, best["position"])
+        summary["test"] |= model.method.metrics(outputs, targets)
+        columns = model.method.columns(outputs)
+        write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
+        draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.path.name}: {result_line(summary)}")
         write_json(run.summary_file, summary)
     barrier()
+    summary = read_json(run.summary_file)
     for line in result_lines(summary):
         log.info(line)
     return summary
 
 
-def summarise(
-    predicted: Sequence[float], train_dives: Sequence[Dive], test_dives: Sequence[Dive], position: dict[str, Any]
-) -> dict[str, Any]:
-    """The honest number: metrics with 95 % intervals beside what is reached without looking at a frame."""
-    true = [d.final_score for d in test_dives]
+def summarise(predicted: Sequence[float], splits: Splits, position: dict[str, Any]) -> dict[str, Any]:
+    """The honest number: metrics with 95 % intervals, beside what is reached without looking at a frame, and by group."""
+    true = [d.final_score for d in splits.test]
     return {
         "checkpoint": {"epoch": position["best_epoch"], "val_spearman": position["best_spearman"]},
         "test": {
-            "dives": len(test_dives),
+            "dives": len(splits.test),
             **score_metrics(predicted, true),
             "spearman_ci95": bootstrap_interval(predicted, true, spearman_rows),
             "r_l2_x100_ci95": bootstrap_interval(predicted, true, relative_l2_rows),
         },
-        "baselines": baselines(train_dives, test_dives),
+        "baselines": baselines(splits.known, splits.test),
+        "groups": group_metrics(predicted, splits.test),
     }
 
 
@@ -110,8 +121,10 @@ def result_line(summary: dict[str, Any]) -> str:
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
     """The result and what is reached without looking at a frame, a line each."""
+    more = {n: v for n, v in summary["test"].items() if n.endswith("_accuracy") or n in ("bleu4", "rouge_l")}
     return [
         result_line(summary),
+        *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
         *(
             f"  without looking, {name}: Spearman {_number(values['spearman'])}, R-l2 x100 {_number(values['r_l2_x100'])}"
             for name, values in summary["baselines"].items()
@@ -119,13 +132,15 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def predictions_csv(predicted: Sequence[float], dives: Sequence[Dive]) -> str:
-    """One line a dive; scores in points."""
+def predictions_csv(predicted: Sequence[float], dives: Sequence[Dive], columns: Mapping[str, Sequence[Any]]) -> str:
+    """One line a dive; scores in points; then what the method says besides."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video", "dive", "start_frame", "end_frame", "difficulty", "true_score", "predicted_score"])
-    for score, d in zip(predicted, dives, strict=True):
-        writer.writerow([d.video, d.number, d.start_frame, d.end_frame, d.difficulty, d.final_score, f"{score:.6f}"])
+    header = ["video", "dive", "start_frame", "end_frame", "difficulty", "true_score", "predicted_score"]
+    writer.writerow([*header, *columns])
+    for score, d, *more in zip(predicted, dives, *columns.values(), strict=True):
+        written = [d.video, d.number, d.start_frame, d.end_frame, d.difficulty, d.final_score, f"{score:.6f}"]
+        writer.writerow([*written, *more])
     return text.getvalue()
 
 
@@ -158,17 +173,21 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"{options.run} has trained {epochs} of {config.epochs} epochs: let it end first, the test split is opened once"
         )
-    if faults := path_faults(dataclasses.replace(config, pretrained_model="none")):
+    config = dataclasses.replace(config, pretrained_model="none", evaluate=True)
+    if faults := path_faults(config):
         raise UserError.of(faults)
-    ranks = Ranks()
+    ranks = distributed.read_ranks()
     start_log(config.loglevel, ranks)
-    train_dives, val_dives, test_dives = load_lists(config, with_test=True)
-    if faults := frame_faults(test_dives, config):
+    splits = load_splits(config)
+    if faults := frame_faults(splits.test, config):
         raise UserError.of(faults)
-    device = choose_device(options.gpu, ranks)
-    model = build_model(config, pretrained=False).to(device)
-    opened = open_test_split(folder, config, model, ranks, device, [*train_dives, *val_dives], test_dives)
-    print(result_line(opened))  # the rest is in the log above
+    device = distributed.choose_device(options.gpu, ranks)
+    model = build_model(config).to(device)
+    distributed.join(ranks, device)
+    opened = open_test_split(folder, config, model, ranks, device, splits)
+    if ranks.is_first:
+        print(result_line(opened))  # the rest is in the log above
+    distributed.leave()
     return 0
 
 

@@ -28,8 +28,11 @@ def soft_spearman(
     The predicted scores get soft ranks (Blondel et al., "Fast Differentiable Sorting and Ranking", ICML 2020, through
     torchsort), which rank along the *batch*; the targets get average ranks. `strength` is in the unit of the scores:
     the smaller, the nearer to scipy.stats.spearmanr and the rarer a gradient. Computed in float32 whatever the input.
-    A batch that has no order (one dive, all predictions or all targets equal) gives 0 and no gradient.
+    A batch that has no order (one dive, all predictions or all targets equal) gives 0 and no gradient; a prediction that
+    is no number gives NaN and no gradient.
     """
+    if not torch.isfinite(predicted_B).all():
+        return torch.nan_to_num(predicted_B, 0, 0, 0).sum() * 0 + torch.nan
     device = predicted_B.device
     if not _RANKS_ON_GPU:
         predicted_B, target_B = predicted_B.cpu(), target_B.cpu()

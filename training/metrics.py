@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
-from data_preparation.dives import Dive
+from data_preparation.dives import POSITIONS, Dive
 
 RESAMPLES = 2000  # of the bootstrap; the interval's ends then move by about a hundredth of its width
 
@@ -72,6 +72,65 @@ def bootstrap_interval(
     values = statistic_rows(p[draws], y[draws])
     values = values[np.isfinite(values)]  # a resample of one dive repeated has no order
     return tuple(float(v) for v in np.percentile(values, [2.5, 97.5])) if len(values) else (math.nan, math.nan)
+
+
+def paired_interval(
+    a: Sequence[float],
+    b: Sequence[float],
+    true: Sequence[float],
+    statistic_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] = spearman_rows,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """The difference of a metric between two sets of predictions of the same dives, B minus A, by the paired bootstrap:
+    (low, high) of the 95 % interval, and the share of resamples in which B's metric is greater.
+
+    Both are resampled together (Efron and Tibshirani, 1993), so what makes a dive hard for both does not widen the
+    interval.
+    """
+    pa, pb, y = (np.asarray(values, np.float64) for values in (a, b, true))
+    draws = np.random.default_rng(seed).integers(0, len(y), size=(RESAMPLES, len(y)))
+    gains = statistic_rows(pb[draws], y[draws]) - statistic_rows(pa[draws], y[draws])
+    gains = gains[np.isfinite(gains)]
+    if len(y) < 3 or not len(gains):
+        return (math.nan, math.nan, math.nan)
+    low, high = np.percentile(gains, [2.5, 97.5])
+    return float(low), float(high), float(np.mean(gains > 0) + np.mean(gains == 0) / 2)
+
+
+# ------------------------------------------------------------------------------------------------------------ groups
+
+
+def difficulty_band(difficulty: float) -> str:
+    """The band of half a point of difficulty, such as '3.0 to 3.4'."""
+    low = math.floor(difficulty * 2 + 1e-9) / 2
+    return f"{low:.1f} to {low + 0.4:.1f}"
+
+
+def group_metrics(predicted: Sequence[float], dives: Sequence[Dive]) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics by event (video), band of difficulty and, where known, position: grouping -> group -> number of dives,
+    Spearman, MAE and bias (mean of predicted minus true), in points."""
+    groupings: dict[str, Callable[[Dive], str]] = {
+        "event": lambda d: f"{d.video:02d}",
+        "difficulty": lambda d: difficulty_band(d.difficulty),
+    }
+    if all(d.position is not None for d in dives):
+        groupings["position"] = lambda d: POSITIONS[d.position]
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for name, of in groupings.items():
+        rows: dict[str, list[int]] = {}
+        for i, dive in enumerate(dives):
+            rows.setdefault(of(dive), []).append(i)
+        result[name] = {}
+        for group in sorted(rows):
+            p = np.array([predicted[i] for i in rows[group]], np.float64)
+            y = np.array([dives[i].final_score for i in rows[group]], np.float64)
+            result[name][group] = {
+                "dives": len(y),
+                "spearman": spearman(p, y),
+                "mae": float(mean_absolute_error(y, p)),
+                "bias": float(np.mean(p - y)),
+            }
+    return result
 
 
 # --------------------------------------------------------------------------------------------------------- baselines

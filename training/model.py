@@ -1,14 +1,16 @@
-"""The model of a run: a backbone and a method as one module."""
+"""The model of a run: a backbone and a method as one module, from the loader's clips to the method's outputs."""
 
 from __future__ import annotations
 
 import logging
 
+import torch
 from torch import nn
 
 from training.backbones import Backbone, build_backbone
 from training.backbones._weights import read_state_dict
-from training.config import TrainConfig
+from training.config import INPUT_SCALES, TrainConfig
+from training.data.transforms import to_video
 from training.methods import Method, Tensors, build_method
 from training.seeding import seed_all
 
@@ -16,12 +18,19 @@ log = logging.getLogger(__name__)
 
 
 class ScoringModel(nn.Module):
-    """What is trained, saved and wrapped for several ranks."""
+    """What is trained, saved and wrapped for several ranks.
 
-    def __init__(self, backbone: Backbone, method: Method, freeze: bool) -> None:
+    The normalisation of the input is part of it (buffers `input_mean` and `input_std`), so a checkpoint cannot be used
+    with another one.
+    """
+
+    def __init__(self, backbone: Backbone, method: Method, *, freeze: bool = False, input_scale: str = "unit") -> None:
         super().__init__()
         self.backbone, self.method, self.frozen = backbone, method, freeze
         backbone.requires_grad_(not freeze)
+        mean, std = INPUT_SCALES[input_scale]
+        self.register_buffer("input_mean", torch.tensor(mean))
+        self.register_buffer("input_std", torch.tensor(std))
 
     def train(self, mode: bool = True) -> ScoringModel:
         super().train(mode)
@@ -30,10 +39,12 @@ class ScoringModel(nn.Module):
         return self
 
     def forward(self, batch: Tensors) -> Tensors:
-        return self.method(self.backbone, batch)
+        """Outputs of the method for a batch whose `clip` is (B, T, 3, S, S) uint8."""
+        video_BCTHW = to_video(batch["clip"], self.input_mean, self.input_std)
+        return self.method(self.backbone, {**batch, "video": video_BCTHW})
 
 
-def build_model(config: TrainConfig, *, pretrained: bool = True) -> ScoringModel:
+def build_model(config: TrainConfig) -> ScoringModel:
     """The model with its starting weights, the same on every rank.
 
     Raises:
@@ -42,7 +53,10 @@ def build_model(config: TrainConfig, *, pretrained: bool = True) -> ScoringModel
     seed_all(config.seed, "weights")
     backbone = build_backbone(config)
     method = build_method(config, backbone.feature_dim)
-    if pretrained and config.weight_file:
+    if config.weight_file:
         for note in backbone.load_pretrained(read_state_dict(config.weight_file)):
             log.info("%s: %s", config.weight_file.name, note)
-    return ScoringModel(backbone, method, config.freeze)
+    scale = "mtl_aqa" if config.normalize else config.input_scale
+    if scale == "auto":
+        scale = backbone.input_scale
+    return ScoringModel(backbone, method, freeze=config.freeze or method.freezes_backbone, input_scale=scale)

@@ -1,4 +1,4 @@
-"""The loss plot: what people look at instead of the log."""
+"""The plots of a run: what people look at instead of the log."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from data_preparation.dives import Dive
 from data_preparation.files import whole_file
 
 TRAIN, VALIDATION, BEST = "#1f77b4", "#d95f02", "#2ca02c"
@@ -48,6 +49,25 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
         axes.legend(loc="best")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(min(x) - 0.5, max(x) + 0.5)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+
+
+def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, title: str) -> None:
+    """Write the PNG of predicted against true final scores of the test dives, coloured by difficulty."""
+    true = [d.final_score for d in dives]
+    low, high = min([*true, *predicted]) - 2, max([*true, *predicted]) + 2
+    figure, axes = plt.subplots(figsize=(7.5, 6.5), layout="constrained")
+    figure.suptitle(title, fontsize=9, wrap=True)
+    axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="predicted = true")
+    points = axes.scatter(true, predicted, c=[d.difficulty for d in dives], cmap="viridis", s=16, alpha=0.8)
+    figure.colorbar(points, ax=axes, label="difficulty")
+    axes.set(xlabel="true final score (points)", ylabel="predicted final score (points)", aspect="equal")
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)

@@ -3,12 +3,13 @@
 runs/<name>/
     config.json         the resolved flags
     environment.json    code revision, package versions, host
-    splits.json         the training and validation dives
+    splits.json         the training, validation and test dives
     metrics.jsonl       a line for each logged step ("type": "step") and each epoch ("type": "epoch")
     progress.json       where the run is now (launch.status and Slurm's job comment read it)
     checkpoints/        last.pt, best.pt
     losses.png          redrawn each epoch
-    predictions.csv, summary.json   written once, when the test split is opened
+    predictions.csv, scores.png, summary.json   written once, when the test split is opened
+    tensorboard/        events, with --tensorboard True
     jobs/<job id>/      logs of the jobs that worked on the run
 """
 
@@ -99,6 +100,10 @@ class RunFolder:
     @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def scores_plot(self) -> Path:
+        return self.path / "scores.png"
 
     def plot_file(self, config: TrainConfig) -> Path:
         return self.path / config.output  # an absolute --output stays what it is

@@ -16,13 +16,15 @@ from functools import partial
 import torch
 
 from data_preparation.cli import UserError, parse, run
-from training import checkpoint, distributed
+from training import distributed
 from training.config import TrainConfig, differences, path_faults
-from training.cost import describe_cost
-from training.data.dataset import DiveDataset, data_fingerprint, frame_faults, load_lists
+from training.cost import describe_cost, describe_memory
+from training.data.dataset import DiveDataset, frame_faults
+from training.data.splits import Splits, load_splits
 from training.distributed import Ranks
 from training.engine import Engine, ProgressHook, resolve_precision
 from training.evaluate import open_test_split
+from training.fitting import FitAtOnce
 from training.interruption import Interrupted, InterruptionFlag
 from training.logs import also_log_to, start_log
 from training.model import ScoringModel, build_model
@@ -58,49 +60,43 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError.of(faults)
     ranks = distributed.read_ranks()
     start_log(config.loglevel, ranks)
-    if config.batch_size % ranks.world_size:
+    if config.batch_size % (ranks.world_size * config.accumulate):
         raise UserError(
-            f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes: give a multiple of {ranks.world_size}"
+            f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes in --accumulate {config.accumulate} parts: give a multiple of {ranks.world_size * config.accumulate}"
         )
     if cpus := distributed.allocated_cpus():
         torch.set_num_threads(cpus)
     device = distributed.choose_device(config.gpu, ranks)
     precision = resolve_precision(config.precision, device)
-    train_dives, val_dives, test_dives = load_lists(config, with_test=config.evaluate)
-    if faults := frame_faults([*train_dives, *val_dives, *test_dives], config):
+    splits = load_splits(config)
+    if faults := frame_faults([*splits.known, *(splits.test if config.evaluate else [])], config):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
     model = build_model(config)
     distributed.join(ranks, device)
-    distributed.on_first_rank(partial(open_run, run, config, train_dives, val_dives))
+    distributed.on_first_rank(partial(open_run, run, config, splits))
     also_log_to(run.job_dir(distributed.slurm_job_id() or "local") / f"rank{ranks.rank}.log")
 
     model.to(device)
-    describe(config, ranks, device, precision, model, len(train_dives), len(val_dives))
-    engine = Engine(model, config, run, ranks, device, interruption, on_progress)
-    resume(engine, run, ranks)
-    method = model.method
-    engine.fit(
-        DiveDataset(train_dives, config, method.targets, augment=True),
-        DiveDataset(val_dives, config, method.targets, augment=False),
-    )
+    describe(config, ranks, device, precision, model, splits)
+    train_data = DiveDataset(splits.train, config, model.method.targets, augment=not model.method.fits_at_once)
+    val_data = DiveDataset(splits.val, config, model.method.targets, augment=False)
+    trainer = FitAtOnce if model.method.fits_at_once else Engine
+    engine = trainer(model, config, run, ranks, device, interruption, on_progress)
+    engine.resume()
+    engine.fit(train_data, val_data)
     if config.evaluate:
-        open_test_split(run, config, model, ranks, device, [*train_dives, *val_dives], test_dives, engine.stop_if_told)
+        open_test_split(run, config, model, ranks, device, splits, engine.stop_if_told)
     engine.report_end()
     log.info("Loss plot: %s", run.plot_file(config))
 
 
-def open_run(run: RunFolder, config: TrainConfig, train_dives: Sequence, val_dives: Sequence) -> None:
+def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
     """Make the run folder, or check that the run in it is this one.
 
     Raises:
         UserError: the folder holds a run of another configuration or data, or --resume False forbids to go on.
     """
-    splits = {
-        "fingerprint": data_fingerprint([*train_dives, *val_dives]),
-        "train": [d.key for d in train_dives],
-        "val": [d.key for d in val_dives],
-    }
     run.hold()
     saved = run.saved_config()
     if saved is not None and run.last_checkpoint.exists():  # nothing is lost with a run that never saved
@@ -110,32 +106,16 @@ def open_run(run: RunFolder, config: TrainConfig, train_dives: Sequence, val_div
             raise UserError(
                 f"{run.path} holds a run with other flags ({'; '.join(changed)}): give another --run_name, or the flags of that run"
             )
-        if read_json(run.splits_file) != json.loads(json.dumps(splits)):
+        if read_json(run.splits_file) != json.loads(json.dumps(splits.record())):
             raise UserError(
                 f"{run.path} was trained on other annotations or lists than these: give another --run_name, or the data of that run"
             )
     run.create(config)
-    write_json(run.splits_file, splits)
-
-
-def resume(engine: Engine, run: RunFolder, ranks: Ranks) -> None:
-    """Go on from the last checkpoint, if there is one; what was logged after it is forgotten."""
-    found = run.last_checkpoint.exists()
-    if found:
-        engine.load_state(checkpoint.load(run.last_checkpoint))
-    at = engine.position
-    if len({(p.epoch, p.global_step) for p in distributed.gather_objects(at)}) > 1:
-        raise UserError(
-            f"the processes do not see the same checkpoint in {run.path}: --runs_dir must be on a file system that all nodes share"
-        )
-    if ranks.is_first:
-        run.rewind_metrics(at.epoch, at.global_step)
-    if found:
-        log.info("Resuming %s at epoch %d, step %d", run.path, at.epoch + 1, at.step)
+    write_json(run.splits_file, splits.record())
 
 
 def describe(
-    config: TrainConfig, ranks: Ranks, device: torch.device, precision: str, model: ScoringModel, train: int, val: int
+    config: TrainConfig, ranks: Ranks, device: torch.device, precision: str, model: ScoringModel, splits: Splits
 ) -> None:
     """The head of the log: where it runs, on what, and what it costs."""
     if device.type == "cuda":
@@ -144,8 +124,11 @@ def describe(
         where = f"CPU ({torch.get_num_threads()} threads)" + (", no GPU found" if config.gpu else "")
     processes = f"{ranks.world_size} process{'es' if ranks.world_size > 1 else ''}"
     log.info("Device %s, %s, %s (%s)", where, precision, processes, ranks.source)
-    log.info("Dives: %d train, %d validation; %d to a step", train, val, config.batch_size)
-    log.info("%s + %s: %s", config.model, config.method, describe_cost(model, config))
+    log.info("Dives: %d train, %d validation; %d to a step", len(splits.train), len(splits.val), config.batch_size)
+    if ranks.is_first:
+        clips = config.batch_size // ranks.world_size // config.accumulate
+        log.info("%s + %s: %s", config.model, config.method, describe_cost(model, config))
+        log.info("Expected memory: %s", describe_memory(model, config, clips, precision != "fp32"))
 
 
 if __name__ == "__main__":

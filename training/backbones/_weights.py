@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from data_preparation.cli import UserError, first_line
@@ -15,13 +16,16 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a weight file by name, without the wrappers' prefixes.
 
     Reads SlowFast's layout (`model_state`, keys `model.*`; TimeSformer's .pyth files), `state_dict` (keys
-    `module.*`), and a bare state dict (c3d.pickle).
+    `module.*`), a bare state dict (c3d.pickle), and .safetensors (timm's ViT files).
 
     Raises:
         UserError: the file is missing or damaged, holds more than tensors and plain values, or holds no tensors.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(
             f"weight file {path} cannot be read ({error.strerror}): give the path of a downloaded file"
@@ -30,7 +34,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"weight file {path} is refused, it holds more than weights or is damaged ({first_line(error)}): download it again"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(f"weight file {path} is damaged ({first_line(error)}): download it again") from None
     for wrapper in ("model_state", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):

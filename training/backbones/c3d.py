@@ -36,6 +36,8 @@ def window_starts(frames: int, layout: str) -> list[int]:
 class C3D(Backbone):
     """(B, 3, T, H, W) -> (B, windows, feature_dim): one vector for each window of 16 frames (8192 values at 112 x 112)."""
 
+    input_scale = "imagenet"  # C3D-AVG's, though the port of the Sports-1M weights expects 0_255: see --input_scale
+
     def __init__(self, image_size: int = 112, layout: str = "full") -> None:
         super().__init__()
         self.layout = layout
@@ -59,12 +61,24 @@ class C3D(Backbone):
         return self._window_features(windows.flatten(0, 1)).view(len(video_BCTHW), len(starts), -1)
 
     def _window_features(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool3d(F.relu(self.conv1(x)), (1, 2, 2))
-        x = F.max_pool3d(F.relu(self.conv2(x)), 2)
-        x = F.max_pool3d(F.relu(self.conv3b(F.relu(self.conv3a(x)))), 2)
-        x = F.max_pool3d(F.relu(self.conv4b(F.relu(self.conv4a(x)))), 2)
-        x = F.max_pool3d(F.relu(self.conv5b(F.relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
+        for stage in (self._stage1, self._stage2, self._stage3, self._stage4, self._stage5):
+            x = self.run_block(stage, x)
         return x.flatten(1)
+
+    def _stage1(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool3d(F.relu(self.conv1(x)), (1, 2, 2))
+
+    def _stage2(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool3d(F.relu(self.conv2(x)), 2)
+
+    def _stage3(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool3d(F.relu(self.conv3b(F.relu(self.conv3a(x)))), 2)
+
+    def _stage4(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool3d(F.relu(self.conv4b(F.relu(self.conv4a(x)))), 2)
+
+    def _stage5(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool3d(F.relu(self.conv5b(F.relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         load_exactly(self, {name: t for name, t in state.items() if name.split(".")[0] not in ("fc6", "fc7", "fc8")})

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, trunc_normal_
 from torch import nn
 from torch.nn import functional as F
 
+from data_preparation.cli import UserError
 from training.backbones import Backbone
 from training.backbones._weights import load_exactly
 from training.config import ATTENTION_TYPES, TrainConfig
@@ -31,6 +33,7 @@ def build(config: TrainConfig) -> TimeSformer:
         attention_type=config.attention_type,
         drop_path=config.drop_path,
         frame_tokens=config.use_decoder,
+        time_embed_resize=config.time_embed_resize,
     )
 
 
@@ -96,16 +99,18 @@ class TimeSformer(Backbone):
         drop_path: float = 0.1,
         num_classes: int = 0,
         frame_tokens: bool = False,
+        time_embed_resize: str = "nearest",
     ) -> None:
         super().__init__()
         self.attention_type, self.frame_tokens, self.feature_dim = attention_type, frame_tokens, width
+        self.time_embed_resize = time_embed_resize
         self.patch_embed = PatchEmbed(image_size, patch_size, embed_dim=width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, width))
         if attention_type != SPACE_ONLY:
             self.time_embed = nn.Parameter(torch.zeros(1, frames, width))
         block = DividedBlock if attention_type == DIVIDED else Block
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = np.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(block(width, num_heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
@@ -134,18 +139,18 @@ class TimeSformer(Backbone):
         if self.attention_type == SPACE_ONLY:
             x = torch.cat([cls_B1D.repeat_interleave(t, dim=0), x_BTPD.flatten(0, 1)], dim=1)  # (B*T, 1+P, D)
             for block in self.blocks:
-                x = block(x)
+                x = self.run_block(block, x)
             x = x.view(b, t, 1 + p, d)
             cls_B1D, x_BPTD = x[:, :, 0].mean(dim=1, keepdim=True), x[:, :, 1:].transpose(1, 2)
         else:
             x_BPTD = x_BTPD.transpose(1, 2) + self.time_embed
             if self.attention_type == DIVIDED:
                 for block in self.blocks:
-                    cls_B1D, x_BPTD = block(cls_B1D, x_BPTD)
+                    cls_B1D, x_BPTD = self.run_block(block, cls_B1D, x_BPTD)
             else:
                 x = torch.cat([cls_B1D, x_BPTD.reshape(b, p * t, d)], dim=1)
                 for block in self.blocks:
-                    x = block(x)
+                    x = self.run_block(block, x)
                 cls_B1D, x_BPTD = x[:, :1], x[:, 1:].view(b, p, t, d)
 
         tokens = torch.cat([cls_B1D, x_BPTD.mean(dim=1)], dim=1) if self.frame_tokens else cls_B1D
@@ -155,30 +160,38 @@ class TimeSformer(Backbone):
         own = self.state_dict()
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
         notes = ["classification head dropped"]
+        # all released TimeSformers are models of video; a file without any temporal part is an image ViT
+        from_video = "time_embed" in state or any(".temporal_attn." in name for name in state)
+        self.input_scale = "timesformer" if from_video else "vit"
         if "pos_embed" in state and state["pos_embed"].shape[1] != own["pos_embed"].shape[1]:
             notes.append(
                 f"position embedding resized from {state['pos_embed'].shape[1] - 1} to {self.patch_embed.num_patches} patches"
             )
             state["pos_embed"] = resize_pos_embed(state["pos_embed"], self.patch_embed.grid_size)
-        if "time_embed" in own and "time_embed" not in state:
-            notes.append("no time embedding in the file: it starts at zero")
+        if not from_video and self.attention_type != SPACE_ONLY:
+            notes.append("image weights: the time embedding starts at zero")
             state["time_embed"] = torch.zeros_like(own["time_embed"])
         elif (
             "time_embed" in state and "time_embed" in own and state["time_embed"].shape[1] != own["time_embed"].shape[1]
         ):
             notes.append(
-                f"time embedding resized from {state['time_embed'].shape[1]} to {own['time_embed'].shape[1]} frames"
+                f"time embedding resized ({self.time_embed_resize}) from {state['time_embed'].shape[1]} to {own['time_embed'].shape[1]} frames"
             )
-            state["time_embed"] = resize_time_embed(state["time_embed"], own["time_embed"].shape[1])
-        if self.attention_type == DIVIDED and not any(".temporal_attn." in name for name in state):
-            notes.append("image weights: temporal attention starts as a copy of the spatial one")
+            state["time_embed"] = resize_time_embed(
+                state["time_embed"], own["time_embed"].shape[1], self.time_embed_resize
+            )
+        if not from_video and self.attention_type == DIVIDED:
+            notes.append(
+                "temporal attention starts as a copy of the spatial one, its last layer at zero but in block 0"
+            )
             state |= {
                 name.replace(part, f"temporal_{part}"): tensor.clone()
                 for name, tensor in state.items()
                 for part in ("attn.", "norm1.")
                 if name.startswith("blocks.") and part in name
             }
-        load_exactly(self, state, may_miss=[n for n in own if n.startswith("head.") or ".temporal_fc." in n])
+        fresh = ("head.",) if from_video else ("head.", ".temporal_fc.")
+        load_exactly(self, state, may_miss=[name for name in own if any(part in name for part in fresh)])
         return notes
 
     def flop_counters(self) -> dict[str, Any]:
@@ -192,9 +205,17 @@ def resize_time_embed(embed_1TD: torch.Tensor, frames: int, mode: str = "nearest
 
 
 def resize_pos_embed(embed_1ND: torch.Tensor, grid: tuple[int, int], mode: str = "bicubic") -> torch.Tensor:
-    """(1, 1 + h*h, D) -> (1, 1 + H*W, D) for the grid (H, W), in two dimensions; the class token's part is kept."""
+    """(1, 1 + h*h, D) -> (1, 1 + H*W, D) for the grid (H, W), in two dimensions; the class token's part is kept.
+
+    Raises:
+        UserError: the patches are no square.
+    """
     class_part, patch_part = embed_1ND[:, :1], embed_1ND[:, 1:]
     side = round(patch_part.shape[1] ** 0.5)
+    if side * side != patch_part.shape[1]:
+        raise UserError(
+            f"--pretrained_model has a position embedding of {patch_part.shape[1]} patches, which is no square: choose another file"
+        )
     extra = {"align_corners": False} if mode == "bicubic" else {}
     square = patch_part.transpose(1, 2).reshape(1, -1, side, side)
     return torch.cat(

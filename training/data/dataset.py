@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data_preparation.annotations import check_disjoint, load_annotations, load_split, select
 from data_preparation.archive import FrameReader, open_frames
 from data_preparation.cli import UserError
-from data_preparation.dives import Dive, DiveKey
+from data_preparation.dives import Dive
 from data_preparation.layout import prepared_videos, video_name
 from training.config import TrainConfig
-from training.data.sampling import END_SHIFT, clip_frames, needed_frames, split_train_val
+from training.data.sampling import END_SHIFT, clip_frames, needed_frames
 from training.data.transforms import crop, squash
 from training.seeding import generator
 
 Sample = dict[str, torch.Tensor]
 TargetsOf = Callable[[Dive], dict[str, torch.Tensor]]
-
-
-def load_lists(config: TrainConfig, *, with_test: bool) -> tuple[list[Dive], list[Dive], list[Dive]]:
-    """The training, validation and test dives of a run; the test list is [] unless asked for.
-
-    The test list's *keys* are read in any case, to refuse a train list that overlaps it.
-
-    Raises:
-        UserError: unreadable files, lists without annotation or that overlap, too few dives.
-    """
-    dives = load_annotations(config.annotation_path)
-    train_keys, test_keys = load_split(config.train_path), load_split(config.test_path)
-    check_disjoint(train_keys, test_keys)
-    wanted = config.video_numbers
-
-    def use(keys: list[DiveKey], where: Path) -> list[Dive]:
-        return [d for d in select(dives, keys, str(where)) if wanted is None or d.video in wanted]
-
-    listed = use(train_keys, config.train_path)
-    test = use(test_keys, config.test_path) if with_test else []
-    if len(listed) < 2:
-        raise UserError(
-            f"{config.train_path} leaves {len(listed)} dives of the videos {' '.join(config.videos)}: training and validation need one each at least"
-        )
-    train, val = split_train_val(listed, config.train_val_split_ratio, config.seed)
-    if len(train) < config.batch_size:
-        raise UserError(
-            f"--batch_size {config.batch_size} is more than the {len(train)} training dives: give {len(train)} or less"
-        )
-    if with_test and not test:
-        raise UserError(
-            f"{config.test_path} has no dive of the videos {' '.join(config.videos)}: use more videos or say --evaluate False"
-        )
-    return train, val, test
-
-
-def data_fingerprint(dives: Iterable[Dive]) -> str:
-    """A short hash of what a run is trained and judged on: dives, frame ranges, difficulties and scores."""
-    digest = hashlib.sha256()
-    for d in sorted(dives, key=lambda d: d.key):
-        digest.update(repr((d.key, d.start_frame, d.end_frame, d.difficulty, d.final_score)).encode())
-    return digest.hexdigest()[:16]
 
 
 def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:

@@ -71,7 +71,7 @@ def evaluation_batches(
 
     A dive's batch mates do not depend on the number of ranks: batches are cut from the list first and dealt out then.
     """
-    size = min(config.batch_size, EVALUATION_BATCH)
+    size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
     batches = [
         [(0, i) for i in range(start, min(start + size, len(dataset)))] for start in range(0, len(dataset), size)
     ]

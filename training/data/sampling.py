@@ -1,4 +1,4 @@
-"""Which frames a clip is made of, which dives validate, and in which order dives come (pure functions)."""
+"""Which frames a clip is made of, and in which order dives come (pure functions)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_preparation.dives import Dive
 from training.seeding import generator
 
 END_SHIFT = 3  # frames: how far the end-aligned window moves in training (C3D-AVG)
@@ -55,15 +54,6 @@ def clip_frames(
     else:
         offsets = draws.random(count)
     return start + np.floor((bins + offsets) * (n / count)).astype(int)
-
-
-def split_train_val(dives: Sequence[Dive], ratio: float, seed: int) -> tuple[list[Dive], list[Dive]]:
-    """A seeded split of the train list; each part keeps the list's order and has at least one dive."""
-    train_count = min(max(round(len(dives) * ratio), 1), len(dives) - 1)
-    chosen = set(generator(seed, "split").permutation(len(dives))[:train_count].tolist())
-    train = [dive for i, dive in enumerate(dives) if i in chosen]
-    val = [dive for i, dive in enumerate(dives) if i not in chosen]
-    return train, val
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:

@@ -6,10 +6,6 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as TF
 
-# RGB statistics of MTL-AQA's training clips, as DeepSports normalises.
-MTL_AQA_MEAN = (0.2719, 0.4617, 0.5961)
-MTL_AQA_STD = (0.1870, 0.1881, 0.2604)
-
 
 def crop_source_size(spatial_size: int) -> tuple[int, int]:
     """(height, width) that frames are resized to before a crop of `spatial_size`: DeepSports' 256 x 455 for 224."""
@@ -46,10 +42,7 @@ def crop(frames_THWC: np.ndarray, size: int, draws: np.random.Generator | None) 
     return (frames_TCHW.flip(-1) if flipped else frames_TCHW).contiguous()
 
 
-def to_input(clip_BTCHW: torch.Tensor, normalize: bool) -> torch.Tensor:
-    """(B, T, 3, H, W) uint8 -> (B, 3, T, H, W) float32 in [0, 1], or normalised by MTL-AQA's statistics."""
+def to_video(clip_BTCHW: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor) -> torch.Tensor:
+    """(B, T, 3, H, W) uint8 -> (B, 3, T, H, W) float32: pixels in [0, 1], then normalised by channel."""
     video_BCTHW = clip_BTCHW.permute(0, 2, 1, 3, 4).to(torch.float32).div(255)
-    if normalize:
-        mean, std = (video_BCTHW.new_tensor(v).view(1, 3, 1, 1, 1) for v in (MTL_AQA_MEAN, MTL_AQA_STD))
-        video_BCTHW = (video_BCTHW - mean) / std
-    return video_BCTHW
+    return (video_BCTHW - mean_C.view(1, 3, 1, 1, 1)) / std_C.view(1, 3, 1, 1, 1)

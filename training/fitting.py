@@ -1,0 +1,114 @@
+"""Training without steps: a method that is fitted at once to the features of all training dives (Method.fits_at_once).
+
+It leaves the run folder that the engine leaves after one epoch, so evaluation, status and comparison need not know.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+
+import torch
+
+from training import checkpoint
+from training.config import TrainConfig
+from training.data.dataset import DiveDataset
+from training.distributed import Ranks, barrier, gather_objects, slurm_job_id
+from training.engine import Position, ProgressHook, judge, predict
+from training.interruption import Interrupted, InterruptionFlag
+from training.model import ScoringModel
+from training.plots import draw_losses
+from training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class FitAtOnce:
+    """What the Engine is to a method with steps, for one without: the same functions, called in the same order."""
+
+    def __init__(
+        self,
+        model: ScoringModel,
+        config: TrainConfig,
+        run: RunFolder,
+        ranks: Ranks,
+        device: torch.device,
+        interruption: InterruptionFlag,
+        on_progress: ProgressHook | None = None,
+    ) -> None:
+        self.model, self.config, self.run, self.ranks, self.device = model, config, run, ranks, device
+        self.interruption, self.on_progress = interruption, on_progress
+        self.position = Position()
+
+    def resume(self) -> None:
+        """A fit that was done stays done; one that was stopped begins again."""
+        if self.run.best_checkpoint.exists():
+            best = checkpoint.load(self.run.best_checkpoint)
+            self.model.load_state_dict(best["model"])
+            self.position = Position(**best["position"])
+            log.info("%s is fitted already", self.run.path)
+        elif self.ranks.is_first:
+            self.run.rewind_metrics(0, 0)
+        barrier()
+
+    def fit(self, train_data: DiveDataset, val_data: DiveDataset) -> None:
+        """Compute all features, fit on the first rank, give the others what was fitted, save it as the best checkpoint.
+
+        Raises:
+            Interrupted: a signal came while features were computed.
+        """
+        if self.position.epoch:
+            return
+        started = time.perf_counter()
+        self._report("running")
+        method = self.model.method
+        train_rows, val_rows = (
+            predict(self.model, data, self.config, self.ranks, self.device, self.stop_if_told)
+            for data in (train_data, val_data)
+        )
+        log.info("Features of %d dives: %.1f s", len(train_data) + len(val_data), time.perf_counter() - started)
+        if self.ranks.is_first:
+            log.info("Chosen on validation: %s", method.fit(*train_rows, *val_rows))
+        method.set_extra_state(gather_objects(method.get_extra_state() if self.ranks.is_first else None)[0])
+        result = {
+            "train_loss": float(method.loss(*train_rows)["loss"]),
+            **judge(self.model, *val_rows, val_data.dives),
+        }
+        self.position = Position(epoch=1, best_epoch=1, best_spearman=result["val_spearman"])
+        if self.ranks.is_first:
+            record = {"type": "epoch", "epoch": 1, "step": 0, **result, "seconds": time.perf_counter() - started}
+            self.run.append_metrics(record)
+            draw_losses([record], self.run.plot_file(self.config), title=self.run.path.name)
+            for file in (self.run.last_checkpoint, self.run.best_checkpoint):  # with the best one the fit is done
+                checkpoint.save(file, {"model": self.model.state_dict(), "position": asdict(self.position)})
+        barrier()
+        log.info("Fitted: validation Spearman %.4f, R-l2 x100 %.3f", result["val_spearman"], result["val_r_l2_x100"])
+        self._report("running")
+
+    def stop_if_told(self) -> None:
+        if status := self.interruption.agreed_status(self.device):
+            raise Interrupted("stopped by a signal; a fit is done whole, so it begins again", status)
+
+    def _report(self, state: str) -> None:
+        if not self.ranks.is_first:
+            return
+        at = self.position
+        record = {
+            "state": state,
+            "epoch": at.epoch,
+            "epochs": 1,
+            "step": 0,
+            "steps": 0,
+            "best_epoch": at.best_epoch,
+            "best_spearman": at.best_spearman,
+            "eta_s": None,
+            "job_id": slurm_job_id(),
+        }
+        self.run.write_progress(record)
+        if self.on_progress:
+            self.on_progress(record)
+
+    def report_end(self) -> None:
+        """The last word of a run that reached its end."""
+        self._report("finished")

@@ -1,0 +1,148 @@
+"""Score, five attributes and a caption from the same features: C3D-AVG-MTL, "What and How Well You Performed? A
+Multitask Learning Approach to Action Quality Assessment" (Parmar and Morris, CVPR 2019), on any backbone.
+
+The features of a clip are averaged for the score and the attributes; the captioner reads them in order. Losses and
+weights are the original's: MSE + L1 of score / 17, the sum of five cross entropies, 0.01 x the caption's negative
+log-likelihood (summed over its words, averaged over the dives). --loss_mse_weight weighs MSE + L1 and
+--loss_spcoef_weight adds the soft Spearman correlation, as in the regression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data_preparation.annotations import load_vocabulary
+from data_preparation.cli import UserError
+from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
+from training.backbones import Backbone
+from training.config import TrainConfig
+from training.losses import mse, soft_spearman
+from training.methods import Method, Tensors
+from training.methods._s2vt import END, S2VT, START, caption_mask, encode_caption
+
+HIDDEN = 4096
+SCORE_UNIT = 17.0  # points: MTL-AQA's deviation of the final score, rounded
+CAPTION_WEIGHT = 0.01
+CAPTION_LENGTH = 100  # words, with <sos> and <eos>
+
+
+def build(config: TrainConfig, feature_dim: int) -> Multitask:
+    words = load_vocabulary(config.vocabulary_file) if config.vocabulary_file else None
+    return Multitask(config, feature_dim, words)
+
+
+class Multitask(Method):
+    """Score, attributes and, with a vocabulary, captions."""
+
+    def __init__(self, config: TrainConfig, feature_dim: int, words: Sequence[str] | None) -> None:
+        super().__init__()
+        if words is not None and list(words[:2]) != ["<eos>", "<sos>"]:
+            raise UserError(
+                f"--vocabulary_path {config.vocabulary_path} does not begin with <eos> and <sos>: give MTL-AQA's vocab.json"
+            )
+        self.config, self.words = config, words
+        self.fc6 = nn.Linear(feature_dim, HIDDEN)
+        self.score = nn.Linear(HIDDEN, 1)
+        self.attributes = nn.ModuleDict({name: nn.Linear(HIDDEN, n) for name, n in ATTRIBUTE_CLASSES.items()})
+        self.captioner = None if words is None else S2VT(len(words), feature_dim)
+        self._numbers = {word: number for number, word in enumerate(words or ())}
+
+    def targets(self, dive: Dive) -> Tensors:
+        if missing := [name for name in ATTRIBUTE_CLASSES if getattr(dive, name) is None]:
+            raise UserError(
+                f"dive {dive.name} has no {', '.join(missing)}, which --method multitask learns: add them to the annotations, or say --method regression"
+            )
+        classes = {name: torch.tensor(getattr(dive, name)) for name in ATTRIBUTE_CLASSES}
+        caption = {} if self.words is None else {"caption": self._encoded(dive)}
+        return {"final_score": torch.tensor(dive.final_score, dtype=torch.float32), **classes, **caption}
+
+    def _encoded(self, dive: Dive) -> torch.Tensor:
+        if not dive.caption:
+            raise UserError(
+                f"dive {dive.name} has no caption: give captions of every dive, or --captions_path none and --vocabulary_path none"
+            )
+        if unknown := sorted(set(dive.caption) - set(self._numbers)):
+            raise UserError(
+                f"dive {dive.name}: the caption has words that the vocabulary lacks ({', '.join(unknown[:5])}): give the vocabulary of these captions"
+            )
+        return encode_caption([self._numbers[word] for word in dive.caption], CAPTION_LENGTH)
+
+    def forward(self, backbone: Backbone, batch: Tensors) -> Tensors:
+        features_BND = backbone(batch["video"])
+        with torch.autocast(features_BND.device.type, enabled=False):  # scores in bf16 have steps of half a point
+            features_BND = features_BND.float()
+            hidden_BH = F.relu(self.fc6(features_BND.mean(dim=1)))
+            outputs = {"score": self.score(hidden_BH)[:, 0]}
+            outputs |= {name: layer(hidden_BH) for name, layer in self.attributes.items()}  # (B, classes)
+            if self.captioner is None:
+                return outputs
+            if "caption" in batch:  # what the true caption costs: of use to the loss alone
+                outputs["caption_nll"] = caption_nll(self.captioner(features_BND, batch["caption"]), batch["caption"])
+            if not self.training:
+                outputs["caption_words"] = self.captioner.greedy(features_BND, CAPTION_LENGTH)
+        return outputs
+
+    def loss(self, outputs: Tensors, targets: Tensors) -> Tensors:
+        c = self.config
+        true_B = targets["final_score"] / SCORE_UNIT
+        error = mse(outputs["score"], true_B)
+        distance = F.l1_loss(outputs["score"], true_B)
+        crosses = sum(F.cross_entropy(outputs[name], targets[name]) for name in ATTRIBUTE_CLASSES)
+        correlation = soft_spearman(self.scores(outputs), targets["final_score"], c.spcoef_strength, c.spcoef_norm)
+        parts = {"mse": error, "l1": distance, "attributes": crosses, "soft_spearman": correlation}
+        loss = c.loss_mse_weight * (error + distance) + crosses - c.loss_spcoef_weight * correlation
+        if "caption_nll" in outputs:
+            parts["caption"] = outputs["caption_nll"].mean()
+            loss = loss + CAPTION_WEIGHT * parts["caption"]
+        return {"loss": loss, **parts}
+
+    def scores(self, outputs: Tensors) -> torch.Tensor:
+        return outputs["score"] * SCORE_UNIT
+
+    def metrics(self, outputs: Tensors, targets: Tensors) -> dict[str, float]:
+        """Accuracy of each attribute (0 to 1); BLEU-4 and ROUGE-L F of the captions (0 to 1)."""
+        found = {
+            f"{name}_accuracy": float((outputs[name].argmax(dim=1) == targets[name]).double().mean())
+            for name in ATTRIBUTE_CLASSES
+        }
+        if "caption_words" in outputs:
+            found |= caption_metrics(self._sentences(outputs["caption_words"]), self._sentences(targets["caption"]))
+        return found
+
+    def columns(self, outputs: Tensors) -> dict[str, list]:
+        columns: dict[str, list] = {
+            f"predicted_{name}": outputs[name].argmax(dim=1).tolist() for name in ATTRIBUTE_CLASSES
+        }
+        if "caption_words" in outputs:
+            columns["predicted_caption"] = self._sentences(outputs["caption_words"])
+        return columns
+
+    def _sentences(self, words_BL: torch.Tensor) -> list[str]:
+        """(B, L) word numbers -> sentences without <sos>, up to <eos>."""
+        assert self.words is not None
+        return [
+            " ".join(self.words[number] for number in row[mask] if number not in (START, END))
+            for row, mask in zip(words_BL, caption_mask(words_BL), strict=True)
+        ]
+
+
+def caption_nll(log_probabilities_BLV: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:
+    """(B,) negative log-likelihood of each caption: tokens[:, 1:] summed up to and with the first <eos>."""
+    following = tokens_BL[:, 1:]
+    of_word_BL = -log_probabilities_BLV.gather(2, following[..., None])[..., 0]
+    return (of_word_BL * caption_mask(tokens_BL)[:, 1:]).sum(dim=1)
+
+
+def caption_metrics(found: Sequence[str], true: Sequence[str]) -> dict[str, float]:
+    """Corpus BLEU-4 (Papineni et al., 2002) and mean ROUGE-L F (Lin, 2004), both from 0 to 1, by torchmetrics."""
+    # here, as the import takes seconds
+    from torchmetrics.functional.text import bleu_score, rouge_score
+
+    return {
+        "bleu4": float(bleu_score(found, [[sentence] for sentence in true])),
+        "rouge_l": float(rouge_score(found, true, rouge_keys="rougeL")["rougeL_fmeasure"]),
+    }

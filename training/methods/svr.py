@@ -1,0 +1,98 @@
+"""Support vector regression on frozen features, the field's classical baseline: "Learning to Score Olympic Events" (Parmar
+and Morris, CVPRW 2017; C3D-SVR), with scikit-learn's SVR, tuned on the validation dives.
+
+The features of a clip are averaged over its windows and standardised. Every setting of GRID is fitted on the training
+dives; the one with the best validation Spearman is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
+
+from data_preparation.dives import Dive
+from training.backbones import Backbone
+from training.config import TrainConfig
+from training.losses import mse
+from training.methods import Method, Tensors
+from training.metrics import spearman
+
+KERNELS, COSTS, EPSILONS = ("linear", "rbf"), (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), (0.5, 2.0)  # epsilon in points
+
+
+def build(config: TrainConfig, feature_dim: int) -> SupportVectorRegression:
+    return SupportVectorRegression()
+
+
+class SupportVectorRegression(Method):
+    """What scikit-learn fitted, kept as tensors, so that a checkpoint holds numbers and no pickled program."""
+
+    freezes_backbone = True
+    fits_at_once = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fitted: dict[str, Any] = {}
+
+    def targets(self, dive: Dive) -> Tensors:
+        return {"final_score": torch.tensor(dive.final_score, dtype=torch.float64)}
+
+    def forward(self, backbone: Backbone, batch: Tensors) -> Tensors:
+        return {"features": backbone(batch["video"]).float().mean(dim=1)}  # (B, D)
+
+    def fit(self, outputs: Tensors, targets: Tensors, val_outputs: Tensors, val_targets: Tensors) -> str:
+        features, scores, val_features, val_scores = (
+            t.double().numpy()
+            for t in (outputs["features"], targets["final_score"], val_outputs["features"], val_targets["final_score"])
+        )
+        scaler = StandardScaler().fit(features)
+        features, val_features = scaler.transform(features), scaler.transform(val_features)
+
+        def quality(model: SVR) -> tuple[float, float]:
+            """Validation Spearman, then the smaller error."""
+            predicted = model.predict(val_features)
+            rho = spearman(predicted, val_scores)
+            return (-math.inf if math.isnan(rho) else rho, -float(np.mean((predicted - val_scores) ** 2)))
+
+        gamma = 1 / features.shape[1]  # of standardised features
+        grid = [
+            SVR(kernel=kernel, C=cost, epsilon=epsilon, gamma=gamma).fit(features, scores)
+            for kernel, cost, epsilon in product(KERNELS, COSTS, EPSILONS)
+        ]
+        best = max(grid, key=quality)
+        self.fitted = {
+            "kernel": best.kernel,
+            "gamma": gamma,
+            "mean": torch.from_numpy(scaler.mean_),
+            "scale": torch.from_numpy(scaler.scale_),
+            "support": torch.from_numpy(best.support_vectors_),
+            "dual": torch.from_numpy(best.dual_coef_[0]),
+            "intercept": float(best.intercept_[0]),
+        }
+        return f"SVR with {best.kernel} kernel, C {best.C:g}, epsilon {best.epsilon:g}, {len(best.support_)} support vectors"
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.fitted
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.fitted = state
+
+    def loss(self, outputs: Tensors, targets: Tensors) -> Tensors:
+        error = mse(self.scores(outputs), targets["final_score"])
+        return {"loss": error, "mse": error}
+
+    def scores(self, outputs: Tensors) -> torch.Tensor:
+        """The decision function of the fitted SVR in float64: the kernel with the support vectors, weighted, shifted."""
+        fitted = {name: v.cpu() if isinstance(v, torch.Tensor) else v for name, v in self.fitted.items()}
+        x = (outputs["features"].double().cpu() - fitted["mean"]) / fitted["scale"]
+        if fitted["kernel"] == "linear":
+            kernel_BS = x @ fitted["support"].T
+        else:
+            kernel_BS = torch.exp(-fitted["gamma"] * torch.cdist(x, fitted["support"]).square())
+        return kernel_BS @ fitted["dual"] + fitted["intercept"]
