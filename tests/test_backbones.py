@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import pickle
-import zlib
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from data_preparation.cli import UserError
 from data_preparation.dives import Dive
+from tests.golden import difference, golden, recipe_state, recipe_tensor
 from training.backbones import build_backbone
 from training.backbones._weights import read_state_dict
 from training.backbones.c3d import C3D, window_starts
 from training.backbones.timesformer import TimeSformer, resize_pos_embed, resize_time_embed
-from training.config import ATTENTION_TYPES, TrainConfig
+from training.config import ATTENTION_TYPES, INPUT_SCALES, TrainConfig
 from training.cost import multiply_adds
+from training.data.transforms import to_video
 from training.model import build_model
-
-
-def recipe_tensor(name: str, shape, scale: float) -> torch.Tensor:
-    """The golden outputs' weights and inputs, rebuilt from names alone."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(tuple(shape), generator=generator) * scale
-
-
-def recipe_state(shapes: dict[str, list[int]], scale: float = 0.05) -> dict[str, torch.Tensor]:
-    return {
-        name: recipe_tensor(name, shape, scale) + float(name.endswith(".weight") and len(shape) == 1)
-        for name, shape in shapes.items()
-    }
-
-
-def golden(shared: Path, name: str):
-    return json.loads((shared / "golden" / f"{name}.json").read_text())
-
-
-def difference(found: torch.Tensor, expected) -> float:
-    expected = torch.tensor(expected)
-    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("index", range(5))
@@ -223,6 +204,93 @@ def test_image_weights_start_the_temporal_part(tmp_path: Path):
     assert torch.equal(block.temporal_norm1.bias, block.norm1.bias)
 
 
+def test_a_vit_of_timm_starts_the_network(tmp_path: Path):
+    """Space-only attention on one frame is a ViT: with timm's weights it computes what timm's network computes."""
+    vit = VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=24, depth=2, num_heads=2, num_classes=5, drop_path_rate=0.0
+    ).eval()
+    for p in vit.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    safetensors.torch.save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    flags = {**SMALL["timesformer"], "frame_num": 1, "pretrained_model": str(tmp_path / "vit.safetensors")}
+    image = torch.rand(3, 3, 32, 32)
+    expected = vit.forward_features(image)[:, 0]
+    space_only = build_model(TrainConfig(attention_type="space_only", **flags)).backbone.eval()
+    assert torch.allclose(space_only(image[:, :, None])[:, 0], expected, atol=1e-5)
+    divided = build_model(TrainConfig(**flags)).backbone
+    first, second = divided.blocks
+    assert torch.equal(second.temporal_attn.proj.weight, vit.blocks[1].attn.proj.weight)
+    assert torch.equal(second.temporal_norm1.weight, vit.blocks[1].norm1.weight)
+    assert second.temporal_fc.weight.abs().max() == 0
+    assert first.temporal_fc.weight.abs().max() > 0
+    assert divided.time_embed.abs().max() == 0
+
+
+def test_positions_are_resized_in_two_dimensions(tmp_path: Path):
+    """A ramp from left to right stays one; resizing along the flattened grid would not keep rows apart."""
+    ramp = torch.linspace(0, 1, 4).repeat(4, 1)  # 4 x 4 patches
+    embed = torch.cat([torch.full((1, 1, 24), 7.0), ramp.reshape(1, 16, 1).expand(1, 16, 24)], dim=1)
+    resized = resize_pos_embed(embed, (6, 6))
+    assert resized.shape == (1, 37, 24)
+    assert (resized[:, 0] == 7).all()
+    grid = resized[0, 1:, 0].view(6, 6)
+    assert torch.allclose(grid, grid[:1].expand(6, 6), atol=1e-5)  # the same in every row
+    assert (grid[0].diff() > 0).all()
+    with pytest.raises(UserError, match="no square"):
+        resize_pos_embed(torch.zeros(1, 13, 24), (6, 6))
+    config = TrainConfig(**SMALL["timesformer"])
+    torch.save(build_backbone(config).state_dict(), tmp_path / "small.pth")
+    larger = dataclasses.replace(config, spatial_size=48, pretrained_model=str(tmp_path / "small.pth"))
+    assert build_model(larger).backbone.pos_embed.shape == (1, 10, 24)
+
+
+def test_times_are_resized_as_told(tmp_path: Path):
+    embed = torch.arange(8.0).view(1, 8, 1)
+    assert resize_time_embed(embed, 4).flatten().tolist() == [0, 2, 4, 6]  # 96 -> 48 keeps every second
+    assert resize_time_embed(embed, 16).flatten().tolist() == [i // 2 for i in range(16)]
+    assert resize_time_embed(embed, 4, "linear").flatten().tolist() == [0.5, 2.5, 4.5, 6.5]
+    config = TrainConfig(**SMALL["timesformer"])
+    state = build_backbone(config).state_dict()
+    state["time_embed"] = torch.randn(1, 4, 24)
+    torch.save(state, tmp_path / "four.pth")
+    for mode in ("nearest", "linear"):
+        flags = {**SMALL["timesformer"], "frame_num": 6, "time_embed_resize": mode}
+        longer = build_model(TrainConfig(pretrained_model=str(tmp_path / "four.pth"), **flags)).backbone
+        assert torch.equal(longer.time_embed, resize_time_embed(state["time_embed"], 6, mode))
+
+
+def scale_of(model) -> tuple[list[float], list[float]]:
+    return model.input_mean.tolist(), model.input_std.tolist()
+
+
+def test_weights_bring_their_normalisation(tmp_path: Path):
+    config = TrainConfig(**SMALL["timesformer"])
+    video = build_backbone(config).state_dict()
+    torch.save(video, tmp_path / "video.pyth")
+    torch.save({n: t for n, t in video.items() if "temp" not in n and n != "time_embed"}, tmp_path / "image.pth")
+    torch.save(C3D(32).state_dict(), tmp_path / "c3d.pickle")
+    c3d = {"model": "c3d", **SMALL["c3d"]}
+    for flags, name in (
+        ({}, "unit"),
+        ({"pretrained_model": str(tmp_path / "video.pyth")}, "timesformer"),
+        ({"pretrained_model": str(tmp_path / "image.pth")}, "vit"),
+        ({"pretrained_model": str(tmp_path / "video.pyth"), "normalize": True}, "mtl_aqa"),
+        ({"pretrained_model": str(tmp_path / "video.pyth"), "input_scale": "unit"}, "unit"),
+        (c3d, "imagenet"),
+        ({**c3d, "pretrained_model": str(tmp_path / "c3d.pickle")}, "imagenet"),
+        ({**c3d, "input_scale": "0_255"}, "0_255"),
+    ):
+        model = build_model(TrainConfig(**{**SMALL["timesformer"], **flags}))
+        mean, std = INPUT_SCALES[name]
+        assert scale_of(model) == (pytest.approx(mean), pytest.approx(std)), flags
+    white = torch.full((1, 1, 3, 2, 2), 255, dtype=torch.uint8)
+    assert to_video(white, model.input_mean, model.input_std).unique().tolist() == pytest.approx([255.0])
+    # a checkpoint keeps it, whatever the flags of the network that it is loaded into
+    other = build_model(TrainConfig(**SMALL["timesformer"]))
+    other.load_state_dict(build_model(TrainConfig(normalize=True, **SMALL["timesformer"])).state_dict())
+    assert scale_of(other)[0] == pytest.approx(INPUT_SCALES["mtl_aqa"][0])
+
+
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path):
     state = build_backbone(TrainConfig(**SMALL["timesformer"])).state_dict()
     state["blocks.7.norm1.weight"] = torch.zeros(24)
@@ -245,8 +313,18 @@ def test_weight_files_are_not_trusted(tmp_path: Path):
     (tmp_path / "plain.pickle").write_bytes(pickle.dumps(Malicious()))
     (tmp_path / "page.pyth").write_text("<html>sign in</html>")
     (tmp_path / "empty.pyth").write_bytes(b"")
+    (tmp_path / "page.safetensors").write_text("<html>sign in</html>")
     torch.save({"epoch": 3}, tmp_path / "none.pyth")
-    for name in ("evil.pyth", "plain.pickle", "page.pyth", "empty.pyth", "none.pyth", "missing.pyth"):
+    for name in (
+        "evil.pyth",
+        "plain.pickle",
+        "page.pyth",
+        "empty.pyth",
+        "none.pyth",
+        "missing.pyth",
+        "page.safetensors",
+        "missing.safetensors",
+    ):
         with pytest.raises(UserError, match=name):
             read_state_dict(tmp_path / name)
     assert not Path("pwned").exists()

@@ -72,6 +72,15 @@ def test_a_batch_without_order_gives_zero_and_no_nan(predicted, true):
     assert torch.isfinite(leaf.grad).all()
 
 
+def test_a_prediction_that_is_no_number_gives_nan_and_no_gradient():
+    for odd in (math.nan, math.inf):
+        leaf = torch.tensor([50.0, odd, 70.0], requires_grad=True)
+        value = soft_spearman(leaf, torch.tensor([1.0, 2.0, 3.0]))
+        value.backward()
+        assert math.isnan(value)
+        assert leaf.grad.tolist() == [0, 0, 0]
+
+
 def test_half_precision_scores_are_ranked_in_float32():
     predicted = torch.tensor([70.0, 71.0, 72.0, 73.0], dtype=torch.bfloat16)
     assert soft_spearman(predicted, torch.tensor([1.0, 2.0, 3.0, 4.0]), 0.01).dtype == torch.float32

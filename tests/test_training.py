@@ -56,7 +56,7 @@ def finished(dataset: Path, tmp_path_factory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     command = ["-m", "training.train", *data_flags(dataset), *TINY_MODEL, "--runs_dir", runs, "--run_name", "whole",
                "--epochs", 3, "--loss_spcoef_weight", 0.3, "--frame_method", "spaced_varied_new", "--data_aug", "True",
-               "--log_every", 1, "--evaluate", "True"]  # fmt: skip
+               "--log_every", 1, "--evaluate", "True", "--accumulate", 2, "--ema", 0.9]  # fmt: skip
     process = start(*command)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
@@ -82,14 +82,15 @@ def test_a_run_leaves_all_that_the_readme_says(finished: Path):
     present = {p.name for p in finished.iterdir()}
     assert present >= {
         "config.json", "environment.json", "splits.json", "metrics.jsonl", "progress.json", "checkpoints", "losses.png",
-        "predictions.csv", "summary.json", "jobs",
+        "predictions.csv", "scores.png", "summary.json", "jobs",
     }  # fmt: skip
     assert not list(finished.rglob("*.tmp"))
     assert [m["epoch"] for m in metrics(finished) if m["type"] == "epoch"] == [1, 2, 3]
     assert json.loads((finished / "progress.json").read_text())["state"] == "finished"
     assert (finished / "losses.png").read_bytes().startswith(b"\x89PNG")
     splits = json.loads((finished / "splits.json").read_text())
-    assert not {tuple(k) for k in splits["train"]} & {tuple(k) for k in splits["val"]}
+    parts = [{tuple(k) for k in splits[name]} for name in ("train", "val", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 60
 
 
 def test_the_number_is_scipys_and_of_the_best_epoch(finished: Path):
@@ -167,10 +168,22 @@ def torchrun(ranks: int, *command: object) -> str:
     return run_to_end("-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", port, *command)
 
 
+def test_any_number_of_ranks_evaluates_to_the_same_digits(finished: Path, tmp_path: Path):
+    """16 test dives on three processes: nobody is padded, nobody counted twice."""
+    for ranks in (1, 3):
+        copied = tmp_path / str(ranks)
+        shutil.copytree(finished, copied)
+        for name in ("summary.json", "predictions.csv"):
+            (copied / name).unlink()
+        torchrun(ranks, "-m", "--", "training.evaluate", "--run", copied)
+        assert (copied / "summary.json").read_text() == (finished / "summary.json").read_text()
+        assert (copied / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
+
+
 def test_two_ranks_do_what_one_does(finished: Path, tmp_path: Path):
     """The same global batch on one and on two processes: the same losses, gradients and predictions, up to rounding."""
     flags = ["--runs_dir", tmp_path, "--dropout", 0, "--drop_path", 0, "--optimizer", "SGD", "--learning_rate", 0.01]
-    run_to_end(*same_flags(finished, *flags, "--run_name", "one"))
+    run_to_end(*same_flags(finished, *flags, "--run_name", "one", "--accumulate", 1))
     torchrun(2, *same_flags(finished, *flags, "--run_name", "two"))
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert one["loss" if "loss" in one else "train_loss"] == pytest.approx(
@@ -280,18 +293,76 @@ def test_a_damaged_frame_is_one_sentence(train, dataset: Path, tmp_path: Path):
 
 
 def test_c3d_trains(train, tmp_path: Path):
-    train(
-        "--model",
-        "c3d",
-        "--frame_num",
-        16,
-        "--frame_method",
-        "end_aligned",
-        "--epochs",
-        1,
-        "--evaluate",
-        "True",
-        "--batch_size",
-        16,
-    )
+    flags = ["--model", "c3d", "--frame_num", 16, "--frame_method", "end_aligned", "--epochs", 1, "--batch_size", 16]
+    train(*flags, "--evaluate", "True", "--checkpoint_activations", "True")
     assert (tmp_path / "runs" / "default" / "summary.json").exists()
+
+
+def captions_of(dataset: Path) -> list[object]:
+    annotations = dataset / "annotations"
+    paths = (annotations / "final_captions_dict.pkl", annotations / "vocab.json")
+    return ["--captions_path", paths[0], "--vocabulary_path", paths[1]]
+
+
+def test_multitask_trains_and_writes_captions(train, dataset: Path, tmp_path: Path):
+    flags = ["--method", "multitask", *captions_of(dataset), "--epochs", 1, "--evaluate", "True"]
+    out = train(*flags).stderr
+    run = tmp_path / "runs" / "default"
+    epoch = next(m for m in metrics(run) if m["type"] == "epoch")
+    assert {"val_position_accuracy", "val_tw_no_accuracy", "val_bleu4", "val_rouge_l"} <= set(epoch)
+    test = json.loads((run / "summary.json").read_text())["test"]
+    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    assert 0 <= test["armstand_accuracy"] <= 1
+    assert {"predicted_rotation_type", "predicted_caption"} <= set(rows[0])
+    assert "position_accuracy" in out
+    without = train(*flags[:2], "--run_name", "plain", "--epochs", 1).stderr
+    assert "caption" not in without
+
+
+def test_a_frozen_backbone_trains_its_head(train, tmp_path: Path):
+    train("--freeze", "True", "--epochs", 1, "--checkpoint_every", 1, "--pretrained_model", "none")
+    best = weights(tmp_path / "runs" / "default")
+    train("--freeze", "True", "--epochs", 2, "--run_name", "longer")
+    longer = weights(tmp_path / "runs" / "longer")
+    assert all(torch.equal(best[n], longer[n]) == n.startswith(("backbone.", "input_")) for n in best)
+
+
+def test_svr_is_fitted_and_stays_fitted(train, tmp_path: Path):
+    flags = ["--method", "svr", "--evaluate", "True"]
+    assert "Chosen on validation: SVR" in train(*flags).stderr
+    run = tmp_path / "runs" / "default"
+    before = (run / "predictions.csv").read_text()
+    assert "is fitted already" in train(*flags).stderr
+    (run / "summary.json").unlink()
+    train(*flags)
+    assert (run / "predictions.csv").read_text() == before
+    assert len(metrics(run)) == 1
+    table = run_to_end("-m", "launch.status", "--runs_dir", tmp_path / "runs")
+    assert "1/1" in table
+    assert "finished" in table
+
+
+def test_events_are_held_out_whole(train, dataset: Path, tmp_path: Path):
+    refused = train("--split", "event", check=False)
+    assert refused.returncode == 2
+    assert "needs 5 events (videos) and the lists have 2" in refused.stderr
+
+
+def test_a_compiled_backbone_trains(train, tmp_path: Path):
+    train("--compile", "True", "--epochs", 1, "--run_name", "compiled")
+    train("--epochs", 1, "--run_name", "plain")
+    one, other = (metrics(tmp_path / "runs" / name) for name in ("compiled", "plain"))
+    assert one[-1]["val_loss"] == pytest.approx(other[-1]["val_loss"], rel=1e-3)
+
+
+def test_tensorboard_gets_the_numbers(train, tmp_path: Path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed; it is optional")
+    train("--tensorboard", "True", "--epochs", 2, "--log_every", 1)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "runs" / "default"
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    written = [(e.step, e.value) for e in events.Scalars("epoch/val_loss")]
+    assert written == [(m["step"], pytest.approx(m["val_loss"])) for m in metrics(run) if m["type"] == "epoch"]
+    assert "step/grad_norm" in events.Tags()["scalars"]

@@ -47,10 +47,11 @@ def step_memory(model: ScoringModel, config: TrainConfig, clips: int, half: bool
     total, trainable = parameters(model)
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")
-        backbone = build_backbone(config).requires_grad_(not model.frozen).train(not model.frozen)
+        backbone = build_backbone(config).train(not model.frozen)
         tracker = MemTracker()
         tracker.track_external(backbone)
-        with tracker, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        grad = torch.set_grad_enabled(not model.frozen)
+        with tracker, grad, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             video = torch.rand(clips, 3, config.frame_num, config.spatial_size, config.spatial_size)
             features = backbone(video)
             if features.requires_grad:

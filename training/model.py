@@ -12,7 +12,7 @@ from training.backbones._weights import read_state_dict
 from training.config import INPUT_SCALES, TrainConfig
 from training.data.transforms import to_video
 from training.methods import Method, Tensors, build_method
-from training.seeding import seed_all
+from training.seeding import one_thread, seed_all
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,9 @@ def build_model(config: TrainConfig) -> ScoringModel:
         UserError: a weight file that is unreadable or does not fit.
     """
     seed_all(config.seed, "weights")
-    backbone = build_backbone(config)
-    method = build_method(config, backbone.feature_dim)
+    with one_thread():
+        backbone = build_backbone(config)
+        method = build_method(config, backbone.feature_dim)
     if config.weight_file:
         for note in backbone.load_pretrained(read_state_dict(config.weight_file)):
             log.info("%s: %s", config.weight_file.name, note)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,3 +28,15 @@ def seed_all(*parts: int | str) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (third-party code may use the legacy generator)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread. Drawing weights needs it: MKL's inverse error function (truncated normals) takes two threads,
+    and in the first call of a process, one time in fifty, they do not take the same code path; the last digits differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

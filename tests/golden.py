@@ -1,0 +1,31 @@
+"""The originals' golden outputs (../shared/golden), and the weights and inputs that they were computed with."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import torch
+
+
+def recipe_tensor(name: str, shape, scale: float) -> torch.Tensor:
+    """The golden outputs' weights and inputs, rebuilt from names alone."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(tuple(shape), generator=generator) * scale
+
+
+def recipe_state(shapes: dict[str, list[int]], scale: float = 0.05) -> dict[str, torch.Tensor]:
+    return {
+        name: recipe_tensor(name, shape, scale) + float(name.endswith(".weight") and len(shape) == 1)
+        for name, shape in shapes.items()
+    }
+
+
+def golden(shared: Path, name: str):
+    return json.loads((shared / "golden" / f"{name}.json").read_text())
+
+
+def difference(found: torch.Tensor, expected) -> float:
+    expected = torch.tensor(expected)
+    return ((found - expected).abs().max() / expected.abs().max()).item()

@@ -1,0 +1,174 @@
+"""One training step: the large batch in small parts, averages of weights, recomputed activations, and what stops it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_preparation.cli import UserError
+from data_preparation.dives import Dive
+from training.config import TrainConfig
+from training.cost import step_memory
+from training.data.dataset import DiveDataset
+from training.distributed import Ranks
+from training.engine import Engine, cut, joined, odd_rows
+from training.interruption import InterruptionFlag
+from training.losses import mse
+from training.model import build_model
+from training.run_folder import RunFolder
+
+SMALL = {"spatial_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "frame_num": 4, "topology": (16,)}
+DIVES = [Dive(1, i, 1 + 100 * i, 80 + 100 * i, 2.0 + i / 8, 30.0 + 5 * i, i % 3, i % 2, i % 4, i, i) for i in range(8)]
+
+
+def engine_of(tmp_path: Path, **flags) -> Engine:
+    values = {"dropout": (0.0,), "drop_path": 0.0, "batch_size": 8, "optimizer": "SGD", **SMALL, **flags}
+    config = TrainConfig(**values)
+    engine = Engine(build_model(config), config, RunFolder(tmp_path), Ranks(), torch.device("cpu"), InterruptionFlag())
+    engine.train_data = DiveDataset(DIVES, config, engine.model.method.targets, augment=True)
+    engine.model.train()
+    return engine
+
+
+def batch_of(engine: Engine) -> dict[str, torch.Tensor]:
+    c = engine.config
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(DIVES), c.frame_num, 3, c.spatial_size, c.spatial_size)
+    rows = [engine.model.method.targets(dive) for dive in DIVES]
+    targets = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return {
+        "clip": torch.randint(0, 256, shape, generator=generator).byte(),
+        "index": torch.arange(len(DIVES)),
+        **targets,
+    }
+
+
+def weights_after_a_step(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    losses = engine.training_step(batch_of(engine), 0.05)
+    return {name: p.detach().clone() for name, p in engine.model.named_parameters()}, losses
+
+
+@pytest.mark.parametrize("method", ["regression", "multitask"])
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_a_batch_in_parts_moves_the_weights_as_the_whole_does(tmp_path: Path, method: str, parts: int):
+    flags = {"method": method, "loss_spcoef_weight": 5.0, "spcoef_strength": 1.0}
+    start = dict(engine_of(tmp_path, **flags).model.named_parameters())
+    whole, losses = weights_after_a_step(engine_of(tmp_path, **flags))
+    in_parts, same_losses = weights_after_a_step(engine_of(tmp_path, accumulate=parts, **flags))
+
+    def distance(found: dict[str, torch.Tensor]) -> float:
+        """The largest difference from the whole batch's step, relative to that step."""
+        moved = [name for name in whole if not torch.equal(whole[name], start[name])]
+        return max(float((found[n] - whole[n]).norm() / (whole[n] - start[n]).norm()) for n in moved)
+
+    assert losses == pytest.approx(same_losses, rel=1e-4, abs=1e-5)
+    assert distance(in_parts) < 1e-3
+    # adding up the parts' own losses, as accumulation is mostly done, ranks within the parts: another direction
+    naive = engine_of(tmp_path, **flags)
+    for part in cut(batch_of(naive), parts):
+        (naive.model.method.loss(naive.model(part), part)["loss"] / parts).backward()
+    with torch.no_grad():
+        for p in naive.model.parameters():
+            p -= 0.05 * p.grad
+        assert distance(dict(naive.model.named_parameters())) > 0.01
+
+
+def test_both_passes_of_a_part_draw_the_same_dropout(tmp_path: Path):
+    engine = engine_of(tmp_path, dropout=(0.5,), drop_path=0.3, accumulate=2)
+    first, second = cut(batch_of(engine), 2)
+    with torch.no_grad():
+        once, other = engine._forward(first, 0), engine._forward(second, 1)
+        again = engine._forward(first, 0)
+    assert torch.equal(once["execution_and_difficulty"], again["execution_and_difficulty"])
+    engine._forward(second, 0)  # other draws than part 1's
+    assert not torch.equal(engine._forward(second, 0)["execution_and_difficulty"], other["execution_and_difficulty"])
+
+
+def test_cut_and_joined():
+    rows = {"a": torch.arange(6), "b": torch.rand(6, 2)}
+    parts = cut(rows, 3)
+    assert [part["a"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
+    assert all(torch.equal(joined(parts)[name], rows[name]) for name in rows)
+
+
+def test_the_average_follows_the_weights(tmp_path: Path):
+    engine = engine_of(tmp_path, ema=0.9)
+    expected = None
+    for _ in range(3):
+        weights, _ = weights_after_a_step(engine)
+        expected = weights if expected is None else {n: 0.9 * expected[n] + 0.1 * weights[n] for n in weights}
+    judged = dict(engine.judged_model.named_parameters())
+    assert all(torch.allclose(judged[n], expected[n], atol=1e-6) for n in expected)
+    assert engine.judged_model is not engine.model
+    resumed = engine_of(tmp_path, ema=0.9)
+    resumed.load_state(copy.deepcopy(engine.state()))
+    assert all(torch.equal(p, judged[n]) for n, p in resumed.judged_model.named_parameters())
+
+
+@pytest.mark.parametrize("model", ["timesformer", "c3d"])
+def test_recomputed_activations_change_nothing(tmp_path: Path, model: str):
+    flags = {"model": model, "drop_path": 0.3, "dropout": (0.5,), "frame_num": 16, "ema": 0}
+    kept, _ = weights_after_a_step(engine_of(tmp_path, **flags))
+    recomputed, _ = weights_after_a_step(engine_of(tmp_path, checkpoint_activations=True, **flags))
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
+def test_expected_memory_is_what_a_step_keeps(tmp_path: Path):
+    flags = {
+        **SMALL,
+        "embed_dim": 96,
+        "depth": 6,
+        "num_heads": 6,
+        "spatial_size": 64,
+        "frame_num": 8,
+        "drop_path": 0,
+        "dropout": (0.0,),
+    }
+    config = TrainConfig(**flags)
+    model = build_model(config)
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.backbone(torch.rand(4, 3, 8, 64, 64))
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    measured = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in own)
+    assert output.requires_grad
+    expected = step_memory(model, config, 4, half=False)
+    assert expected["activations"] == pytest.approx(measured, rel=0.25)
+    assert expected["weights"] == 4 * sum(p.numel() for p in model.parameters())
+    assert expected["optimizer"] == 2 * expected["weights"]
+    double = step_memory(model, config, 8, half=False)["activations"]
+    assert double == pytest.approx(2 * expected["activations"], rel=0.1)
+    assert step_memory(model, config, 4, half=True)["activations"] < 0.8 * expected["activations"]
+    thrifty = TrainConfig(checkpoint_activations=True, **flags)
+    assert step_memory(build_model(thrifty), thrifty, 4, half=False)["activations"] < 0.5 * expected["activations"]
+
+
+def test_a_loss_that_is_no_number_names_ranks_and_dives(tmp_path: Path):
+    engine = engine_of(tmp_path)
+    outputs = {"execution_and_difficulty": torch.ones(8, 2)}
+    outputs["execution_and_difficulty"][5, 1] = torch.nan
+    engine.ranks = Ranks(0, 4)
+    with pytest.raises(UserError, match=r"rank 2: dives 01/005\)"):
+        engine._refuse_non_finite(torch.tensor(torch.nan), outputs, torch.arange(8))
+    assert odd_rows({"a": torch.tensor([1.0, torch.inf]), "n": torch.tensor([1, 2])}) == [1]
+
+
+def test_nothing_moves_when_the_loss_or_the_gradient_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = engine_of(tmp_path)
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    batch = batch_of(engine)
+    batch["execution_and_difficulty"][3] = torch.inf
+    with pytest.raises(UserError, match="before the optimizer moved"):
+        engine.training_step(batch, 0.05)
+    monkeypatch.setattr("training.methods.regression.mse", lambda p, t: mse(p, t) + (p.sum() * 0).sqrt())  # 0 * inf
+    with pytest.raises(UserError, match="the gradient became nan"):
+        engine.training_step(batch_of(engine), 0.05)
+    assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())

@@ -1,0 +1,187 @@
+"""Methods: the original captioner's and multitask heads' outputs, what they refuse, and SVR against scikit-learn."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.svm import SVR
+
+from data_preparation.cli import UserError
+from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
+from tests.golden import difference, golden, recipe_state, recipe_tensor
+from training import checkpoint
+from training.config import TrainConfig
+from training.methods._s2vt import S2VT, caption_mask, encode_caption
+from training.methods.multitask import Multitask, caption_metrics, caption_nll
+from training.methods.svr import SupportVectorRegression
+
+DIVE = Dive(1, 7, 100, 200, 3.2, 80.0, 2, 0, 2, 7, 0, caption=("<sos>", "a", "dive", "<eos>"))
+
+# C3D-AVG-MTL's names -> ours
+NAMES = {
+    "fc6.fc": "fc6", "score.fc_final_score": "score", "dive.fc_position": "attributes.position",
+    "dive.fc_armstand": "attributes.armstand", "dive.fc_rot_type": "attributes.rotation_type",
+    "dive.fc_ss_no": "attributes.ss_no", "dive.fc_tw_no": "attributes.tw_no",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_captioner_is_the_original(shared: Path, index: int):
+    file = golden(shared, "s2vt")
+    case = file["cases"][index]
+    c = case["config"]
+    model = S2VT(c["vocab_size"], c["dim_vid"], c["dim_hidden"], c["dim_word"], c["n_layers"]).eval()
+    state = recipe_state(case["state_dict"], case["scale"])
+    for name, scale in file["scale_overrides"].items():
+        state[name] = recipe_tensor(name, case["state_dict"][name], scale)
+    model.load_state_dict(state)
+    assert sum(p.numel() for p in model.parameters()) == case["parameters"]
+
+    tokens = torch.stack([encode_caption(caption, c["max_len"]) for caption in case["captions"]])
+    assert tokens.tolist() == case["tokens"]
+    assert caption_mask(tokens).int().tolist() == case["mask"]
+    video = recipe_tensor("input:" + case["name"], case["input"], 1.0).requires_grad_()
+    log_probabilities = model(video, tokens)
+    if "teacher_forced_log_probs" in case:
+        assert difference(log_probabilities.detach(), case["teacher_forced_log_probs"]) < 1e-4
+    assert difference(log_probabilities.detach().norm(dim=2), case["log_prob_norm_per_step"]) < 1e-4
+    nll = caption_nll(log_probabilities, tokens).mean()  # sum over words / batch size
+    assert nll.item() == pytest.approx(case["masked_nll"], rel=1e-4)
+    nll.backward()
+    gradients = dict(model.named_parameters())
+    for name, norm in case["gradient_norms_of_masked_nll"].items():
+        assert gradients[name].grad.norm().item() == pytest.approx(norm, rel=1e-3), name
+    assert video.grad.norm().item() == pytest.approx(case["input_gradient_norm"], rel=1e-3)
+    assert model.greedy(video.detach(), c["max_len"]).tolist() == case["greedy_tokens"]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_multitask_heads_are_the_originals(shared: Path, index: int):
+    file = golden(shared, "c3d_avg")
+    case = file["cases"][index]
+    config = TrainConfig(
+        model="c3d", method="multitask", frame_num=case["input"][2], spatial_size=112, window_layout="reference"
+    )
+    from training.model import build_model
+
+    model = build_model(config).eval()
+    renamed = {}
+    for name, tensor in recipe_state(file["state_dict"], file["scale"]).items():
+        stem, _, kind = name.rpartition(".")
+        renamed[name if name.startswith("backbone.") else f"method.{NAMES[stem]}.{kind}"] = tensor
+    model.load_state_dict({**renamed, **{n: t for n, t in model.state_dict().items() if n.startswith("input_")}})
+    with torch.no_grad():
+        outputs = model.method(model.backbone, {"video": recipe_tensor("input:" + case["name"], case["input"], 1.0)})
+    assert difference(outputs["score"][:, None], case["score"]) < 1e-4
+    for name in ATTRIBUTE_CLASSES:
+        assert difference(outputs[name], case[name]) < 1e-4
+    assert sum(p.numel() for p in model.parameters()) == sum(file["parameters"].values())
+
+
+def multitask(tmp_path: Path, words: list[str]) -> Multitask:
+    vocabulary = {"ix_to_word": {str(i): w for i, w in enumerate(words)}}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    from training.methods.multitask import build
+
+    paths = {"captions_path": str(tmp_path / "c.pkl"), "vocabulary_path": str(tmp_path / "vocab.json")}
+    return build(TrainConfig(method="multitask", **paths), 24)
+
+
+def test_the_multitask_loss_is_the_papers(tmp_path: Path):
+    method = multitask(tmp_path, ["<eos>", "<sos>", "a", "dive"])
+    dives = [DIVE, dataclasses.replace(DIVE, final_score=51.0, position=0)]
+    rows = [method.targets(d) for d in dives]
+    targets = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    outputs = {n: torch.randn(2, k) for n, k in ATTRIBUTE_CLASSES.items()}
+    outputs |= {"score": torch.tensor([4.0, 3.5]), "caption_nll": torch.tensor([8.0, 6.0])}
+    true = np.array([80 / 17, 3.0])
+    found = np.array([4.0, 3.5])
+    expected = np.mean((found - true) ** 2) + np.mean(np.abs(found - true)) + 0.01 * 7
+    for name in ATTRIBUTE_CLASSES:
+        expected += torch.nn.functional.cross_entropy(outputs[name], targets[name]).item()
+    assert method.loss(outputs, targets)["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert method.scores(outputs).tolist() == pytest.approx([68.0, 59.5])
+
+
+def test_attributes_are_counted_and_captions_written(tmp_path: Path):
+    method = multitask(tmp_path, ["<eos>", "<sos>", "a", "dive", "splash"])
+    outputs = {n: torch.eye(k)[:2] for n, k in ATTRIBUTE_CLASSES.items()}  # classes 0 and 1
+    outputs["caption_words"] = torch.tensor([[2, 3, 0, 4], [4, 4, 4, 4]])
+    targets = {n: torch.tensor([0, 0]) for n in ATTRIBUTE_CLASSES}
+    targets["caption"] = torch.tensor([[1, 2, 3, 0, 0], [1, 2, 3, 0, 0]])
+    metrics = method.metrics(outputs, targets)
+    assert metrics["position_accuracy"] == 0.5
+    assert metrics["rouge_l"] == pytest.approx(0.5)
+    columns = method.columns(outputs)
+    assert columns["predicted_caption"] == ["a dive", "splash splash splash splash"]
+    assert columns["predicted_ss_no"] == [0, 1]
+
+
+def test_caption_metrics():
+    true = ["the diver enters the water with hardly any splash", "a forward two and a half"]
+    assert caption_metrics(true, true) == pytest.approx({"bleu4": 1.0, "rouge_l": 1.0})
+    assert caption_metrics(["x y z", ""], true) == pytest.approx({"bleu4": 0.0, "rouge_l": 0.0})
+    some = caption_metrics(["the diver enters the water", "a half"], true)
+    assert 0 < some["bleu4"] < some["rouge_l"] < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"position": None}, "no position"),
+        ({"caption": None}, "no caption"),
+        ({"caption": ("<sos>", "belly", "<eos>")}, "belly"),
+    ],
+)
+def test_a_dive_that_lacks_what_is_learned_is_named(tmp_path: Path, change: dict, words: str):
+    method = multitask(tmp_path, ["<eos>", "<sos>", "a", "dive"])
+    with pytest.raises(UserError, match=words) as error:
+        method.targets(dataclasses.replace(DIVE, **change))
+    assert "01/007" in str(error.value)
+
+
+def test_a_vocabulary_without_its_marks_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="<eos> and <sos>"):
+        multitask(tmp_path, ["a", "dive"])
+
+
+@given(st.lists(st.integers(2, 30), max_size=30), st.integers(4, 20))
+def test_captions_end_once(words: list[int], length: int):
+    tokens = encode_caption([1, *words, 0], length)
+    mask = caption_mask(tokens[None])[0]
+    assert len(tokens) == length
+    assert tokens[mask][-1] == 0
+    assert mask.sum() == min(len(words) + 2, length)
+    assert (tokens[mask][:-1] != 0).all()
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_svr_predicts_as_scikit_learn_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: str):
+    monkeypatch.setattr("training.methods.svr.KERNELS", (kernel,))
+    rng = np.random.default_rng(0)
+    features = rng.normal(3, 2, (60, 12))
+    scores = 60 + 10 * np.tanh(features[:, 0]) + features[:, 1]
+    rows = [
+        ({"features": torch.tensor(features[part])}, {"final_score": torch.tensor(scores[part])})
+        for part in (slice(0, 40), slice(40, 60))
+    ]
+    method = SupportVectorRegression()
+    text = method.fit(*rows[0], *rows[1])
+    assert kernel in text
+    cost = float(text.split("C ")[1].split(",")[0])
+    epsilon = float(text.split("epsilon ")[1].split(",")[0])
+    mean, scale = features[:40].mean(0), features[:40].std(0)
+    theirs = SVR(kernel=kernel, C=cost, epsilon=epsilon, gamma=1 / 12).fit((features[:40] - mean) / scale, scores[:40])
+    expected = theirs.predict((features[40:] - mean) / scale)
+    assert method.scores(rows[1][0]).numpy() == pytest.approx(expected, abs=1e-6)
+    checkpoint.save(tmp_path / "svr.pt", {"model": method.state_dict()})
+    other = SupportVectorRegression()
+    other.load_state_dict(checkpoint.load(tmp_path / "svr.pt")["model"])
+    assert torch.equal(other.scores(rows[1][0]), method.scores(rows[1][0]))

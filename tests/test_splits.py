@@ -1,0 +1,64 @@
+"""Whole events held out: every dive is tested once over the folds, and no event is on two sides."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_preparation.cli import UserError
+from data_preparation.dives import Dive
+from training.config import TrainConfig
+from training.data.splits import data_fingerprint, split_events
+
+sizes = st.lists(st.integers(1, 9), min_size=4, max_size=15)
+
+
+def dives_of(sizes: list[int]) -> list[Dive]:
+    return [Dive(v, n, 1, 9, 3.0, 60.0) for v, size in enumerate(sizes, 1) for n in range(size)]
+
+
+@given(sizes, st.integers(2, 4), st.integers(0, 1000), st.floats(0.3, 0.9))
+def test_folds_over_events(sizes: list[int], folds: int, seed: int, ratio: float):
+    dives = dives_of(sizes)
+    config = TrainConfig(split="event", folds=folds, seed=seed, train_val_split_ratio=ratio)
+    tested = []
+    for fold in range(1, folds + 1):
+        splits = split_events(dives, dataclasses.replace(config, fold=fold))
+        events = [{d.video for d in part} for part in (splits.train, splits.val, splits.test)]
+        assert all(events)
+        assert sum(map(len, events)) == len(sizes)  # no event is in two parts
+        assert sorted(d.key for part in (splits.train, splits.val, splits.test) for d in part) == [d.key for d in dives]
+        assert splits == split_events(dives, dataclasses.replace(config, fold=fold))
+        tested += [d.key for d in splits.test]
+    assert sorted(tested) == [d.key for d in dives]
+
+
+def test_the_seed_chooses_the_events():
+    dives = dives_of([3] * 12)
+    held_out = {
+        tuple(sorted({d.video for d in split_events(dives, TrainConfig(split="event", seed=seed)).test}))
+        for seed in range(5)
+    }
+    assert len(held_out) > 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [({"folds": 5}, "needs 5 events"), ({"folds": 2, "fold": 3}, "past the last"), ({"folds": 4}, None)],
+)
+def test_too_few_events_are_named(flags: dict, words: str | None):
+    if words is None:
+        assert split_events(dives_of([2] * 4), TrainConfig(split="event", **flags)).test
+        return
+    with pytest.raises(UserError, match=words):
+        split_events(dives_of([2] * 4), TrainConfig(split="event", **flags))
+
+
+def test_the_fingerprint_sees_every_label():
+    dive = Dive(1, 1, 1, 9, 3.0, 60.0, 1, 0, 2, 3, 0, caption=("a",))
+    changes = [{"end_frame": 10}, {"final_score": 61.0}, {"difficulty": 3.1}, {"position": 2}, {"caption": ("b",)}]
+    prints = {data_fingerprint([dataclasses.replace(dive, **change)]) for change in [{}, *changes]}
+    assert len(prints) == 6

@@ -1,0 +1,99 @@
+"""Is run B better than run A? The paired bootstrap of two opened runs on the same test dives.
+
+    python -m training.compare runs/a runs/b [more runs, each against the first]
+
+"B better" is the share of resamples of the dives in which B's Spearman is the greater one. An interval that holds 0 says
+that these dives cannot tell the two apart; it knows nothing of other seeds: train several.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_preparation.cli import UserError, run
+from training.metrics import paired_interval, relative_l2_rows, score_metrics, spearman_rows
+from training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What predictions.csv holds of a run: dives, true and predicted final scores in points."""
+
+    name: str
+    dives: list[tuple[int, int]]
+    true: np.ndarray
+    predicted: np.ndarray
+
+
+def read_predictions(path: Path) -> Predictions:
+    """The predictions of a run folder, ordered by dive.
+
+    Raises:
+        UserError: the folder holds none, or the file is damaged.
+    """
+    file = RunFolder(path).predictions_file
+    try:
+        rows = list(csv.DictReader(file.read_text().splitlines()))
+        rows.sort(key=lambda row: (int(row["video"]), int(row["dive"])))
+        return Predictions(
+            path.name,
+            [(int(row["video"]), int(row["dive"])) for row in rows],
+            np.array([float(row["true_score"]) for row in rows]),
+            np.array([float(row["predicted_score"]) for row in rows]),
+        )
+    except OSError:
+        raise UserError(
+            f"{path} has no predictions.csv: open its test split first (python -m training.evaluate --run {path})"
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({type(error).__name__}: {error}): evaluate the run again") from None
+
+
+def check_comparable(a: Predictions, b: Predictions) -> None:
+    """Raises UserError unless both runs scored the same dives with the same true scores."""
+    if a.dives != b.dives or not np.array_equal(a.true, b.true):
+        shared = len(set(a.dives) & set(b.dives))
+        raise UserError(
+            f"{a.name} was tested on {len(a.dives)} dives and {b.name} on {len(b.dives)}, {shared} of them the same: compare runs with the same test split and annotations"
+        )
+
+
+def comparison(a: Predictions, b: Predictions) -> str:
+    """A table of two runs: each metric of A and of B, the gain B - A and its 95 % interval."""
+    metrics_a, metrics_b = (score_metrics(p.predicted, p.true) for p in (a, b))
+    lines = [
+        f"A = {a.name}, B = {b.name}: {len(a.dives)} test dives, paired bootstrap",
+        f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}   95 % interval",
+    ]
+    share = math.nan
+    for label, name, rows in (("Spearman", "spearman", spearman_rows), ("R-l2 x100", "r_l2_x100", relative_l2_rows)):
+        low, high, greater = paired_interval(a.predicted, b.predicted, a.true, rows)
+        if name == "spearman":
+            share = greater
+        x, y = metrics_a[name], metrics_b[name]
+        lines.append(f"{label:14}{x:10.4f}{y:10.4f}{y - x:+10.4f}   {low:+.4f} to {high:+.4f}")
+    lines.append(f"B better (Spearman) in {share:.1%} of the resamples")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(__doc__)
+        if argv:
+            return
+    if len(argv) < 2 or any(name.startswith("-") for name in argv):
+        raise UserError("give two run folders or more: python -m training.compare runs/a runs/b")
+    first, *others = (read_predictions(Path(name)) for name in argv)
+    for other in others:
+        check_comparable(first, other)
+    print("\n\n".join(comparison(first, other) for other in others))
+
+
+if __name__ == "__main__":
+    run(main)
