@@ -32,7 +32,7 @@ flags=(
     --frame_num 48
     --frame_method spaced_varied_new
     --spatial_size 224
-    --normalize True
+    --normalize False              # False: as the weight file was trained; True: MTL-AQA's statistics
     --data_aug True
     --train_val_split_ratio 0.8
     --batch_size 8                 # over all GPUs together

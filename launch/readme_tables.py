@@ -1,12 +1,13 @@
-"""Write the flag tables of README.md anew from the dataclasses.
+"""Write the flag tables of README.md anew from the dataclasses; with a file, its results table too.
 
-python -m launch.readme_tables
+python -m launch.readme_tables [results.md]                    job_files/results_table.sh makes that file
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_preparation.cli import UserError, markdown_table, run
 from data_preparation.download import DownloadConfig
@@ -29,19 +30,23 @@ def with_tables(text: str) -> str:
         UserError: a pair of markers is missing.
     """
     for name, config in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise UserError(
-                f"README.md has no markers for the {name}: restore <!-- {name} --> and <!-- end of {name} -->"
-            )
-        table = markdown_table(config).replace("\\", r"\\")
-        text = pattern.sub(rf"\g<1>{table}\n\g<2>", text)
+        text = _replaced(text, name, markdown_table(config))
     return text
+
+
+def _replaced(text: str, name: str, table: str) -> str:
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise UserError(f"README.md has no markers for the {name}: restore <!-- {name} --> and <!-- end of {name} -->")
+    return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
 
 
 def main(argv: Sequence[str]) -> None:
     readme = REPOSITORY / "README.md"
-    readme.write_text(with_tables(readme.read_text()))
+    text = with_tables(readme.read_text())
+    for name in argv[:1]:
+        text = _replaced(text, "results", "\n" + Path(name).read_text())
+    readme.write_text(text)
 
 
 if __name__ == "__main__":

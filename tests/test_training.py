@@ -310,7 +310,7 @@ def test_multitask_trains_and_writes_captions(train, dataset: Path, tmp_path: Pa
     run = tmp_path / "runs" / "default"
     epoch = next(m for m in metrics(run) if m["type"] == "epoch")
     assert {"val_position_accuracy", "val_tw_no_accuracy", "val_bleu4", "val_rouge_l"} <= set(epoch)
-    test = json.loads((run / "summary.json").read_text())["test"]
+    test = json.loads((run / "summary.json").read_text())["method_metrics"]
     rows = list(csv.DictReader((run / "predictions.csv").open()))
     assert 0 <= test["armstand_accuracy"] <= 1
     assert {"predicted_rotation_type", "predicted_caption"} <= set(rows[0])

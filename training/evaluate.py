@@ -76,7 +76,7 @@ def open_test_split(
     predicted = model.method.scores(outputs).tolist()
     if ranks.is_first:
         summary = summarise(predicted, splits, best["position"])
-        summary["test"] |= model.method.metrics(outputs, targets)
+        summary["method_metrics"] = model.method.metrics(outputs, targets)
         columns = model.method.columns(outputs)
         write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
         draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.path.name}: {result_line(summary)}")
@@ -121,7 +121,7 @@ def result_line(summary: dict[str, Any]) -> str:
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
     """The result and what is reached without looking at a frame, a line each."""
-    more = {n: v for n, v in summary["test"].items() if n.endswith("_accuracy") or n in ("bleu4", "rouge_l")}
+    more = summary["method_metrics"]
     return [
         result_line(summary),
         *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
