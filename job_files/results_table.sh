@@ -28,7 +28,7 @@ train() { # name, flags: three seeds
 
 train timesformer-mse --loss_spcoef_weight 0
 train timesformer-mse-spearman --loss_spcoef_weight 0.1
-train timesformer-multitask --method multitask "${captions[@]}" --loss_spcoef_weight 0
+train timesformer-multitask --method multitask "${captions[@]}" --epochs 6 --loss_spcoef_weight 0
 train c3d-mse "${c3d[@]}" --loss_spcoef_weight 0
 train c3d-mse-spearman "${c3d[@]}" --loss_spcoef_weight 0.1
 train c3d-random-features-svr --method svr --model c3d --frame_num 16 --spatial_size 32

@@ -151,12 +151,8 @@ def test_the_shipped_settings_are_the_originals():
     config = parse(TrainConfig, read_flag_file(REPOSITORY / "model_train_config.sh"))
     assert (config.batch_size, config.epochs, config.frame_num, config.learning_rate) == (8, 200, 48, 1e-5)
     assert (config.topology, config.dropout, config.activation) == ((512, 512), (0.2, 0.2), "LeakyReLU")
-    assert (config.frame_method, config.normalize, config.data_aug, config.amsgrad) == (
-        "spaced_varied_new",
-        True,
-        True,
-        True,
-    )
+    assert (config.frame_method, config.data_aug, config.amsgrad) == ("spaced_varied_new", True, True)
+    assert (config.normalize, config.input_scale) == (False, "auto")  # but the weight file's own normalisation
     assert config.evaluate
     assert config.weight_file.name == "TimeSformer_divST_96x32_224_HowTo100M.pyth"
 
