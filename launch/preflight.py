@@ -17,9 +17,10 @@ def faults(launch: LaunchConfig, training: TrainConfig) -> list[str]:
     if not found:
         found += _data_faults(training)
     processes = launch.nodes * launch.tasks
-    if training.batch_size % processes:
+    parts = processes * training.accumulate
+    if training.batch_size % parts:
         found.append(
-            f"--batch_size {training.batch_size} cannot be shared by {processes} processes ({launch.nodes} nodes x {launch.tasks}): give a multiple of {processes}"
+            f"--batch_size {training.batch_size} cannot be shared by {processes} processes ({launch.nodes} nodes x {launch.tasks}) in --accumulate {training.accumulate} parts: give a multiple of {parts}"
         )
     if training.gpu and 0 < launch.gpus_per_node < launch.tasks:
         found.append(

@@ -79,6 +79,30 @@ def test_timesformer_base_loads_a_released_file(shared: Path, tmp_path: Path):
     assert difference(found, loaded["features"]) < 1e-4
 
 
+def test_timesformer_starts_as_the_original_does():
+    model = TimeSformer(width=192, depth=12, num_heads=3, drop_path=0.1)
+    rates = [block.drop_path.drop_prob for block in model.blocks]
+    assert rates == pytest.approx([0.1 * i / 11 for i in range(12)])
+    assert model.time_embed.abs().max() == 0
+    assert model.blocks[3].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
+    assert [bool(block.temporal_fc.weight.any()) for block in model.blocks] == [True] + [False] * 11
+    assert not any(block.attn.qkv.bias.any() for block in model.blocks)
+
+
+def test_weights_are_drawn_in_one_thread(monkeypatch: pytest.MonkeyPatch):
+    """Two threads do not always draw the same last digits (training.seeding.one_thread)."""
+    threads = []
+    monkeypatch.setattr(
+        "training.model.build_backbone", lambda c: (threads.append(torch.get_num_threads()), build_backbone(c))[1]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    build_model(TrainConfig(**SMALL["timesformer"]))
+    assert (threads, torch.get_num_threads()) == ([1], 2)
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_c3d_is_the_original(shared: Path, index: int):
     file = golden(shared, "c3d_avg")

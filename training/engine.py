@@ -150,10 +150,13 @@ def judge(model: ScoringModel, outputs: Tensors, targets: Tensors, dives: Sequen
         raise UserError(
             "the model predicts validation scores that are no numbers: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
         )
+    besides = model.method.metrics(outputs, targets)
+    if besides:
+        log.info("Validation: %s", ", ".join(f"{name} {value:.3f}" for name, value in besides.items()))
     found = {
         **{"loss" if name == "loss" else f"loss_{name}": float(value) for name, value in losses.items()},
         **score_metrics(scores, [d.final_score for d in dives]),
-        **model.method.metrics(outputs, targets),
+        **besides,
     }
     return {f"val_{name}": value for name, value in found.items()}
 

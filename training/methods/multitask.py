@@ -5,6 +5,10 @@ The features of a clip are averaged for the score and the attributes; the captio
 weights are the original's: MSE + L1 of score / 17, the sum of five cross entropies, 0.01 x the caption's negative
 log-likelihood (summed over its words, averaged over the dives). --loss_mse_weight weighs MSE + L1 and
 --loss_spcoef_weight adds the soft Spearman correlation, as in the regression.
+
+Weights of the original under our names: fc6.fc -> fc6, score.fc_final_score -> score, dive.fc_position, .fc_armstand,
+.fc_rot_type, .fc_ss_no, .fc_tw_no -> attributes.position, .armstand, .rotation_type, .ss_no, .tw_no; the captioner's names
+are the original's.
 """
 
 from __future__ import annotations
