@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from training import _torchvision as _torchvision  # before timm and torchvision, which tests import too
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
