@@ -281,9 +281,15 @@ def load_captions(path: Path) -> dict[DiveKey, tuple[str, ...]]:
         UserError: the file is unreadable or holds no captions.
     """
     raw = load_pickle(path)
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no dictionary of captions: give MTL-AQA's final_captions_dict.pkl")
+    if not isinstance(raw, dict) or not all(map(_is_caption, raw.values())):
+        raise UserError(
+            f"{path} holds no captions (a list of words for each dive): give MTL-AQA's final_captions_dict.pkl"
+        )
     return {_key(key, str(path)): tuple(tokens) for key, tokens in raw.items()}
+
+
+def _is_caption(tokens: Any) -> bool:
+    return isinstance(tokens, (list, tuple)) and all(isinstance(word, str) for word in tokens)
 
 
 def load_vocabulary(path: Path) -> list[str]:
@@ -294,7 +300,10 @@ def load_vocabulary(path: Path) -> list[str]:
     """
     try:
         words = json.loads(_read_text(path))["ix_to_word"]
-        return [words[str(index)] for index in range(len(words))]
+        listed = [words[str(index)] for index in range(len(words))]
+        if not listed or not all(isinstance(word, str) for word in listed):
+            raise TypeError("its words are no text")
+        return listed
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is no vocabulary ({type(error).__name__}: {error}): give MTL-AQA's vocab.json"

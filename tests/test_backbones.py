@@ -315,6 +315,17 @@ def test_weights_bring_their_normalisation(tmp_path: Path):
     assert scale_of(other)[0] == pytest.approx(INPUT_SCALES["mtl_aqa"][0])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pos_embed", torch.zeros(30)), ("pos_embed", torch.zeros(1, 17, 30)), ("time_embed", torch.zeros(1, 0, 24))],
+)
+def test_embeddings_of_another_kind_are_listed_not_resized(tmp_path: Path, name: str, value: torch.Tensor):
+    state = build_backbone(TrainConfig(**SMALL["timesformer"])).state_dict()
+    torch.save({**state, name: value}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=f"of another shape .{name}"):
+        build_model(TrainConfig(pretrained_model=str(tmp_path / "odd.pth"), **SMALL["timesformer"]))
+
+
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path):
     state = build_backbone(TrainConfig(**SMALL["timesformer"])).state_dict()
     state["blocks.7.norm1.weight"] = torch.zeros(24)
@@ -339,6 +350,8 @@ def test_weight_files_are_not_trusted(tmp_path: Path):
     (tmp_path / "empty.pyth").write_bytes(b"")
     (tmp_path / "page.safetensors").write_text("<html>sign in</html>")
     torch.save({"epoch": 3}, tmp_path / "none.pyth")
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbered.pyth")
+    torch.save({"w": torch.tensor([1.0, torch.nan])}, tmp_path / "nan.pyth")
     for name in (
         "evil.pyth",
         "plain.pickle",
@@ -347,6 +360,8 @@ def test_weight_files_are_not_trusted(tmp_path: Path):
         "none.pyth",
         "missing.pyth",
         "page.safetensors",
+        "numbered.pyth",
+        "nan.pyth",
         "missing.safetensors",
     ):
         with pytest.raises(UserError, match=name):

@@ -163,6 +163,21 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished: Path, tmp_p
     assert_same_run(finished, tmp_path / "whole")
 
 
+def test_term_to_all_processes_of_a_job_keeps_the_checkpoint(finished: Path, tmp_path: Path):
+    """scancel sends TERM to the loader processes too."""
+    command = same_flags(finished, "--runs_dir", tmp_path, "--workers", 2, "--epochs", 50)
+    process = start(*command, start_new_session=True)
+    lines = tmp_path / "whole" / "metrics.jsonl"
+    while not (lines.exists() and sum('"step"' in line for line in lines.open()) >= 6):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, out
+    assert "Traceback" not in out
+    assert (tmp_path / "whole" / "checkpoints" / "last.pt").exists()
+
+
 def torchrun(ranks: int, *command: object) -> str:
     port = 20000 + os.getpid() % 9000
     return run_to_end("-m", "torch.distributed.run", "--nproc_per_node", ranks, "--master_port", port, *command)

@@ -14,6 +14,7 @@ FORMAT = "%(asctime)s{who} %(levelname)-7s %(message)s"
 def start_log(level: str, ranks: Ranks) -> None:
     """Lines with the time; the first rank at `level`, the others from warnings up, with their rank."""
     who = f" rank {ranks.rank}" if ranks.world_size > 1 else ""
+    logging.raiseExceptions = False  # a full disk is reported once, by what cannot be written, not with every line
     logging.basicConfig(format=FORMAT.replace("{who}", who), datefmt="%H:%M:%S", force=True)
     number = logging.getLevelName(level)
     logging.getLogger("training").setLevel(number if ranks.is_first else max(logging.WARNING, number))

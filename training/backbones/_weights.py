@@ -39,9 +39,15 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     for wrapper in ("model_state", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
+    items = content.items() if isinstance(content, Mapping) else ()
+    tensors = {k: v for k, v in items if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if not tensors:
         raise UserError(f"weight file {path} holds no weights by name: give a .pyth, .pth or c3d.pickle file")
+    odd = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if odd:
+        raise UserError(
+            f"weight file {path} holds values that are no numbers, in {len(odd)} of its tensors ({odd[0]}, ...): choose another file"
+        )
     return {_strip(name, ("module.", "model.")): tensor for name, tensor in tensors.items()}
 
 

@@ -159,11 +159,19 @@ class TimeSformer(Backbone):
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         own = self.state_dict()
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+
+        def resizable(name: str) -> bool:
+            """Whether only the number of vectors differs; what differs otherwise is listed by load_exactly."""
+            if name not in state or name not in own or state[name].ndim != 3 or not state[name].numel():
+                return False
+            (one, count, width), (_, wanted, own_width) = state[name].shape, own[name].shape
+            return (one, width) == (1, own_width) and count != wanted
+
         notes = ["classification head dropped"]
         # all released TimeSformers are models of video; a file without any temporal part is an image ViT
         from_video = "time_embed" in state or any(".temporal_attn." in name for name in state)
         self.input_scale = "timesformer" if from_video else "vit"
-        if "pos_embed" in state and state["pos_embed"].shape[1] != own["pos_embed"].shape[1]:
+        if resizable("pos_embed"):
             notes.append(
                 f"position embedding resized from {state['pos_embed'].shape[1] - 1} to {self.patch_embed.num_patches} patches"
             )
@@ -171,9 +179,7 @@ class TimeSformer(Backbone):
         if not from_video and self.attention_type != SPACE_ONLY:
             notes.append("image weights: the time embedding starts at zero")
             state["time_embed"] = torch.zeros_like(own["time_embed"])
-        elif (
-            "time_embed" in state and "time_embed" in own and state["time_embed"].shape[1] != own["time_embed"].shape[1]
-        ):
+        elif resizable("time_embed"):
             notes.append(
                 f"time embedding resized ({self.time_embed_resize}) from {state['time_embed'].shape[1]} to {own['time_embed'].shape[1]} frames"
             )

@@ -24,7 +24,10 @@ def steps_per_epoch(dives: int, batch_size: int) -> int:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)  # the loader processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which stops at a step boundary
+    # Ctrl-C, and Slurm's TERM to all processes of a job, are for the training, which stops at a step boundary; the loader
+    # processes end with it
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _own_words(batches: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
