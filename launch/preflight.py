@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from data_preparation.annotations import check_disjoint, load_annotations, load_split, select
+from data_preparation.annotations import check_disjoint, load_annotations, load_split, load_vocabulary, select
 from data_preparation.cli import UserError
 from data_preparation.layout import prepared_videos, video_name
 from launch.config import LaunchConfig
@@ -37,7 +37,9 @@ def faults(launch: LaunchConfig, training: TrainConfig) -> list[str]:
 
 def _data_faults(training: TrainConfig) -> list[str]:
     try:
-        dives = load_annotations(training.annotation_path)
+        dives = load_annotations(training.annotation_path, training.captions_file)
+        if training.vocabulary_file:
+            load_vocabulary(training.vocabulary_file)
         train, test = load_split(training.train_path), load_split(training.test_path)
         check_disjoint(train, test)
         used = select(dives, train, str(training.train_path)) + select(dives, test, str(training.test_path))

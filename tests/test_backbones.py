@@ -153,6 +153,10 @@ def clips(count: int, frames: int, size: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize("method", TrainConfig.__dataclass_fields__["method"].metadata["choices"])
 @pytest.mark.parametrize("name", TrainConfig.__dataclass_fields__["model"].metadata["choices"])
 def test_every_backbone_runs_with_every_method(name: str, method: str, decoder: bool):
+    if decoder and method != "regression":
+        with pytest.raises(UserError, match="use_decoder"):
+            TrainConfig(method=method, use_decoder=True)
+        return
     config = TrainConfig(model=name, method=method, use_decoder=decoder, dropout=(0, 0), drop_path=0, **SMALL[name])
     model = build_model(config).eval()
     batch = {"clip": clips(3, config.frame_num)}
@@ -324,6 +328,16 @@ def test_embeddings_of_another_kind_are_listed_not_resized(tmp_path: Path, name:
     torch.save({**state, name: value}, tmp_path / "odd.pth")
     with pytest.raises(UserError, match=f"of another shape .{name}"):
         build_model(TrainConfig(pretrained_model=str(tmp_path / "odd.pth"), **SMALL["timesformer"]))
+
+
+def test_an_earlier_runs_checkpoint_starts_the_backbone(tmp_path: Path):
+    earlier = build_model(TrainConfig(seed=3, normalize=True, **SMALL["timesformer"]))
+    torch.save({"model": earlier.state_dict()}, tmp_path / "best.pt")
+    flags = {**SMALL["timesformer"], "pretrained_model": str(tmp_path / "best.pt")}
+    model = build_model(TrainConfig(method="multitask", **flags))
+    assert all(torch.equal(p, model.backbone.get_parameter(n)) for n, p in earlier.backbone.named_parameters())
+    assert scale_of(model) == scale_of(earlier)
+    assert scale_of(build_model(TrainConfig(input_scale="unit", **flags)))[0] == [0, 0, 0]
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path):

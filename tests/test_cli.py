@@ -32,7 +32,7 @@ ORIGINAL_FLAGS = {
 NEW_FLAGS = {
     "runs_dir", "run_name", "workers", "prefetch", "model", "depth", "num_heads", "drop_path", "window_layout", "method",
     "spcoef_strength", "spcoef_norm", "lr_schedule", "warmup_steps", "clip_grad", "patience", "precision", "seed",
-    "resume", "checkpoint_every", "log_every", "captions_path", "vocabulary_path", "split", "folds", "fold",
+    "resume", "checkpoint_every", "log_every", "captions_path", "vocabulary_path", "split", "folds", "fold", "split_seed",
     "input_scale", "accumulate", "time_embed_resize", "checkpoint_activations", "ema", "compile", "tensorboard",
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from training.config import TrainConfig
 from training.cost import step_memory
 from training.data.dataset import DiveDataset
 from training.distributed import Ranks
-from training.engine import Engine, cut, joined, odd_rows
+from training.engine import Engine, cut, joined, non_finite_rows
 from training.interruption import InterruptionFlag
 from training.losses import mse
 from training.model import build_model
@@ -100,12 +100,12 @@ def test_the_average_follows_the_weights(tmp_path: Path):
     for _ in range(3):
         weights, _ = weights_after_a_step(engine)
         expected = weights if expected is None else {n: 0.9 * expected[n] + 0.1 * weights[n] for n in weights}
-    judged = dict(engine.judged_model.named_parameters())
+    judged = dict(engine.evaluated_model.named_parameters())
     assert all(torch.allclose(judged[n], expected[n], atol=1e-6) for n in expected)
-    assert engine.judged_model is not engine.model
+    assert engine.evaluated_model is not engine.model
     resumed = engine_of(tmp_path, ema=0.9)
     resumed.load_state(copy.deepcopy(engine.state()))
-    assert all(torch.equal(p, judged[n]) for n, p in resumed.judged_model.named_parameters())
+    assert all(torch.equal(p, judged[n]) for n, p in resumed.evaluated_model.named_parameters())
 
 
 @pytest.mark.parametrize("model", ["timesformer", "c3d"])
@@ -158,7 +158,7 @@ def test_a_loss_that_is_no_number_names_ranks_and_dives(tmp_path: Path):
     engine.ranks = Ranks(0, 4)
     with pytest.raises(UserError, match=r"rank 2: dives 01/005\)"):
         engine._refuse_non_finite(torch.tensor(torch.nan), outputs, torch.arange(8))
-    assert odd_rows({"a": torch.tensor([1.0, torch.inf]), "n": torch.tensor([1, 2])}) == [1]
+    assert non_finite_rows({"a": torch.tensor([1.0, torch.inf]), "n": torch.tensor([1, 2])}) == [1]
 
 
 def test_nothing_moves_when_the_loss_or_the_gradient_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

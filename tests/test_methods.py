@@ -76,7 +76,12 @@ def test_the_multitask_heads_are_the_originals(shared: Path, index: int):
     for name, tensor in recipe_state(file["state_dict"], file["scale"]).items():
         stem, _, kind = name.rpartition(".")
         renamed[name if name.startswith("backbone.") else f"method.{NAMES[stem]}.{kind}"] = tensor
-    model.load_state_dict({**renamed, **{n: t for n, t in model.state_dict().items() if n.startswith("input_")}})
+    model.load_state_dict(
+        {
+            **renamed,
+            **{n: t for n, t in model.state_dict().items() if n.startswith("input_") or n.endswith("_extra_state")},
+        }
+    )
     with torch.no_grad():
         outputs = model.method(model.backbone, {"video": recipe_tensor("input:" + case["name"], case["input"], 1.0)})
     assert difference(outputs["score"][:, None], case["score"]) < 1e-4

@@ -12,14 +12,15 @@ from tests.conftest import run_python
 from training.config import TrainConfig
 from training.run_folder import RunFolder, write_json
 
-BASELINES = {"train mean": {"spearman": None, "r_l2_x100": 3.0, "mae": 11.0}}
 
-
-def write_run(folder: Path, config: TrainConfig, spearman: float, baselines: dict = BASELINES, **more: float) -> Path:
+def write_run(folder: Path, config: TrainConfig, spearman: float, tested: int = 9, **more: float) -> Path:
     run = RunFolder(folder)
     run.create(config)
     test = {"spearman": spearman, "r_l2_x100": 0.5, "mae": 4.0}
+    # the last digits of a baseline depend on the seed's order of the training dives
+    baselines = {"train mean": {"spearman": None, "r_l2_x100": 3.0 + config.seed * 1e-15, "mae": 11.0}}
     write_json(run.summary_file, {"test": test, "baselines": baselines, "method_metrics": more})
+    write_json(run.splits_file, {"train": [], "val": [], "test": [[config.fold, i] for i in range(tested)]})
     return folder
 
 
@@ -28,26 +29,42 @@ def test_seeds_are_one_line(tmp_path: Path):
     runs = [write_run(tmp_path / f"a-s{i}", TrainConfig(seed=i), v) for i, v in enumerate(values)]
     other = TrainConfig(seed=1, loss_spcoef_weight=0.5)
     runs.append(write_run(tmp_path / "b-s1", other, 0.97, tw_no_accuracy=0.75))
+    runs.append(write_run(tmp_path / "c-s1", TrainConfig(seed=1, patience=3), 0.5))  # stopped early: not b's, not a's
     out = run_python("-m", "training.report", *runs).stdout
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
     assert cells[2][:5] == ["a", "timesformer", "regression", "3", f"0.930 ± {statistics.stdev(values):.3f}"]
     assert cells[3][0] == "b"
     assert cells[3][3:5] == ["1", "0.970"]
-    assert cells[4][0] == "*without looking: train mean*"
-    assert cells[4][4] == "undefined"
+    assert cells[4][:4] == ["c", "timesformer", "regression", "1"]
+    assert cells[5][0] == "*without looking: train mean*"
+    assert cells[5][4] == "undefined"
+    assert "9 test dives." in out
     assert "b also predicts: tw no accuracy 0.75." in out
 
 
 def test_what_cannot_be_put_together_is_refused(tmp_path: Path):
     a = write_run(tmp_path / "a", TrainConfig(), 0.9)
-    elsewhere = {"train mean": {"spearman": None, "r_l2_x100": 2.0, "mae": 9.0}}
-    b = write_run(tmp_path / "b", dataclasses.replace(TrainConfig(), seed=1), 0.9, elsewhere)
+    b = write_run(tmp_path / "b", dataclasses.replace(TrainConfig(), seed=1), 0.9, tested=8)
     unopened = tmp_path / "c"
     RunFolder(unopened).create(TrainConfig())
     for runs, words in (([a, b], "different dives"), ([unopened], "has no result"), ([tmp_path], "holds no run")):
         done = run_python("-m", "training.report", *runs, check=False)
         assert done.returncode == 2
         assert words in done.stderr
+
+
+def test_folds_are_one_line(tmp_path: Path):
+    config = TrainConfig(split="event", folds=2)
+    runs = [
+        write_run(tmp_path / f"a-f{fold}-s{seed}", dataclasses.replace(config, fold=fold, seed=seed), value)
+        for (fold, seed), value in {(1, 0): 0.8, (2, 0): 0.6, (1, 1): 0.9, (2, 1): 0.7}.items()
+    ]
+    out = run_python("-m", "training.report", *runs).stdout
+    assert f"| a | timesformer | regression | 2 | 0.750 ± {statistics.stdev([0.7, 0.8]):.3f} |" in out
+    assert "18 test dives, means over 2 folds of whole events." in out
+    done = run_python("-m", "training.report", *runs[:3], check=False)
+    assert done.returncode == 2
+    assert "seed 1 of a-f1-s0 has 1 runs where there are 2 folds" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["results", "training flags"])

@@ -23,7 +23,7 @@ def dives_of(sizes: list[int]) -> list[Dive]:
 @given(sizes, st.integers(2, 4), st.integers(0, 1000), st.floats(0.3, 0.9))
 def test_folds_over_events(sizes: list[int], folds: int, seed: int, ratio: float):
     dives = dives_of(sizes)
-    config = TrainConfig(split="event", folds=folds, seed=seed, train_val_split_ratio=ratio)
+    config = TrainConfig(split="event", folds=folds, split_seed=seed, train_val_split_ratio=ratio)
     tested = []
     for fold in range(1, folds + 1):
         splits = split_events(dives, dataclasses.replace(config, fold=fold))
@@ -39,7 +39,7 @@ def test_folds_over_events(sizes: list[int], folds: int, seed: int, ratio: float
 def test_the_seed_chooses_the_events():
     dives = dives_of([3] * 12)
     held_out = {
-        tuple(sorted({d.video for d in split_events(dives, TrainConfig(split="event", seed=seed)).test}))
+        tuple(sorted({d.video for d in split_events(dives, TrainConfig(split="event", split_seed=seed)).test}))
         for seed in range(5)
     }
     assert len(held_out) > 1

@@ -52,7 +52,9 @@ def read_predictions(path: Path) -> Predictions:
             f"{path} has no predictions.csv: open its test split first (python -m training.evaluate --run {path})"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({type(error).__name__}: {error}): evaluate the run again") from None
+        raise UserError(
+            f"{file} is damaged ({type(error).__name__}: {error}): restore it, a test split is not opened twice"
+        ) from None
 
 
 def check_comparable(a: Predictions, b: Predictions) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from data_preparation.cli import UserError, flag
@@ -58,6 +59,8 @@ MAY_CHANGE = frozenset(
         "run_name",
         "resume",
         "patience",
+        "captions_path",
+        "vocabulary_path",
         "checkpoint_activations",
         "compile",
         "tensorboard",
@@ -105,6 +108,7 @@ class TrainConfig:
     )
     folds: int = flag(5, "Parts that --split event cuts the events into.", minimum=2)
     fold: int = flag(1, "The part, from 1, that --split event holds out for the test.", minimum=1)
+    split_seed: int = flag(0, "Seed of the parts of --split event: the same for all --seed and --fold.", minimum=0)
     frame_num: int = flag(8, "Frames of a clip.", short="-fn", minimum=1)
     frame_method: str = flag("spaced_fixed", "How the frames of a clip are chosen.", short="-fm", choices=FRAME_METHODS)
     spatial_size: int = flag(224, "Height and width of the model's input in pixels.", short="-ss", minimum=1)
@@ -113,7 +117,7 @@ class TrainConfig:
     )
     input_scale: str = flag(
         "auto",
-        "Normalisation of the input; auto is what the weight file was trained with, without one unit (pixels in [0, 1]), for c3d imagenet.",
+        "Normalisation of the input; auto is the weight file's (timesformer, for a ViT of timm vit), without a file unit (pixels in [0, 1]), for c3d imagenet.",
         choices=("auto", *INPUT_SCALES),
     )
     data_aug: bool = flag(
@@ -260,6 +264,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(
             f"--batch_size {c.batch_size} cannot be cut into --accumulate {c.accumulate} parts: give a multiple of {c.accumulate}"
         )
+    if c.use_decoder and c.method != "regression":
+        faults.append(
+            f"--use_decoder True is a head of --method regression and --method says {c.method}: drop one of them"
+        )
     if c.split == "event" and c.fold > c.folds:
         faults.append(f"--fold {c.fold} is past the last of --folds {c.folds}: give 1 to {c.folds}")
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
@@ -294,6 +302,8 @@ def path_faults(c: TrainConfig) -> list[str]:
     for name, file in (("captions_path", c.captions_file), ("vocabulary_path", c.vocabulary_file)):
         if file and not file.is_file():
             faults.append(f"--{name} {file} is no file, seen from {Path.cwd()}: give its path, or none")
+    if c.tensorboard and find_spec("tensorboard") is None:
+        faults.append("--tensorboard True needs TensorBoard: pip install tensorboard, or say --tensorboard False")
     if c.weight_file and not c.weight_file.is_file():
         faults.append(f"--pretrained_model {c.weight_file} is no file: download it or say none to train from scratch")
     return faults

@@ -12,6 +12,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from training.backbones import build_backbone
 from training.config import TrainConfig
+from training.distributed import Ranks
 from training.model import ScoringModel
 
 
@@ -37,9 +38,11 @@ def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
 _STATES = {"Adam": 2, "AdamW": 2, "SGD": 1, "RMSProp": 2}
 
 
-def step_memory(model: ScoringModel, config: TrainConfig, clips: int, half: bool) -> dict[str, float]:
+def step_memory(
+    model: ScoringModel, config: TrainConfig, clips: int, half: bool, ranks: Ranks | None = None
+) -> dict[str, float]:
     """Expected bytes of a training step on `clips` clips at a time: weights, optimizer, activations (with the gradients
-    that live at the same moment), total.
+    that live at the same moment), total. `ranks` says whether there are several processes.
 
     Forward and backward of the backbone run on tensors without data, so it costs seconds and no memory. What is not seen:
     the head, the CUDA context (half a GiB), the workspaces of convolutions, fragmentation.
@@ -58,14 +61,22 @@ def step_memory(model: ScoringModel, config: TrainConfig, clips: int, half: bool
                 features.float().sum().backward()
         peak = sum(devices["Total"] for devices in tracker.get_tracker_snapshot("peak").values())
     backbone_weights = 4 * parameters(model.backbone)[0]
-    copies = _STATES[config.optimizer] + (config.amsgrad and config.optimizer.startswith("Adam")) + bool(config.ema)
-    parts = {"weights": 4.0 * total, "optimizer": 4.0 * trainable * copies, "activations": peak - backbone_weights}
+    copies = _STATES[config.optimizer] + (config.amsgrad and config.optimizer.startswith("Adam"))
+    weights = 4.0 * total * (2 if config.ema else 1)
+    # DistributedDataParallel keeps a second copy of the gradients; the head's own are not among the backbone's activations
+    buckets = trainable if ranks and ranks.world_size > 1 else 0
+    gradients = 4.0 * (buckets + parameters(model.method)[1])
+    parts = {
+        "weights": weights,
+        "optimizer": 4.0 * trainable * copies,
+        "activations": peak - backbone_weights + gradients,
+    }
     return {**parts, "total": sum(parts.values())}
 
 
-def describe_memory(model: ScoringModel, config: TrainConfig, clips: int, half: bool) -> str:
+def describe_memory(model: ScoringModel, config: TrainConfig, clips: int, half: bool, ranks: Ranks) -> str:
     """One line for the log, in GiB."""
-    parts = {name: size / 2**30 for name, size in step_memory(model, config, clips, half).items()}
+    parts = {name: size / 2**30 for name, size in step_memory(model, config, clips, half, ranks).items()}
     total = parts.pop("total")
     listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
     return f"{total:.2f} GiB a process ({listed}) for {clips} clips at a time"

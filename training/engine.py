@@ -94,7 +94,7 @@ def joined(parts: Sequence[Tensors]) -> Tensors:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def odd_rows(outputs: Tensors) -> list[int]:
+def non_finite_rows(outputs: Tensors) -> list[int]:
     """The rows with an output that is no finite number."""
     floats = [t.detach().reshape(len(t), -1) for t in outputs.values() if t.is_floating_point()]
     fine = torch.stack([torch.isfinite(t).all(dim=1) for t in floats]).all(dim=0)
@@ -128,7 +128,8 @@ def predict(
             {n: t.cpu() for n, t in group.items() if n not in ("clip", "index")} for group in (outputs, batch)
         )
         for row, index in enumerate(batch["index"].tolist()):
-            rows.append((index, {n: t[row] for n, t in outputs.items()}, {n: t[row] for n, t in targets.items()}))
+            # clones: a view would be sent to the other ranks with its whole batch
+            rows.append((index, *({n: t[row].clone() for n, t in group.items()} for group in (outputs, targets))))
     everyone = sorted((row for part in gather_objects(rows) for row in part), key=lambda row: row[0])
 
     def stack(column: int) -> Tensors:
@@ -137,7 +138,9 @@ def predict(
     return stack(1), stack(2)
 
 
-def judge(model: ScoringModel, outputs: Tensors, targets: Tensors, dives: Sequence[Dive]) -> dict[str, float]:
+def validation_metrics(
+    model: ScoringModel, outputs: Tensors, targets: Tensors, dives: Sequence[Dive]
+) -> dict[str, float]:
     """What `predict` gave for the validation dives is worth: losses over the whole set as one batch, metrics of the final
     scores, and the method's own metrics.
 
@@ -184,7 +187,7 @@ class Engine:
         if config.compile:
             model.backbone.compile()
         self.parallel: nn.Module = DistributedDataParallel(model) if ranks.world_size > 1 else model
-        self.average = (
+        self.ema = (
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
             if config.ema
             else None
@@ -192,9 +195,9 @@ class Engine:
         self.events = EventLog(run.path / "tensorboard") if config.tensorboard and ranks.is_first else None
 
     @property
-    def judged_model(self) -> ScoringModel:
+    def evaluated_model(self) -> ScoringModel:
         """The model that is validated, kept as best and tested: the average of the weights, if one is kept."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.ema is None else self.ema.module
 
     # -------------------------------------------------------------------------------------------------- one step
 
@@ -223,12 +226,12 @@ class Engine:
         gradients = {name: t.grad for name, t in rows.items() if t.grad is not None}
         self.optimizer.zero_grad(set_to_none=True)
         for number, (part, gradient) in enumerate(zip(parts, cut(gradients, len(parts)), strict=True)):
-            with self._gradients_travel(number == len(parts) - 1):
+            with self._gradient_sync(number == len(parts) - 1):
                 graph = passes[0] if len(parts) == 1 else self._forward(part, number)
                 torch.autograd.backward([graph[name] for name in gradient], [*gradient.values()])
-        norm = self._move()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        norm = self._optimizer_step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
         return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": norm}
 
     def _forward(self, part: Tensors, number: int) -> Tensors:
@@ -237,13 +240,13 @@ class Engine:
         with autocast(self.precision, self.device):
             return self.parallel(part)
 
-    def _gradients_travel(self, now: bool) -> AbstractContextManager:
+    def _gradient_sync(self, now: bool) -> AbstractContextManager:
         """Ranks sum their gradients in the backward pass of a step's last part, once."""
         if now or not isinstance(self.parallel, DistributedDataParallel):
             return nullcontext()
         return self.parallel.no_sync()
 
-    def _move(self) -> float:
+    def _optimizer_step(self) -> float:
         """Let the optimizer move; returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
@@ -260,7 +263,7 @@ class Engine:
     def _refuse_non_finite(self, loss: torch.Tensor, outputs: Tensors, indices: torch.Tensor) -> None:
         if torch.isfinite(loss):
             return
-        rows = odd_rows(outputs) or range(len(indices))
+        rows = non_finite_rows(outputs) or range(len(indices))
         share = len(indices) // self.ranks.world_size
         guilty: dict[int, list[str]] = {}
         for row in rows:
@@ -318,9 +321,9 @@ class Engine:
 
     def _finish_epoch(self, val_data: DiveDataset, steps: int, started: float) -> None:
         at = self.position
-        model = self.judged_model
+        model = self.evaluated_model
         outputs = predict(model, val_data, self.config, self.ranks, self.device, self.stop_if_told)
-        result = {"train_loss": at.loss_sum / steps, **judge(model, *outputs, val_data.dives)}
+        result = {"train_loss": at.loss_sum / steps, **validation_metrics(model, *outputs, val_data.dives)}
         spearman = result["val_spearman"]
         if math.isnan(spearman):
             log.warning("Validation Spearman is undefined: all predicted (or all true) scores are equal")
@@ -334,7 +337,7 @@ class Engine:
             record = {"type": "epoch", "epoch": at.epoch, "step": at.global_step, **result}
             self._record({**record, "seconds": time.perf_counter() - started})
             if is_best:
-                best = {"model": self.judged_model.state_dict(), "position": asdict(at)}
+                best = {"model": self.evaluated_model.state_dict(), "position": asdict(at)}
                 checkpoint.save(self.run.best_checkpoint, best)
         self.save_last()
         if self.ranks.is_first:
@@ -352,15 +355,24 @@ class Engine:
         return bool(patience and at.best_epoch and at.epoch - at.best_epoch >= patience)
 
     def stop_if_told(self) -> None:
+        """Save and stop, at a step boundary, if any rank was told to."""
         if status := self.interruption.agreed_status(self.device):
             self.save_last()
-            at = self.position
-            self._report({"state": "interrupted"})
-            barrier()  # the first rank has told the world: from here on no rank's end can cut it short
-            raise Interrupted(
-                f"stopped by a signal after step {at.step} of epoch {at.epoch + 1}; the checkpoint is written",
-                status,
-            )
+            self._leave(status)
+
+    def leave_if_told(self) -> None:
+        """Stop if any rank was told to, after the last epoch: the checkpoint is written, and the model may hold others'
+        weights."""
+        if status := self.interruption.agreed_status(self.device):
+            self._leave(status)
+
+    def _leave(self, status: int) -> None:
+        at = self.position
+        self._report({"state": "interrupted"})
+        barrier()  # the first rank has told the world: from here on no rank's end can cut it short
+        raise Interrupted(
+            f"stopped by a signal after step {at.step} of epoch {at.epoch + 1}; the checkpoint is written", status
+        )
 
     # --------------------------------------------------------------------------------------- saving and reporting
 
@@ -374,7 +386,7 @@ class Engine:
         """All that a resume needs. Random generators are not in it: every draw is a function of the position."""
         return {
             "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "precision": self.precision,
@@ -411,8 +423,8 @@ class Engine:
                 f"{self.run.path} was trained in {state['precision']} and this is {self.precision}: say --precision {state['precision']}, or give another --run_name"
             )
         self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])

@@ -26,9 +26,9 @@ from data_preparation.dives import Dive
 from data_preparation.files import write_whole
 from training import checkpoint, distributed
 from training.config import TrainConfig, path_faults
-from training.data.dataset import DiveDataset, frame_faults
+from training.data.dataset import DiveDataset, frame_faults, target_faults
 from training.data.splits import Splits, load_splits
-from training.distributed import Ranks, barrier, gather_objects
+from training.distributed import Ranks, gather_objects
 from training.engine import predict
 from training.logs import start_log
 from training.metrics import (
@@ -60,8 +60,8 @@ def open_test_split(
     A run whose test split was opened before keeps that result: choosing among several openings would be choosing on the
     test set.
     """
-    best = checkpoint.load(run.best_checkpoint, device)
-    opened = gather_objects(read_json(run.summary_file))[0]  # the first rank decides for all
+    # the first rank decides for all, and no other reads the file: a shared file system may show them an older state
+    opened = gather_objects(read_json(run.summary_file) if ranks.is_first else None)[0]
     if opened is not None:
         log.log(
             logging.WARNING if ranks.is_first else logging.DEBUG,
@@ -70,10 +70,12 @@ def open_test_split(
             result_line(opened),
         )
         return opened
+    best = checkpoint.load(run.best_checkpoint, device)
     model.load_state_dict(best["model"])
     data = DiveDataset(splits.test, config, model.method.targets, augment=False)
     outputs, targets = predict(model, data, config, ranks, device, between_batches)
     predicted = model.method.scores(outputs).tolist()
+    summary = None
     if ranks.is_first:
         summary = summarise(predicted, splits, best["position"])
         summary["method_metrics"] = model.method.metrics(outputs, targets)
@@ -81,8 +83,8 @@ def open_test_split(
         write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
         draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.path.name}: {result_line(summary)}")
         write_json(run.summary_file, summary)
-    barrier()
-    summary = read_json(run.summary_file)
+        summary = read_json(run.summary_file)
+    summary = gather_objects(summary)[0]
     for line in result_lines(summary):
         log.info(line)
     return summary
@@ -168,10 +170,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not folder.best_checkpoint.exists():
         raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
-    epochs = len(folder.metrics("epoch"))
-    if (read_json(folder.progress_file) or {}).get("state") != "finished" and epochs < config.epochs:
+    progress, trained = read_json(folder.progress_file) or {}, len(folder.metrics("epoch"))
+    epochs = min(progress.get("epochs", config.epochs), config.epochs)
+    if progress.get("state") != "finished" and trained < epochs:
         raise UserError(
-            f"{options.run} has trained {epochs} of {config.epochs} epochs: let it end first, the test split is opened once"
+            f"{options.run} has trained {trained} of {epochs} epochs: let it end first, the test split is opened once"
         )
     config = dataclasses.replace(config, pretrained_model="none", evaluate=True)
     if faults := path_faults(config):
@@ -179,11 +182,13 @@ def main(argv: Sequence[str]) -> int:
     ranks = distributed.read_ranks()
     start_log(config.loglevel, ranks)
     splits = load_splits(config)
-    if faults := frame_faults(splits.test, config):
-        raise UserError.of(faults)
+    folder.check_splits(splits.record())
     device = distributed.choose_device(options.gpu, ranks)
     model = build_model(config).to(device)
+    if faults := frame_faults(splits.test, config) + target_faults(splits.test, model.method.targets):
+        raise UserError.of(faults)
     distributed.join(ranks, device)
+    distributed.on_first_rank(folder.hold)
     opened = open_test_split(folder, config, model, ranks, device, splits)
     if ranks.is_first:
         print(result_line(opened))  # the rest is in the log above

@@ -11,11 +11,12 @@ from dataclasses import asdict
 
 import torch
 
+from data_preparation.cli import UserError
 from training import checkpoint
 from training.config import TrainConfig
 from training.data.dataset import DiveDataset
 from training.distributed import Ranks, barrier, gather_objects, slurm_job_id
-from training.engine import Position, ProgressHook, judge, predict
+from training.engine import Position, ProgressHook, non_finite_rows, predict, validation_metrics
 from training.interruption import Interrupted, InterruptionFlag
 from training.model import ScoringModel
 from training.plots import draw_losses
@@ -63,17 +64,24 @@ class FitAtOnce:
         started = time.perf_counter()
         self._report("running")
         method = self.model.method
+        log.info("Fitted at once: the flags of epochs, optimizer, loss and averages are not used")
         train_rows, val_rows = (
-            predict(self.model, data, self.config, self.ranks, self.device, self.stop_if_told)
+            predict(self.model, data, self.config, self.ranks, self.device, self.leave_if_told)
             for data in (train_data, val_data)
         )
         log.info("Features of %d dives: %.1f s", len(train_data) + len(val_data), time.perf_counter() - started)
+        for (outputs, _), data in ((train_rows, train_data), (val_rows, val_data)):
+            if odd := non_finite_rows(outputs):
+                names = ", ".join(data.dives[row].name for row in odd[:10])
+                raise UserError(
+                    f"the features of {len(odd)} dives are no numbers ({names}): say --precision fp32, or choose another --input_scale"
+                )
         if self.ranks.is_first:
             log.info("Chosen on validation: %s", method.fit(*train_rows, *val_rows))
         method.set_extra_state(gather_objects(method.get_extra_state() if self.ranks.is_first else None)[0])
         result = {
             "train_loss": float(method.loss(*train_rows)["loss"]),
-            **judge(self.model, *val_rows, val_data.dives),
+            **validation_metrics(self.model, *val_rows, val_data.dives),
         }
         self.position = Position(epoch=1, best_epoch=1, best_spearman=result["val_spearman"])
         if self.ranks.is_first:
@@ -86,9 +94,13 @@ class FitAtOnce:
         log.info("Fitted: validation Spearman %.4f, R-l2 x100 %.3f", result["val_spearman"], result["val_r_l2_x100"])
         self._report("running")
 
-    def stop_if_told(self) -> None:
+    def leave_if_told(self) -> None:
+        """Stop if any rank was told to."""
         if status := self.interruption.agreed_status(self.device):
-            raise Interrupted("stopped by a signal; a fit is done whole, so it begins again", status)
+            self._report("interrupted")
+            barrier()
+            reached = "the fit is saved" if self.position.epoch else "a fit is done whole, so it begins anew"
+            raise Interrupted(f"stopped by a signal; {reached}", status)
 
     def _report(self, state: str) -> None:
         if not self.ranks.is_first:
@@ -102,6 +114,7 @@ class FitAtOnce:
             "steps": 0,
             "best_epoch": at.best_epoch,
             "best_spearman": at.best_spearman,
+            "val_spearman": at.best_spearman,
             "eta_s": None,
             "job_id": slurm_job_id(),
         }

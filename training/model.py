@@ -28,6 +28,7 @@ class ScoringModel(nn.Module):
         super().__init__()
         self.backbone, self.method, self.frozen = backbone, method, freeze
         backbone.requires_grad_(not freeze)
+        self.input_scale = input_scale
         mean, std = INPUT_SCALES[input_scale]
         self.register_buffer("input_mean", torch.tensor(mean))
         self.register_buffer("input_std", torch.tensor(std))
@@ -54,10 +55,20 @@ def build_model(config: TrainConfig) -> ScoringModel:
     with one_thread():
         backbone = build_backbone(config)
         method = build_method(config, backbone.feature_dim)
+    own_scale: Tensors = {}
     if config.weight_file:
-        for note in backbone.load_pretrained(read_state_dict(config.weight_file)):
+        state = read_state_dict(config.weight_file)
+        if any(
+            name.startswith("backbone.") for name in state
+        ):  # a checkpoint of an earlier run: its backbone starts this one
+            own_scale = {name: state[name] for name in ("input_mean", "input_std")}
+            state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
+        for note in backbone.load_pretrained(state):
             log.info("%s: %s", config.weight_file.name, note)
     scale = "mtl_aqa" if config.normalize else config.input_scale
-    if scale == "auto":
-        scale = backbone.input_scale
-    return ScoringModel(backbone, method, freeze=config.freeze or method.freezes_backbone, input_scale=scale)
+    chosen = backbone.input_scale if scale == "auto" else scale
+    model = ScoringModel(backbone, method, freeze=config.freeze or method.freezes_backbone, input_scale=chosen)
+    if own_scale and scale == "auto":
+        model.load_state_dict(own_scale, strict=False)
+        model.input_scale = "as in the checkpoint"
+    return model

@@ -2,7 +2,9 @@
 
     python -m training.report runs/a-s0 runs/a-s1 runs/b-s0 ...
 
-Runs whose flags differ in --seed alone are one line, named by their run names without the seed. Markdown on stdout.
+Runs whose flags differ in --seed alone are one line, named by their run names without the seed ("-s0"). Folds of
+--split event (run names ending in "-f1" before the seed) are one line too: the mean over the folds of each seed, then the
+spread over seeds. Markdown on stdout.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from data_preparation.cli import UserError, run
 from training.config import MAY_CHANGE, TrainConfig, as_record
 from training.run_folder import RunFolder, read_json
 
-_SEED_SUFFIX = re.compile(r"[-_.]?s(eed)?\d+$")
+_SUFFIX = re.compile(r"([-_.]?f(old)?\d+)?([-_.]?s(eed)?\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class OpenedRun:
     name: str
     config: TrainConfig
     summary: dict[str, Any]
+    tested: list[list[int]]  # keys of the test dives
+
+    @property
+    def fold(self) -> int | None:
+        return self.config.fold if self.config.split == "event" else None
 
 
 def read_run(path: Path) -> OpenedRun:
@@ -41,12 +48,12 @@ def read_run(path: Path) -> OpenedRun:
         raise UserError(f"{path} holds no run (no config.json): give folders of runs, such as runs/default")
     if summary is None:
         raise UserError(f"{path} has no result: open its test split first (python -m training.evaluate --run {path})")
-    return OpenedRun(path.name, config, summary)
+    return OpenedRun(path.name, config, summary, sorted(read_json(folder.splits_file)["test"]))
 
 
 def grouped(runs: Sequence[OpenedRun]) -> list[list[OpenedRun]]:
-    """Runs with the same flags but for the seed, in the order of their first ones."""
-    ignored = MAY_CHANGE | {"seed"}
+    """Runs with the same flags but for the seed and the fold, in the order of their first ones."""
+    ignored = MAY_CHANGE - {"patience"} | {"seed", "fold"}
     groups: dict[str, list[OpenedRun]] = {}
     for each in runs:
         flags = {name: value for name, value in as_record(each.config).items() if name not in ignored}
@@ -62,35 +69,72 @@ def spread(values: Sequence[float | None], digits: int = 3) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def mean_over_folds(results: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    """Metric by metric; undefined where it is so in one fold."""
+    values = {key: [result[key] for result in results] for key in results[0]}
+    return {key: None if None in found else statistics.fmean(found) for key, found in values.items()}
+
+
+def by_seed(group: Sequence[OpenedRun], folds: Sequence[int | None]) -> list[list[OpenedRun]]:
+    """The runs of each seed, a run for each fold.
+
+    Raises:
+        UserError: a seed lacks a fold or has one twice.
+    """
+    seeds: dict[int, list[OpenedRun]] = {}
+    for each in group:
+        seeds.setdefault(each.config.seed, []).append(each)
+    for seed, runs in seeds.items():
+        if sorted(str(each.fold) for each in runs) != sorted(map(str, folds)):
+            raise UserError(
+                f"seed {seed} of {group[0].name} has {len(runs)} runs where there are {len(folds)} folds: give each fold of each seed once"
+            )
+    return list(seeds.values())
+
+
 def table(runs: Sequence[OpenedRun]) -> str:
     """The Markdown table of the runs and of what is reached without looking at a frame.
 
     Raises:
-        UserError: the runs were tested on different dives.
+        UserError: the runs were tested on different dives, or a fold is missing.
     """
-    if len({str(each.summary["baselines"]) for each in runs}) > 1:
-        raise UserError(
-            "the runs were tested on different dives (their baselines differ): give runs with the same data and test split"
-        )
+    tested: dict[int | None, list[list[int]]] = {}
+    for each in runs:
+        if tested.setdefault(each.fold, each.tested) != each.tested or (None in tested and len(tested) > 1):
+            raise UserError(
+                f"{runs[0].name} and {each.name} were tested on different dives: give runs with the same data and test split"
+            )
+    dives = sum(map(len, tested.values()))
     header = ["run", "model", "method", "seeds", "Spearman", "R-l2 x100", "MAE (points)"]
     lines = [header, ["---"] * len(header)]
-    notes = []
+    notes = [
+        f"\n{dives} test dives" + (f", means over {len(tested)} folds of whole events." if None not in tested else ".")
+    ]
     for group in grouped(runs):
-        name, config = _SEED_SUFFIX.sub("", group[0].name), group[0].config
-        tests = [each.summary["test"] for each in group]
-        lines.append([name, config.model, config.method, str(len(group)), *_figures(tests)])
-        if besides := group[0].summary["method_metrics"]:
-            spreads = {key: spread([each.summary["method_metrics"][key] for each in group], 2) for key in besides}
-            listed = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in spreads.items())
+        name, config = _SUFFIX.sub("", group[0].name), group[0].config
+        seeds = by_seed(group, list(tested))
+        tests = [mean_over_folds([_scores(each.summary["test"]) for each in folds]) for folds in seeds]
+        lines.append([name, config.model, config.method, str(len(seeds)), *_figures(tests)])
+        if group[0].summary["method_metrics"]:
+            besides = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
+            listed = ", ".join(f"{key.replace('_', ' ')} {spread([b[key] for b in besides], 2)}" for key in besides[0])
             notes.append(f"\n{name} also predicts: {listed}.")
-    for name, values in runs[0].summary["baselines"].items():
+    first = by_seed(grouped(runs)[0], list(tested))[0]
+    for name in first[0].summary["baselines"]:
+        values = mean_over_folds([_scores(each.summary["baselines"][name]) for each in first])
         lines.append([f"*without looking: {name}*", "", "", "", *_figures([values])])
     return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + notes)
 
 
-def _figures(results: Sequence[dict[str, Any]]) -> list[str]:
-    columns = (("spearman", 3), ("r_l2_x100", 2), ("mae", 2))
-    return [spread([result[key] for result in results], digits) for key, digits in columns]
+_COLUMNS = (("spearman", 3), ("r_l2_x100", 2), ("mae", 2))  # and their digits
+
+
+def _scores(result: dict[str, Any]) -> dict[str, float | None]:
+    return {key: result[key] for key, _ in _COLUMNS}
+
+
+def _figures(results: Sequence[dict[str, float | None]]) -> list[str]:
+    return [spread([result[key] for result in results], digits) for key, digits in _COLUMNS]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -141,6 +141,13 @@ class RunFolder:
             log.warning("%s cannot be locked (%s): do not start a second training in it", self.path, error.strerror)
         _held.append(file)
 
+    def check_splits(self, splits: dict[str, Any]) -> None:
+        """Raises UserError unless the run was trained on these dives, with these labels."""
+        if read_json(self.splits_file) != json.loads(json.dumps(splits)):
+            raise UserError(
+                f"{self.path} was trained on other annotations or lists than these: give another --run_name, or the data of that run"
+            )
+
     def create(self, config: TrainConfig) -> None:
         """Make the folder and record what the run is."""
         self.last_checkpoint.parent.mkdir(parents=True, exist_ok=True)

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError
-
 
 class EventLog:
-    """Events in `folder`; what is written again after an interruption replaces what was written before.
-
-    Raises:
-        UserError: TensorBoard is not installed.
-    """
+    """Events in `folder`; what is written again after an interruption replaces what was written before."""
 
     def __init__(self, folder: Path) -> None:
-        if find_spec("tensorboard") is None:
-            raise UserError("--tensorboard True needs TensorBoard: pip install tensorboard, or say --tensorboard False")
         self.folder = folder
         self._writer: Any = None
 

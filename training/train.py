@@ -8,7 +8,6 @@ a checkpoint, the same command goes on.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from data_preparation.cli import UserError, parse, run
 from training import distributed
 from training.config import TrainConfig, differences, path_faults
 from training.cost import describe_cost, describe_memory
-from training.data.dataset import DiveDataset, frame_faults
+from training.data.dataset import DiveDataset, frame_faults, target_faults
 from training.data.splits import Splits, load_splits
 from training.distributed import Ranks
 from training.engine import Engine, ProgressHook, resolve_precision
@@ -28,7 +27,7 @@ from training.fitting import FitAtOnce
 from training.interruption import Interrupted, InterruptionFlag
 from training.logs import also_log_to, start_log
 from training.model import ScoringModel, build_model
-from training.run_folder import RunFolder, read_json, write_json
+from training.run_folder import RunFolder, write_json
 
 log = logging.getLogger("training")
 
@@ -73,6 +72,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
     model = build_model(config)
+    if faults := target_faults([*splits.known, *(splits.test if config.evaluate else [])], model.method.targets):
+        raise UserError.of(faults)
     distributed.join(ranks, device)
     distributed.on_first_rank(partial(open_run, run, config, splits))
     also_log_to(run.job_dir(distributed.slurm_job_id() or "local") / f"rank{ranks.rank}.log")
@@ -86,7 +87,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     engine.resume()
     engine.fit(train_data, val_data)
     if config.evaluate:
-        open_test_split(run, config, model, ranks, device, splits, engine.stop_if_told)
+        open_test_split(run, config, model, ranks, device, splits, engine.leave_if_told)
     engine.report_end()
     log.info("Loss plot: %s", run.plot_file(config))
 
@@ -106,9 +107,10 @@ def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
             raise UserError(
                 f"{run.path} holds a run with other flags ({'; '.join(changed)}): give another --run_name, or the flags of that run"
             )
-        if read_json(run.splits_file) != json.loads(json.dumps(splits.record())):
+        run.check_splits(splits.record())
+        if run.summary_file.exists() and config.epochs > saved.epochs:
             raise UserError(
-                f"{run.path} was trained on other annotations or lists than these: give another --run_name, or the data of that run"
+                f"the test split of {run.path} is opened, so {config.epochs} epochs instead of {saved.epochs} would be chosen after seeing it: give another --run_name"
             )
     run.create(config)
     write_json(run.splits_file, splits.record())
@@ -125,10 +127,14 @@ def describe(
     processes = f"{ranks.world_size} process{'es' if ranks.world_size > 1 else ''}"
     log.info("Device %s, %s, %s (%s)", where, precision, processes, ranks.source)
     log.info("Dives: %d train, %d validation; %d to a step", len(splits.train), len(splits.val), config.batch_size)
+    mean, std = (
+        " ".join(f"{value:.3g}" for value in values.tolist()) for values in (model.input_mean, model.input_std)
+    )
+    log.info("Input: pixels normalised with mean %s, deviation %s (%s)", mean, std, model.input_scale)
     if ranks.is_first:
         clips = config.batch_size // ranks.world_size // config.accumulate
         log.info("%s + %s: %s", config.model, config.method, describe_cost(model, config))
-        log.info("Expected memory: %s", describe_memory(model, config, clips, precision != "fp32"))
+        log.info("Expected memory: %s", describe_memory(model, config, clips, precision != "fp32", ranks))
 
 
 if __name__ == "__main__":

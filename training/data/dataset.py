@@ -49,6 +49,17 @@ def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
     return faults
 
 
+def target_faults(dives: Sequence[Dive], targets: TargetsOf) -> list[str]:
+    """Which dives lack something that the method learns from, a sentence each for the first ten."""
+    faults = []
+    for dive in dives:
+        try:
+            targets(dive)
+        except UserError as error:
+            faults.append(str(error))
+    return faults[:10] + ([f"and {len(faults) - 10} dives more"] if len(faults) > 10 else [])
+
+
 def _has_frames(dive: Dive, config: TrainConfig, there: np.ndarray) -> bool:
     first, last = needed_frames(dive.start_frame, dive.end_frame, config.frame_num, config.frame_method)
     return bool(np.isin(np.arange(first, last + 1), there).all())

@@ -14,7 +14,8 @@ from training.data.dataset import DiveDataset
 from training.data.sampling import epoch_order, rank_rows
 from training.distributed import Ranks
 
-EVALUATION_BATCH = 8  # dives: fits where training fits, on any number of GPUs
+# dives of a process at once: without a graph to keep, eight clips take about what one takes in training
+EVALUATION_BATCH = 8
 
 
 def steps_per_epoch(dives: int, batch_size: int) -> int:

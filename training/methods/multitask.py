@@ -58,11 +58,20 @@ class Multitask(Method):
     def targets(self, dive: Dive) -> Tensors:
         if missing := [name for name in ATTRIBUTE_CLASSES if getattr(dive, name) is None]:
             raise UserError(
-                f"dive {dive.name} has no {', '.join(missing)}, which --method multitask learns: add them to the annotations, or say --method regression"
+                f"dive {dive.name} has no {', '.join(missing)}, which --method multitask learns: add them to the annotations, or choose another --method"
             )
         classes = {name: torch.tensor(getattr(dive, name)) for name in ATTRIBUTE_CLASSES}
         caption = {} if self.words is None else {"caption": self._encoded(dive)}
         return {"final_score": torch.tensor(dive.final_score, dtype=torch.float32), **classes, **caption}
+
+    def get_extra_state(self) -> list[str] | None:
+        return None if self.words is None else list(self.words)
+
+    def set_extra_state(self, words: list[str] | None) -> None:
+        if words != self.get_extra_state():
+            raise UserError(
+                f"--vocabulary_path {self.config.vocabulary_path} holds other words than the run was trained with: give that vocabulary"
+            )
 
     def _encoded(self, dive: Dive) -> torch.Tensor:
         if not dive.caption:
@@ -94,11 +103,11 @@ class Multitask(Method):
         c = self.config
         true_B = targets["final_score"] / SCORE_UNIT
         error = mse(outputs["score"], true_B)
-        distance = F.l1_loss(outputs["score"], true_B)
-        crosses = sum(F.cross_entropy(outputs[name], targets[name]) for name in ATTRIBUTE_CLASSES)
+        l1_error = F.l1_loss(outputs["score"], true_B)
+        cross_entropy = sum(F.cross_entropy(outputs[name], targets[name]) for name in ATTRIBUTE_CLASSES)
         correlation = soft_spearman(self.scores(outputs), targets["final_score"], c.spcoef_strength, c.spcoef_norm)
-        parts = {"mse": error, "l1": distance, "attributes": crosses, "soft_spearman": correlation}
-        loss = c.loss_mse_weight * (error + distance) + crosses - c.loss_spcoef_weight * correlation
+        parts = {"mse": error, "l1": l1_error, "attributes": cross_entropy, "soft_spearman": correlation}
+        loss = c.loss_mse_weight * (error + l1_error) + cross_entropy - c.loss_spcoef_weight * correlation
         if "caption_nll" in outputs:
             parts["caption"] = outputs["caption_nll"].mean()
             loss = loss + CAPTION_WEIGHT * parts["caption"]

@@ -1,8 +1,8 @@
 """Support vector regression on frozen features, the field's classical baseline: "Learning to Score Olympic Events" (Parmar
 and Morris, CVPRW 2017; C3D-SVR), with scikit-learn's SVR, tuned on the validation dives.
 
-The features of a clip are averaged over its windows and standardised. Every setting of GRID is fitted on the training
-dives; the one with the best validation Spearman is kept.
+The features of a clip are averaged over its windows and standardised. Every combination of KERNELS, COSTS and EPSILONS is
+fitted on the training dives; the one with the best validation Spearman is kept.
 """
 
 from __future__ import annotations
