@@ -303,6 +303,8 @@ def load_vocabulary(path: Path) -> list[str]:
         listed = [words[str(index)] for index in range(len(words))]
         if not listed or not all(isinstance(word, str) for word in listed):
             raise TypeError("its words are no text")
+        if len(set(listed)) < len(listed):
+            raise ValueError(f"'{Counter(listed).most_common(1)[0][0]}' is in it twice")
         return listed
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

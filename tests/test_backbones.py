@@ -321,12 +321,17 @@ def test_weights_bring_their_normalisation(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("pos_embed", torch.zeros(30)), ("pos_embed", torch.zeros(1, 17, 30)), ("time_embed", torch.zeros(1, 0, 24))],
+    [
+        ("cls_token", torch.zeros(1, 1, 24, dtype=torch.int64)),
+        ("pos_embed", torch.zeros(30)),
+        ("pos_embed", torch.zeros(1, 17, 30)),
+        ("time_embed", torch.zeros(1, 0, 24)),
+    ],
 )
 def test_embeddings_of_another_kind_are_listed_not_resized(tmp_path: Path, name: str, value: torch.Tensor):
     state = build_backbone(TrainConfig(**SMALL["timesformer"])).state_dict()
     torch.save({**state, name: value}, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match=f"of another shape .{name}"):
+    with pytest.raises(UserError, match=f"of another (shape|type) .{name}"):
         build_model(TrainConfig(pretrained_model=str(tmp_path / "odd.pth"), **SMALL["timesformer"]))
 
 
@@ -366,6 +371,8 @@ def test_weight_files_are_not_trusted(tmp_path: Path):
     torch.save({"epoch": 3}, tmp_path / "none.pyth")
     torch.save({1: torch.zeros(1)}, tmp_path / "numbered.pyth")
     torch.save({"w": torch.tensor([1.0, torch.nan])}, tmp_path / "nan.pyth")
+    with pytest.raises(UserError, match=r"more than weights \(it wants posix.system\)"):
+        read_state_dict(tmp_path / "evil.pyth")
     for name in (
         "evil.pyth",
         "plain.pickle",

@@ -19,7 +19,9 @@ def write_run(folder: Path, config: TrainConfig, spearman: float, tested: int = 
     test = {"spearman": spearman, "r_l2_x100": 0.5, "mae": 4.0}
     # the last digits of a baseline depend on the seed's order of the training dives
     baselines = {"train mean": {"spearman": None, "r_l2_x100": 3.0 + config.seed * 1e-15, "mae": 11.0}}
-    write_json(run.summary_file, {"test": test, "baselines": baselines, "method_metrics": more})
+    write_json(
+        run.summary_file, {"test": test, "baselines": baselines, "method_metrics": more, "groups": {}, "checkpoint": {}}
+    )
     write_json(run.splits_file, {"train": [], "val": [], "test": [[config.fold, i] for i in range(tested)]})
     return folder
 
@@ -47,7 +49,18 @@ def test_what_cannot_be_put_together_is_refused(tmp_path: Path):
     b = write_run(tmp_path / "b", dataclasses.replace(TrainConfig(), seed=1), 0.9, tested=8)
     unopened = tmp_path / "c"
     RunFolder(unopened).create(TrainConfig())
-    for runs, words in (([a, b], "different dives"), ([unopened], "has no result"), ([tmp_path], "holds no run")):
+    damaged = write_run(tmp_path / "d", TrainConfig(), 0.9)
+    RunFolder(damaged).summary_file.write_text("{}")
+    odd = write_run(tmp_path / "e", TrainConfig(), 0.9)
+    RunFolder(odd).config_file.write_text('{"batch_size": "eight"}')
+    for runs, words in (
+        ([a, b], "different dives"),
+        ([a, a], "seed 0 of a has 2 runs"),
+        ([damaged], "is damaged"),
+        ([odd], "is damaged"),
+        ([unopened], "has no result"),
+        ([tmp_path], "holds no run"),
+    ):
         done = run_python("-m", "training.report", *runs, check=False)
         assert done.returncode == 2
         assert words in done.stderr
@@ -64,7 +77,7 @@ def test_folds_are_one_line(tmp_path: Path):
     assert "18 test dives, means over 2 folds of whole events." in out
     done = run_python("-m", "training.report", *runs[:3], check=False)
     assert done.returncode == 2
-    assert "seed 1 of a-f1-s0 has 1 runs where there are 2 folds" in done.stderr
+    assert "seed 1 of a-f1-s0 has 1 runs where 2 are expected" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["results", "training flags"])

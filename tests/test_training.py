@@ -223,6 +223,7 @@ def test_a_run_folder_of_another_configuration_is_refused(finished: Path):
     for flags, words in (
         (["--learning_rate", 0.5], ["--learning_rate: 0.001 -> 0.5", "--run_name"]),
         (["--resume", "False"], ["--resume is False"]),
+        (["--epochs", 9], ["would be chosen after seeing it"]),
     ):
         process = start(*same_flags(finished, *flags))
         out, _ = process.communicate(timeout=120)

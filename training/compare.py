@@ -40,7 +40,11 @@ def read_predictions(path: Path) -> Predictions:
     file = RunFolder(path).predictions_file
     try:
         rows = list(csv.DictReader(file.read_text().splitlines()))
+        if len({(row["video"], row["dive"]) for row in rows}) < max(len(rows), 3):
+            raise ValueError("fewer than three dives, or one twice")
         rows.sort(key=lambda row: (int(row["video"]), int(row["dive"])))
+        if not all(math.isfinite(float(row[name])) for row in rows for name in ("true_score", "predicted_score")):
+            raise ValueError("a score is no number")
         return Predictions(
             path.name,
             [(int(row["video"]), int(row["dive"])) for row in rows],
@@ -49,7 +53,7 @@ def read_predictions(path: Path) -> Predictions:
         )
     except OSError:
         raise UserError(
-            f"{path} has no predictions.csv: open its test split first (python -m training.evaluate --run {path})"
+            f"{path} has no predictions.csv: open its test split first (python -m training.evaluate --run {path}), or restore the file if that was done"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

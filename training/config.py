@@ -324,6 +324,8 @@ def from_record(record: dict) -> TrainConfig:
         UserError: the record has a field that this version does not know.
     """
     fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    if not isinstance(record, dict):
+        raise UserError("the run's configuration is damaged: restore config.json from a copy")
     if unknown := sorted(set(record) - set(fields)):
         raise UserError(
             f"the run's configuration has fields that this version does not know: {', '.join(unknown)}; use the code revision that wrote it"
@@ -336,7 +338,10 @@ def from_record(record: dict) -> TrainConfig:
         else value
         for name, value in record.items()
     }
-    return TrainConfig(**values)
+    try:
+        return TrainConfig(**values)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"the run's configuration is damaged ({error}): restore config.json from a copy") from None
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:

@@ -75,11 +75,12 @@ def step_memory(
 
 
 def describe_memory(model: ScoringModel, config: TrainConfig, clips: int, half: bool, ranks: Ranks) -> str:
-    """One line for the log, in GiB."""
-    parts = {name: size / 2**30 for name, size in step_memory(model, config, clips, half, ranks).items()}
-    total = parts.pop("total")
-    listed = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-    return f"{total:.2f} GiB a process ({listed}) for {clips} clips at a time"
+    """One line for the log."""
+    parts = step_memory(model, config, clips, half, ranks)
+    size, unit = (2**30, "GiB") if parts["total"] >= 2**30 else (2**20, "MiB")
+    total = parts.pop("total") / size
+    listed = ", ".join(f"{name} {part / size:.2f}" for name, part in parts.items())
+    return f"{total:.2f} {unit} a process ({listed}) for {clips} clips at a time"
 
 
 def describe_cost(model: ScoringModel, config: TrainConfig) -> str:

@@ -61,7 +61,7 @@ def open_test_split(
     test set.
     """
     # the first rank decides for all, and no other reads the file: a shared file system may show them an older state
-    opened = gather_objects(read_json(run.summary_file) if ranks.is_first else None)[0]
+    opened = gather_objects(run.summary() if ranks.is_first else None)[0]
     if opened is not None:
         log.log(
             logging.WARNING if ranks.is_first else logging.DEBUG,
@@ -83,7 +83,7 @@ def open_test_split(
         write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
         draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.path.name}: {result_line(summary)}")
         write_json(run.summary_file, summary)
-        summary = read_json(run.summary_file)
+        summary = run.summary()
     summary = gather_objects(summary)[0]
     for line in result_lines(summary):
         log.info(line)
@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
     config = folder.saved_config()
     if config is None:
         raise UserError(f"{options.run} holds no run (no config.json): give the folder of a run, such as runs/default")
-    opened = read_json(folder.summary_file)
+    opened = folder.summary()
     if opened is not None:
         print("\n".join(result_lines(opened)))
         return 0

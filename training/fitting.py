@@ -6,6 +6,7 @@ It leaves the run folder that the engine leaves after one epoch, so evaluation, 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import asdict
 
@@ -83,6 +84,8 @@ class FitAtOnce:
             "train_loss": float(method.loss(*train_rows)["loss"]),
             **validation_metrics(self.model, *val_rows, val_data.dives),
         }
+        if math.isnan(result["val_spearman"]):
+            log.warning("Validation Spearman is undefined, so it chose nothing: give more validation dives")
         self.position = Position(epoch=1, best_epoch=1, best_spearman=result["val_spearman"])
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": 1, "step": 0, **result, "seconds": time.perf_counter() - started}

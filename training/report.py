@@ -43,7 +43,7 @@ def read_run(path: Path) -> OpenedRun:
         UserError: the folder holds no run, or its test split was not opened.
     """
     folder = RunFolder(path)
-    config, summary = folder.saved_config(), read_json(folder.summary_file)
+    config, summary = folder.saved_config(), folder.summary()
     if config is None:
         raise UserError(f"{path} holds no run (no config.json): give folders of runs, such as runs/default")
     if summary is None:
@@ -87,7 +87,7 @@ def by_seed(group: Sequence[OpenedRun], folds: Sequence[int | None]) -> list[lis
     for seed, runs in seeds.items():
         if sorted(str(each.fold) for each in runs) != sorted(map(str, folds)):
             raise UserError(
-                f"seed {seed} of {group[0].name} has {len(runs)} runs where there are {len(folds)} folds: give each fold of each seed once"
+                f"seed {seed} of {group[0].name} has {len(runs)} runs where {len(folds)} are expected: give each fold of each seed once"
             )
     return list(seeds.values())
 
@@ -111,7 +111,7 @@ def table(runs: Sequence[OpenedRun]) -> str:
         f"\n{dives} test dives" + (f", means over {len(tested)} folds of whole events." if None not in tested else ".")
     ]
     for group in grouped(runs):
-        name, config = _SUFFIX.sub("", group[0].name), group[0].config
+        name, config = _SUFFIX.sub("", group[0].name) or group[0].name, group[0].config
         seeds = by_seed(group, list(tested))
         tests = [mean_over_folds([_scores(each.summary["test"]) for each in folds]) for folds in seeds]
         lines.append([name, config.model, config.method, str(len(seeds)), *_figures(tests)])

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_preparation.cli import UserError
-from data_preparation.files import write_whole
+from data_preparation.files import write_fault, write_whole
 from training.config import TrainConfig, as_record, from_record
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,18 @@ class RunFolder:
         record = read_json(self.config_file)
         return None if record is None else from_record(record)
 
+    def summary(self) -> dict[str, Any] | None:
+        """The result of the test split, or None where it was not opened.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        found = read_json(self.summary_file)
+        parts = {"checkpoint", "test", "method_metrics", "baselines", "groups"}
+        if found is not None and not (isinstance(found, dict) and parts <= set(found)):
+            raise UserError(f"{self.summary_file} is damaged or of another version: restore it from a copy")
+        return found
+
     def hold(self) -> None:
         """Keep other trainings out of this folder until this process ends, however it ends.
 
@@ -158,8 +170,11 @@ class RunFolder:
     # ------------------------------------------------------------------------------------------------------ metrics
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        with open(self.metrics_file, "a") as file:
-            file.write(json.dumps(_plain(record)) + "\n")
+        try:
+            with open(self.metrics_file, "a") as file:
+                file.write(json.dumps(_plain(record)) + "\n")
+        except OSError as error:
+            raise write_fault(self.metrics_file, error) from None
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The records of one type ("step" or "epoch"), oldest first; a line torn by a kill is left out."""

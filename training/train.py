@@ -100,7 +100,8 @@ def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
     """
     run.hold()
     saved = run.saved_config()
-    if saved is not None and run.last_checkpoint.exists():  # nothing is lost with a run that never saved
+    results = (run.last_checkpoint, run.best_checkpoint, run.summary_file)
+    if saved is not None and any(file.exists() for file in results):  # nothing is lost with a run that never saved
         if not config.resume:
             raise UserError(f"{run.path} holds a run and --resume is False: give another --run_name, or let it resume")
         if changed := differences(saved, config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"weight file {path} is refused, it holds more than weights or is damaged ({first_line(error)}): download it again"
+            f"weight file {path} is refused, it holds more than weights{_unwanted(error)} or is damaged: download it again"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(f"weight file {path} is damaged ({first_line(error)}): download it again") from None
@@ -49,6 +50,12 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"weight file {path} holds values that are no numbers, in {len(odd)} of its tensors ({odd[0]}, ...): choose another file"
         )
     return {_strip(name, ("module.", "model.")): tensor for name, tensor in tensors.items()}
+
+
+def _unwanted(error: pickle.UnpicklingError) -> str:
+    """What the file wanted to have run; never torch's advice on how to let it."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (it wants {found[1]})" if found else ""
 
 
 def _strip(name: str, prefixes: Iterable[str]) -> str:
@@ -71,7 +78,17 @@ def load_exactly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], may
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", misfits))
+    kinds = [
+        f"{name} {state[name].dtype}"
+        for name in own
+        if name in state and state[name].is_floating_point() != own[name].is_floating_point()
+    ]
+    lists = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", misfits),
+        ("of another type", kinds),
+    )
     faults = [
         f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
         for what, names in lists
