@@ -124,8 +124,10 @@ def result_line(summary: dict[str, Any]) -> str:
 def result_lines(summary: dict[str, Any]) -> list[str]:
     """The result and what is reached without looking at a frame, a line each."""
     more = summary["method_metrics"]
+    far = (summary["test"]["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf)
     return [
         result_line(summary),
+        *(["  further from the true scores than the train mean: these scores are not learned yet"] if far else []),
         *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
         *(
             f"  without looking, {name}: Spearman {_number(values['spearman'])}, R-l2 x100 {_number(values['r_l2_x100'])}"
