@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 END, START = 0, 1  # <eos> and <sos> of MTL-AQA's vocabulary
 
@@ -61,14 +62,16 @@ class S2VT(nn.Module):
 
     @torch.no_grad()
     def greedy(self, features_BND: torch.Tensor, length: int) -> torch.Tensor:
-        """(B, length - 1) words, each the likeliest after those before it."""
+        """(B, length - 1) words, each the likeliest after those before it; `<eos>` from where all captions have ended."""
         state1, state2 = self._read(features_BND)
         word_B1 = features_BND.new_full((len(features_BND), 1), START, dtype=torch.long)
         nothing = features_BND.new_zeros(len(features_BND), 1, features_BND.shape[2])
-        words = []
-        for _ in range(length - 1):
+        words: list[torch.Tensor] = []
+        ended_B1 = torch.zeros_like(word_B1, dtype=torch.bool)
+        while len(words) < length - 1 and not ended_B1.all():
             ahead, state1 = self.rnn1(nothing, state1)
             written, state2 = self.rnn2(torch.cat([ahead, self.embedding(word_B1)], dim=2), state2)
             word_B1 = self.out(written).argmax(dim=2)
             words.append(word_B1)
-        return torch.cat(words, dim=1)
+            ended_B1 |= word_B1 == END
+        return F.pad(torch.cat(words, dim=1), (0, length - 1 - len(words)), value=END)

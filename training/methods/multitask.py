@@ -94,7 +94,8 @@ class Multitask(Method):
             if self.captioner is None:
                 return outputs
             if "caption" in batch:  # what the true caption costs: of use to the loss alone
-                outputs["caption_nll"] = caption_nll(self.captioner(features_BND, batch["caption"]), batch["caption"])
+                words_BL = batch["caption"][:, : int(caption_mask(batch["caption"]).sum(dim=1).max())]
+                outputs["caption_nll"] = caption_nll(self.captioner(features_BND, words_BL), words_BL)
             if not self.training:
                 outputs["caption_words"] = self.captioner.greedy(features_BND, CAPTION_LENGTH)
         return outputs
