@@ -28,7 +28,9 @@ train() { # name, flags: three seeds
 
 train timesformer-mse --loss_spcoef_weight 0
 train timesformer-mse-spearman --loss_spcoef_weight 0.1
-train timesformer-multitask --method multitask "${captions[@]}" --epochs 6 --loss_spcoef_weight 0
+multitask=(--method multitask "${captions[@]}" --epochs 6)
+train timesformer-multitask --loss_spcoef_weight 0 "${multitask[@]}"
+train timesformer-multitask-spearman --loss_spcoef_weight 3 --learning_rate 0.0003 "${multitask[@]}"
 train c3d-mse "${c3d[@]}" --loss_spcoef_weight 0
 train c3d-mse-spearman "${c3d[@]}" --loss_spcoef_weight 0.1
 train c3d-random-features-svr --method svr --model c3d --frame_num 16 --spatial_size 32
