@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from types import FrameType
 from typing import Any
 
 import av
@@ -323,6 +324,19 @@ def extract_videos(layout: DatasetLayout, work: dict[int, list[Dive]], config: E
         except Exception:
             return Outcome(False, f"video {video_name(video)}: unexpected, please report it\n{traceback.format_exc()}")
 
+    told: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        """Python drops an exception that a signal raises in the wrong moment (a weak reference's callback): the pool is
+        told as well, so the work ends in any case."""
+        told.append(number)
+        pool.stopped = True
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     outcomes: dict[int, Outcome] = {}
     with bar, ThreadPoolExecutor(min(config.processes, len(work))) as threads:
         waiting = {threads.submit(one, video): video for video in work}
@@ -339,6 +353,8 @@ def extract_videos(layout: DatasetLayout, work: dict[int, list[Dive]], config: E
             threads.shutdown(wait=True, cancel_futures=True)
             raise
     pool.close()
+    if told:
+        raise SystemExit(128 + told[0])
     return dict(sorted(outcomes.items()))
 
 
@@ -348,7 +364,6 @@ def main(argv: Sequence[str]) -> int:
     if not work:
         print("No video falls to this share: nothing to do.")
         return 0
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     outcomes = extract_videos(layout, work, config)
     failed = {video: outcome.text for video, outcome in outcomes.items() if not outcome.well}
     print(f"{len(outcomes) - len(failed)} of {len(outcomes)} videos are extracted in {layout.frames}")

@@ -250,9 +250,8 @@ class Engine:
         """Let the optimizer move; returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
-        if not self.scaler.is_enabled() and not torch.isfinite(
-            norm
-        ):  # the scaler skips such a step and lowers its scale
+        # with fp16 the scaler skips such a step and lowers its scale
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
             raise UserError(
                 f"the gradient became {float(norm)} at step {self.position.global_step + 1}, before the optimizer moved: lower --learning_rate, or say --precision fp32"
             )
