@@ -45,7 +45,7 @@ def step_memory(
     that live at the same moment), total. `ranks` says whether there are several processes.
 
     Forward and backward of the backbone run on tensors without data, so it costs seconds and no memory. What is not seen:
-    the head, the CUDA context (half a GiB), the workspaces of convolutions, fragmentation.
+    the head's activations, the CUDA context (half a GiB), the workspaces of convolutions, fragmentation.
     """
     total, trainable = parameters(model)
     with warnings.catch_warnings(), FakeTensorMode():

@@ -113,7 +113,6 @@ def _number(value: float | None) -> str:
 def result_line(summary: dict[str, Any]) -> str:
     """The result as one sentence."""
     test = summary["test"]
-
     low, high = (_number(value) for value in test["spearman_ci95"])
     return (
         f"Test Spearman {_number(test['spearman'])} (95 % interval {low} to {high}), R-l2 x100 {_number(test['r_l2_x100'])}, "

@@ -59,6 +59,7 @@ class FitAtOnce:
 
         Raises:
             Interrupted: a signal came while features were computed.
+            UserError: features or predicted scores that are no numbers, a full disk, a damaged frame.
         """
         if self.position.epoch:
             return

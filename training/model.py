@@ -60,8 +60,8 @@ def build_model(config: TrainConfig) -> ScoringModel:
         state = read_state_dict(config.weight_file)
         if any(
             name.startswith("backbone.") for name in state
-        ):  # a checkpoint of an earlier run: its backbone starts this one
-            own_scale = {name: state[name] for name in ("input_mean", "input_std")}
+        ):  # an earlier run's checkpoint: its backbone starts this one
+            own_scale = {name: state[name] for name in ("input_mean", "input_std") if name in state}
             state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
         for note in backbone.load_pretrained(state):
             log.info("%s: %s", config.weight_file.name, note)

@@ -38,7 +38,8 @@ class OpenedRun:
 
 
 def read_run(path: Path) -> OpenedRun:
-    """
+    """The run of a folder with its result.
+
     Raises:
         UserError: the folder holds no run, or its test split was not opened.
     """

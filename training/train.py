@@ -68,11 +68,12 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     device = distributed.choose_device(config.gpu, ranks)
     precision = resolve_precision(config.precision, device)
     splits = load_splits(config)
-    if faults := frame_faults([*splits.known, *(splits.test if config.evaluate else [])], config):
+    used = [*splits.known, *(splits.test if config.evaluate else [])]
+    if faults := frame_faults(used, config):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
     model = build_model(config)
-    if faults := target_faults([*splits.known, *(splits.test if config.evaluate else [])], model.method.targets):
+    if faults := target_faults(used, model.method.targets):
         raise UserError.of(faults)
     distributed.join(ranks, device)
     distributed.on_first_rank(partial(open_run, run, config, splits))
