@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data_preparation.cli import UserError
@@ -30,8 +32,43 @@ def test_a_checkpoint_comes_back(tmp_path: Path):
 def test_a_torn_checkpoint_is_named(tmp_path: Path, cut: int):
     checkpoint.save(tmp_path / "c.pt", {"w": torch.zeros(100)})
     (tmp_path / "c.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:cut])
-    with pytest.raises(UserError, match=r"c\.pt cannot be read"):
+    with pytest.raises(UserError, match=r"c\.pt is damaged"):
         checkpoint.load(tmp_path / "c.pt")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_a_changed_bit_is_found_or_without_effect(tmp_path: Path, data: st.DataObject):
+    """Some bytes of a ZIP are padding; where one that counts is changed, the checkpoint is not used."""
+    content = {"w": torch.arange(100.0), "position": {"step": 7}}
+    checkpoint.save(tmp_path / "c.pt", content)
+    raw = bytearray((tmp_path / "c.pt").read_bytes())
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    (tmp_path / "c.pt").write_bytes(raw)
+    try:
+        found = checkpoint.load(tmp_path / "c.pt")
+    except UserError:
+        return
+    assert torch.equal(found["w"], content["w"])
+    assert found["position"] == {"step": 7}
+
+
+def test_what_is_being_written_is_what_was_given(tmp_path: Path):
+    """Training goes on while a thread writes; its changes do not reach the file, and an error of the thread is told."""
+    writer = checkpoint.Writer()
+    weight = torch.zeros(1_000_000)
+    done: list[bool] = []
+    writer.put({tmp_path / "c.pt": checkpoint.copied({"w": weight, "list": [weight]})}, lambda: done.append(True))
+    weight += 1
+    writer.wait()
+    assert done == [True]
+    found = checkpoint.load(tmp_path / "c.pt")
+    assert float(found["w"].sum()) == float(found["list"][0].sum()) == 0
+    (tmp_path / "file").write_text("")
+    writer.put({tmp_path / "file" / "c.pt": {}})
+    with pytest.raises(UserError, match="could not be written"):
+        writer.wait()
+    writer.wait()  # told once
 
 
 def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path: Path):

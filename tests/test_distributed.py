@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preparation.cli import UserError
-from training.distributed import Ranks, allocated_gpus, first_host, gather, read_ranks, rendezvous_port, slurm_job_id
+from training.distributed import gather, gather_objects, join, leave
 from training.losses import mse, soft_spearman
+from training.ranks import Ranks, allocated_gpus, first_host, read_ranks, rendezvous_port, slurm_job_id
 
 STEP = {
     "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4",
@@ -23,6 +28,9 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a
 def test_torchrun_goes_before_slurm_before_a_single_process():
     assert read_ranks({}) == Ranks()
     assert read_ranks(STEP) == Ranks(3, 4, 1, "gpu003", rendezvous_port(1234, 0), "Slurm")
+    assert read_ranks({**STEP, "DEEPSPORTS_PORT": "20123"}).port == 20123
+    local = {"SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_LOCALID": "1"}
+    assert read_ranks({**local, "DEEPSPORTS_PORT": "7"}) == Ranks(1, 2, 1, "127.0.0.1", 7, "submitit")
     assert read_ranks({**STEP, **TORCHRUN}) == Ranks(1, 2, 1, "a", 5, "torchrun")
 
 
@@ -59,6 +67,47 @@ def test_first_host(nodelist: str, host: str):
 @given(st.integers(1, 10**8), st.integers(0, 1000))
 def test_ports_are_free_to_use(job: int, step: int):
     assert 1024 < rendezvous_port(job, step) < 32768
+
+
+def _come(rank: int, world: int, port: int, answers: mp.SimpleQueue) -> None:
+    ranks = Ranks(rank, world, rank, "127.0.0.1", port, "Slurm")
+    try:
+        join(ranks, torch.device("cpu"), timedelta(seconds=4))
+        answers.put((rank, gather_objects(rank)))
+        leave()
+    except UserError as error:
+        answers.put((rank, f"{type(error).__name__}: {error}"))
+
+
+@pytest.mark.parametrize("absent", [set(), {1, 3}, {0}])
+def test_ranks_that_do_not_come_are_named(absent: set[int]):
+    world, port = 4, 20000 + os.getpid() % 9000 + len(absent)
+    context = mp.get_context("spawn")
+    answers = context.SimpleQueue()
+    here = [rank for rank in range(world) if rank not in absent]
+    processes = [context.Process(target=_come, args=(rank, world, port, answers)) for rank in here]
+    for process in processes:
+        process.start()
+    said = dict(answers.get() for _ in processes)
+    for process in processes:
+        process.join()
+    if not absent:
+        assert said == {rank: [0, 1, 2, 3] for rank in range(4)}
+    elif 0 in absent:
+        assert all("PeerLost" in said[rank] and "found no first rank at 127.0.0.1" in said[rank] for rank in here)
+    else:
+        assert "did not come to 127.0.0.1" in said[0]
+        assert ": 1, 3;" in said[0]
+        assert "the log of rank 0 names them" in said[2]
+
+
+def test_a_port_that_another_program_holds_is_named():
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        ranks = Ranks(0, 2, 0, "127.0.0.1", other.getsockname()[1], "Slurm")
+        with pytest.raises(UserError, match="another program holds that port"):
+            join(ranks, torch.device("cpu"), timedelta(seconds=4))
 
 
 def test_what_slurm_says_of_the_job():

@@ -13,12 +13,14 @@ from data_preparation.dives import Dive
 from training.config import TrainConfig
 from training.cost import step_memory
 from training.data.dataset import DiveDataset
-from training.distributed import Ranks
 from training.engine import Engine, cut, joined, non_finite_rows
 from training.interruption import InterruptionFlag
 from training.losses import mse
 from training.model import build_model
+from training.ranks import Ranks
+from training.row_noise import RowDropout, RowDropPath, rows_of
 from training.run_folder import RunFolder
+from training.seeding import seed_all
 
 SMALL = {"spatial_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "frame_num": 4, "topology": (16,)}
 DIVES = [Dive(1, i, 1 + 100 * i, 80 + 100 * i, 2.0 + i / 8, 30.0 + 5 * i, i % 3, i % 2, i % 4, i, i) for i in range(8)]
@@ -74,6 +76,35 @@ def test_a_batch_in_parts_moves_the_weights_as_the_whole_does(tmp_path: Path, me
         for p in naive.model.parameters():
             p -= 0.05 * p.grad
         assert distance(dict(naive.model.named_parameters())) > 0.01
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_noise_belongs_to_the_rows_of_the_batch(tmp_path: Path, parts: int):
+    """Dropout and stochastic depth of a step are the same whether its dives go through whole or in parts."""
+    flags = {"dropout": (0.5,), "drop_path": 0.4}
+    whole, _ = weights_after_a_step(engine_of(tmp_path / "a", **flags))
+    in_parts, _ = weights_after_a_step(engine_of(tmp_path / "b", accumulate=parts, **flags))
+    without, _ = weights_after_a_step(engine_of(tmp_path / "c"))
+    assert all(torch.allclose(whole[n], in_parts[n], atol=1e-5) for n in whole)
+    assert not all(torch.allclose(whole[n], without[n], atol=1e-4) for n in whole)
+
+
+def test_noise_has_its_rate_and_mean():
+    seed_all(0)
+    x = torch.ones(200, 500)
+    dropped = RowDropout(0.3)(x)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.02)
+    paths = RowDropPath(0.3)(x.repeat(20, 1))
+    assert all(len(row.unique()) == 1 for row in paths)
+    assert float((paths[:, 0] == 0).float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(RowDropout(0.3).eval()(x), x)
+    assert float(RowDropout(1.0)(x).sum()) == 0
+    with rows_of(1, 2):
+        seed_all(1)
+        second = RowDropout(0.5)(x)
+    seed_all(1)
+    assert torch.equal(RowDropout(0.5)(x.repeat(2, 1))[200:], second)
 
 
 def test_both_passes_of_a_part_draw_the_same_dropout(tmp_path: Path):

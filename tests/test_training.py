@@ -18,6 +18,7 @@ from scipy import stats
 
 from tests.conftest import REPOSITORY, TINY_MODEL, data_flags
 from training import checkpoint
+from training.run_folder import RunFolder
 
 TIMES = ("seconds", "data_s", "step_s")
 
@@ -28,8 +29,13 @@ def metrics(run: Path) -> list[dict]:
     return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
 
 
+def newest(run: Path) -> dict:
+    """The content of the newest checkpoint."""
+    return checkpoint.load(RunFolder(run).checkpoints()[0])
+
+
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return checkpoint.load(run / "checkpoints" / f"{name}.pt")["model"]
+    return (newest(run) if name == "last" else checkpoint.load(run / "checkpoints" / f"{name}.pt"))["model"]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -66,7 +72,6 @@ def finished(dataset: Path, tmp_path_factory) -> Path:
 def same_flags(finished: Path, *flags: object) -> list[object]:
     """The flags of the finished run, then others."""
     from data_preparation.cli import to_argv
-    from training.run_folder import RunFolder
 
     return ["-m", "training.train", *to_argv(RunFolder(finished).saved_config()), *flags]
 
@@ -141,23 +146,39 @@ def test_the_same_flags_give_the_same_run(finished: Path, tmp_path: Path):
     assert_same_run(finished, tmp_path / "whole")
 
 
+def interrupt_after_steps(process: subprocess.Popen, run: Path, kind: signal.Signals, steps: int) -> str:
+    """Send the signal once so many steps are logged; what the process printed until its end."""
+    lines = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (lines.exists() and sum('"step"' in line for line in lines.open()) >= steps):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(kind)
+    return process.communicate(timeout=60)[0]
+
+
+def test_any_number_of_interruptions_changes_nothing(finished: Path, tmp_path: Path):
+    """Killed and told to stop in turn after a few steps each, at other places each time, saving by the clock."""
+    command = same_flags(finished, "--runs_dir", tmp_path, "--checkpoint_every", "0.002min")
+    kinds = [signal.SIGUSR2, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2]
+    for steps, kind in zip((2, 5, 9, 12), kinds, strict=True):
+        interrupt_after_steps(start(*command), tmp_path / "whole", kind, steps)
+    run_to_end(*command)
+    assert_same_run(finished, tmp_path / "whole")
+    assert len(RunFolder(tmp_path / "whole").checkpoints()) == 2  # --keep_checkpoints
+
+
 @pytest.mark.parametrize("kind", [signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished: Path, tmp_path: Path, kind: signal.Signals):
     """Stopped in the middle of an epoch, then started again: the same lines and the same weights, bit for bit."""
     command = same_flags(finished, "--runs_dir", tmp_path, "--checkpoint_every", 1)
     process = start(*command)
-    lines = tmp_path / "whole" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (lines.exists() and sum('"step"' in line for line in lines.open()) >= 6):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(kind)
-    out, _ = process.communicate(timeout=60)
+    out = interrupt_after_steps(process, tmp_path / "whole", kind, 6)
     status = {signal.SIGUSR2: 75, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
     assert process.returncode == status[kind], out
     assert "Traceback" not in out
-    stopped_at = checkpoint.load(tmp_path / "whole" / "checkpoints" / "last.pt")["position"]
+    stopped_at = newest(tmp_path / "whole")["position"]
     assert 0 < stopped_at["global_step"] < max(m["step"] for m in metrics(finished))
     assert "Resuming" in run_to_end(*command)
     assert_same_run(finished, tmp_path / "whole")
@@ -175,7 +196,7 @@ def test_term_to_all_processes_of_a_job_keeps_the_checkpoint(finished: Path, tmp
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143, out
     assert "Traceback" not in out
-    assert (tmp_path / "whole" / "checkpoints" / "last.pt").exists()
+    assert RunFolder(tmp_path / "whole").checkpoints()
 
 
 def torchrun(ranks: int, *command: object) -> str:
@@ -209,10 +230,23 @@ def test_two_ranks_do_what_one_does(finished: Path, tmp_path: Path):
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(finished: Path, tmp_path: Path):
-    flags = same_flags(finished, "--runs_dir", tmp_path, "--dropout", 0, "--drop_path", 0)
-    run_to_end(*flags, "--epochs", 1, "--evaluate", "False")
+    """One process, stopped in the middle of an epoch, then two: what one process alone would have done, up to rounding, with
+    dropout and stochastic depth at work."""
+    flags = same_flags(finished, "--runs_dir", tmp_path, "--accumulate", 1, "--drop_path", 0.2, "--ema", 0)
+    flags += ["--optimizer", "SGD", "--learning_rate", 0.01, "--checkpoint_every", 1]
+    run_to_end(*flags, "--run_name", "alone")
+    process = start(*flags)
+    interrupt_after_steps(process, tmp_path / "whole", signal.SIGUSR2, 6)
+    assert process.returncode == 75
     assert "Resuming" in torchrun(2, *flags)
-    assert [m["epoch"] for m in metrics(tmp_path / "whole") if m["type"] == "epoch"] == [1, 2, 3]
+    alone, changed = metrics(tmp_path / "alone"), metrics(tmp_path / "whole")
+    assert len(alone) == len(changed)
+    for one, other in zip(alone, changed, strict=True):
+        for name in ("loss", "train_loss", "val_loss"):
+            if name in one:
+                assert one[name] == pytest.approx(other[name], rel=1e-3)
+    one, other = weights(tmp_path / "alone"), weights(tmp_path / "whole")
+    assert all(torch.allclose(one[k], other[k], atol=2e-4) for k in one)
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -221,7 +255,10 @@ def test_a_run_goes_on_with_another_number_of_ranks(finished: Path, tmp_path: Pa
 def test_a_run_folder_of_another_configuration_is_refused(finished: Path):
     before = metrics(finished)
     for flags, words in (
-        (["--learning_rate", 0.5], ["--learning_rate: 0.001 -> 0.5", "--run_name"]),
+        (
+            ["--learning_rate", 0.5, "--workers", 2],
+            ["--learning_rate: 0.001 -> 0.5", "--run_name", "these may differ: --workers: 1 -> 2"],
+        ),
         (["--resume", "False"], ["--resume is False"]),
         (["--epochs", 9], ["would be chosen after seeing it"]),
     ):
@@ -249,15 +286,27 @@ def test_a_second_training_in_the_same_folder_is_refused(finished: Path, tmp_pat
     first.communicate(timeout=60)
 
 
-def test_a_torn_checkpoint_is_named(finished: Path, tmp_path: Path):
+def test_a_torn_checkpoint_gives_way_to_the_one_before_it(finished: Path, tmp_path: Path):
+    """Loudly, and to the same end; where none is whole, nothing begins anew by itself."""
     copied = tmp_path / "torn"
     shutil.copytree(finished, copied)
-    last = copied / "checkpoints" / "last.pt"
-    last.write_bytes(last.read_bytes()[:1000])
+    last, before = RunFolder(copied).checkpoints()
+    last.write_bytes(last.read_bytes()[:5000])
+    out = run_to_end(*same_flags(finished, "--runs_dir", tmp_path, "--run_name", "torn"))
+    assert f"{last} is damaged" in out
+    assert f"Resuming {copied} at epoch" in out
+    assert_same_run(finished, copied)
+    assert last.with_name(last.name + ".damaged").exists()
+    for path in RunFolder(copied).checkpoints():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1  # one bit
+        path.write_bytes(content)
     process = start(*same_flags(finished, "--runs_dir", tmp_path, "--run_name", "torn"))
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "last.pt cannot be read" in out
+    assert "no checkpoint in" in out
+    assert json.loads((copied / "progress.json").read_text())["state"] == "failed"
+    assert before.name in out
 
 
 def test_missing_frames_are_named_before_anything_is_made(train, dataset: Path, tmp_path: Path):

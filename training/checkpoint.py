@@ -1,8 +1,17 @@
-"""Checkpoints: written whole or not at all, read back as tensors and plain values only."""
+"""Checkpoints: written whole or not at all, checked when read, and read as tensors and plain values only.
+
+A checkpoint is torch's file format, a ZIP with a CRC-32 of each of its records; torch writes these sums and does not
+look at them when it reads, so `load` does.
+"""
 
 from __future__ import annotations
 
+import logging
 import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +19,12 @@ import torch
 
 from data_preparation.cli import UserError, first_line
 from data_preparation.files import whole_file
+
+log = logging.getLogger(__name__)
+
+
+class Damaged(UserError):
+    """A checkpoint that is torn or whose sums do not fit."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -31,9 +46,78 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The content that `save` wrote.
 
     Raises:
-        UserError: the file is torn or is no checkpoint.
+        Damaged: the file is torn, changed since it was written, or no checkpoint. UserError: it cannot be read.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"checkpoint {path} cannot be read ({first_line(error)}): delete it to go without it") from None
+        with zipfile.ZipFile(path) as file:
+            torn = file.testzip()  # reads all of it
+        if torn is None:
+            return torch.load(path, map_location=device, weights_only=True)
+        problem = f"the sum of its record {torn} is wrong"
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): mend its folder or disk") from None
+    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError, zlib.error,
+            pickle.UnpicklingError) as error:  # fmt: skip
+        problem = first_line(error)
+    raise Damaged(f"checkpoint {path} is damaged ({problem}): restore it from a copy, or delete it to go without it")
+
+
+def fingerprint(path: Path) -> str:
+    """What tells one checkpoint file from another without reading all of it: the sums in its directory.
+
+    Raises:
+        FileNotFoundError: it is not there (yet).
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            return f"{zlib.crc32(repr([(i.filename, i.file_size, i.CRC) for i in file.infolist()]).encode()):08x}"
+    except zipfile.BadZipFile:
+        return "damaged"
+
+
+def copied(value: Any) -> Any:
+    """A state with its tensors copied to the memory of the host, so that training may change its own meanwhile."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return type(value)((k, copied(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(v) for v in value)
+    return value
+
+
+class Writer:
+    """Writes checkpoints in a thread, one after the other in the order they were given, so that training goes on.
+
+    An error of the thread is raised by the next `put` or `wait`.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._under_way: Future[None] | None = None
+
+    def put(self, files: Mapping[Path, dict[str, Any]], afterwards: Callable[[], None] = lambda: None) -> None:
+        """Begin to write `files`, whose content must not change any more; `afterwards` runs when all are on disk. Waits
+        for what is still being written, so no more than one set is held in memory.
+
+        Raises:
+            UserError: what was written before could not be.
+        """
+        self.wait()
+        self._under_way = self._thread.submit(self._write, dict(files), afterwards)
+
+    @staticmethod
+    def _write(files: dict[Path, dict[str, Any]], afterwards: Callable[[], None]) -> None:
+        for path, content in files.items():
+            save(path, content)
+        afterwards()
+
+    def wait(self) -> None:
+        """Return when all that was put is on disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()

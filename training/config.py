@@ -7,6 +7,8 @@ A backbone is a file in backbones/, a method a file in methods/: their names are
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +57,8 @@ MAY_CHANGE = frozenset(
         "prefetch",
         "log_every",
         "checkpoint_every",
+        "keep_checkpoints",
+        "peer_timeout_min",
         "runs_dir",
         "run_name",
         "resume",
@@ -208,7 +212,15 @@ class TrainConfig:
     compile: bool = flag(False, "Compile the backbone with torch.compile: minutes at the start, faster steps.")
     seed: int = flag(0, "Seed of every draw: weights, split, order, frames, crops, dropout.", minimum=0)
     resume: bool = flag(True, "Continue what the run folder holds; False refuses a folder that holds a run.")
-    checkpoint_every: int = flag(0, "Also save every so many steps; 0 saves after each epoch.", minimum=0)
+    checkpoint_every: str = flag(
+        "10min",
+        "Also save every so many steps or minutes: no more than that is lost when a process is killed. 0 saves after each epoch only.",
+        allowed="whole number of steps, or minutes such as 10min",
+    )
+    keep_checkpoints: int = flag(2, "Checkpoints to keep besides the best one; the last two or more.", minimum=2)
+    peer_timeout_min: float = flag(
+        10.0, "Minutes that processes of a run wait for one another before they give up.", minimum=0.05
+    )
     evaluate: bool = flag(False, "Open the test split once, at the end, with the best checkpoint.", short="-eval")
     log_every: int = flag(10, "Steps between two log lines.", minimum=1)
     tensorboard: bool = flag(False, "Also write events for TensorBoard to the run folder (pip install tensorboard).")
@@ -228,6 +240,17 @@ class TrainConfig:
     def weight_file(self) -> Path | None:
         """The pretrained weights, or None for random ones."""
         return None if self.pretrained_model.lower() in NO_WEIGHTS else Path(self.pretrained_model)
+
+    @property
+    def save_steps(self) -> int:
+        """Steps between two checkpoints; 0 where steps do not say when."""
+        return 0 if self.checkpoint_every.endswith("min") else int(self.checkpoint_every)
+
+    @property
+    def save_seconds(self) -> float:
+        """Seconds between two checkpoints; infinite where the clock does not say when."""
+        every = self.checkpoint_every
+        return float(every.removesuffix("min")) * 60 if every.endswith("min") else math.inf
 
     @property
     def captions_file(self) -> Path | None:
@@ -273,6 +296,10 @@ def config_faults(c: TrainConfig) -> list[str]:
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
         faults.append(
             f"--normalize True means --input_scale mtl_aqa and --input_scale says {c.input_scale}: give one of them"
+        )
+    if not re.fullmatch(r"\d+|\d+(\.\d+)?min", c.checkpoint_every) or re.fullmatch(r"0+(\.0+)?min", c.checkpoint_every):
+        faults.append(
+            f"--checkpoint_every {c.checkpoint_every} is neither steps nor minutes: give a number such as 500, or 10min, or 0"
         )
     if (c.captions_file is None) != (c.vocabulary_file is None):
         faults.append("--captions_path and --vocabulary_path go together: give both, or none for both")
@@ -344,9 +371,14 @@ def from_record(record: dict) -> TrainConfig:
         raise UserError(f"the run's configuration is damaged ({error}): restore config.json from a copy") from None
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Fields that a resumed run may not change and that differ, as 'name: old -> new'."""
-    names = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in MAY_CHANGE]
-    if new.lr_schedule != "constant":
-        names.append("epochs")  # the schedule ends with the last epoch
-    return [f"--{n}: {getattr(old, n)} -> {getattr(new, n)}" for n in names if getattr(old, n) != getattr(new, n)]
+def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str]]:
+    """Fields that differ, as 'name: old -> new': those that a resumed run may not change, and those that it may."""
+    fixed: list[str] = []
+    free: list[str] = []
+    for name in (f.name for f in dataclasses.fields(TrainConfig)):
+        was, is_now = getattr(old, name), getattr(new, name)
+        if was != is_now:
+            # a schedule ends with the last epoch
+            may = name in MAY_CHANGE and not (name == "epochs" and new.lr_schedule != "constant")
+            (free if may else fixed).append(f"--{name}: {was} -> {is_now}")
+    return fixed, free

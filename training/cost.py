@@ -12,8 +12,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from training.backbones import build_backbone
 from training.config import TrainConfig
-from training.distributed import Ranks
 from training.model import ScoringModel
+from training.ranks import Ranks
 
 
 def parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -1,127 +1,31 @@
-"""Who am I among the training processes? The only file that reads torchrun's and Slurm's variables.
-
-`read_ranks` decides in this order and never guesses: torchrun, a Slurm step (srun, submitit), a single process.
-"""
+"""How the training processes of a run act together: devices, joining, collectives."""
 
 from __future__ import annotations
 
 import logging
-import os
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import socket
+import time
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from data_preparation.cli import UserError, first_line
+from training.ranks import Ranks, allocated_gpus, gpus_on_node
 
 log = logging.getLogger(__name__)
 
-JOIN_TIMEOUT = timedelta(minutes=10)  # nodes of one allocation start within seconds; the rest is slow file systems
-_PORTS = range(20000, 30000)  # below Linux's ephemeral ports (32768 and up), so nothing random sits there
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process's place. `local_rank` counts within the node; `source` says who told us."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    address: str = ""
-    port: int = 0
-    source: str = "single process"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world_size:
-            raise UserError(
-                f"{self.source} gives rank {self.rank} of {self.world_size} processes, which cannot be: start the job again"
-            )
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
+class PeerLost(UserError):
+    """Another process of the run is gone or did not come: nothing that this one could mend; the job may start again."""
 
 
-def first_host(nodelist: str) -> str:
-    """The first host of a Slurm node list: 'gpu[003-010,012],cpu1' -> 'gpu003'."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
-    if not match:
-        raise UserError(f"SLURM_STEP_NODELIST '{nodelist}' names no host: start the job with srun")
-    prefix, number, suffix = match.groups()
-    return prefix + (number or "") + (suffix or "")
-
-
-def rendezvous_port(job_id: int, step_id: int) -> int:
-    """A port that all processes of a step know without talking, and that two jobs on a node hardly share."""
-    return _PORTS[(job_id * 31 + step_id) % len(_PORTS)]
-
-
-def _number(env: Mapping[str, str], name: str, source: str) -> int:
-    try:
-        return int(env[name])
-    except KeyError:
-        raise UserError(f"{source} did not set {name}: start the job again, or as a single process") from None
-    except ValueError:
-        raise UserError(f"{source} set {name}='{env[name]}', which is no number: start the job again") from None
-
-
-def read_ranks(env: Mapping[str, str] = os.environ) -> Ranks:
-    """This process's place among the processes of the run.
-
-    Raises:
-        UserError: the variables contradict each other, or an allocation of several tasks was entered without srun.
-    """
-    if "TORCHELASTIC_RUN_ID" in env or ("RANK" in env and "WORLD_SIZE" in env):
-        source = "torchrun"
-        return Ranks(
-            _number(env, "RANK", source),
-            _number(env, "WORLD_SIZE", source),
-            _number(env, "LOCAL_RANK", source),
-            env.get("MASTER_ADDR", ""),
-            _number(env, "MASTER_PORT", source),
-            source,
-        )
-    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-        source = "Slurm"
-        return Ranks(
-            _number(env, "SLURM_PROCID", source),
-            _number(env, "SLURM_STEP_NUM_TASKS", source),
-            _number(env, "SLURM_LOCALID", source),
-            first_host(env.get("SLURM_STEP_NODELIST", "")),
-            rendezvous_port(_number(env, "SLURM_JOB_ID", source), _number(env, "SLURM_STEP_ID", source)),
-            source,
-        )
-    if int(env.get("SLURM_NTASKS") or 1) > 1:
-        raise UserError(
-            f"the allocation has {env['SLURM_NTASKS']} tasks and this process was not started by srun, so they would not find each other: use 'srun bash model_train_config.sh'"
-        )
-    return Ranks()
-
-
-def slurm_job_id(env: Mapping[str, str] = os.environ) -> str | None:
-    """The job this process belongs to, as squeue names it ('123' or '123_4'), or None."""
-    if "SLURM_ARRAY_JOB_ID" in env:
-        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    return env.get("SLURM_JOB_ID")
-
-
-def allocated_gpus(env: Mapping[str, str] = os.environ) -> str | None:
-    """The GPUs that Slurm gave this process ('0,1'), or None where Slurm gave none or is not there."""
-    if "SLURM_JOB_ID" not in env:
-        return None
-    given = env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS") or env.get("CUDA_VISIBLE_DEVICES")
-    return given if given and given not in ("NoDevFiles", "-1") else None
-
-
-def allocated_cpus(env: Mapping[str, str] = os.environ) -> int | None:
-    """The CPU cores that Slurm gave each task, or None where it does not say."""
-    return int(env["SLURM_CPUS_PER_TASK"]) if env.get("SLURM_CPUS_PER_TASK") else None
-
-
-def choose_device(use_gpu: bool, ranks: Ranks, env: Mapping[str, str] = os.environ) -> torch.device:
+def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
     """The device of this process.
 
     Raises:
@@ -131,7 +35,7 @@ def choose_device(use_gpu: bool, ranks: Ranks, env: Mapping[str, str] = os.envir
         return torch.device("cpu")
     if torch.cuda.is_available():
         seen = torch.cuda.device_count()
-        on_node = int(env.get("SLURM_GPUS_ON_NODE") or seen)
+        on_node = gpus_on_node() or seen
         # where Slurm binds a GPU to each task, every process sees its own as number 0
         index = 0 if seen == 1 and ranks.local_rank < on_node else ranks.local_rank
         if index >= seen:
@@ -140,34 +44,84 @@ def choose_device(use_gpu: bool, ranks: Ranks, env: Mapping[str, str] = os.envir
             )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
-    if given := allocated_gpus(env):
+    if given := allocated_gpus():
         raise UserError(
             f"Slurm gave this job GPUs ({given}) and CUDA sees none: mend the driver or the torch build of this environment, or say --gpu False"
         )
     return torch.device("cpu")
 
 
-def join(ranks: Ranks, device: torch.device) -> None:
-    """Connect the processes of the run (nccl on GPUs, gloo on the CPU); nothing to do for a single one.
+def join(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
+    """Connect the processes of the run (nccl on GPUs, gloo on the CPU); nothing to do for a single one. From here on no
+    process waits longer than `timeout` for another.
 
     Raises:
-        UserError: the others did not come within JOIN_TIMEOUT.
+        PeerLost: others did not come within `timeout`; it names them.
     """
     if ranks.world_size == 1:
         return
+    if ranks.source == "torchrun":  # its agent serves the store and watches over the ranks
+        meeting = {"init_method": f"tcp://{ranks.address}:{ranks.port}"}
+    else:
+        meeting = {"store": dist.PrefixStore("group", _meet(ranks, timeout))}
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"tcp://{ranks.address}:{ranks.port}",
+            **meeting,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            timeout=JOIN_TIMEOUT,
+            timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"rank {ranks.rank} of {ranks.world_size} could not join the others at {ranks.address}:{ranks.port} ({first_line(error)}): see the logs of the other ranks, one of them did not start"
+        raise PeerLost(
+            f"rank {ranks.rank} of {ranks.world_size} could not connect to the others ({first_line(error)}): see their logs"
         ) from None
+
+
+def _meet(ranks: Ranks, timeout: timedelta) -> dist.Store:
+    """The store that the first rank serves, when all ranks have come to it."""
+    place = f"{ranks.address}:{ranks.port}"
+    minutes = f"{timeout.total_seconds() / 60:g} minutes"
+    try:
+        store = dist.TCPStore(
+            ranks.address, ranks.port, ranks.world_size, ranks.is_first, timeout, wait_for_workers=False
+        )
+    except (dist.DistError, RuntimeError, ValueError, OSError) as error:
+        if ranks.is_first:
+            raise PeerLost(
+                f"the first rank cannot serve {place} ({first_line(error)}): another program holds that port, start the job again"
+            ) from None
+        raise PeerLost(
+            f"rank {ranks.rank} on {socket.gethostname()} found no first rank at {place} within {minutes} ({first_line(error)}): see the log of rank 0"
+        ) from None
+    store.set(f"come/{ranks.rank}", socket.gethostname())
+    if ranks.is_first:
+        deadline = time.monotonic() + timeout.total_seconds()
+        missing = list(range(ranks.world_size))
+        while missing := [rank for rank in missing if not store.check([f"come/{rank}"])]:
+            if time.monotonic() > deadline:
+                names = ", ".join(map(str, missing))
+                raise PeerLost(
+                    f"of {ranks.world_size} ranks these did not come to {place} within {minutes}: {names}; see their logs and the state of their nodes"
+                )
+            time.sleep(0.05)
+        store.set("all", "come")
+        return store
+    try:
+        store.wait(["all"], timeout)
+    except (dist.DistError, RuntimeError) as error:
+        raise PeerLost(
+            f"rank {ranks.rank} on {socket.gethostname()} waited {minutes} at {place} for the others ({first_line(error)}): the log of rank 0 names them"
+        ) from None
+    return store
+
+
+def is_about_peers(error: Exception) -> bool:
+    """Whether an exception of torch says that another process is gone, or silent for too long."""
+    if not dist.is_initialized():
+        return False
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def leave() -> None:
@@ -226,17 +180,44 @@ def largest(value: int, device: torch.device) -> int:
     return int(everyones)
 
 
-def on_first_rank(action: Callable[[], object]) -> None:
-    """Run the action on the first rank only; the others wait, and fail with its UserError if it fails."""
+def on_first_rank(action: Callable[[], T]) -> T:
+    """What the action returns on the first rank, where alone it runs; the others wait for it, and fail with its UserError
+    if it fails."""
+    found: T | None = None
     fault: str | None = None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
-            action()
+            found = action()
         except UserError as error:
             fault = str(error)
-    fault = gather_objects(fault)[0]
+    found, fault = gather_objects((found, fault))[0]
     if fault is not None:
         raise UserError(fault)
+    return found
+
+
+def see_the_same(path: Path | None, mark: Callable[[Path], str], patience_s: float = 60) -> Path | None:
+    """The first rank's path, once every rank sees the first rank's file there: a shared file system may show it late.
+
+    Raises:
+        UserError: some rank does not see it within `patience_s`.
+    """
+    path, wanted = gather_objects((path, mark(path) if path else ""))[0]
+    deadline = time.monotonic() + patience_s
+    while not (same := path is None or _mark_or_none(path, mark) == wanted) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if blind := [rank for rank, fine in enumerate(gather_objects(same)) if not fine]:
+        raise UserError(
+            f"ranks {', '.join(map(str, blind))} do not see {path} as the first rank does: --runs_dir must be on a file system that all nodes share"
+        )
+    return path
+
+
+def _mark_or_none(path: Path, mark: Callable[[Path], str]) -> str | None:
+    try:
+        return mark(path)
+    except OSError:
+        return None
 
 
 def barrier() -> None:

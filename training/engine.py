@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,20 +24,21 @@ from training import checkpoint
 from training.config import TrainConfig
 from training.data.dataset import DiveDataset
 from training.data.loader import evaluation_batches, steps_per_epoch, training_batches
-from training.distributed import Ranks, barrier, gather, gather_objects, slurm_job_id
+from training.distributed import barrier, gather, gather_objects, largest, on_first_rank, see_the_same
 from training.interruption import Interrupted, InterruptionFlag
 from training.methods import Tensors
 from training.metrics import score_metrics
 from training.model import ScoringModel
 from training.plots import draw_losses
+from training.progress import Meter, Progress, ProgressHook
+from training.ranks import Ranks
+from training.row_noise import rows_of
 from training.run_folder import RunFolder
 from training.schedule import learning_rate
 from training.seeding import seed_all
 from training.tensorboard import EventLog
 
 log = logging.getLogger(__name__)
-
-ProgressHook = Callable[[dict[str, Any]], None]
 
 _OPTIMIZERS: dict[str, Callable[[Any, TrainConfig], torch.optim.Optimizer]] = {
     "Adam": lambda p, c: torch.optim.Adam(p, c.learning_rate, weight_decay=c.weight_decay, amsgrad=c.amsgrad),
@@ -183,9 +185,13 @@ class Engine:
         self.optimizer = _OPTIMIZERS[config.optimizer]([p for p in model.parameters() if p.requires_grad], config)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision == "fp16")
         self.position = Position()
-        self.last_news: dict[str, Any] = {}
+        self.progress = Progress(run, ranks, device, on_progress)
+        self.meter = Meter()
+        self.writer = checkpoint.Writer()
+        self.saved_at = time.monotonic()
         if config.compile:
-            model.backbone.compile()
+            # dropout draws the same numbers, compiled or not
+            model.backbone.compile(options={"fallback_random": True})
         self.parallel: nn.Module = DistributedDataParallel(model) if ranks.world_size > 1 else model
         self.ema = (
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -235,9 +241,12 @@ class Engine:
         return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": norm}
 
     def _forward(self, part: Tensors, number: int) -> Tensors:
-        """Outputs of a part of a step's dives; the draws (dropout, stochastic depth) are the part's own."""
-        seed_all(self.config.seed, "step", self.position.global_step, self.ranks.rank, number)
-        with autocast(self.precision, self.device):
+        """Outputs of a part of a step's dives; the draws (dropout, stochastic depth) are those of the step and the dives'
+        rows in the global batch."""
+        seed_all(self.config.seed, "step", self.position.global_step)
+        parts = self.config.accumulate
+        rows = rows_of(self.ranks.rank * parts + number, self.ranks.world_size * parts)
+        with rows, autocast(self.precision, self.device):
             return self.parallel(part)
 
     def _gradient_sync(self, now: bool) -> AbstractContextManager:
@@ -284,11 +293,14 @@ class Engine:
         self.train_data = train_data
         steps = steps_per_epoch(len(train_data), self.config.batch_size)
         self.total_steps = steps * self.config.epochs
-        self._report({"state": "running"})
+        self._report({"state": "running", "error": None})
         while self.position.epoch < self.config.epochs and not self._out_of_patience():
-            started = time.perf_counter()
+            started, from_its_start = time.perf_counter(), self.position.step == 0
             self._train_epoch(steps)
             self._finish_epoch(val_data, steps, started)
+            if from_its_start:
+                self._report({"epoch_s": time.perf_counter() - started})
+        on_first_rank(self.writer.wait)
         log.info(
             "Training is done: best epoch %d of %d, validation Spearman %.4f",
             self.position.best_epoch, self.position.epoch, self.position.best_spearman,
@@ -310,13 +322,13 @@ class Engine:
                 computed_from = time.perf_counter()
                 rate = learning_rate(at.global_step, self.total_steps, config)
                 losses = self.training_step(batch, rate)
-                times = {"data_s": computed_from - waited_from, "step_s": time.perf_counter() - computed_from}
+                self.meter.add(computed_from - waited_from, time.perf_counter() - computed_from)
                 at.step, at.global_step, at.loss_sum = at.step + 1, at.global_step + 1, at.loss_sum + losses["loss"]
                 bar.update()
                 if at.global_step % config.log_every == 0 or at.step == steps:
-                    self._log_step(steps, losses, rate, times)
-                if config.checkpoint_every and at.global_step % config.checkpoint_every == 0:
-                    self.save_last()
+                    self._log_step(steps, losses, rate)
+                if self._save_is_due():
+                    self.save()
 
     def _finish_epoch(self, val_data: DiveDataset, steps: int, started: float) -> None:
         at = self.position
@@ -335,10 +347,7 @@ class Engine:
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": at.epoch, "step": at.global_step, **result}
             self._record({**record, "seconds": time.perf_counter() - started})
-            if is_best:
-                best = {"model": self.evaluated_model.state_dict(), "position": asdict(at)}
-                checkpoint.save(self.run.best_checkpoint, best)
-        self.save_last()
+        self.save(is_best)
         if self.ranks.is_first:
             draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), title=self.run.path.name)
         log.info(
@@ -346,8 +355,7 @@ class Engine:
             at.epoch, self.config.epochs, result["train_loss"], result["val_loss"], spearman, result["val_r_l2_x100"],
             "  (best)" if is_best else "", time.perf_counter() - started,
         )  # fmt: skip
-        self._report({"state": "running", "train_loss": result["train_loss"], "val_spearman": spearman,
-                      "epoch_s": time.perf_counter() - started})  # fmt: skip
+        self._report({"state": "running", "train_loss": result["train_loss"], "val_spearman": spearman})
 
     def _out_of_patience(self) -> bool:
         at, patience = self.position, self.config.patience
@@ -355,31 +363,47 @@ class Engine:
 
     def stop_if_told(self) -> None:
         """Save and stop, at a step boundary, if any rank was told to."""
-        if status := self.interruption.agreed_status(self.device):
-            self.save_last()
+        if status := largest(self.interruption.status, self.device):
+            self.save()
             self._leave(status)
 
     def leave_if_told(self) -> None:
         """Stop if any rank was told to, after the last epoch: the checkpoint is written, and the model may hold others'
         weights."""
-        if status := self.interruption.agreed_status(self.device):
+        if status := largest(self.interruption.status, self.device):
             self._leave(status)
 
     def _leave(self, status: int) -> None:
         at = self.position
+        on_first_rank(self.writer.wait)
         self._report({"state": "interrupted"})
         barrier()  # the first rank has told the world: from here on no rank's end can cut it short
         raise Interrupted(
             f"stopped by a signal after step {at.step} of epoch {at.epoch + 1}; the checkpoint is written", status
         )
 
-    # --------------------------------------------------------------------------------------- saving and reporting
+    # --------------------------------------------------------------------------------------- saving and resuming
 
-    def save_last(self) -> None:
-        """Write checkpoints/last.pt on the first rank; returns when it is on disk."""
-        if self.ranks.is_first:
-            checkpoint.save(self.run.last_checkpoint, self.state())
-        barrier()
+    def _save_is_due(self) -> bool:
+        """Whether --checkpoint_every asks for a checkpoint now. The clock is the first rank's, who alone writes."""
+        steps = self.config.save_steps
+        by_clock = time.monotonic() - self.saved_at >= self.config.save_seconds
+        return by_clock or bool(steps and self.position.global_step % steps == 0)
+
+    def save(self, is_best: bool = False) -> None:
+        """Begin to write the checkpoint of this position, and with `is_best` best.pt after it, on the first rank."""
+        self.saved_at = time.monotonic()
+        if not self.ranks.is_first:
+            return
+        state = checkpoint.copied(self.state())
+        files = {self.run.checkpoint_file(self.position.epoch, self.position.global_step): state}
+        if is_best:
+            files[self.run.best_checkpoint] = _best_of(state)
+        self.writer.put(files, self._forget_old)
+
+    def _forget_old(self) -> None:
+        for old in self.run.checkpoints()[self.config.keep_checkpoints :]:
+            old.unlink(missing_ok=True)
 
     def state(self) -> dict[str, Any]:
         """All that a resume needs. Random generators are not in it: every draw is a function of the position."""
@@ -393,23 +417,47 @@ class Engine:
         }
 
     def resume(self) -> None:
-        """Go on from the last checkpoint, if there is one; what was logged after it is forgotten.
+        """Go on from the newest checkpoint that is whole, if there is any; what was logged after it is forgotten.
 
         Raises:
-            UserError: the checkpoint cannot be read, or the ranks do not see the same one.
+            UserError: no checkpoint is whole, or the ranks do not see the same one.
         """
-        found = self.run.last_checkpoint.exists()
-        if found:
-            self.load_state(checkpoint.load(self.run.last_checkpoint))
-        at = self.position
-        if len({(p.epoch, p.global_step) for p in gather_objects(at)}) > 1:
-            raise UserError(
-                f"the processes do not see the same checkpoint in {self.run.path}: --runs_dir must be on a file system that all nodes share"
-            )
+        path = see_the_same(on_first_rank(self._newest_whole), checkpoint.fingerprint)
+        if path is not None:
+            if not self.ranks.is_first:
+                self.load_state(checkpoint.load(path))
+            log.info("Resuming %s at epoch %d, step %d", self.run.path, self.position.epoch + 1, self.position.step)
         if self.ranks.is_first:
-            self.run.rewind_metrics(at.epoch, at.global_step)
+            self.run.rewind_metrics(self.position.epoch, self.position.global_step)
+        barrier()
+
+    def _newest_whole(self) -> Path | None:
+        """Load the newest checkpoint that is whole; those that are not are set aside, loudly."""
+        found = self.run.checkpoints()
+        for path in found:
+            try:
+                state = checkpoint.load(path)
+            except checkpoint.Damaged as error:
+                path.rename(path.with_name(path.name + ".damaged"))
+                log.error("%s", error)
+                log.error("It is set aside as %s.damaged: going on from the checkpoint before it", path.name)
+                continue
+            self.load_state(state)
+            self._mend_best(state)
+            return path
         if found:
-            log.info("Resuming %s at epoch %d, step %d", self.run.path, at.epoch + 1, at.step)
+            raise UserError(
+                f"no checkpoint in {found[0].parent} is whole: restore one from a copy, or give another --run_name to begin anew"
+            )
+        return None
+
+    def _mend_best(self, state: dict[str, Any]) -> None:
+        """A kill between the two files of an epoch leaves best.pt behind: its weights are in the checkpoint, too."""
+        at, best = self.position, self.run.best_checkpoint
+        if at.best_epoch and at.best_epoch == at.epoch and at.step == 0:
+            checkpoint.save(best, _best_of(state))
+        elif at.best_epoch and not best.exists():
+            raise UserError(f"{best} is gone: restore it from a copy, or give another --run_name to begin anew")
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned.
@@ -428,8 +476,11 @@ class Engine:
         self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
 
-    def _log_step(self, steps: int, losses: dict[str, float], rate: float, times: dict[str, float]) -> None:
+    # ------------------------------------------------------------------------------------------------- reporting
+
+    def _log_step(self, steps: int, losses: dict[str, float], rate: float) -> None:
         at = self.position
+        times = self.meter.means()
         memory = (
             f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else ""
         )
@@ -442,7 +493,8 @@ class Engine:
         if self.ranks.is_first:
             record = {"type": "step", "epoch": at.epoch + 1, "step": at.global_step, **losses, "lr": rate}
             self._record({**record, **times})
-        self._report({"state": "running", "step_s": times["step_s"] + times["data_s"]})
+        self._report({"state": "running", **self.meter.news(self.config.batch_size)})
+        self.meter = Meter()
 
     def _record(self, record: dict[str, Any]) -> None:
         self.run.append_metrics(record)
@@ -450,30 +502,29 @@ class Engine:
             self.events.add(record)
 
     def _report(self, news: dict[str, Any]) -> None:
-        """Tell the world where the run is: progress.json, and whoever asked (Slurm's job comment)."""
-        if not self.ranks.is_first:
-            return
+        """Tell the world where the run is."""
         at = self.position
-        self.last_news |= news
-        per_step = self.last_news.get("step_s")
-        left = max(self.total_steps - at.global_step, 0)
-        if "epoch_s" in self.last_news:  # a whole epoch is the better clock: it has validation in it
-            per_step = self.last_news["epoch_s"] / (self.total_steps / self.config.epochs)
-        record = {
-            **self.last_news,
-            "epoch": at.epoch,
-            "epochs": self.config.epochs,
-            "step": at.global_step,
-            "steps": self.total_steps,
-            "best_epoch": at.best_epoch,
-            "best_spearman": at.best_spearman,
-            "eta_s": None if per_step is None else left * per_step,
-            "job_id": slurm_job_id(),
-        }
-        self.run.write_progress(record)
-        if self.on_progress:
-            self.on_progress(record)
+        self.progress.tell(
+            {
+                **news,
+                "epoch": at.epoch,
+                "epochs": self.config.epochs,
+                "step": at.global_step,
+                "steps": self.total_steps,
+                "best_epoch": at.best_epoch,
+                "best_spearman": at.best_spearman,
+            }
+        )
 
     def report_end(self) -> None:
         """The last word of a run that reached its end."""
         self._report({"state": "finished"})
+
+
+def _best_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What best.pt holds of a checkpoint's state: the weights that were validated, and where that was."""
+    model = state["model"]
+    if state["average"] is not None:
+        prefix = "module."  # AveragedModel's
+        model = {n.removeprefix(prefix): t for n, t in state["average"].items() if n.startswith(prefix)}
+    return {"model": model, "position": state["position"]}

@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from training import checkpoint, distributed
 from training.config import TrainConfig, path_faults
 from training.data.dataset import DiveDataset, frame_faults, target_faults
 from training.data.splits import Splits, load_splits
-from training.distributed import Ranks, gather_objects
+from training.distributed import gather_objects
 from training.engine import predict
 from training.logs import start_log
 from training.metrics import (
@@ -41,6 +42,7 @@ from training.metrics import (
 )
 from training.model import ScoringModel, build_model
 from training.plots import draw_scores
+from training.ranks import Ranks, read_ranks
 from training.run_folder import RunFolder, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ def open_test_split(
             result_line(opened),
         )
         return opened
-    best = checkpoint.load(run.best_checkpoint, device)
+    best = checkpoint.load(distributed.see_the_same(run.best_checkpoint, checkpoint.fingerprint), device)
     model.load_state_dict(best["model"])
     data = DiveDataset(splits.test, config, model.method.targets, augment=False)
     outputs, targets = predict(model, data, config, ranks, device, between_batches)
@@ -180,7 +182,7 @@ def main(argv: Sequence[str]) -> int:
     config = dataclasses.replace(config, pretrained_model="none", evaluate=True)
     if faults := path_faults(config):
         raise UserError.of(faults)
-    ranks = distributed.read_ranks()
+    ranks = read_ranks()
     start_log(config.loglevel, ranks)
     splits = load_splits(config)
     folder.check_splits(splits.record())
@@ -188,7 +190,7 @@ def main(argv: Sequence[str]) -> int:
     model = build_model(config).to(device)
     if faults := frame_faults(splits.test, config) + target_faults(splits.test, model.method.targets):
         raise UserError.of(faults)
-    distributed.join(ranks, device)
+    distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
     distributed.on_first_rank(folder.hold)
     opened = open_test_split(folder, config, model, ranks, device, splits)
     if ranks.is_first:

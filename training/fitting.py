@@ -16,11 +16,13 @@ from data_preparation.cli import UserError
 from training import checkpoint
 from training.config import TrainConfig
 from training.data.dataset import DiveDataset
-from training.distributed import Ranks, barrier, gather_objects, slurm_job_id
-from training.engine import Position, ProgressHook, non_finite_rows, predict, validation_metrics
+from training.distributed import barrier, gather_objects, largest
+from training.engine import Position, non_finite_rows, predict, validation_metrics
 from training.interruption import Interrupted, InterruptionFlag
 from training.model import ScoringModel
 from training.plots import draw_losses
+from training.progress import Progress, ProgressHook
+from training.ranks import Ranks
 from training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class FitAtOnce:
         on_progress: ProgressHook | None = None,
     ) -> None:
         self.model, self.config, self.run, self.ranks, self.device = model, config, run, ranks, device
-        self.interruption, self.on_progress = interruption, on_progress
+        self.interruption, self.progress = interruption, Progress(run, ranks, device, on_progress)
         self.position = Position()
 
     def resume(self) -> None:
@@ -92,39 +94,35 @@ class FitAtOnce:
             record = {"type": "epoch", "epoch": 1, "step": 0, **result, "seconds": time.perf_counter() - started}
             self.run.append_metrics(record)
             draw_losses([record], self.run.plot_file(self.config), title=self.run.path.name)
-            for file in (self.run.last_checkpoint, self.run.best_checkpoint):  # with the best one the fit is done
-                checkpoint.save(file, {"model": self.model.state_dict(), "position": asdict(self.position)})
+            best = {"model": self.model.state_dict(), "position": asdict(self.position)}
+            checkpoint.save(self.run.best_checkpoint, best)  # with it the fit is done
         barrier()
         log.info("Fitted: validation Spearman %.4f, R-l2 x100 %.3f", result["val_spearman"], result["val_r_l2_x100"])
         self._report("running")
 
     def leave_if_told(self) -> None:
         """Stop if any rank was told to."""
-        if status := self.interruption.agreed_status(self.device):
+        if status := largest(self.interruption.status, self.device):
             self._report("interrupted")
             barrier()
             reached = "the fit is saved" if self.position.epoch else "a fit is done whole, so it begins anew"
             raise Interrupted(f"stopped by a signal; {reached}", status)
 
     def _report(self, state: str) -> None:
-        if not self.ranks.is_first:
-            return
         at = self.position
-        record = {
-            "state": state,
-            "epoch": at.epoch,
-            "epochs": 1,
-            "step": 0,
-            "steps": 0,
-            "best_epoch": at.best_epoch,
-            "best_spearman": at.best_spearman,
-            "val_spearman": at.best_spearman,
-            "eta_s": None,
-            "job_id": slurm_job_id(),
-        }
-        self.run.write_progress(record)
-        if self.on_progress:
-            self.on_progress(record)
+        self.progress.tell(
+            {
+                "state": state,
+                "error": None,
+                "epoch": at.epoch,
+                "epochs": 1,
+                "step": 0,
+                "steps": 0,
+                "best_epoch": at.best_epoch,
+                "best_spearman": at.best_spearman,
+                "val_spearman": at.best_spearman,
+            }
+        )
 
     def report_end(self) -> None:
         """The last word of a run that reached its end."""

@@ -1,6 +1,7 @@
 """Signals that end a job (time limit, preemption) only set a flag here; the engine asks at each step boundary.
 
-Slurm sends USR2 (--signal=USR2@...) before a time limit or a preemption, and TERM with scancel.
+Slurm sends USR2 (--signal=USR2@...) before a time limit or a preemption, and TERM with scancel. Imports no torch, so that
+the flag stands before seconds of imports begin.
 """
 
 from __future__ import annotations
@@ -9,14 +10,11 @@ import signal
 from types import FrameType
 from typing import Any
 
-import torch
-
-from training.distributed import largest
-
 # exit statuses of a training that was told to stop and saved: 75 (EX_TEMPFAIL) wants to go on, job files requeue on it;
 # 143 (128 + TERM) was cancelled, or is requeued by Slurm itself; 130 (128 + INT) is Ctrl-C
 STATUS = {signal.SIGUSR2: 75, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
-REQUEUE_STATUS = STATUS[signal.SIGUSR2]
+# 76 (EX_PROTOCOL): another process of the run is gone; job files requeue on it too
+PEER_LOST_STATUS = 76
 
 
 class Interrupted(Exception):
@@ -52,7 +50,3 @@ class InterruptionFlag:
         if number == signal.SIGINT and self.status:
             raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step boundary
         self.status = max(self.status, STATUS[signal.Signals(number)])
-
-    def agreed_status(self, device: torch.device) -> int:
-        """0, or the exit status to stop with; the same answer on all ranks, asked at the same step by all."""
-        return largest(self.status, device)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from data_preparation.cli import UserError
-from training.distributed import Ranks
+from training.ranks import Ranks
 
 FORMAT = "%(asctime)s{who} %(levelname)-7s %(message)s"
 

@@ -6,11 +6,12 @@ runs/<name>/
     splits.json         the training, validation and test dives
     metrics.jsonl       a line for each logged step ("type": "step") and each epoch ("type": "epoch")
     progress.json       where the run is now (launch.status and Slurm's job comment read it)
-    checkpoints/        last.pt, best.pt
+    checkpoints/        epoch-0003-step-00000120.pt (3 epochs done, 120 steps), the last --keep_checkpoints of them; best.pt
     losses.png          redrawn each epoch
     predictions.csv, scores.png, summary.json   written once, when the test split is opened
     tensorboard/        events, with --tensorboard True
-    jobs/<job id>/      logs of the jobs that worked on the run
+    jobs/<job id>/      logs of the jobs that worked on the run, and what each was told to do
+    code/<digest>/      the code that jobs run (launch.snapshot)
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from data_preparation.cli import UserError
+from data_preparation.cli import UserError, first_line
 from data_preparation.files import write_fault, write_whole
 from training.config import TrainConfig, as_record, from_record
 
@@ -85,9 +87,12 @@ class RunFolder:
     def splits_file(self) -> Path:
         return self.path / "splits.json"
 
-    @property
-    def last_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "last.pt"
+    def checkpoint_file(self, epochs_done: int, global_step: int) -> Path:
+        return self.path / "checkpoints" / f"epoch-{epochs_done:04d}-step-{global_step:08d}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints to go on from, the newest first."""
+        return sorted((self.path / "checkpoints").glob("epoch-*-step-*.pt"), reverse=True)
 
     @property
     def best_checkpoint(self) -> Path:
@@ -128,8 +133,9 @@ class RunFolder:
             raise UserError(f"{self.summary_file} is damaged or of another version: restore it from a copy")
         return found
 
-    def hold(self) -> None:
-        """Keep other trainings out of this folder until this process ends, however it ends.
+    def hold(self, patience_s: float = 0) -> None:
+        """Keep other trainings out of this folder until this process ends, however it ends. A job that starts again waits
+        up to `patience_s` for what its node's failure left over.
 
         Raises:
             UserError: another training is at work here, or the folder cannot be made.
@@ -141,16 +147,21 @@ class RunFolder:
             raise UserError(
                 f"run folder {self.path} cannot be made ({error.strerror}): choose another --runs_dir"
             ) from None
-        try:
-            fcntl.lockf(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # of this process alone: loader processes do not inherit it
-        except BlockingIOError:
-            raise UserError(
-                f"another training is at work in {self.path}: wait for it, or give another --run_name"
-            ) from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): do not start a second training in it", self.path, error.strerror)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                # of this process alone: loader processes do not inherit it
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another holds
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"another training is at work in {self.path}: wait for it, or give another --run_name"
+                    ) from None
+                time.sleep(1)
+                continue
+            except OSError as error:
+                log.warning("%s cannot be locked (%s): do not start a second training in it", self.path, error.strerror)
+            break
         _held.append(file)
 
     def check_splits(self, splits: dict[str, Any]) -> None:
@@ -162,7 +173,7 @@ class RunFolder:
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder and record what the run is."""
-        self.last_checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        self.best_checkpoint.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.config_file, as_record(config))
         if not (self.path / "environment.json").exists():
             write_json(self.path / "environment.json", environment_record())
@@ -194,6 +205,17 @@ class RunFolder:
     def write_progress(self, record: dict[str, Any]) -> None:
         write_json(self.progress_file, {**record, "updated": time.time()})
 
+    @contextmanager
+    def failure_recorded(self) -> Iterator[None]:
+        """An error that ends the training is also the last word of progress.json, where launch.status finds it."""
+        try:
+            yield
+        except Exception as error:
+            known = read_json(self.progress_file) or {}
+            with suppress(OSError):  # the error itself says that the disk is full
+                self.write_progress({**known, "state": "failed", "error": first_line(error)})
+            raise
+
 
 def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
     if not path.exists():
@@ -206,11 +228,27 @@ def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
                 raise UserError(f"{path} has a line that is no JSON ({error}): remove that line") from None
 
 
+CODE = Path(__file__).resolve().parent.parent
+CODE_RECORD = CODE / "code.json"  # in a snapshot of the code: what it was taken from (launch.snapshot)
+
+
+def code_record() -> dict[str, Any]:
+    """Revision of the code that runs, and whether it was changed since; null where git does not know."""
+    if (recorded := read_json(CODE_RECORD)) is not None:
+        return recorded
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return {"code_revision": _git("rev-parse", "HEAD"), "code_changed": None if changed is None else bool(changed)}
+
+
+def code_difference() -> str:
+    """The code against its revision, as git prints it; empty where git does not know."""
+    return _git("diff", "HEAD") or ""
+
+
 def environment_record() -> dict[str, Any]:
     """What a number depends on besides the configuration."""
     return {
-        "code_revision": _git("rev-parse", "HEAD"),
-        "code_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **code_record(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "host": platform.node(),
@@ -220,9 +258,7 @@ def environment_record() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=CODE, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or not a checkout: the record says null
     return done.stdout.strip()

@@ -3,39 +3,49 @@
     python -m training.train --root_dir ... [flags]         see --help, or the table in the README
 
 Exit status: 0 done; 2 something to mend, named on stderr; 75 (told by USR2), 143 (by TERM) and 130 (by Ctrl-C) stopped with
-a checkpoint, the same command goes on.
+a checkpoint, the same command goes on; 76 another process of the run is gone, the same command goes on from the last
+checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
 
 import torch
 
-from data_preparation.cli import UserError, parse, run
+from data_preparation.cli import UserError, first_line, parse, run
 from training import distributed
 from training.config import TrainConfig, differences, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import DiveDataset, frame_faults, target_faults
 from training.data.splits import Splits, load_splits
-from training.distributed import Ranks
-from training.engine import Engine, ProgressHook, resolve_precision
+from training.distributed import PeerLost
+from training.engine import Engine, resolve_precision
 from training.evaluate import open_test_split
 from training.fitting import FitAtOnce
-from training.interruption import Interrupted, InterruptionFlag
+from training.interruption import PEER_LOST_STATUS, Interrupted, InterruptionFlag
 from training.logs import also_log_to, start_log
 from training.model import ScoringModel, build_model
+from training.progress import ProgressHook
+from training.ranks import Ranks, allocated_cpus, read_ranks, restart_count, slurm_job_id
 from training.run_folder import RunFolder, write_json
 
 log = logging.getLogger("training")
 
 
-def main(argv: Sequence[str], on_progress: ProgressHook | None = None) -> int:
+_LEFT_OVER_S = 120  # how long a job that starts again waits for processes that its node's failure left over
+
+
+def main(
+    argv: Sequence[str], on_progress: ProgressHook | None = None, interruption: InterruptionFlag | None = None
+) -> int:
     """Parse, train, and say by the exit status how it ended."""
     config = parse(TrainConfig, argv, prog="python -m training.train", description=__doc__.splitlines()[0])
-    interruption = InterruptionFlag().install()
+    interruption = interruption or InterruptionFlag().install()
     try:
         train(config, interruption, on_progress)
     except Interrupted as stop:
@@ -44,6 +54,16 @@ def main(argv: Sequence[str], on_progress: ProgressHook | None = None) -> int:
         distributed.leave()
         return stop.status
     # after an error the ranks do not take leave: with nccl that can wait for the others, who must see this one fail
+    except PeerLost as loss:
+        log.error("%s", loss)
+        return PEER_LOST_STATUS
+    except RuntimeError as error:
+        if not distributed.is_about_peers(error):
+            raise
+        log.error(
+            "another process of the run is gone (%s): the log of the one that went first says why", first_line(error)
+        )
+        return PEER_LOST_STATUS
     distributed.leave()
     interruption.restore()
     return 0
@@ -57,13 +77,13 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     """
     if faults := path_faults(config):
         raise UserError.of(faults)
-    ranks = distributed.read_ranks()
+    ranks = read_ranks()
     start_log(config.loglevel, ranks)
     if config.batch_size % (ranks.world_size * config.accumulate):
         raise UserError(
             f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes in --accumulate {config.accumulate} parts: give a multiple of {ranks.world_size * config.accumulate}"
         )
-    if cpus := distributed.allocated_cpus():
+    if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = distributed.choose_device(config.gpu, ranks)
     precision = resolve_precision(config.precision, device)
@@ -75,22 +95,22 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     model = build_model(config)
     if faults := target_faults(used, model.method.targets):
         raise UserError.of(faults)
-    distributed.join(ranks, device)
+    distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
     distributed.on_first_rank(partial(open_run, run, config, splits))
-    also_log_to(run.job_dir(distributed.slurm_job_id() or "local") / f"rank{ranks.rank}.log")
-
-    model.to(device)
-    describe(config, ranks, device, precision, model, splits)
-    train_data = DiveDataset(splits.train, config, model.method.targets, augment=not model.method.fits_at_once)
-    val_data = DiveDataset(splits.val, config, model.method.targets, augment=False)
-    trainer = FitAtOnce if model.method.fits_at_once else Engine
-    engine = trainer(model, config, run, ranks, device, interruption, on_progress)
-    engine.resume()
-    engine.fit(train_data, val_data)
-    if config.evaluate:
-        open_test_split(run, config, model, ranks, device, splits, engine.leave_if_told)
-    engine.report_end()
-    log.info("Loss plot: %s", run.plot_file(config))
+    with run.failure_recorded() if ranks.is_first else nullcontext():
+        also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
+        model.to(device)
+        describe(config, ranks, device, precision, model, splits)
+        train_data = DiveDataset(splits.train, config, model.method.targets, augment=not model.method.fits_at_once)
+        val_data = DiveDataset(splits.val, config, model.method.targets, augment=False)
+        trainer = FitAtOnce if model.method.fits_at_once else Engine
+        engine = trainer(model, config, run, ranks, device, interruption, on_progress)
+        engine.resume()
+        engine.fit(train_data, val_data)
+        if config.evaluate:
+            open_test_split(run, config, model, ranks, device, splits, engine.leave_if_told)
+        engine.report_end()
+        log.info("Loss plot: %s", run.plot_file(config))
 
 
 def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
@@ -99,16 +119,20 @@ def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
     Raises:
         UserError: the folder holds a run of another configuration or data, or --resume False forbids to go on.
     """
-    run.hold()
+    run.hold(patience_s=_LEFT_OVER_S if restart_count() else 0)
     saved = run.saved_config()
-    results = (run.last_checkpoint, run.best_checkpoint, run.summary_file)
+    results = (*run.checkpoints(), run.best_checkpoint, run.summary_file)
     if saved is not None and any(file.exists() for file in results):  # nothing is lost with a run that never saved
         if not config.resume:
             raise UserError(f"{run.path} holds a run and --resume is False: give another --run_name, or let it resume")
-        if changed := differences(saved, config):
+        fixed, free = differences(saved, config)
+        if fixed:
+            others = f"; these may differ: {'; '.join(free)}" if free else ""
             raise UserError(
-                f"{run.path} holds a run with other flags ({'; '.join(changed)}): give another --run_name, or the flags of that run"
+                f"{run.path} holds a run with other flags ({'; '.join(fixed)}): give another --run_name, or the flags of that run{others}"
             )
+        if free:
+            log.info("Flags that differ from those before, and may: %s", "; ".join(free))
         run.check_splits(splits.record())
         if run.summary_file.exists() and config.epochs > saved.epochs:
             raise UserError(

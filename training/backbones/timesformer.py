@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import Attention, DropPath, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import Attention, Mlp, PatchEmbed, trunc_normal_
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,6 +18,7 @@ from data_preparation.cli import UserError
 from training.backbones import Backbone
 from training.backbones._weights import load_exactly
 from training.config import ATTENTION_TYPES, TrainConfig
+from training.row_noise import RowDropPath
 
 DIVIDED, SPACE_ONLY, JOINT = ATTENTION_TYPES
 
@@ -44,7 +45,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, num_heads, qkv_bias=True)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = RowDropPath(drop_path)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, 4 * width)
 

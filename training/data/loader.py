@@ -12,7 +12,7 @@ from data_preparation.cli import UserError
 from training.config import TrainConfig
 from training.data.dataset import DiveDataset
 from training.data.sampling import epoch_order, rank_rows
-from training.distributed import Ranks
+from training.ranks import Ranks
 
 # dives of a process at once: without a graph to keep, eight clips take about what one takes in training
 EVALUATION_BATCH = 8

@@ -14,6 +14,7 @@ from training.backbones import Backbone
 from training.config import TrainConfig
 from training.losses import mse, soft_spearman
 from training.methods import Method, Tensors
+from training.row_noise import RowDropout
 
 PERFECT_EXECUTION = 30.0  # points: three judges' tens before difficulty
 
@@ -30,11 +31,11 @@ def mlp_head(feature_dim: int, config: TrainConfig) -> nn.Sequential:
     layers: list[nn.Module] = []
     inputs = feature_dim
     for width, dropout in zip(config.topology, config.dropout, strict=True):
-        layers += [nn.Dropout(dropout), nn.Linear(inputs, width)]
+        layers += [RowDropout(dropout), nn.Linear(inputs, width)]
         if config.activation != "None":
             layers.append(_ACTIVATIONS[config.activation]())
         inputs = width
-    return nn.Sequential(*layers, nn.Dropout(config.dropout[-1]), nn.Linear(inputs, 2))
+    return nn.Sequential(*layers, RowDropout(config.dropout[-1]), nn.Linear(inputs, 2))
 
 
 class TokenDecoder(nn.Module):

@@ -1,0 +1,146 @@
+"""Who am I among the training processes, and what did the scheduler give me? Imports no torch.
+
+The only file that reads torchrun's, Slurm's and submitit's variables. `read_ranks` decides in this order and never guesses:
+torchrun, a Slurm step (srun, submitit), submitit without Slurm, a single process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from data_preparation.cli import UserError
+
+PORT_VARIABLE = "DEEPSPORTS_PORT"  # a free port of the first node, found by launch.begin where the job begins
+_PORTS = range(20000, 30000)  # below Linux's ephemeral ports (32768 and up), so nothing random sits there
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place. `local_rank` counts within the node; `source` says who told us."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    address: str = ""
+    port: int = 0
+    source: str = "single process"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise UserError(
+                f"{self.source} gives rank {self.rank} of {self.world_size} processes, which cannot be: start the job again"
+            )
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a Slurm node list: 'gpu[003-010,012],cpu1' -> 'gpu003'."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
+    if not match:
+        raise UserError(f"SLURM_STEP_NODELIST '{nodelist}' names no host: start the job with srun")
+    prefix, number, suffix = match.groups()
+    return prefix + (number or "") + (suffix or "")
+
+
+def rendezvous_port(job_id: int, step_id: int = 0, attempt: int = 0) -> int:
+    """A port that all processes of a step know without talking, and that two jobs on a node hardly share."""
+    return _PORTS[(job_id * 31 + step_id + attempt * 997) % len(_PORTS)]
+
+
+def _number(env: Mapping[str, str], name: str, source: str) -> int:
+    try:
+        return int(env[name])
+    except KeyError:
+        raise UserError(f"{source} did not set {name}: start the job again, or as a single process") from None
+    except ValueError:
+        raise UserError(f"{source} set {name}='{env[name]}', which is no number: start the job again") from None
+
+
+def read_ranks(env: Mapping[str, str] = os.environ) -> Ranks:
+    """This process's place, from the variables of whoever started it.
+
+    Raises:
+        UserError: the variables contradict each other, or an allocation of several tasks was entered without srun.
+    """
+    if "TORCHELASTIC_RUN_ID" in env or ("RANK" in env and "WORLD_SIZE" in env):
+        source = "torchrun"
+        return Ranks(
+            _number(env, "RANK", source),
+            _number(env, "WORLD_SIZE", source),
+            _number(env, "LOCAL_RANK", source),
+            env.get("MASTER_ADDR", ""),
+            _number(env, "MASTER_PORT", source),
+            source,
+        )
+    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+        source = "Slurm"
+        job, step = _number(env, "SLURM_JOB_ID", source), _number(env, "SLURM_STEP_ID", source)
+        return Ranks(
+            _number(env, "SLURM_PROCID", source),
+            _number(env, "SLURM_STEP_NUM_TASKS", source),
+            _number(env, "SLURM_LOCALID", source),
+            first_host(env.get("SLURM_STEP_NODELIST", "")),
+            _number(env, PORT_VARIABLE, "the job") if PORT_VARIABLE in env else rendezvous_port(job, step),
+            source,
+        )
+    if "SUBMITIT_LOCAL_GLOBALID" in env:
+        source = "submitit"
+        return Ranks(
+            _number(env, "SUBMITIT_LOCAL_GLOBALID", source),
+            _number(env, "SUBMITIT_LOCAL_NTASKS", source),
+            _number(env, "SUBMITIT_LOCAL_LOCALID", source),
+            "127.0.0.1",
+            _number(env, PORT_VARIABLE, source),
+            source,
+        )
+    if int(env.get("SLURM_NTASKS") or 1) > 1:
+        raise UserError(
+            f"the allocation has {env['SLURM_NTASKS']} tasks and this process was not started by srun, so they would not find each other: use 'srun bash model_train_config.sh'"
+        )
+    return Ranks()
+
+
+def slurm_job_id(env: Mapping[str, str] = os.environ) -> str | None:
+    """The job this process belongs to, as squeue names it ('123' or '123_4'), or None."""
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID")
+
+
+def raw_job_number(env: Mapping[str, str] = os.environ) -> int:
+    """The number that Slurm counts this job by (an array's tasks have different ones), or 0."""
+    return int(env.get("SLURM_JOB_ID") or 0)
+
+
+def restart_count(env: Mapping[str, str] = os.environ) -> int:
+    """How often Slurm has started this job again."""
+    return int(env.get("SLURM_RESTART_COUNT") or 0)
+
+
+def allocated_gpus(env: Mapping[str, str] = os.environ) -> str | None:
+    """The GPUs that Slurm gave this process ('0,1'), or None where Slurm gave none or is not there."""
+    if "SLURM_JOB_ID" not in env:
+        return None
+    given = env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS") or env.get("CUDA_VISIBLE_DEVICES")
+    return given if given and given not in ("NoDevFiles", "-1") else None
+
+
+def gpus_on_node(env: Mapping[str, str] = os.environ) -> int | None:
+    """The GPUs of this node that belong to the job, or None where Slurm does not say."""
+    return int(env["SLURM_GPUS_ON_NODE"]) if env.get("SLURM_GPUS_ON_NODE") else None
+
+
+def allocated_cpus(env: Mapping[str, str] = os.environ) -> int | None:
+    """The CPU cores that Slurm gave each task, or None where it does not say."""
+    return int(env["SLURM_CPUS_PER_TASK"]) if env.get("SLURM_CPUS_PER_TASK") else None
+
+
+def without_slurm(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment without an enclosing job's variables, which would leak into jobs that are submitted from it."""
+    return {k: v for k, v in env.items() if not k.startswith(("SLURM_", "SUBMITIT_")) or k == "SLURM_CONF"}
