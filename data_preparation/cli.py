@@ -131,7 +131,7 @@ def build_parser(cls: type, prog: str | None = None, description: str | None = N
     for field in dataclasses.fields(cls):
         if not field.metadata:
             continue
-        _, several = _types(cls)[field.name]
+        item, several = _types(cls)[field.name]
         names = ([field.metadata["short"]] if field.metadata["short"] else []) + [f"--{field.name}"]
         help_text = (
             f"{field.metadata['help']} Allowed: {allowed_text(cls, field.name)}. Default: {default_text(field)}."
@@ -141,7 +141,9 @@ def build_parser(cls: type, prog: str | None = None, description: str | None = N
             dest=field.name,
             default=argparse.SUPPRESS,
             type=_converter(cls, field),
-            nargs="+" if several else None,
+            **(
+                dict(nargs="+") if several else dict(nargs="?", const=True) if item is bool else {}
+            ),  # a bare switch is on
             metavar="VALUE",
             help=help_text.replace("%", "%%"),
         )

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from data_preparation.dives import Dive
 from data_preparation.files import sha256, whole_file, write_whole, writing
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.shares import ShareConfig, command_text
+from data_preparation.verified import mark_verified
 from data_preparation.workers import follow_parent
 
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
@@ -203,9 +205,14 @@ def verify(layout: DatasetLayout, work: dict[int, list[Dive]], config: VerifyCon
             as_completed(waiting), total=len(work), desc="verifying", unit="video", disable=not sys.stderr.isatty()
         )
         try:
-            return sorted((future.result() for future in done), key=lambda report: report.video)
+            reports = sorted((future.result() for future in done), key=lambda report: report.video)
         except BrokenProcessPool:
             raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
+    for report in reports:
+        if not report.faults:
+            with suppress(OSError):  # frames of others, read only: then nobody remembers
+                mark_verified(layout.frames, report.video)
+    return reports
 
 
 def height_faults(reports: Sequence[VideoReport]) -> list[str]:

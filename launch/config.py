@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_preparation.cli import UserError, flag
+from training.config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT_FILE = REPOSITORY / "job_files" / "environment.sh"
@@ -21,25 +24,75 @@ class LaunchConfig:
     config: Path = flag(
         Path("model_train_config.sh"), "File of training flags; a relative path is from the repository."
     )
-    nodes: int = flag(1, "Nodes.", minimum=1)
-    gpus_per_node: int = flag(1, "GPUs of each node; 0 trains on the CPU.", minimum=0)
-    tasks_per_node: int = flag(0, "Training processes of each node; 0 is one for each GPU.", minimum=0)
-    cpus_per_task: int = flag(8, "CPU cores of each process.", minimum=1)
-    mem_gb: int = flag(32, "Memory of each node in GB.", minimum=1)
-    time_min: int = flag(120, "Time limit in minutes; the job is requeued when it is reached.", minimum=1)
-    partition: str = flag(
-        "", "Partition; empty takes SBATCH_PARTITION of job_files/environment.sh, else the site's default."
+    cluster: str = flag(
+        "slurm", "Where to train: on Slurm, or here in the background (a workstation).", choices=("slurm", "local")
     )
-    account: str = flag("", "Account; empty takes SBATCH_ACCOUNT of job_files/environment.sh, else the user's default.")
+    nodes: int = flag(1, "Nodes.", minimum=1)
+    gpus_per_node: int = flag(1, "GPUs of each node, a training process for each; 0 trains on the CPU.", minimum=0)
+    gpu_type: str = flag("", "Type of GPU as your site names it, such as a100.")
+    gpu_mem_gb: float = flag(
+        0.0, "Memory of such a GPU in GB, which the expected memory is compared with; 0: not known.", minimum=0
+    )
+    tasks_per_node: int = flag(0, "Training processes of each node; 0 is one for each GPU.", minimum=0)
+    cpus_per_gpu: int = flag(8, "CPU cores of each GPU (without GPUs: of each process).", minimum=1)
+    mem_per_gpu_gb: int = flag(32, "Memory of the node in GB for each GPU (without GPUs: each process).", minimum=1)
+    time_min: int = flag(120, "Time limit in minutes; the job saves, is requeued and goes on.", minimum=1)
+    partition: str = flag("", "Partition; empty takes the site's default.")
+    account: str = flag("", "Account; empty takes your default.")
     qos: str = flag("", "Quality of service.")
     constraint: str = flag("", "Node features, such as v100.")
-    requeues: int = flag(30, "How often the job may go on after a time limit.", minimum=0)
+    exclude: str = flag("", "Nodes to avoid, such as gpu[003-004].")
+    dependency: str = flag("", "Jobs to wait for, such as afterok:123.")
+    mail: str = flag("", "E-mail address that Slurm writes to when the job ends or fails.")
+    comment: str = flag("", "Words that stand before the progress in the job's comment (squeue's %k).")
+    cpu_bind: str = flag("", "srun's --cpu-bind, such as cores or ldoms.")
+    gpu_bind: str = flag("", "srun's --gpu-bind, such as closest.")
+    requeues: int = flag(
+        30, "How often the job may start again, after time limits, preemption, dead nodes, killed processes.", minimum=0
+    )
+    forecast: bool = flag(
+        True, "Before it queues, also build the model here to check weights and memory (some seconds)."
+    )
     dry_run: bool = flag(False, "Print the sbatch script and submit nothing.")
 
     @property
     def tasks(self) -> int:
         """Training processes of each node."""
         return self.tasks_per_node or max(self.gpus_per_node, 1)
+
+    @property
+    def processes(self) -> int:
+        return self.nodes * self.tasks
+
+    @property
+    def shares(self) -> int:
+        """What --cpus_per_gpu and --mem_per_gpu_gb are multiplied with on each node."""
+        return self.gpus_per_node or self.tasks
+
+
+# the variables that sbatch itself reads for jobs that are submitted as files; every other launch flag has one of its own
+_SBATCH_VARIABLES = {name: f"SBATCH_{name.upper()}" for name in ("partition", "account", "qos", "constraint")}
+
+
+def site_flags(env: Mapping[str, str], cls: type = LaunchConfig) -> list[str]:
+    """The launch flags that the environment gives, as job_files/environment.sh makes it: DEEPSPORTS_TIME_MIN gives
+    --time_min, and so on; partition, account, QOS and constraint have sbatch's own variables."""
+    argv: list[str] = []
+    for field in dataclasses.fields(cls):
+        variable = _SBATCH_VARIABLES.get(field.name, f"DEEPSPORTS_{field.name.upper()}")
+        if env.get(variable):
+            argv += [f"--{field.name}", env[variable]]
+    return argv
+
+
+def absolute(training: TrainConfig) -> TrainConfig:
+    """The same training, wherever its process is started."""
+    names = ["root_dir", "annotation_path", "train_path", "test_path", "runs_dir"]
+    paths: dict[str, Any] = {name: getattr(training, name).resolve() for name in names}
+    others = {"captions_path": training.captions_file, "vocabulary_path": training.vocabulary_file}
+    others["pretrained_model"] = training.weight_file
+    paths |= {name: str(path.resolve()) for name, path in others.items() if path is not None}
+    return dataclasses.replace(training, **paths)
 
 
 def split_argv(argv: list[str]) -> tuple[list[str], list[str]]:

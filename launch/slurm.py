@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from training.ranks import without_slurm
 
 _TIMEOUT_S = 30  # a busy controller answers late; a dead one must not hang the caller
 
@@ -13,22 +18,74 @@ class SlurmError(Exception):
     """A Slurm command that is missing, failed or did not answer; its text says which and why."""
 
 
-def _run(*command: str, timeout_s: int = _TIMEOUT_S) -> str:
-    if shutil.which(command[0]) is None:
+def _run(
+    *command: str,
+    timeout_s: int = _TIMEOUT_S,
+    text: str | None = None,
+    env: Mapping[str, str] = os.environ,
+    folder: Path | None = None,
+) -> str:
+    if not here(command[0]):
         raise SlurmError(f"{command[0]} is not on this machine")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=timeout_s, env=without_slurm(env), cwd=folder
+        )
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{command[0]} did not answer within {timeout_s} s") from None
+    except OSError as error:
+        raise SlurmError(f"{command[0]} cannot be run ({error.strerror})") from None
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise SlurmError(f"{command[0]}: {lines[-1]}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+        raise SlurmError(f"{command[0]}: {lines[-1].removeprefix(command[0] + ': ').removeprefix('error: ')}")
     return done.stdout
+
+
+def here(command: str = "sbatch") -> bool:
+    """Whether this machine has Slurm's commands."""
+    return shutil.which(command) is not None
+
+
+def sbatch(*arguments: str, env: Mapping[str, str], folder: Path) -> str:
+    """Submit a job file from a folder, with an environment; returns the job id.
+
+    Raises:
+        SlurmError: sbatch is missing or refuses.
+    """
+    return _run("sbatch", "--parsable", *arguments, env=env, folder=folder).strip().split(";")[0]
+
+
+def test_only(script: str) -> None:
+    """Ask whether a batch script could ever start, without submitting it.
+
+    Raises:
+        SlurmError: sbatch is missing or says why it could not.
+    """
+    _run("sbatch", "--test-only", text=script)
+
+
+def cancel(*job_ids: str, signal: str | None = None) -> None:
+    """Cancel jobs, or send a signal to their processes.
+
+    Raises:
+        SlurmError: scancel is missing or refuses.
+    """
+    _run("scancel", *([f"--signal={signal}"] if signal else []), *job_ids)
+
+
+def output_file(job_id: str) -> Path | None:
+    """The file of a job's output, or None where the controller has forgotten the job.
+
+    Raises:
+        SlurmError: scontrol is missing or does not know the job.
+    """
+    text = _run("scontrol", "show", "job", "--oneliner", job_id)
+    return next((Path(word.split("=", 1)[1]) for word in text.split() if word.startswith("StdOut=")), None)
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A line of squeue."""
+    """A line of squeue. A waiting array task is named '12_3', as a running one is."""
 
     job_id: str
     name: str
@@ -50,14 +107,27 @@ def queue() -> dict[str, QueuedJob]:
     return {job.job_id: job for job in jobs}
 
 
-def finished_state(job_id: str) -> str:
-    """How the accounting says a job ended ('COMPLETED', 'FAILED', ...); '' where it does not know the job.
+@dataclass(frozen=True)
+class EndedJob:
+    """What the accounting says of a job."""
+
+    state: str
+    elapsed: str
+    limit: str
+    nodes: str
+
+
+def ended(job_ids: Iterable[str]) -> dict[str, EndedJob]:
+    """How jobs ended, by job id, as far as the accounting knows them.
 
     Raises:
         SlurmError: sacct is missing or fails (accounting off).
     """
-    text = _run("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
-    return text.splitlines()[0].split()[0] if text.strip() else ""
+    listed = ",".join(job_ids)
+    fields = "--format=JobID,State,Elapsed,Timelimit,NodeList"
+    text = _run("sacct", "--noheader", "--allocations", "--parsable2", fields, f"--jobs={listed or '0'}")
+    rows = (line.split("|", 4) for line in text.splitlines() if line)
+    return {job_id: EndedJob(state.split()[0], *others) for job_id, state, *others in rows if state}
 
 
 def set_comment(job_id: str, comment: str) -> None:

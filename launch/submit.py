@@ -1,98 +1,261 @@
-"""Submit a training to Slurm by submitit.
+"""Submit a training to Slurm by submitit, or with --cluster local start it here in the background.
 
     python -m launch.submit --nodes 2 --gpus_per_node 2 [launch flags] [-- training flags]
 
-The training flags are those of model_train_config.sh (or --config FILE); flags after `--` win over the file's.
+The training flags are those of model_train_config.sh (or --config FILE); flags after `--` win over the file's. Launch
+flags that are not given come from job_files/environment.sh, else they have their defaults.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import submitit
 
-from data_preparation.cli import UserError, parse, run
-from launch import preflight
+from data_preparation.cli import UserError, parse, run, to_argv
+from data_preparation.files import writing
+from launch import preflight, snapshot
+from launch.begin import free_port
 from launch.config import (
-    ENVIRONMENT_FILE,
     REPOSITORY,
     SIGNAL_BEFORE_END_S,
     LaunchConfig,
+    absolute,
     read_flag_file,
     site_environment,
+    site_flags,
     split_argv,
 )
 from launch.job import TrainingJob
+from launch.slurm import SlurmError, queue
 from training.config import TrainConfig
+from training.ranks import PORT_VARIABLE, without_slurm
+from training.run_folder import RunFolder
+
+_SITE_VARIABLES = ("DEEPSPORTS_VENV", "DEEPSPORTS_SCRATCH", "DEEPSPORTS_DATASET", "DEEPSPORTS_RUNS")
+_A_YEAR_MIN = 365 * 24 * 60  # a workstation has no time limit
 
 
-def slurm_parameters(launch: LaunchConfig, site: dict[str, str], run_name: str) -> dict[str, Any]:
-    """submitit's parameters for a submission: flags, then the site's values, then defaults."""
-    additional: dict[str, Any] = {"requeue": True, "open_mode": "append"}  # submitit writes no --requeue of its own
-    account = launch.account or site.get("SBATCH_ACCOUNT")
-    optional = {"account": account, "qos": launch.qos, "constraint": launch.constraint}
-    parameters: dict[str, Any] = {
-        "name": f"deepsports-{run_name}",
-        "nodes": launch.nodes,
-        "tasks_per_node": launch.tasks,
-        "cpus_per_task": launch.cpus_per_task,
-        "mem_gb": launch.mem_gb,
-        "timeout_min": launch.time_min,
-        "stderr_to_stdout": True,
-        "slurm_signal_delay_s": min(SIGNAL_BEFORE_END_S, launch.time_min * 60 // 2),
-        "slurm_setup": [f"cd {shlex.quote(str(REPOSITORY))}", f"source {shlex.quote(str(ENVIRONMENT_FILE))}"],
-        # srun takes no --cpus-per-task from sbatch since Slurm 22.05; one dead rank must end them all
-        "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_task}"],
-        "slurm_additional_parameters": {**additional, **{k: v for k, v in optional.items() if v}},
+def job_setup(launch: LaunchConfig, site: Mapping[str, str], code: Path, jobs: Sequence[str]) -> list[str]:
+    """The lines of the batch script before srun. `jobs` are the folders of the job, or of each task of its array."""
+    values = {name: site[name] for name in _SITE_VARIABLES if name in site}
+    values |= {"DEEPSPORTS_REQUEUES": str(launch.requeues), "DEEPSPORTS_COMMENT": launch.comment}
+    return [
+        f"cd {shlex.quote(str(code))} || exit 2",
+        *(f"export {name}={shlex.quote(value)}" for name, value in values.items()),
+        "source job_files/environment.sh",
+        f"deepsports_jobs=({' '.join(jobs)})",
+        'deepsports_job="${deepsports_jobs[${SLURM_ARRAY_TASK_ID:-0}]}"',
+        "source job_files/begin.sh",
+    ]
+
+
+def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[str, Any]:
+    """submitit's parameters for a submission."""
+    gpus = f"{launch.gpu_type}:{launch.gpus_per_node}" if launch.gpu_type else launch.gpus_per_node
+    cpus = launch.cpus_per_gpu * launch.shares // launch.tasks or 1
+    binding = {"cpu-bind": launch.cpu_bind, "gpu-bind": launch.gpu_bind}
+    additional: dict[str, Any] = {"requeue": True}  # submitit writes no --requeue of its own
+    if launch.dependency:
+        additional["kill-on-invalid-dep"] = "yes"  # else it would wait for ever for a job that failed
+    optional = {
+        "gpus_per_node": gpus,
+        **{
+            name: getattr(launch, name)
+            for name in ("partition", "account", "qos", "constraint", "exclude", "dependency")
+        },
+        "comment": launch.comment,
+        "mail_user": launch.mail,
+        "mail_type": "END,FAIL,INVALID_DEPEND" if launch.mail else "",
     }
-    if launch.gpus_per_node:
-        parameters["gpus_per_node"] = launch.gpus_per_node
-    if partition := launch.partition or site.get("SBATCH_PARTITION"):
-        parameters["slurm_partition"] = partition
-    return parameters
+    return {
+        "job_name": f"deepsports-{name}",
+        "nodes": launch.nodes,
+        "ntasks_per_node": launch.tasks,
+        "cpus_per_task": cpus,
+        "mem": f"{launch.mem_per_gpu_gb * launch.shares}GB",
+        "time": launch.time_min,
+        "stderr_to_stdout": True,
+        "signal_delay_s": min(SIGNAL_BEFORE_END_S, launch.time_min * 60 // 2),
+        "setup": setup,
+        "teardown": ["deepsports_status=$?", "source job_files/requeue.sh"],
+        # one dead rank must end them all
+        "srun_args": ["--kill-on-bad-exit=1", *(f"--{k}={v}" for k, v in binding.items() if v)],
+        "additional_parameters": additional,
+        **{key: value for key, value in optional.items() if value},
+    }
+
+
+@contextmanager
+def submitting_into(folder: Path) -> Iterator[None]:
+    """Keep other submissions out of a run's folder while the block looks at it and submits."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".submit.lock", "w")  # noqa: SIM115 (closed below)
+    with file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def queued_job(folder: RunFolder) -> str | None:
+    """'job 12 (PENDING)' where a job that waits or runs belongs to the run, else None.
+
+    Raises:
+        UserError: squeue fails, so nobody can say.
+    """
+    try:
+        jobs = queue()
+    except SlurmError as error:
+        raise UserError(f"the queue cannot be read ({error}): try again when Slurm answers") from None
+    ours = [jobs[path.name] for path in folder.jobs_dir.glob("*") if path.name in jobs]
+    return f"job {ours[0].job_id} ({ours[0].state})" if ours else None
+
+
+def refuse_second(folder: RunFolder) -> None:
+    """
+    Raises:
+        UserError: a job that waits or runs belongs to the run already.
+    """
+    if job := queued_job(folder):
+        raise UserError(
+            f"{job} works on {folder.path} already: wait for it, cancel it (python -m launch.status cancel {folder.path.name}), or give another --run_name"
+        )
+
+
+def executor_of(launch: LaunchConfig, folder: Path, name: str, setup: list[str]) -> submitit.SlurmExecutor:
+    """submitit's executor for one kind of job. Its files go into `folder` itself: one named after the job would not be
+    there yet when a job starts at once, and Slurm does not make it."""
+    executor = submitit.SlurmExecutor(folder)
+    executor.update_parameters(**slurm_parameters(launch, name, setup))
+    return executor
+
+
+def script_of(executor: submitit.SlurmExecutor, folder: Path) -> str:
+    """The sbatch file that a submission would send."""
+    command = f"{executor.python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return executor._make_submission_file_text(command, "dry-run")
+
+
+def submit(executor: submitit.SlurmExecutor, trainings: Sequence[TrainConfig]) -> list[str]:
+    """Submit one training, or several as an array; returns the job ids.
+
+    Raises:
+        UserError: sbatch refuses.
+    """
+    with without_outer_job():
+        try:
+            with executor.batch():
+                jobs = [executor.submit(TrainingJob(to_argv(training))) for training in trainings]
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(
+                f"sbatch refuses the job ({str(error).strip().splitlines()[-1]}): mend the launch flags or job_files/environment.sh"
+            ) from None
+    return [job.job_id for job in jobs]
+
+
+@contextmanager
+def without_outer_job() -> Iterator[None]:
+    """Submitting from inside a job must not hand that job's variables on."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(without_slurm(before))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def train_on_slurm(launch: LaunchConfig, training: TrainConfig, site: Mapping[str, str]) -> str:
+    """Keep the code, submit; returns the job id. What preflight has to say was said before.
+
+    Raises:
+        UserError: a job works on the run already, or sbatch refuses.
+    """
+    folder = RunFolder(training.run_dir)
+    with submitting_into(folder.path):
+        refuse_second(folder)
+        folder.jobs_dir.mkdir(exist_ok=True)
+        code = snapshot.take(folder.path)
+        (job_id,) = submit(slurm_executor(launch, training, site, code), [training])
+        snapshot.keep(folder, job_id, training, code)
+    return job_id
+
+
+def slurm_executor(
+    launch: LaunchConfig, training: TrainConfig, site: Mapping[str, str], code: Path
+) -> submitit.SlurmExecutor:
+    folder = RunFolder(training.run_dir)
+    job = f'{shlex.quote(str(folder.jobs_dir))}/"$SLURM_JOB_ID"'
+    setup = job_setup(launch, site, code, [job])
+    return executor_of(launch, folder.jobs_dir, training.run_name, setup)
+
+
+def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
+    """Start the training on this machine in the background, a process for each GPU; returns submitit's job id."""
+    folder = RunFolder(training.run_dir)
+    code = snapshot.take(folder.path)
+    executor = submitit.LocalExecutor(folder.jobs_dir)
+    executor.update_parameters(
+        tasks_per_node=launch.tasks,
+        gpus_per_node=launch.gpus_per_node,
+        timeout_min=_A_YEAR_MIN,
+        stderr_to_stdout=True,
+        setup=[f"cd {shlex.quote(str(code))}"],
+    )
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: the training outlives this terminal
+    os.environ[PORT_VARIABLE] = str(free_port(os.getpid()))
+    job = executor.submit(TrainingJob(to_argv(training)))
+    snapshot.keep(folder, job.job_id, training, code)
+    return job.job_id
+
+
+def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[Any, TrainConfig, dict[str, str]]:
+    """(launch flags, training flags with absolute paths, environment) of a command line with `--` in it.
+
+    Raises:
+        UserError: a flag that is wrong, a flag file or an environment that cannot be read.
+    """
+    os.chdir(REPOSITORY)  # what relative paths mean
+    launch_argv, training_argv = split_argv(list(argv))
+    if {"-h", "--help"} & set(launch_argv):
+        parse(cls, launch_argv, prog=prog, description=description)
+    site = dict(site_environment())
+    launch = parse(cls, [*site_flags(site, cls), *launch_argv], prog=prog, description=description)
+    flags = [*read_flag_file(REPOSITORY / launch.config), *training_argv]
+    return launch, absolute(parse(TrainConfig, flags, prog=str(launch.config))), site
 
 
 def main(argv: Sequence[str]) -> int:
-    os.chdir(REPOSITORY)  # where the job will run: relative paths mean the same before and after
-    launch_argv, training_argv = split_argv(list(argv))
-    launch = parse(LaunchConfig, launch_argv, prog="python -m launch.submit", description=__doc__.splitlines()[0])
-    flags = [*read_flag_file(REPOSITORY / launch.config), *training_argv]
-    training = parse(TrainConfig, flags, prog=str(launch.config))
-    if faults := preflight.faults(launch, training):
+    launch, training, site = read(argv, LaunchConfig, "python -m launch.submit", __doc__.splitlines()[0])
+    folder = RunFolder(training.run_dir)
+    faults, notes = preflight.check(launch, training)
+    script = ""
+    if launch.cluster == "slurm" and preflight.slurm_is_here(launch, faults):
+        executor = slurm_executor(launch, training, site, snapshot.place(folder.path))
+        script = script_of(executor, folder.jobs_dir)
+        faults += preflight.request_faults(script)
+    if faults:
         raise UserError.of(faults)
-
-    site = dict(site_environment())
-    job_dir = training.run_dir.resolve() / "jobs" / "%j"
-    executor = submitit.AutoExecutor(job_dir, cluster="slurm", slurm_max_num_timeout=launch.requeues)
-    executor.update_parameters(**slurm_parameters(launch, site, training.run_name))
-    job = TrainingJob([*flags, "--runs_dir", str(training.runs_dir.resolve())])
+    for note in notes:
+        print(f"not checked: {note}")
     if launch.dry_run:
-        print(sbatch_script(executor, job_dir))
+        print(script or "--cluster local starts the training without a batch script")
         return 0
-    try:
-        submitted = executor.submit(job)
-    except submitit.core.utils.FailedJobError as error:
-        raise UserError(
-            f"sbatch refuses the job ({str(error).strip().splitlines()[-1]}): mend the launch flags or job_files/environment.sh"
-        ) from None
-    folder = Path(str(job_dir).replace("%j", submitted.job_id))
-    print(f"job        {submitted.job_id}")
-    print(f"run folder {training.run_dir.resolve()}")
-    print(f"log        tail -F {folder}/{submitted.job_id}_0_log.out")
-    print('watch      squeue --me -o "%i %j %T %M %k"     or     python -m launch.status')
+    job_id = train_here(launch, training) if launch.cluster == "local" else train_on_slurm(launch, training, site)
+    print(f"job        {job_id}")
+    print(f"run folder {folder.path}")
+    print(f"log        python -m launch.status logs {training.run_name}")
+    print('watch      squeue --me -o "%i %j %T %M %k"     or     python -m launch.status --watch')
+    print(f"stop       python -m launch.status cancel {training.run_name}")
     return 0
-
-
-def sbatch_script(executor: submitit.AutoExecutor, job_dir: Path) -> str:
-    """The sbatch file that a submission would send."""
-    slurm = executor._executor
-    return slurm._make_submission_file_text(
-        f"{slurm.python} -u -m submitit.core._submit {shlex.quote(str(job_dir))}", "dry-run"
-    )
 
 
 if __name__ == "__main__":

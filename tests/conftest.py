@@ -60,7 +60,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared synthetic data set of two videos and 60 dives."""
     folder = tmp_path_factory.mktemp("dataset")
     run_python("-m", "data_preparation.synthetic", "--dataset", folder, "--videos", 2, "--dives", 60)
-    run_python("-m", "data_preparation.extract", "--dataset", folder, "--height", 72)
+    run_python("-m", "data_preparation.extract", "--dataset", folder, "--height", 72, "--verify")
     return folder
 
 

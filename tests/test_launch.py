@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_preparation.cli import UserError
-from launch.config import LaunchConfig, read_flag_file
+from data_preparation.cli import UserError, parse
+from launch.config import LaunchConfig, read_flag_file, site_flags
 from launch.progress import duration_text, progress_text
 from launch.slurm import QueuedJob
 from launch.status import HEADER, run_row, run_state, table
@@ -82,16 +82,25 @@ def test_status_without_slurm_says_what_it_cannot_know(tmp_path: Path):
 
 
 def test_flags_go_before_the_sites_values_before_defaults():
-    site = {"SBATCH_PARTITION": "sites", "SBATCH_ACCOUNT": "project"}
-    found = slurm_parameters(LaunchConfig(), site, "x")
-    assert found["slurm_partition"] == "sites"
-    assert found["slurm_additional_parameters"]["account"] == "project"
-    assert found["slurm_additional_parameters"]["requeue"] is True
-    found = slurm_parameters(LaunchConfig(partition="mine", account="me", gpus_per_node=2), site, "x")
-    assert found["slurm_partition"] == "mine"
-    assert found["slurm_additional_parameters"]["account"] == "me"
-    assert (found["gpus_per_node"], found["tasks_per_node"]) == (2, 2)
-    assert "slurm_partition" not in slurm_parameters(LaunchConfig(), {}, "x")
+    site = {"SBATCH_PARTITION": "sites", "SBATCH_ACCOUNT": "project", "DEEPSPORTS_TIME_MIN": "300"}
+
+    def parameters(*argv: str) -> dict:
+        return slurm_parameters(parse(LaunchConfig, [*site_flags(site), *argv]), "x", [])
+
+    found = parameters()
+    assert (found["partition"], found["account"], found["time"]) == ("sites", "project", 300)
+    assert found["additional_parameters"] == {"requeue": True}
+    found = parameters("--partition", "mine", "--account", "me", "--gpus_per_node", "2", "--gpu_type", "a100")
+    assert (found["partition"], found["account"]) == ("mine", "me")
+    assert (found["gpus_per_node"], found["ntasks_per_node"], found["mem"]) == ("a100:2", 2, "64GB")
+    assert "partition" not in slurm_parameters(LaunchConfig(), "x", [])
+    assert "--gpu_bind=closest" not in found["srun_args"]
+    assert "--gpu-bind=closest" in parameters("--gpu_bind", "closest")["srun_args"]
+    waiting = parameters("--dependency", "afterok:7", "--mail", "me@uni", "--exclude", "n1", "--qos", "long")
+    assert waiting["additional_parameters"]["kill-on-invalid-dep"] == "yes"
+    assert (waiting["dependency"], waiting["mail_user"], waiting["exclude"], waiting["qos"]) == (
+        "afterok:7", "me@uni", "n1", "long",
+    )  # fmt: skip
 
 
 def test_a_broken_flag_file_is_named(tmp_path: Path):

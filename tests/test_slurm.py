@@ -126,7 +126,7 @@ def test_the_job_file_trains_on_two_nodes(dataset: Path, tmp_path: Path, log: Pa
     assert "4 processes (Slurm)" in text
     assert "Test Spearman" in text
     run = tmp_path / "runs" / "quickstart"
-    assert {p.name for p in (run / "jobs" / job).iterdir()} == {f"rank{r}.log" for r in range(4)}
+    assert {p.name for p in (run / "jobs" / job).iterdir()} >= {f"rank{r}.log" for r in range(4)}
     assert accounted(job, "State") == "COMPLETED"
     assert accounted(job, "NNodes") == "2"
     table = run_python("-m", "launch.status", "--runs_dir", tmp_path / "runs").stdout
@@ -192,7 +192,7 @@ def test_the_job_file_goes_on_after_its_signal(dataset: Path, tmp_path: Path, lo
     signal_in_the_middle(job, run)
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
     text = log.read_text()
-    assert f"requeueing job {job}" in text
+    assert f"Requeueing job {job}: it was told to stop" in text
     assert "Resuming" in text
     epochs = [
         r["epoch"] for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["type"] == "epoch"
@@ -207,7 +207,7 @@ def submit(dataset: Path, tmp_path: Path, *arguments: object) -> tuple[str, str]
     return next(line.split()[1] for line in out.splitlines() if line.startswith("job ")), out
 
 
-SMALL_JOB = ["--gpus_per_node", 0, "--cpus_per_task", 1, "--mem_gb", 3, "--time_min", 20]
+SMALL_JOB = ["--gpus_per_node", 0, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 3, "--time_min", 20, "--forecast", "False"]
 
 
 def test_submitit_trains_on_two_nodes_and_goes_on_after_its_signal(dataset: Path, tmp_path: Path):

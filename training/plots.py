@@ -71,3 +71,46 @@ def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, t
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
+
+
+def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Path, title: str) -> None:
+    """Write the PNG of a sweep: for each flag that was varied, the best validation Spearman of every point by its value.
+
+    A row has the flags' values as text, `state`, and `best_val_spearman` (None where there is none yet).
+    """
+    done = [row for row in rows if row["best_val_spearman"] is not None]
+    columns = min(len(flags), 3)
+    shape = (-(-len(flags) // columns), columns)
+    figure, panels = plt.subplots(
+        *shape, figsize=(5 * columns, 4 * shape[0]), layout="constrained", squeeze=False, sharey=True
+    )
+    without = len(rows) - len(done)
+    figure.suptitle(f"{title}: {len(rows)} points" + (f", {without} without a number" if without else ""))
+    for axes, flag in zip(panels.flat, flags, strict=False):
+        values = sorted({str(row.get(flag, "default")) for row in rows}, key=_as_number)
+        for row in done:
+            x = values.index(str(row.get(flag, "default")))
+            ended = row["state"] == "finished"
+            axes.plot(x, row["best_val_spearman"], "o", color=TRAIN, fillstyle="full" if ended else "none", alpha=0.8)
+        if done:
+            best = max(done, key=lambda row: row["best_val_spearman"])
+            label = f"best: {best['best_val_spearman']:.3f}"
+            axes.plot(values.index(str(best.get(flag, "default"))), best["best_val_spearman"], "*", color=BEST, markersize=14, label=label)  # fmt: skip
+            axes.legend(loc="lower right")
+        axes.set_xticks(range(len(values)), values, rotation=30 if len(values) > 5 else 0)
+        axes.set(xlabel=flag, xlim=(-0.5, len(values) - 0.5))
+        axes.grid(alpha=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("best validation Spearman")
+    for axes in panels.flat[len(flags) :]:
+        axes.set_visible(False)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+
+
+def _as_number(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text

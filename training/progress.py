@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +61,12 @@ class Progress:
 
     def __init__(self, run: RunFolder, ranks: Ranks, device: torch.device, hook: ProgressHook | None) -> None:
         self.run, self.ranks, self.device, self.hook = run, ranks, device, hook
-        self.known: dict[str, Any] = {"job_id": slurm_job_id(), "restarts": restart_count()}
+        self.known: dict[str, Any] = {
+            "job_id": slurm_job_id(),
+            "restarts": restart_count(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
 
     def tell(self, news: dict[str, Any]) -> None:
         """Say what is new; what was said before and is not said now stays."""

@@ -10,7 +10,7 @@ runs/<name>/
     losses.png          redrawn each epoch
     predictions.csv, scores.png, summary.json   written once, when the test split is opened
     tensorboard/        events, with --tensorboard True
-    jobs/<job id>/      logs of the jobs that worked on the run, and what each was told to do
+    jobs/<job id>/      logs of the jobs that worked on the run, and what each was told to do; jobs/*.out what they printed
     code/<digest>/      the code that jobs run (launch.snapshot)
 """
 
@@ -113,8 +113,12 @@ class RunFolder:
     def plot_file(self, config: TrainConfig) -> Path:
         return self.path / config.output  # an absolute --output stays what it is
 
+    @property
+    def jobs_dir(self) -> Path:
+        return self.path / "jobs"
+
     def job_dir(self, job_id: str) -> Path:
-        return self.path / "jobs" / job_id
+        return self.jobs_dir / job_id
 
     def saved_config(self) -> TrainConfig | None:
         """The configuration that the run was started with, or None for a new run."""

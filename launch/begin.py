@@ -1,0 +1,86 @@
+"""What a training job does on its first node before its processes start (job_files/begin.sh calls it).
+
+    eval "$(python -m launch.begin runs/<name>/jobs/<job id>)"
+
+It refuses a job that has used up its restarts or that got nowhere since the last one, and finds a free port for the
+processes to meet at. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data_preparation.cli import UserError, run
+from data_preparation.files import write_whole, writing
+from launch.config import LaunchConfig
+from training.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, restart_count
+from training.run_folder import RunFolder
+
+_FRUITLESS = 2  # starts in a row from the same position after which the next one is refused
+_TRIES = 200
+
+
+def position(run_folder: RunFolder) -> str:
+    """How far a run is, as a word that changes with every step that is saved."""
+    newest = run_folder.checkpoints()
+    return newest[0].stem if newest else "the beginning"
+
+
+def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:
+    """Write down this start of a job, unless it must not start any more.
+
+    Raises:
+        UserError: its restarts are used up, or it makes no progress.
+    """
+    if restarts > budget:
+        raise UserError(
+            f"{job.name} was restarted {budget} times, which is all that --requeues allows: submit the run again to go on"
+        )
+    file = job / "starts.jsonl"
+    before = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    earlier = [start["position"] for start in before if start["restart"] < restarts]
+    if restarts and len(earlier) >= _FRUITLESS and set(earlier[-_FRUITLESS:]) == {now_at}:
+        raise UserError(
+            f"{job.name} started {len(earlier)} times and the last {_FRUITLESS} saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
+        )
+    record = {"restart": restarts, "position": now_at, "time": time.time(), "node": socket.gethostname()}
+    with writing(file):
+        write_whole(file, "".join(json.dumps(each) + "\n" for each in [*before, record]).encode())
+
+
+def free_port(job_number: int) -> int:
+    """A port of this node that nobody holds now.
+
+    Raises:
+        UserError: none is free.
+    """
+    for attempt in range(_TRIES):
+        port = rendezvous_port(job_number, attempt=attempt)
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"none of {_TRIES} ports of {socket.gethostname()} is free: start the job again")
+
+
+def main(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> int:
+    if len(argv) != 1:
+        raise UserError("give the job's folder: python -m launch.begin runs/<name>/jobs/<job id>")
+    job = Path(argv[0]).resolve()
+    text = env.get("DEEPSPORTS_REQUEUES") or str(LaunchConfig.requeues)
+    if not text.isdigit():
+        raise UserError(f"DEEPSPORTS_REQUEUES '{text}' is no number: mend job_files/environment.sh")
+    check_restart(job, restart_count(), int(text), position(RunFolder(job.parent.parent)))
+    print(f"export {PORT_VARIABLE}={free_port(raw_job_number())}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

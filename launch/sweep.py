@@ -1,0 +1,329 @@
+"""Train with several values of any training flags: one Slurm array, a run folder for each point, a table and a plot.
+
+    python -m launch.sweep submit --name rates --grid learning_rate=1e-4,1e-5 batch_size=8,16 [launch flags] [-- training flags]
+    python -m launch.sweep show rates
+
+--grid takes every combination; --points FILE has the flags of one point in each line. The same command again submits the
+points that failed or are new, and no others. Points are compared by validation: unless they differ in seed and fold only,
+their test split stays closed until you open that of the one you chose.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import math
+import re
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_preparation.cli import UserError, flag, parse, parse_command, run
+from data_preparation.files import write_whole, writing
+from launch import preflight, snapshot, submit
+from launch.config import LaunchConfig
+from launch.progress import number_text
+from launch.status import existing_runs_dir, last_job, look_at_cluster, run_state
+from training.config import TrainConfig
+from training.plots import draw_sweep
+from training.run_folder import RunFolder, read_json, write_json
+
+REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
+
+Point = dict[str, list[str]]  # training flag -> its words
+
+
+@dataclass(frozen=True)
+class SweepConfig(LaunchConfig):
+    """Submit the points of a sweep that are not done and not queued, as one array."""
+
+    name: str = flag("", "Name of the sweep: the folder of its runs inside --runs_dir.")
+    grid: tuple[str, ...] = flag(
+        (), "Flags and their values, such as learning_rate=1e-4,1e-5 'topology=512 256,128': every combination.",
+        allowed="flag=value,value",
+    )  # fmt: skip
+    points: Path | None = flag(None, "File with the training flags of one point in each line.")
+    parallel: int = flag(8, "Points that train at the same time.", minimum=1)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", self.name):
+            raise UserError(f"--name '{self.name}' is no folder name: give letters, digits, '-', '_' and '.'")
+        if self.cluster != "slurm":
+            raise UserError("a sweep is a Slurm array: drop --cluster local, or train the points one after the other")
+        if not self.grid and self.points is None:
+            raise UserError("a sweep without points: give --grid learning_rate=1e-4,1e-5 or --points FILE")
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """Table and plot of a sweep's points."""
+
+    runs_dir: Path | None = flag(
+        None, "Folder of all run folders; none takes DEEPSPORTS_RUNS of job_files/environment.sh."
+    )
+
+
+# ------------------------------------------------------------------------------------------- points (pure functions)
+
+
+def grid_points(grid: Sequence[str]) -> list[Point]:
+    """Every combination of a grid's values.
+
+    Raises:
+        UserError: an item is not of the form flag=value,value, or names a flag twice.
+    """
+    axes: dict[str, list[list[str]]] = {}
+    for item in grid:
+        name, equals, values = item.partition("=")
+        name = name.lstrip("-")
+        if not equals or not values or name in axes:
+            raise UserError(f"--grid '{item}': give each flag once, with its values, such as learning_rate=1e-4,1e-5")
+        axes[name] = [value.split() for value in values.split(",")]
+        if [] in axes[name]:
+            raise UserError(f"--grid '{item}' has an empty value: give a value between all commas")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def listed_points(text: str) -> list[Point]:
+    """The points of a file: in each line training flags with their values; '#' begins a comment.
+
+    Raises:
+        UserError: a line does not begin with a flag, or is no shell-like text.
+    """
+    points = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UserError(f"--points line {number} cannot be read ({error}): close its quotes") from None
+        point: Point = {}
+        for word in words:
+            if word.startswith("--"):
+                point[word.removeprefix("--")] = []
+            elif point:
+                point[list(point)[-1]].append(word)
+            else:
+                raise UserError(
+                    f"--points line {number} begins with '{word}': give flags, such as --learning_rate 1e-4"
+                )
+        if point:
+            points.append(point)
+    return points
+
+
+def point_name(point: Point) -> str:
+    """A folder name that says what the point is: 'learning_rate-1e-4_seed-0'."""
+    parts = (f"{name}-{'-'.join(Path(word).name for word in words)}" for name, words in point.items())
+    return re.sub(r"[^A-Za-z0-9_.+-]", "-", "_".join(parts))
+
+
+def named_points(points: Iterable[Point]) -> dict[str, Point]:
+    """
+    Raises:
+        UserError: two points would have the same folder.
+    """
+    named: dict[str, Point] = {}
+    for point in points:
+        name = point_name(point)
+        if name in named:
+            raise UserError(f"two points of the sweep would have the same folder {name}: give each combination once")
+        named[name] = point
+    return named
+
+
+def varied(points: Iterable[Point]) -> set[str]:
+    """The flags that points differ in."""
+    every = list(points)
+    return {name for point in every for name in point if any(other.get(name) != point[name] for other in every)}
+
+
+def point_argv(point: Point) -> list[str]:
+    return [word for name, words in point.items() for word in (f"--{name}", *words)]
+
+
+# ------------------------------------------------------------------------------------------------------------ submit
+
+
+def submit_sweep(argv: Sequence[str]) -> int:
+    launch, base, site = submit.read(argv, SweepConfig, "python -m launch.sweep submit", "Submit a sweep.")
+    points = grid_points(launch.grid) if launch.grid else []
+    if launch.points is not None:
+        if not launch.points.is_file():
+            raise UserError(f"--points {launch.points} is no file: give a file with the flags of a point in each line")
+        listed = listed_points(launch.points.read_text())
+        points = [{**a, **b} for a in points for b in listed] if points else listed
+    named = named_points(points)
+    folder = base.runs_dir / launch.name
+    trainings = {name: _training(base, folder, name, point) for name, point in named.items()}
+    if varied(named.values()) - REPEATS:
+        trainings = {name: dataclasses.replace(each, evaluate=False) for name, each in trainings.items()}
+    first = next(iter(trainings.values()))
+    faults, notes = preflight.check(launch, first)
+    for name, training in trainings.items():
+        faults += [
+            f"point {name}: {fault}" for fault in preflight.request_flag_faults(launch, training) if training != first
+        ]
+    if preflight.slurm_is_here(launch, faults):
+        executor = _executor(launch, folder, snapshot.place(folder), list(trainings.values()), site)
+        faults += preflight.request_faults(submit.script_of(executor, folder / "jobs"))
+    if faults:
+        raise UserError.of(faults)
+    notes += ["weights and memory of the other points"] if launch.forecast and len(trainings) > 1 else []
+    for note in notes:
+        print(f"not checked: {note}")
+    if launch.dry_run:
+        executor.parameters["map_count"] = len(trainings)  # as submitit does for an array
+        print(submit.script_of(executor, folder / "jobs"))
+        return 0
+    with submit.submitting_into(folder):
+        record = {**((read_json(folder / "sweep.json") or {}).get("points", {})), **named}
+        write_json(folder / "sweep.json", {"points": record})
+        states = point_states(folder, trainings)
+        wanted = {name: each for name, each in trainings.items() if states[name] not in ("finished", "queued")}
+        for name in trainings:
+            print(f"{name}: {'submitted' if name in wanted else states[name]}{_before(states[name], name in wanted)}")
+        if wanted:
+            _submit_points(launch, folder, wanted, site)
+    print(f"table and plot   python -m launch.sweep show {launch.name}")
+    return 0
+
+
+def _before(state: str, again: bool) -> str:
+    return f" again (was {state})" if again and state != "new" else ""
+
+
+def _training(base: TrainConfig, folder: Path, name: str, point: Point) -> TrainConfig:
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    if unknown := sorted({"runs_dir", "run_name"} & set(point)):
+        raise UserError(f"--{unknown[0]} names the runs of a sweep: vary something else")
+    if strange := sorted(set(point) - known):
+        raise UserError(f"point {name}: unknown flag --{strange[0]}; the flags of a sweep are training flags")
+    given = parse(TrainConfig, point_argv(point))
+    return dataclasses.replace(base, runs_dir=folder, run_name=name, **{n: getattr(given, n) for n in point})
+
+
+def _submit_points(
+    launch: SweepConfig, folder: Path, wanted: Mapping[str, TrainConfig], site: Mapping[str, str]
+) -> None:
+    (folder / "jobs").mkdir(exist_ok=True)
+    code = snapshot.take(folder)
+    executor = _executor(launch, folder, code, list(wanted.values()), site)
+    for job_id, training in zip(submit.submit(executor, list(wanted.values())), wanted.values(), strict=True):
+        run_folder = RunFolder(training.run_dir)
+        snapshot.keep(run_folder, job_id, training, code)
+        print(f"job {job_id}   {run_folder.path}")
+
+
+def _executor(
+    launch: SweepConfig, folder: Path, code: Path, trainings: Sequence[TrainConfig], site: Mapping[str, str]
+) -> submit.submitit.SlurmExecutor:
+    """The executor of the array; a single point is a job of its own, since submitit makes no array of one."""
+    job = '"$SLURM_JOB_ID"' if len(trainings) == 1 else '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
+    jobs = [f"{shlex.quote(str(RunFolder(training.run_dir).jobs_dir))}/{job}" for training in trainings]
+    setup = submit.job_setup(launch, site, code, jobs)
+    executor = submit.executor_of(launch, folder / "jobs", launch.name, setup)
+    executor.update_parameters(array_parallelism=launch.parallel)
+    return executor
+
+
+def point_states(folder: Path, points: Iterable[str]) -> dict[str, str]:
+    """'finished', 'queued', 'new', or how else each point stands.
+
+    Raises:
+        UserError: the queue cannot be read, so points might be submitted twice.
+    """
+    jobs = {name: last_job(folder / name) for name in points}
+    cluster = look_at_cluster({job for job in jobs.values() if job})
+    if cluster.unknown and not cluster.queued and any(jobs.values()):
+        raise UserError(f"it is not known {cluster.unknown[0]}: try again when Slurm answers")
+    found = {}
+    for name, job in jobs.items():
+        progress = read_json(RunFolder(folder / name).progress_file)
+        if job in cluster.queued:
+            found[name] = "queued"
+        elif job is None and progress is None:
+            found[name] = "new"
+        else:
+            found[name] = run_state(progress, None, cluster.ended.get(job or ""), time.time())
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- show
+
+
+def sweep_rows(folder: Path, points: Mapping[str, Point]) -> list[dict[str, Any]]:
+    """A record of each point, the best by validation first; those without a number last."""
+    states = point_states(folder, points)
+    rows = []
+    for name, point in points.items():
+        progress = read_json(RunFolder(folder / name).progress_file) or {}
+        best = progress.get("best_spearman") if progress.get("best_epoch") else None
+        rows.append(
+            {
+                "point": name,
+                **{flag_name: " ".join(words) for flag_name, words in point.items()},
+                "state": states[name],
+                "epoch": f"{progress.get('epoch', 0)}/{progress.get('epochs', '?')}",
+                "best_val_spearman": best,
+                "best_epoch": progress.get("best_epoch") or None,
+            }
+        )
+    return sorted(
+        rows, key=lambda row: -math.inf if row["best_val_spearman"] is None else row["best_val_spearman"], reverse=True
+    )
+
+
+def show_sweep(argv: Sequence[str]) -> int:
+    if not argv or argv[0].startswith("-"):
+        raise UserError("name the sweep: python -m launch.sweep show NAME")
+    options = parse(ShowConfig, argv[1:], prog="python -m launch.sweep show NAME")
+    folder = existing_runs_dir(options.runs_dir) / argv[0]
+    record = read_json(folder / "sweep.json")
+    if record is None:
+        raise UserError(f"{folder} holds no sweep (no sweep.json): give the --name that it was submitted with")
+    points: dict[str, Point] = record["points"]
+    rows = sweep_rows(folder, points)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    shown = [c for c in columns if c != "point"]
+    cells = [[c.upper().replace("_", " ") for c in shown]]
+    cells += [
+        [number_text(v) if isinstance(v := row.get(c), float) else str("-" if v is None else v) for c in shown]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with writing(folder / "sweep.csv"):
+        write_whole(folder / "sweep.csv", text.getvalue().encode())
+        draw_sweep(
+            rows, sorted(varied(points.values())) or sorted(next(iter(points.values()))), folder / "sweep.png", argv[0]
+        )
+    print(f"\n{folder / 'sweep.csv'}\n{folder / 'sweep.png'}")
+    best = rows[0]
+    if varied(points.values()) - REPEATS and best["best_val_spearman"] is not None:
+        print(
+            f"best by validation: {best['point']}; its test: python -m training.evaluate --run {folder / best['point']}"
+        )
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    if argv and argv[0] == "submit":
+        return submit_sweep(argv[1:])
+    if argv and argv[0] == "show":
+        return show_sweep(argv[1:])
+    parse_command({"submit": SweepConfig, "show": ShowConfig}, argv, "python -m launch.sweep")
+    return 2
+
+
+if __name__ == "__main__":
+    run(main)
