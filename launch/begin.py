@@ -28,7 +28,7 @@ _TRIES = 200
 def position(run_folder: RunFolder) -> str:
     """How far a run is, as a word that changes with every step that is saved."""
     newest = run_folder.checkpoints()
-    return newest[0].stem if newest else "the beginning"
+    return newest[0].stem if newest and newest[0] != run_folder.checkpoint_file(0, 0) else "the beginning"
 
 
 def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:

@@ -9,7 +9,6 @@ command again goes on: what is done stays done, what is queued stays queued, and
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
 
     def job_file(name: str, after: str, options: Sequence[str], arguments: Sequence[str]) -> str:
         tag = "%A_%a" if any(o.startswith("--array") for o in options) else "%j"
-        common = [f"--output={folder.jobs_dir}/{name}-{tag}.out", *site_options(launch), *options]
+        common = [f"--output={folder.path}/pipeline/{name}-{tag}.out", *site_options(launch), *options]
         if after:
             common += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
         return slurm.sbatch(*common, f"job_files/{name}.job", *arguments, env=site, folder=code)
@@ -156,7 +155,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     record_file = folder.path / "pipeline.json"
     with submit.submitting_into(folder.path / "pipeline"):
-        folder.jobs_dir.mkdir(exist_ok=True)
         code = snapshot.take(folder.path)
         jobs: dict[str, str] = read_json(record_file) or {}
         queued = _queue()
@@ -169,9 +167,7 @@ def main(argv: Sequence[str]) -> int:
             jobs[stage.name] = after
             write_json(record_file, jobs)
             print(f"{stage.name:<9} {news}")
-    print(
-        f"watch     squeue --me     or     python -m launch.status --watch     (logs: {shlex.quote(str(folder.jobs_dir))})"
-    )
+    print(f"watch     squeue --me     or     python -m launch.status --watch     (logs: {folder.path}/pipeline)")
     return 0
 
 

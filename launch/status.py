@@ -146,8 +146,11 @@ def run_state(progress: Mapping[str, Any] | None, job: QueuedJob | None, ended: 
     return progress["state"]
 
 
-def log_files(folder: RunFolder, job_id: str) -> list[Path]:
-    """What the job printed, then what its first rank logged, as far as they are there."""
+def log_files(folder: RunFolder, job_id: str | None) -> list[Path]:
+    """What a job printed, then what its first rank logged, as far as they are there; without a job, what was started here."""
+    if job_id is None:
+        printed = sorted(folder.jobs_dir.glob("*_0_log.out"), key=lambda path: path.stat().st_mtime)[-1:]
+        return [path for path in (*printed, folder.job_dir("local") / "rank0.log") if path.is_file()]
     printed = [where / "jobs" / f"{job_id}_0_log.out" for where in (folder.path, folder.path.parent)]
     try:
         if (path := slurm.output_file(job_id)) is not None:
@@ -159,7 +162,7 @@ def log_files(folder: RunFolder, job_id: str) -> list[Path]:
 
 def last_error_line(folder: RunFolder, job_id: str | None) -> str:
     """The last line of a job's logs that speaks of an error; '' where none does."""
-    for path in log_files(folder, job_id) if job_id else []:
+    for path in log_files(folder, job_id):
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
@@ -224,7 +227,7 @@ def table(rows: Sequence[tuple[Mapping[str, str], str]], width: float) -> str:
     for cells, error in rows:
         lines.append(line(cells))
         if error:
-            lines.append(cut(f"    {error}", width))
+            lines.append(cut(f"  └ {error}", width))
     if left_out := [c for c in COLUMNS if c not in shown]:
         lines.append(cut(f"(wider: {', '.join(left_out)})", width))
     return "\n".join(lines)
@@ -285,9 +288,7 @@ def named_run(runs_dir: Path, name: str) -> RunFolder:
 
 def show_log(folder: RunFolder, follow: bool) -> int:
     job_id = last_job(folder.path)
-    files = log_files(folder, job_id) if job_id else []
-    if not files and (local := folder.job_dir("local") / "rank0.log").is_file():
-        files = [local]
+    files = log_files(folder, job_id)
     if not files:
         raise UserError(f"{folder.path} has no log yet: its job has not started (python -m launch.status)")
     print(f"==> {files[0]} <==", flush=True)
@@ -307,9 +308,7 @@ def cancel_run(folder: RunFolder) -> int:
                 slurm.cancel(job.job_id, signal="INT")
                 print(f"job {job.job_id} is told to save and end", flush=True)
                 deadline = time.monotonic() + _STOP_S
-                while time.monotonic() < deadline and slurm.queue().get(job.job_id, job).state == "RUNNING":
-                    if job.job_id not in slurm.queue():
-                        break
+                while time.monotonic() < deadline and job.job_id in slurm.queue():
                     time.sleep(1)
             if job.job_id in slurm.queue():
                 slurm.cancel(job.job_id)

@@ -198,8 +198,23 @@ def slurm_executor(
     return executor_of(launch, folder.jobs_dir, training.run_name, setup)
 
 
+@contextmanager
+def away_from_terminal() -> Iterator[None]:
+    """Processes that are started inside have no terminal or pipe of ours; who waits for our output need not wait for them."""
+    with open(os.devnull, "r+b") as nothing:
+        saved = [os.dup(number) for number in range(3)]
+        try:
+            for number in range(3):
+                os.dup2(nothing.fileno(), number)
+            yield
+        finally:
+            for number, copy in enumerate(saved):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
 def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
-    """Start the training on this machine in the background, a process for each GPU; returns submitit's job id."""
+    """Start the training on this machine in the background, a process for each GPU; returns its process."""
     folder = RunFolder(training.run_dir)
     code = snapshot.take(folder.path)
     executor = submitit.LocalExecutor(folder.jobs_dir)
@@ -212,9 +227,10 @@ def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
     )
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: the training outlives this terminal
     os.environ[PORT_VARIABLE] = str(free_port(os.getpid()))
-    job = executor.submit(TrainingJob(to_argv(training)))
-    snapshot.keep(folder, job.job_id, training, code)
-    return job.job_id
+    with away_from_terminal():
+        job = executor.submit(TrainingJob(to_argv(training)))
+    snapshot.keep(folder, "local", training, code)  # the number is no Slurm job's
+    return f"process {job.job_id}"
 
 
 def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[Any, TrainConfig, dict[str, str]]:

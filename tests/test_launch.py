@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
-from data_preparation.cli import UserError, parse
-from launch.config import LaunchConfig, read_flag_file, site_flags
+from data_preparation.cli import UserError, parse, to_argv
+from launch import snapshot
+from launch.begin import check_restart, free_port
+from launch.config import LaunchConfig, absolute, read_flag_file, site_flags
 from launch.progress import duration_text, progress_text
-from launch.slurm import QueuedJob
-from launch.status import HEADER, run_row, run_state, table
+from launch.slurm import EndedJob, QueuedJob
+from launch.status import COLUMNS, Cluster, run_folders, run_row, run_state, table
 from launch.submit import slurm_parameters
+from launch.sweep import grid_points, listed_points, named_points, varied
 from tests.conftest import REPOSITORY, TINY_MODEL, run_python
+from training.config import TrainConfig
+from training.plots import draw_sweep
+from training.run_folder import RunFolder
 
 PROGRESS = {
     "state": "running", "epoch": 3, "epochs": 20, "step": 318, "steps": 2120, "train_loss": 0.41, "val_spearman": 0.71,
@@ -51,24 +64,60 @@ def test_the_comment_is_one_plain_line():
         (None, None, "FAILED", "failed"),
         (None, None, "", "no progress yet"),
         (PROGRESS, None, "TIMEOUT", "timeout"),
+        ({**PROGRESS, "state": "failed"}, None, "FAILED", "failed"),
+        ({**PROGRESS, "state": "failed"}, job("PENDING", "BeginTime"), "", "pending (BeginTime)"),
+        ({**PROGRESS, "job_id": None, "host": socket.gethostname(), "pid": 2**22 + 1}, None, "", "killed"),
+        ({**PROGRESS, "job_id": None, "host": socket.gethostname(), "pid": os.getpid()}, None, "", "running"),
         ({**PROGRESS, "state": "finished"}, None, "COMPLETED", "finished"),
         ({**PROGRESS, "state": "interrupted"}, None, "", "interrupted"),
         ({**PROGRESS, "updated": 0.0}, None, "", "silent"),
     ],
 )
 def test_states_are_what_a_person_would_say(progress, queued, ended, state):
-    assert run_state(progress, queued, ended, now=1000.0) == state
+    how = EndedJob(ended, "1:00", "2:00", "n1") if ended else None
+    assert run_state(progress, queued, how, now=1000.0) == state
 
 
-def test_the_table_lines_up(tmp_path: Path):
-    for name in ("a", "a_long_name"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "progress.json").write_text(json.dumps(PROGRESS))
-    rows = [run_row(tmp_path / n, {}, False, 1030.0) for n in ("a", "a_long_name")]
-    lines = table([HEADER, *rows]).splitlines()
-    assert len({line.index(c) for line, c in zip(lines, ("STATE", "running", "running"), strict=True)}) == 1
-    assert "0.730@2" in lines[1]
-    assert lines[1].endswith("30s ago")
+def three_runs(folder: Path) -> list[tuple[dict[str, str], str]]:
+    """The rows of a run with a short name, one with a long name, and one that failed."""
+    names = {"a": PROGRESS, "a_run_of_quite_a_long_name_as_sweeps_have": PROGRESS}
+    names["c"] = {
+        **PROGRESS,
+        "state": "failed",
+        "error": "the loss became nan: lower --learning_rate, or clip " + 40 * "x",
+    }
+    rows = []
+    for name, progress in names.items():
+        (folder / name).mkdir()
+        (folder / name / "progress.json").write_text(json.dumps(progress))
+        rows.append(run_row(name, RunFolder(folder / name), Cluster(), 1030.0))
+    return rows
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200, math.inf])
+def test_the_table_fits_the_terminal(tmp_path: Path, width: float):
+    lines = table(three_runs(tmp_path), width).splitlines()
+    assert max(map(len, lines)) <= width
+    heads = [name for name in COLUMNS if re.search(rf"(^|  ){name}(  |$)", lines[0])]
+    assert heads[:2] == ["RUN", "STATE"]
+    assert len({line.index(word) for line, word in zip(lines[:3], ("STATE", "running", "running"), strict=True)}) == 1
+    assert "failed" in lines[3]
+    assert "the loss became nan" in lines[4] or width < 60
+    assert ("wider:" in lines[-1]) == (len(heads) < len(COLUMNS))
+    if width == math.inf:
+        assert heads == list(COLUMNS)
+        assert "0.730@2" in lines[1]
+        assert lines[1].endswith("30s ago")
+        assert "a_run_of_quite_a_long_name_as_sweeps_have" in lines[2]
+
+
+def test_sweeps_are_shown_by_point(tmp_path: Path):
+    for name in ("plain", "sweep/lr-1", "sweep/lr-2"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    (tmp_path / ".jobs").mkdir()
+    assert list(run_folders(tmp_path)) == ["plain", "sweep/lr-1", "sweep/lr-2"]
 
 
 def test_status_without_slurm_says_what_it_cannot_know(tmp_path: Path):
@@ -101,6 +150,132 @@ def test_flags_go_before_the_sites_values_before_defaults():
     assert (waiting["dependency"], waiting["mail_user"], waiting["exclude"], waiting["qos"]) == (
         "afterok:7", "me@uni", "n1", "long",
     )  # fmt: skip
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["learning_rate", "seed", "epochs", "topology"]),
+        st.lists(st.sampled_from(["1", "2 3", "4", "1e-5"]), min_size=1, max_size=3, unique=True),
+        min_size=1,
+    )
+)
+def test_a_grid_has_every_combination_once(axes: dict[str, list[str]]):
+    points = grid_points([f"{name}={','.join(values)}" for name, values in axes.items()])
+    assert len(points) == len(named_points(points)) == math.prod(map(len, axes.values()))
+    assert varied(points) == {name for name, values in axes.items() if len(values) > 1}
+    for point in points:
+        assert all(" ".join(point[name]) in values for name, values in axes.items())
+
+
+@pytest.mark.parametrize("grid", [["lr"], ["lr="], ["=1"], ["lr=1,,2"], ["lr=1", "lr=2"]])
+def test_a_grid_that_is_none_is_named(grid: list[str]):
+    with pytest.raises(UserError, match="--grid"):
+        named_points(grid_points(grid))
+
+
+def test_points_from_a_file():
+    text = "--seed 1 --topology 512 256  # large\n\n--seed 2\n"
+    points = listed_points(text)
+    assert points == [{"seed": ["1"], "topology": ["512", "256"]}, {"seed": ["2"]}]
+    assert list(named_points(points)) == ["seed-1_topology-512-256", "seed-2"]
+    with pytest.raises(UserError, match="line 1 begins with 'seed'"):
+        listed_points("seed 1")
+    with pytest.raises(UserError, match="same folder"):
+        named_points([*points, points[0]])
+
+
+@pytest.mark.parametrize("states", [["finished", "failed", "running"], ["failed"]])
+def test_the_plot_of_a_sweep_is_drawn_whatever_its_points(tmp_path: Path, states: list[str]):
+    values = {"finished": 0.7, "running": 0.4, "failed": None}
+    rows = [{"point": s, "learning_rate": f"1e-{i}", "seed": "0", "state": s, "best_val_spearman": values[s]}
+            for i, s in enumerate(states)]  # fmt: skip
+    draw_sweep(rows, ["learning_rate", "seed", "model", "epochs"], tmp_path / "sweep.png", "a sweep")
+    assert Image.open(tmp_path / "sweep.png").size[0] > 1000
+
+
+def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
+    job = tmp_path / "jobs" / "7"
+    for restart, position in enumerate(["a", "a", "b", "b"]):
+        check_restart(job, restart, 9, position)
+    check_restart(job, 4, 9, "c")
+    check_restart(job, 5, 9, "c")
+    with pytest.raises(UserError, match="the last 2 saved no step after c"):
+        check_restart(job, 6, 9, "c")
+    with pytest.raises(UserError, match="restarted 3 times"):
+        check_restart(tmp_path / "8", 4, 3, "a")
+    check_restart(job, 0, 9, "c")  # submitted anew with the same number: nothing is held against it
+
+
+def test_a_free_port_is_free_and_the_jobs_own():
+    port = free_port(123)
+    with socket.socket() as other:
+        other.bind(("", port))
+        other.listen()
+        assert free_port(123) != port
+    assert free_port(123) == port
+
+
+def test_the_snapshot_is_the_code(tmp_path: Path):
+    code = snapshot.take(tmp_path)
+    assert snapshot.take(tmp_path) == code == snapshot.place(tmp_path)
+    assert (code / "training" / "engine.py").read_bytes() == (REPOSITORY / "training" / "engine.py").read_bytes()
+    record = json.loads((code / "code.json").read_text())
+    assert set(record) == {"code_revision", "code_changed"}
+    assert (code / "code.diff").exists()
+    done = subprocess.run(
+        [sys.executable, "-c", "from training.run_folder import environment_record as e; print(e()['code_revision'])"],
+        cwd=code, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(record["code_revision"])
+
+
+def test_paths_mean_the_same_wherever_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    found = absolute(TrainConfig(runs_dir=Path("r"), pretrained_model="w.pyth", output=Path("losses.png")))
+    assert found.runs_dir == tmp_path / "r"
+    assert found.pretrained_model == str(tmp_path / "w.pyth")
+    assert (found.captions_path, found.output) == ("none", Path("losses.png"))
+    assert parse(TrainConfig, to_argv(found)) == found
+
+
+def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
+    """By submitit's LocalExecutor, with two processes that meet; told to stop, it saves; the same command goes on."""
+    env = {"DEEPSPORTS_DATASET": str(dataset), "DEEPSPORTS_RUNS": str(tmp_path), "DEEPSPORTS_VENV": sys.prefix}
+    command = [
+        "-m",
+        "launch.submit",
+        "--config",
+        "job_files/quickstart_config.sh",
+        "--cluster",
+        "local",
+        "--gpus_per_node",
+        0,
+    ]
+    command += ["--tasks_per_node", 2, "--forecast", "False", "--", *TINY_MODEL]
+    progress = tmp_path / "quickstart" / "progress.json"
+
+    def wait_for_state(*states: str) -> dict:
+        deadline = time.monotonic() + 120
+        while not (
+            progress.exists() and (found := json.loads(progress.read_text()))["state"] in states and found["step"]
+        ):
+            assert time.monotonic() < deadline, [
+                p.read_text() for p in (tmp_path / "quickstart" / "jobs").glob("*.out")
+            ]
+            time.sleep(0.1)
+        return found
+
+    out = run_python(*command, "--epochs", 500, env=env).stdout
+    assert "job        process" in out
+    wait_for_state("running")
+    assert "told to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
+    stopped = wait_for_state("interrupted")
+    assert 0 < stopped["epoch"] < 500 or stopped["step"]
+    time.sleep(1)  # the processes end
+    run_python(*command, "--epochs", stopped["epoch"] + 1, "--lr_schedule", "cosine", env=env, check=False)
+    run_python(*command, "--epochs", 500, "--patience", 1, env=env)
+    assert wait_for_state("finished")["epoch"] >= stopped["epoch"]
+    assert "Resuming" in run_python("-m", "launch.status", "logs", "quickstart", "--follow", "False", env=env).stdout
 
 
 def test_a_broken_flag_file_is_named(tmp_path: Path):

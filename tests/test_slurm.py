@@ -4,83 +4,32 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import pickle
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from scipy import stats
 
 from data_preparation.layout import DatasetLayout
 from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
+from tests.on_cluster import (
+    SMALL_JOB,
+    accounted,
+    call,
+    comment_of,
+    environment,
+    job_states,
+    sbatch,
+    start_again,
+    submit,
+    wait_for,
+    wait_for_end,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
-FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--mem=3G", "--gpus-per-node=0", "--time=20"]
-
-
-def call(*command: object, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        [*map(str, command)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-        timeout=120,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def job_states(job: str) -> list[str]:
-    """The state of a job, or of each task of an array."""
-    lines = call("squeue", "--noheader", "--states=all", "--array", f"--jobs={job}", "--format=%T").split()
-    return lines
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: int = 240) -> object:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{call('squeue', '--states=all')}"
-        time.sleep(0.5)
-    return value
-
-
-def wait_for_end(job: str) -> list[str]:
-    return wait_for(lambda: (states := job_states(job)) and set(states) <= FINAL and states, f"job {job} to end")
-
-
-def accounted(job: str, field: str) -> str:
-    """What the accounting says of an ended job; it is a second or two late."""
-
-    def ask(what: str) -> str:
-        return call("sacct", "--noheader", "--allocations", "--parsable2", f"--format={what}", f"--jobs={job}").strip()
-
-    wait_for(lambda: ask("State") in FINAL, f"sacct to know how job {job} ended", 30)
-    return ask(field)
-
-
-def comment_of(job: str) -> str:
-    return call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%k")
-
-
-def environment(dataset: Path, tmp_path: Path) -> dict[str, str]:
-    """What job_files/environment.sh would set, for a test."""
-    return {
-        "DEEPSPORTS_DATASET": str(dataset),
-        "DEEPSPORTS_RUNS": str(tmp_path / "runs"),
-        "DEEPSPORTS_VENV": sys.prefix,
-        "DEEPSPORTS_CONFIG": "job_files/quickstart_config.sh",
-    }
-
-
-def sbatch(*arguments: object, env: dict[str, str], output: Path) -> str:
-    return call("sbatch", "--parsable", f"--output={output}", *arguments, env=env).strip()
 
 
 @pytest.fixture
@@ -178,10 +127,7 @@ def signal_in_the_middle(job: str, run: Path) -> None:
     lines = run / "metrics.jsonl"
     wait_for(lambda: lines.exists() and lines.read_text().count('"step"') >= 4, "some steps")
     call("scancel", "--signal=USR2", job)
-    wait_for(lambda: job_states(job) == ["PENDING"], "the requeue")
-    # in the second that took back a job's credential, nodes refuse a new one ("Killing non-startable batch job")
-    time.sleep(2)
-    call("scontrol", "update", f"jobid={job}", "starttime=now")
+    start_again(job)
 
 
 def test_the_job_file_goes_on_after_its_signal(dataset: Path, tmp_path: Path, log: Path):
@@ -198,16 +144,6 @@ def test_the_job_file_goes_on_after_its_signal(dataset: Path, tmp_path: Path, lo
         r["epoch"] for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["type"] == "epoch"
     ]
     assert epochs == list(range(1, 9))
-
-
-def submit(dataset: Path, tmp_path: Path, *arguments: object) -> tuple[str, str]:
-    """(job id, what launch.submit printed)."""
-    env = environment(dataset, tmp_path)
-    out = run_python("-m", "launch.submit", "--config", "job_files/quickstart_config.sh", *arguments, env=env).stdout
-    return next(line.split()[1] for line in out.splitlines() if line.startswith("job ")), out
-
-
-SMALL_JOB = ["--gpus_per_node", 0, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 3, "--time_min", 20, "--forecast", "False"]
 
 
 def test_submitit_trains_on_two_nodes_and_goes_on_after_its_signal(dataset: Path, tmp_path: Path):
@@ -297,8 +233,11 @@ def test_dry_run_prints_the_sbatch_file(dataset: Path, tmp_path: Path):
         2,
         "--partition",
         "gpu",
+        "--cpus_per_gpu",
+        1,
+        "--mem_per_gpu_gb",
+        3,
         "--dry_run",
-        "True",
         "--",
         *TINY_MODEL,
         "--gpu",
@@ -322,7 +261,42 @@ def test_dry_run_prints_the_sbatch_file(dataset: Path, tmp_path: Path):
     ):
         assert f"#SBATCH {line}" in out, out
     assert "--kill-on-bad-exit=1" in out
+    assert "source job_files/requeue.sh" in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_every_fault_is_told_before_the_queue(dataset: Path, tmp_path: Path):
+    """Flags, weights that do not fit, frames that were not verified, a partition and a request that cannot be: at once."""
+    torch.save({"model_state": {"model.blocks.0.norm1.weight": torch.zeros(32)}}, tmp_path / "w.pyth")
+    before = call("squeue", "--noheader", "--states=all", "--format=%i").split()
+
+    def faults(*flags: object) -> str:
+        command = ["-m", "launch.submit", "--config", "job_files/quickstart_config.sh", *map(str, flags)]
+        done = run_python(*command, env=environment(dataset, tmp_path), check=False)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    request = ["--gpus_per_node", 0, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 3]
+    told = faults(
+        *request, "--partition", "nowhere", "--nodes", 3, "--", *TINY_MODEL, "--pretrained_model", tmp_path / "w.pyth"
+    )
+    assert "--batch_size 8 cannot be shared by 3 processes" in told
+    assert "invalid partition specified: nowhere" in told or "Invalid partition" in told.title()
+    assert "blocks.0" in told  # what is missing in the weight file
+    assert (
+        "invalid account" in faults(*request, "--account", "nobody", "--forecast", "False", "--", *TINY_MODEL).lower()
+    )
+    too_large = faults("--gpus_per_node", 3, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 1, "--gpu_mem_gb", 0.0001, "--", *TINY_MODEL, "--gpu", "True", "--batch_size", 9)  # fmt: skip
+    assert "Slurm could not start this job" in too_large
+    assert "--gpu_mem_gb says 0.0001" in too_large
+    marks = dataset / "whole_videos_frames" / ".verified"
+    marks.rename(tmp_path / "marks")
+    try:
+        assert "were not verified since they were extracted (01 02)" in faults(*request, "--", *TINY_MODEL)
+    finally:
+        (tmp_path / "marks").rename(marks)
+    assert call("squeue", "--noheader", "--states=all", "--format=%i").split() == before
 
 
 # ----------------------------------------------------------------------------------------------------- the real thing

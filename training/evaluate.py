@@ -24,7 +24,7 @@ import torch
 
 from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.dives import Dive
-from data_preparation.files import write_whole
+from data_preparation.files import write_whole, writing
 from training import checkpoint, distributed
 from training.config import TrainConfig, path_faults
 from training.data.dataset import DiveDataset, frame_faults, target_faults
@@ -82,7 +82,8 @@ def open_test_split(
         summary = summarise(predicted, splits, best["position"])
         summary["method_metrics"] = model.method.metrics(outputs, targets)
         columns = model.method.columns(outputs)
-        write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
+        with writing(run.predictions_file):
+            write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
         draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.path.name}: {result_line(summary)}")
         write_json(run.summary_file, summary)
         summary = run.summary()

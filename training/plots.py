@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 from data_preparation.dives import Dive
-from data_preparation.files import whole_file
+from data_preparation.files import whole_file, writing
 
 TRAIN, VALIDATION, BEST = "#1f77b4", "#d95f02", "#2ca02c"
 
@@ -49,7 +49,7 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
         axes.legend(loc="best")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(min(x) - 0.5, max(x) + 0.5)
-    with whole_file(path) as temporary:
+    with writing(path), whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
 
@@ -68,7 +68,7 @@ def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, t
     axes.set_ylim(low, high)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
-    with whole_file(path) as temporary:
+    with writing(path), whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
 
@@ -96,7 +96,7 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Pa
             best = max(done, key=lambda row: row["best_val_spearman"])
             label = f"best: {best['best_val_spearman']:.3f}"
             axes.plot(values.index(str(best.get(flag, "default"))), best["best_val_spearman"], "*", color=BEST, markersize=14, label=label)  # fmt: skip
-            axes.legend(loc="lower right")
+            axes.legend(loc="best")
         axes.set_xticks(range(len(values)), values, rotation=30 if len(values) > 5 else 0)
         axes.set(xlabel=flag, xlim=(-0.5, len(values) - 0.5))
         axes.grid(alpha=0.3)
@@ -104,7 +104,7 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Pa
         axes.set_ylabel("best validation Spearman")
     for axes in panels.flat[len(flags) :]:
         axes.set_visible(False)
-    with whole_file(path) as temporary:
+    with writing(path), whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
 

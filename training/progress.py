@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
+from data_preparation.cli import UserError, first_line
+from training.interruption import Interrupted
 from training.ranks import Ranks, restart_count, slurm_job_id
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, read_json
 
 ProgressHook = Callable[[dict[str, Any]], None]
 
@@ -53,6 +56,19 @@ def seconds_left(news: dict[str, Any]) -> float | None:
     if news.get("epoch_s") is not None:
         return left * news["epoch_s"] * news["epochs"] / news["steps"]
     return None if news.get("seconds_per_step") is None else left * news["seconds_per_step"]
+
+
+@contextmanager
+def failure_recorded(run: RunFolder) -> Iterator[None]:
+    """An error that ends the training is also the last word of progress.json, where launch.status finds it."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        with suppress(OSError, UserError):  # a full disk, say: the error itself is what counts
+            run.write_progress({**(read_json(run.progress_file) or {}), "state": "failed", "error": first_line(error)})
+        raise
 
 
 class Progress:

@@ -24,15 +24,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from data_preparation.cli import UserError, first_line
-from data_preparation.files import write_fault, write_whole
+from data_preparation.cli import UserError
+from data_preparation.files import write_fault, write_whole, writing
 from training.config import TrainConfig, as_record, from_record
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,12 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_whole(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
+    """
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    with writing(path):
+        write_whole(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any | None:
@@ -208,17 +212,6 @@ class RunFolder:
 
     def write_progress(self, record: dict[str, Any]) -> None:
         write_json(self.progress_file, {**record, "updated": time.time()})
-
-    @contextmanager
-    def failure_recorded(self) -> Iterator[None]:
-        """An error that ends the training is also the last word of progress.json, where launch.status finds it."""
-        try:
-            yield
-        except Exception as error:
-            known = read_json(self.progress_file) or {}
-            with suppress(OSError):  # the error itself says that the disk is full
-                self.write_progress({**known, "state": "failed", "error": first_line(error)})
-            raise
 
 
 def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:

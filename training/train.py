@@ -30,7 +30,7 @@ from training.fitting import FitAtOnce
 from training.interruption import PEER_LOST_STATUS, Interrupted, InterruptionFlag
 from training.logs import also_log_to, start_log
 from training.model import ScoringModel, build_model
-from training.progress import ProgressHook
+from training.progress import ProgressHook, failure_recorded
 from training.ranks import Ranks, allocated_cpus, read_ranks, restart_count, slurm_job_id
 from training.run_folder import RunFolder, write_json
 
@@ -97,7 +97,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError.of(faults)
     distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
     distributed.on_first_rank(partial(open_run, run, config, splits))
-    with run.failure_recorded() if ranks.is_first else nullcontext():
+    with failure_recorded(run) if ranks.is_first else nullcontext():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
         describe(config, ranks, device, precision, model, splits)

@@ -1,0 +1,91 @@
+"""What tests on the real Slurm cluster share: asking it, waiting for it, submitting to it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import REPOSITORY, run_python
+
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+
+
+def call(*command: object, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        timeout=120,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def job_states(job: str) -> list[str]:
+    """The state of a job, or of each task of an array."""
+    lines = call("squeue", "--noheader", "--states=all", "--array", f"--jobs={job}", "--format=%T").split()
+    return lines
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: int = 240) -> object:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{call('squeue', '--states=all')}"
+        time.sleep(0.5)
+    return value
+
+
+def wait_for_end(job: str) -> list[str]:
+    return wait_for(lambda: (states := job_states(job)) and set(states) <= FINAL and states, f"job {job} to end")
+
+
+def accounted(job: str, field: str) -> str:
+    """What the accounting says of an ended job; it is a second or two late."""
+
+    def ask(what: str) -> str:
+        return call("sacct", "--noheader", "--allocations", "--parsable2", f"--format={what}", f"--jobs={job}").strip()
+
+    wait_for(lambda: ask("State") in FINAL, f"sacct to know how job {job} ended", 30)
+    return ask(field)
+
+
+def comment_of(job: str) -> str:
+    return call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%k")
+
+
+def environment(dataset: Path, tmp_path: Path) -> dict[str, str]:
+    """What job_files/environment.sh would set, for a test."""
+    return {
+        "DEEPSPORTS_DATASET": str(dataset),
+        "DEEPSPORTS_RUNS": str(tmp_path / "runs"),
+        "DEEPSPORTS_VENV": sys.prefix,
+        "DEEPSPORTS_CONFIG": "job_files/quickstart_config.sh",
+    }
+
+
+def sbatch(*arguments: object, env: dict[str, str], output: Path) -> str:
+    return call("sbatch", "--parsable", f"--output={output}", *arguments, env=env).strip()
+
+
+def start_again(job: str) -> None:
+    """Wait until a job is requeued, and let it start now instead of in two minutes."""
+    wait_for(lambda: job_states(job) == ["PENDING"], f"the requeue of job {job}")
+    # in the second that took back a job's credential, nodes refuse a new one ("Killing non-startable batch job")
+    time.sleep(2)
+    call("scontrol", "update", f"jobid={job}", "starttime=now")
+
+
+def submit(dataset: Path, tmp_path: Path, *arguments: object) -> tuple[str, str]:
+    """(job id, what launch.submit printed)."""
+    env = environment(dataset, tmp_path)
+    out = run_python("-m", "launch.submit", "--config", "job_files/quickstart_config.sh", *arguments, env=env).stdout
+    return next(line.split()[1] for line in out.splitlines() if line.startswith("job ")), out
+
+
+SMALL_JOB = ["--gpus_per_node", 0, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 3, "--time_min", 20, "--forecast", "False"]

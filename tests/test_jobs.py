@@ -1,0 +1,343 @@
+"""Jobs that nothing kills, on the real Slurm cluster: each way that a job ends early, and the run is what it would have been.
+
+All trainings here have two processes, one on each of two hosts, and are compared bit for bit with one that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_preparation.layout import DatasetLayout
+from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
+from tests.on_cluster import (
+    SMALL_JOB,
+    accounted,
+    call,
+    environment,
+    job_states,
+    sbatch,
+    start_again,
+    submit,
+    wait_for,
+    wait_for_end,
+)
+from tests.test_training import assert_same_run
+from training.run_folder import RunFolder
+
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
+
+NODE = REPOSITORY / "tests" / "cluster" / "node.sh"
+ON_TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=3G", "--gpus-per-node=0", "--time=20"]
+# dropout and stochastic depth at work, several checkpoints an epoch, the test split opened at the end
+FLAGS = [*TINY_MODEL, "--epochs", 6, "--log_every", 1, "--checkpoint_every", 3, "--drop_path", 0.2, "--ema", 0.9]
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes that nobody disturbed."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    flags = [*config_flags(), *data_flags(dataset), *FLAGS, "--runs_dir", runs]
+    port = 20000 + os.getpid() % 9000
+    run_python(
+        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port, "-m", "training.train", *flags
+    )
+    assert max(step_lines(runs / "quickstart")) == STEPS
+    return runs / "quickstart"
+
+
+def config_flags() -> list[str]:
+    from launch.config import read_flag_file
+
+    flags = read_flag_file(REPOSITORY / "job_files" / "quickstart_config.sh")
+    return flags[flags.index("--run_name") :]
+
+
+def slow(dataset: Path, tmp_path: Path, step_s: float = 0.4) -> dict[str, str]:
+    """The environment of a job whose steps take long enough to meet it in the middle."""
+    path = str(REPOSITORY / "tests" / "slow_steps")
+    return {**environment(dataset, tmp_path), "PYTHONPATH": path, "DEEPSPORTS_TEST_STEP_S": str(step_s)}
+
+
+def step_lines(run: Path) -> list[int]:
+    """The steps that a run has logged so far."""
+    if not (run / "metrics.jsonl").exists():
+        return []
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record["step"] for line in lines if '"type": "step"' in line and (record := json.loads(line))]
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    wait_for(lambda: max(step_lines(run), default=0) >= step, f"step {step}")
+
+
+def resumed_at(log: str) -> list[int]:
+    """The steps (within their epochs of four) at which a log's restarts went on, counted over the whole run."""
+    return [4 * (int(e) - 1) + int(s) for e, s in re.findall(r"INFO .*Resuming .* at epoch (\d+), step (\d+)", log)]
+
+
+def processes_of(job: str) -> dict[int, int]:
+    """The process of each rank of a running job."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            command = (path.parent / "cmdline").read_bytes()
+            variables = dict(v.split("=", 1) for v in path.read_text(errors="replace").split("\0") if "=" in v)
+            parent = int((path.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if variables.get("SLURM_JOB_ID") == job and b"launch.job" in command and "SLURM_PROCID" in variables:
+            found[int(path.parent.name)] = (int(variables["SLURM_PROCID"]), parent)
+    return {rank: pid for pid, (rank, parent) in found.items() if parent not in found}  # not the loader processes
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "job.out"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "quickstart"
+
+
+def test_a_time_limit_loses_nothing(dataset: Path, tmp_path: Path, undisturbed: Path, log: Path, run: Path):
+    options = [*ON_TWO_NODES, "--time=1", "--signal=USR2@40"]
+    job = sbatch(*options, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 1.4), output=log)
+    wait_for(lambda: log.exists() and "Requeueing" in log.read_text(), "the time limit")
+    reached = max(step_lines(run))
+    assert 0 < reached < STEPS
+    start_again(job)
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    assert resumed_at(log.read_text()) == [reached]  # not a step is computed twice
+    assert_same_run(undisturbed, run)
+    assert json.loads((run / "summary.json").read_text()) == json.loads((undisturbed / "summary.json").read_text())
+
+
+def test_a_preempted_job_runs_what_was_submitted(
+    dataset: Path, tmp_path: Path, undisturbed: Path, log: Path, run: Path
+):
+    """Preempted by a job of a higher partition; meanwhile someone edits the code and the flag file of the checkout."""
+    checkout = tmp_path / "checkout"
+    for part in ("data_preparation", "training", "launch", "job_files"):
+        shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        ["sbatch", "--parsable", f"--output={log}", *ON_TWO_NODES, "job_files/train_model.job", *map(str, FLAGS)],
+        cwd=checkout, env={**os.environ, **slow(dataset, tmp_path)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    job = done.stdout.strip()
+    wait_for_step(run, 5)
+    (checkout / "training" / "engine.py").write_text("raise SystemExit('edited')")
+    config = checkout / "job_files" / "quickstart_config.sh"
+    config.write_text(config.read_text().replace("--run_name quickstart", "--run_name edited"))
+    urgent = sbatch(
+        "--partition=urgent", "--nodes=2", "--cpus-per-task=2", "--wrap=sleep 1", env={}, output=tmp_path / "u"
+    )
+    start_again(job)
+    reached = max(step_lines(run))
+    assert wait_for_end(urgent) == ["COMPLETED"]
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    assert resumed_at(log.read_text()) == [reached]
+    assert_same_run(undisturbed, run)
+
+
+def test_a_killed_process_ends_the_job_at_once_and_it_starts_again(dataset, tmp_path, undisturbed, log, run):
+    job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path), output=log)
+    wait_for_step(run, 8)
+    killed_at = max(step_lines(run))
+    os.kill(processes_of(job)[1], signal.SIGKILL)
+    wait_for(lambda: job_states(job) != ["RUNNING"], "the job to fail fast", 45)
+    start_again(job)
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    assert "a process was killed (signal 9)" in log.read_text()
+    (went_on_at,) = resumed_at(log.read_text())
+    assert killed_at + 1 - went_on_at <= 4  # --checkpoint_every 3, and the step under way
+    assert_same_run(undisturbed, run)
+
+
+def test_a_dead_node_costs_a_few_steps(dataset: Path, tmp_path: Path, undisturbed: Path, log: Path, run: Path):
+    """The cable of a node is pulled and the node set down; the job waits for a node, and goes on."""
+    job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path), output=log)
+    wait_for_step(run, 6)
+    try:
+        call("bash", NODE, "cut", "n2")
+        call("scontrol", "update", "nodename=n2", "state=down", "reason=test")
+        wait_for(lambda: job_states(job) == ["PENDING"], "the job to be requeued")
+    finally:  # what survived on the node is gone when it comes back
+        call("bash", NODE, "off", "n2")
+        call("bash", NODE, "join", "n2")
+        call("bash", NODE, "up", "n2")
+    wait_for(lambda: "idle" in call("sinfo", "--noheader", "--nodes=n2", "--format=%T") or _resume("n2"), "node n2")
+    start_again(job)
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    assert len(resumed_at(log.read_text())) == 1
+    assert_same_run(undisturbed, run)
+
+
+def _resume(node: str) -> bool:
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True)
+    return False
+
+
+def test_scancel_keeps_a_checkpoint_and_a_second_submission_is_refused(dataset, tmp_path, undisturbed, run):
+    """By submitit: what is submitted is kept, a second job for the run is refused, scancel saves, submitting again goes on."""
+    for variable, value in slow(dataset, tmp_path).items():
+        os.environ[variable] = value
+    try:
+        arguments = ["--nodes", 2, "--tasks_per_node", 1, *SMALL_JOB, "--", *FLAGS]
+        job, _ = submit(dataset, tmp_path, *arguments)
+        with pytest.raises(AssertionError, match=f"job {job} .* works on .*quickstart already"):
+            submit(dataset, tmp_path, *arguments)
+        assert accounted_jobs(run) == [job]
+        wait_for_step(run, 5)
+        # the other door into the same folder is refused by the folder itself
+        second = sbatch(*ON_TWO_NODES, "--nodes=1", "--mem=500M", "--overcommit", "--wrap", second_training(dataset, tmp_path), env=environment(dataset, tmp_path), output=tmp_path / "second")  # fmt: skip
+        assert wait_for_end(second) == ["FAILED"]
+        assert "another training is at work in" in (tmp_path / "second").read_text()
+        call("scancel", job)
+        assert wait_for_end(job) == ["CANCELLED"]
+        saved = int(RunFolder(run).checkpoints()[0].stem.split("-")[-1])
+        assert saved == max(step_lines(run)) > 4
+        job, _ = submit(dataset, tmp_path, *arguments)
+        assert wait_for_end(job) == ["COMPLETED"]
+        assert resumed_at(next((run / "jobs").glob(f"{job}_0_log.out")).read_text()) == [saved]
+        assert_same_run(undisturbed, run)
+    finally:
+        for variable in slow(dataset, tmp_path):
+            os.environ.pop(variable)
+
+
+def second_training(dataset: Path, tmp_path: Path) -> str:
+    flags = [*config_flags(), *data_flags(dataset), *FLAGS, "--runs_dir", tmp_path / "runs"]
+    return " ".join(map(str, [sys.executable, "-m", "training.train", *flags]))
+
+
+def accounted_jobs(run: Path) -> list[str]:
+    return [path.name for path in (run / "jobs").iterdir() if path.is_dir()]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of little room, as a full scratch; its size can be changed."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2400k", "tmpfs", mount], check=True)
+    yield mount
+    subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+def test_a_full_disk_stops_the_job_and_spoils_nothing(dataset, tmp_path, undisturbed, small_disk, log):
+    run = small_disk / "quickstart"
+    env = {**environment(dataset, tmp_path), "DEEPSPORTS_RUNS": str(small_disk)}
+    job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=env, output=log)
+    assert wait_for_end(job) == ["FAILED"]
+    assert "make room" in log.read_text()
+    assert not list(run.rglob("*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=env, output=log)
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    assert_same_run(undisturbed, run)
+
+
+def test_a_job_that_gets_nowhere_stops_with_a_reason(dataset: Path, tmp_path: Path, log: Path, run: Path):
+    """Killed before anything is saved, twice; the third start says why it does not."""
+    job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 60), output=log)
+    for _ in range(2):
+        rank = wait_for(lambda: processes_of(job).get(0), "the processes")
+        time.sleep(1)
+        os.kill(rank, signal.SIGKILL)
+        start_again(job)
+    assert wait_for_end(job) == ["FAILED"], log.read_text()
+    assert "saved no step after the beginning" in log.read_text()
+    assert accounted(job, "ExitCode") == "2:0"
+
+
+def test_the_budget_of_restarts_is_the_users(dataset: Path, tmp_path: Path, log: Path, run: Path):
+    env = {**slow(dataset, tmp_path), "DEEPSPORTS_REQUEUES": "0"}
+    job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=env, output=log)
+    wait_for_step(run, 1)
+    call("scancel", "--signal=USR2", job)
+    assert wait_for_end(job) == ["FAILED"]
+    assert "submit the run again to go on" in log.read_text()
+    assert RunFolder(run).checkpoints()
+
+
+def test_a_sweep_with_a_failing_point(dataset: Path, tmp_path: Path):
+    """Five points done and one failed; the same command submits that one alone; table and plot show all."""
+    env = environment(dataset, tmp_path)
+    grid = ["--grid", "learning_rate=1e-3,1e-2,1e30", "seed=0,1", "--parallel", 2]
+    training = [*TINY_MODEL, "--epochs", 2, "--optimizer", "SGD", "--clip_grad", 0, "--warmup_steps", 0]
+    command = ["-m", "launch.sweep", "submit", "--name", "rates", "--config", env["DEEPSPORTS_CONFIG"], *SMALL_JOB, *grid, "--", *training]  # fmt: skip
+    out = run_python(*command, env=env).stdout
+    array = re.search(r"job (\d+)_0 ", out)[1]
+    assert out.count("submitted") == 6
+    assert "queued" in run_python(*command, env=env).stdout
+    assert sorted(wait_for_end(array)) == ["COMPLETED"] * 4 + ["FAILED"] * 2
+    folder = tmp_path / "runs" / "rates"
+    assert len([p for p in folder.iterdir() if (p / "summary.json").exists()]) == 0  # nothing is chosen on the test set
+    wait_for(lambda: "FAILED" in call("sacct", "-X", "-n", "-j", f"{array}_5", "-o", "state"), "sacct", 30)
+    shown = run_python("-m", "launch.sweep", "show", "rates", env=env).stdout
+    assert shown.count("finished") == 4
+    assert shown.count("failed") == 2
+    assert "best by validation: learning_rate-1e-" in shown
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "sweep.csv").read_text().count("\n") == 7
+    table = run_python("-m", "launch.status", env=env).stdout
+    assert "rates/learning_rate-1e30_seed-1" in table
+    assert "the loss became nan" in table
+    again = run_python(*command, env=env).stdout
+    assert again.count("submitted again (was failed)") == 2
+    assert again.count("finished") == 4
+    wait_for_end(re.search(r"job (\d+)_0 ", again)[1])
+
+
+def test_a_pipeline_that_cannot_prepare_does_not_train_and_goes_on_when_mended(tmp_path: Path):
+    dataset = tmp_path / "set"
+    run_python("-m", "data_preparation.synthetic", "--dataset", dataset, "--videos", 2, "--dives", 60)
+    video = DatasetLayout(dataset).video_file(2)
+    whole = video.read_bytes()
+    video.write_bytes(b"no video")
+    env = environment(dataset, tmp_path)
+    command = ["-m", "launch.pipeline", "--config", env["DEEPSPORTS_CONFIG"], *SMALL_JOB[:-2], "--prepare_tasks", 2, "--prepare_cpus", 1, "--", *TINY_MODEL, "--epochs", 2]  # fmt: skip
+    jobs = dict(re.findall(r"^(\w+) +submitted, job (\d+)", run_python(*command, env=env).stdout, re.MULTILINE))
+    assert list(jobs) == ["prepare", "verify", "train", "evaluate"]
+    again = run_python(*command, env=env).stdout  # idempotent: nothing is submitted twice
+    assert again.count("queued already") + again.count("done") == 4 or "did not do it" in again
+    assert "FAILED" in wait_for_end(jobs["prepare"])
+    for stage in ("verify", "train", "evaluate"):
+        assert wait_for_end(jobs[stage]) == ["CANCELLED"], stage
+    run = tmp_path / "runs" / "quickstart"
+    assert not (run / "config.json").exists()  # no training has begun
+    video.write_bytes(whole)
+    jobs = dict(re.findall(r"^(\w+) +submitted, job (\d+)", run_python(*command, env=env).stdout, re.MULTILINE))
+    assert list(jobs) == ["prepare", "verify", "train", "evaluate"]
+    assert wait_for_end(jobs["evaluate"]) == ["COMPLETED"], sorted((run / "pipeline").iterdir())
+    assert (run / "summary.json").exists()
+    assert run_python(*command, env=env).stdout.count("done") == 4
+
+
+def test_cancel_lets_a_run_save(dataset: Path, tmp_path: Path, log: Path, run: Path):
+    env = slow(dataset, tmp_path)
+    job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=env, output=log)
+    wait_for_step(run, 2)
+    table = run_python("-m", "launch.status", env=env).stdout
+    assert re.search(rf"quickstart +running +{job} +n\[1-2\]", table)
+    followed = run_python("-m", "launch.status", "logs", "quickstart", "--follow", "False", env=env).stdout
+    assert "step 1/4" in followed
+    out = run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
+    assert "submit quickstart again to go on" in out
+    assert wait_for_end(job) == ["CANCELLED"]
+    assert max(step_lines(run)) == int(RunFolder(run).checkpoints()[0].stem.split("-")[-1])
+    nothing = run_python("-m", "launch.status", "cancel", "quickstart", env=env, check=False)
+    assert nothing.returncode == 2
