@@ -302,7 +302,7 @@ def cancel_run(folder: RunFolder) -> int:
     """Tell the run to stop, wait until it has saved, and see that its job ends."""
     progress, job_id = _read(folder.progress_file) or {}, last_job(folder.path)
     try:
-        job = slurm.queue().get(job_id or "") if slurm.here("squeue") else None
+        job = slurm.queue().get(job_id) if job_id else None
         if job is not None:
             if job.state == "RUNNING":
                 slurm.cancel(job.job_id, signal="INT")

@@ -79,9 +79,9 @@ def grid_points(grid: Sequence[str]) -> list[Point]:
     """
     axes: dict[str, list[list[str]]] = {}
     for item in grid:
-        name, equals, values = item.partition("=")
+        name, _, values = item.partition("=")
         name = name.lstrip("-")
-        if not equals or not values or name in axes:
+        if not name or not values or name in axes:
             raise UserError(f"--grid '{item}': give each flag once, with its values, such as learning_rate=1e-4,1e-5")
         axes[name] = [value.split() for value in values.split(",")]
         if [] in axes[name]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import REPOSITORY, run_python
+
+NODE = REPOSITORY / "tests" / "cluster" / "node.sh"
+ON_TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=3G", "--gpus-per-node=0", "--time=20"]
 
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 
@@ -89,3 +93,43 @@ def submit(dataset: Path, tmp_path: Path, *arguments: object) -> tuple[str, str]
 
 
 SMALL_JOB = ["--gpus_per_node", 0, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 3, "--time_min", 20, "--forecast", "False"]
+
+
+def slow(dataset: Path, tmp_path: Path, step_s: float = 0.4) -> dict[str, str]:
+    """The environment of a job whose steps take long enough to meet it in the middle."""
+    path = str(REPOSITORY / "tests" / "slow_steps")
+    return {**environment(dataset, tmp_path), "PYTHONPATH": path, "DEEPSPORTS_TEST_STEP_S": str(step_s)}
+
+
+def step_lines(run: Path) -> list[int]:
+    """The steps that a run has logged so far."""
+    if not (run / "metrics.jsonl").exists():
+        return []
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record["step"] for line in lines if '"type": "step"' in line and (record := json.loads(line))]
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    wait_for(lambda: max(step_lines(run), default=0) >= step, f"step {step}")
+
+
+def processes_of(job: str) -> dict[int, int]:
+    """The process of each rank of a running job."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            command = (path.parent / "cmdline").read_bytes()
+            variables = dict(v.split("=", 1) for v in path.read_text(errors="replace").split("\0") if "=" in v)
+            parent = int((path.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if variables.get("SLURM_JOB_ID") == job and b"launch.job" in command and "SLURM_PROCID" in variables:
+            found[int(path.parent.name)] = (int(variables["SLURM_PROCID"]), parent)
+    return {rank: pid for pid, (rank, parent) in found.items() if parent not in found}  # not the loader processes
+
+
+def config_flags() -> list[str]:
+    from launch.config import read_flag_file
+
+    flags = read_flag_file(REPOSITORY / "job_files" / "quickstart_config.sh")
+    return flags[flags.index("--run_name") :]

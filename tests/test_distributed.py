@@ -94,7 +94,7 @@ def test_ranks_that_do_not_come_are_named(absent: set[int]):
     if not absent:
         assert said == {rank: [0, 1, 2, 3] for rank in range(4)}
     elif 0 in absent:
-        assert all("PeerLost" in said[rank] and "found no first rank at 127.0.0.1" in said[rank] for rank in here)
+        assert all("ProcessLost" in said[rank] and "found no first rank at 127.0.0.1" in said[rank] for rank in here)
     else:
         assert "did not come to 127.0.0.1" in said[0]
         assert ": 1, 3;" in said[0]

@@ -21,24 +21,29 @@ import pytest
 from data_preparation.layout import DatasetLayout
 from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
 from tests.on_cluster import (
+    NODE,
+    ON_TWO_NODES,
     SMALL_JOB,
     accounted,
     call,
+    config_flags,
     environment,
     job_states,
+    processes_of,
     sbatch,
+    slow,
     start_again,
+    step_lines,
     submit,
     wait_for,
     wait_for_end,
+    wait_for_step,
 )
 from tests.test_training import assert_same_run
 from training.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
-NODE = REPOSITORY / "tests" / "cluster" / "node.sh"
-ON_TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=3G", "--gpus-per-node=0", "--time=20"]
 # dropout and stochastic depth at work, several checkpoints an epoch, the test split opened at the end
 FLAGS = [*TINY_MODEL, "--epochs", 6, "--log_every", 1, "--checkpoint_every", 3, "--drop_path", 0.2, "--ema", 0.9]
 STEPS = 24
@@ -57,49 +62,9 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return runs / "quickstart"
 
 
-def config_flags() -> list[str]:
-    from launch.config import read_flag_file
-
-    flags = read_flag_file(REPOSITORY / "job_files" / "quickstart_config.sh")
-    return flags[flags.index("--run_name") :]
-
-
-def slow(dataset: Path, tmp_path: Path, step_s: float = 0.4) -> dict[str, str]:
-    """The environment of a job whose steps take long enough to meet it in the middle."""
-    path = str(REPOSITORY / "tests" / "slow_steps")
-    return {**environment(dataset, tmp_path), "PYTHONPATH": path, "DEEPSPORTS_TEST_STEP_S": str(step_s)}
-
-
-def step_lines(run: Path) -> list[int]:
-    """The steps that a run has logged so far."""
-    if not (run / "metrics.jsonl").exists():
-        return []
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [record["step"] for line in lines if '"type": "step"' in line and (record := json.loads(line))]
-
-
-def wait_for_step(run: Path, step: int) -> None:
-    wait_for(lambda: max(step_lines(run), default=0) >= step, f"step {step}")
-
-
 def resumed_at(log: str) -> list[int]:
     """The steps (within their epochs of four) at which a log's restarts went on, counted over the whole run."""
     return [4 * (int(e) - 1) + int(s) for e, s in re.findall(r"INFO .*Resuming .* at epoch (\d+), step (\d+)", log)]
-
-
-def processes_of(job: str) -> dict[int, int]:
-    """The process of each rank of a running job."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            command = (path.parent / "cmdline").read_bytes()
-            variables = dict(v.split("=", 1) for v in path.read_text(errors="replace").split("\0") if "=" in v)
-            parent = int((path.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-        if variables.get("SLURM_JOB_ID") == job and b"launch.job" in command and "SLURM_PROCID" in variables:
-            found[int(path.parent.name)] = (int(variables["SLURM_PROCID"]), parent)
-    return {rank: pid for pid, (rank, parent) in found.items() if parent not in found}  # not the loader processes
 
 
 @pytest.fixture
@@ -113,14 +78,20 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_time_limit_loses_nothing(dataset: Path, tmp_path: Path, undisturbed: Path, log: Path, run: Path):
-    options = [*ON_TWO_NODES, "--time=1", "--signal=USR2@40"]
-    job = sbatch(*options, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 1.4), output=log)
-    wait_for(lambda: log.exists() and "Requeueing" in log.read_text(), "the time limit")
-    reached = max(step_lines(run))
-    assert 0 < reached < STEPS
-    start_again(job)
-    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
-    assert resumed_at(log.read_text()) == [reached]  # not a step is computed twice
+    """As often as the limit comes (Slurm's clock is coarse): not a step is computed twice."""
+    options = [*ON_TWO_NODES, "--time=2", "--signal=USR2@90"]
+    job = sbatch(*options, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 1.8), output=log)
+    reached = []
+    while wait_for(lambda: (states := job_states(job)) != ["RUNNING"] and states, "the limit or the end") != [
+        "COMPLETED"
+    ]:
+        if log.exists() and "Requeueing" in log.read_text():
+            reached.append(max(step_lines(run), default=0))
+            start_again(job)
+        wait_for(lambda: job_states(job) not in (["PENDING"], ["CONFIGURING"]), "the start")
+    assert any(0 < step < STEPS for step in reached), log.read_text()
+    assert log.read_text().count("it was told to stop, and saved") == len(reached)
+    assert resumed_at(log.read_text()) == reached
     assert_same_run(undisturbed, run)
     assert json.loads((run / "summary.json").read_text()) == json.loads((undisturbed / "summary.json").read_text())
 

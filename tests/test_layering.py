@@ -23,7 +23,7 @@ LEAVES = {
     "data_preparation/workers.py": set(),
     "data_preparation/pickles.py": {"data_preparation.cli"},
     "training/config.py": {"data_preparation.cli"},
-    "training/interruption.py": set(),
+    "training/interruption.py": {"data_preparation.cli"},
     "training/ranks.py": {"data_preparation.cli"},
     "training/row_noise.py": set(),
     "training/losses.py": set(),

@@ -12,12 +12,13 @@ import torch
 from scipy import stats
 
 from data_preparation.layout import DatasetLayout
-from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
+from tests.conftest import TINY_MODEL, data_flags, run_python
 from tests.on_cluster import (
     SMALL_JOB,
     accounted,
     call,
     comment_of,
+    config_flags,
     environment,
     job_states,
     sbatch,
@@ -83,19 +84,12 @@ def test_the_job_file_trains_on_two_nodes(dataset: Path, tmp_path: Path, log: Pa
     assert "finished" in table
     assert "4/4" in table
     # four processes on two hosts compute what one computes here, up to rounding
-    flags = [*data_flags(dataset), *_quickstart_rest(), *TINY_MODEL, "--epochs", 4, "--runs_dir", tmp_path / "here"]
+    flags = [*data_flags(dataset), *config_flags(), *TINY_MODEL, "--epochs", 4, "--runs_dir", tmp_path / "here"]
     run_python("-m", "training.train", *flags)
     here = [json.loads(x) for x in (tmp_path / "here" / "quickstart" / "metrics.jsonl").read_text().splitlines()]
     there = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     first = [next(r for r in records if r["type"] == "epoch") for records in (here, there)]
     assert first[0]["val_loss"] == pytest.approx(first[1]["val_loss"], rel=0.2)  # dropout differs by rank
-
-
-def _quickstart_rest() -> list[str]:
-    from launch.config import read_flag_file
-
-    flags = read_flag_file(REPOSITORY / "job_files" / "quickstart_config.sh")
-    return flags[flags.index("--run_name") :]
 
 
 @pytest.mark.parametrize(

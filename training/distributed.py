@@ -14,15 +14,12 @@ import torch
 import torch.distributed as dist
 
 from data_preparation.cli import UserError, first_line
+from training.interruption import ProcessLost
 from training.ranks import Ranks, allocated_gpus, gpus_on_node
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class PeerLost(UserError):
-    """Another process of the run is gone or did not come: nothing that this one could mend; the job may start again."""
 
 
 def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
@@ -56,7 +53,7 @@ def join(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
     process waits longer than `timeout` for another.
 
     Raises:
-        PeerLost: others did not come within `timeout`; it names them.
+        ProcessLost: others did not come within `timeout`; it names them.
     """
     if ranks.world_size == 1:
         return
@@ -74,7 +71,7 @@ def join(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
-        raise PeerLost(
+        raise ProcessLost(
             f"rank {ranks.rank} of {ranks.world_size} could not connect to the others ({first_line(error)}): see their logs"
         ) from None
 
@@ -89,10 +86,10 @@ def _meet(ranks: Ranks, timeout: timedelta) -> dist.Store:
         )
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
         if ranks.is_first:
-            raise PeerLost(
+            raise ProcessLost(
                 f"the first rank cannot serve {place} ({first_line(error)}): another program holds that port, start the job again"
             ) from None
-        raise PeerLost(
+        raise ProcessLost(
             f"rank {ranks.rank} on {socket.gethostname()} found no first rank at {place} within {minutes} ({first_line(error)}): see the log of rank 0"
         ) from None
     store.set(f"come/{ranks.rank}", socket.gethostname())
@@ -102,7 +99,7 @@ def _meet(ranks: Ranks, timeout: timedelta) -> dist.Store:
         while missing := [rank for rank in missing if not store.check([f"come/{rank}"])]:
             if time.monotonic() > deadline:
                 names = ", ".join(map(str, missing))
-                raise PeerLost(
+                raise ProcessLost(
                     f"of {ranks.world_size} ranks these did not come to {place} within {minutes}: {names}; see their logs and the state of their nodes"
                 )
             time.sleep(0.05)
@@ -111,7 +108,7 @@ def _meet(ranks: Ranks, timeout: timedelta) -> dist.Store:
     try:
         store.wait(["all"], timeout)
     except (dist.DistError, RuntimeError) as error:
-        raise PeerLost(
+        raise ProcessLost(
             f"rank {ranks.rank} on {socket.gethostname()} waited {minutes} at {place} for the others ({first_line(error)}): the log of rank 0 names them"
         ) from None
     return store

@@ -10,11 +10,17 @@ import signal
 from types import FrameType
 from typing import Any
 
+from data_preparation.cli import UserError
+
 # exit statuses of a training that was told to stop and saved: 75 (EX_TEMPFAIL) wants to go on, job files requeue on it;
 # 143 (128 + TERM) was cancelled, or is requeued by Slurm itself; 130 (128 + INT) is Ctrl-C
 STATUS = {signal.SIGUSR2: 75, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
 # 76 (EX_PROTOCOL): another process of the run is gone; job files requeue on it too
-PEER_LOST_STATUS = 76
+PROCESS_LOST_STATUS = 76
+
+
+class ProcessLost(UserError):
+    """Another process of the run is gone, silent or did not come: nothing that this one could mend; the job may start again."""
 
 
 class Interrupted(Exception):

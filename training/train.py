@@ -23,11 +23,10 @@ from training.config import TrainConfig, differences, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import DiveDataset, frame_faults, target_faults
 from training.data.splits import Splits, load_splits
-from training.distributed import PeerLost
 from training.engine import Engine, resolve_precision
 from training.evaluate import open_test_split
 from training.fitting import FitAtOnce
-from training.interruption import PEER_LOST_STATUS, Interrupted, InterruptionFlag
+from training.interruption import PROCESS_LOST_STATUS, Interrupted, InterruptionFlag, ProcessLost
 from training.logs import also_log_to, start_log
 from training.model import ScoringModel, build_model
 from training.progress import ProgressHook, failure_recorded
@@ -54,16 +53,16 @@ def main(
         distributed.leave()
         return stop.status
     # after an error the ranks do not take leave: with nccl that can wait for the others, who must see this one fail
-    except PeerLost as loss:
+    except ProcessLost as loss:
         log.error("%s", loss)
-        return PEER_LOST_STATUS
+        return PROCESS_LOST_STATUS
     except RuntimeError as error:
         if not distributed.is_about_peers(error):
             raise
         log.error(
             "another process of the run is gone (%s): the log of the one that went first says why", first_line(error)
         )
-        return PEER_LOST_STATUS
+        return PROCESS_LOST_STATUS
     distributed.leave()
     interruption.restore()
     return 0

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from data_preparation.cli import UserError
+from data_preparation.cli import UserError, first_line
 from training.config import TrainConfig
 from training.data.dataset import DiveDataset
 from training.data.sampling import epoch_order, rank_rows
+from training.interruption import ProcessLost
 from training.ranks import Ranks
 
 # dives of a process at once: without a graph to keep, eight clips take about what one takes in training
@@ -32,11 +33,21 @@ def _start_worker(_: int) -> None:
 
 
 def _own_words(batches: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
-    """The batches; a UserError of a loader process keeps its sentence and loses the process's traceback."""
+    """The batches; a UserError of a loader process keeps its sentence and loses the process's traceback.
+
+    Raises:
+        UserError: what a loader process raised. ProcessLost: a loader process was killed, or says nothing any more.
+    """
     try:
         yield from batches
     except UserError as error:
         raise UserError(str(error).rstrip().splitlines()[-1].split("UserError: ", 1)[-1]) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader "):
+            raise
+        raise ProcessLost(
+            f"a loader process is gone or silent ({first_line(error)}): if it was killed for memory, ask for more of it or give fewer --workers"
+        ) from None
 
 
 def _load(
@@ -51,6 +62,7 @@ def _load(
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers else None,
+        timeout=config.peer_timeout_min * 60 if workers else 0,
     )
 
 

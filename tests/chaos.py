@@ -1,0 +1,231 @@
+"""A training that is interrupted many times, in random ways at random times, on the real cluster; then compared with one that
+nobody disturbed. Takes about half a minute an interruption, so it is no part of the suite:
+
+    bash tests/cluster/start.sh && source /tmp/deepsports-cluster/env.sh
+    python -m tests.chaos [--interruptions 30] [--seed 0] [--folder /tmp/deepsports-chaos]
+
+Prints a line for each interruption and a table: steps that were computed twice, by kind. Fails unless signals cost none, the
+others no more than --checkpoint_every and the step under way, and the run is the same bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_preparation.cli import UserError, flag, parse, run
+from tests.conftest import TINY_MODEL, data_flags, run_python
+from tests.on_cluster import (
+    FINAL,
+    NODE,
+    ON_TWO_NODES,
+    call,
+    config_flags,
+    job_states,
+    processes_of,
+    sbatch,
+    slow,
+    start_again,
+    step_lines,
+    wait_for,
+)
+from tests.test_training import assert_same_run
+from training.run_folder import RunFolder
+
+SAVE_EVERY = 3
+STEPS_BETWEEN = 6  # at most, from a start to its interruption
+
+
+@dataclass(frozen=True)
+class ChaosConfig:
+    """Interrupt a training many times."""
+
+    interruptions: int = flag(30, "How often.", minimum=1)
+    seed: int = flag(0, "Seed of kinds and times.")
+    folder: Path = flag(Path("/tmp/deepsports-chaos"), "Folder for data and runs; it is emptied.")
+
+
+class Chaos:
+    """The job under attack and the ways to interrupt it; each returns when the job waits to start again, or is submitted anew."""
+
+    def __init__(self, folder: Path, flags: Sequence[object]) -> None:
+        self.folder, self.flags, self.log = folder, flags, folder / "job.out"
+        self.run = folder / "runs" / "quickstart"
+        self.job = ""
+
+    def submit(self) -> None:
+        env = slow(self.folder / "set", self.folder, 0.4)
+        env["DEEPSPORTS_REQUEUES"] = "1000"
+        self.job = sbatch(*ON_TWO_NODES, "--open-mode=append", "job_files/train_model.job", *self.flags, env=env, output=self.log)  # fmt: skip
+
+    # ------------------------------------------------------------------------------- signals, which must cost nothing
+
+    def signal(self) -> None:
+        call("scancel", "--signal=USR2", self.job)
+
+    def preemption(self) -> None:
+        sbatch(
+            "--partition=urgent",
+            "--nodes=2",
+            "--cpus-per-task=2",
+            "--wrap=sleep 1",
+            env={},
+            output=self.folder / "urgent",
+        )
+
+    def requeue_by_hand(self) -> None:
+        call("scontrol", "requeue", self.job)
+
+    def scancel(self) -> None:
+        call("scancel", self.job)
+
+    # -------------------------------------------------------------------- kills, which may cost what was not saved yet
+
+    def kill_rank(self) -> None:
+        os.kill(random.choice(list(processes_of(self.job).values())), signal.SIGKILL)
+
+    def kill_all_ranks(self) -> None:
+        for pid in processes_of(self.job).values():
+            os.kill(pid, signal.SIGKILL)
+
+    def kill_loader(self) -> None:
+        """As the kernel does when memory is short."""
+        ranks = set(processes_of(self.job).values())
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+            if parent in ranks:
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                return
+        self.kill_rank()  # between two epochs there is none
+
+    def node_without_power(self) -> None:
+        call("bash", NODE, "off", "n2")
+        call("scontrol", "update", "nodename=n2", "state=down", "reason=chaos")
+        self._mend("up")
+
+    def node_without_network(self) -> None:
+        call("bash", NODE, "cut", "n2")
+        call("scontrol", "update", "nodename=n2", "state=down", "reason=chaos")
+        wait_for(lambda: job_states(self.job) != ["RUNNING"], "the job to be requeued")
+        call("bash", NODE, "off", "n2")
+        call("bash", NODE, "join", "n2")
+        self._mend("up")
+
+    def torn_checkpoint(self) -> None:
+        """A kill, and the newest checkpoint loses its end: the one before it is used."""
+        self.kill_all_ranks()
+        wait_for(lambda: job_states(self.job) != ["RUNNING"], "the job to end")
+        newest = RunFolder(self.run).checkpoints()
+        if len(newest) > 1:
+            newest[0].write_bytes(newest[0].read_bytes()[:-1000])
+
+    def _mend(self, verb: str) -> None:
+        call("bash", NODE, verb, "n2")
+
+        def idle() -> bool:
+            subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], capture_output=True)
+            return "idle" in call("sinfo", "--noheader", "--nodes=n2", "--format=%T")
+
+        wait_for(idle, "node n2")
+
+
+FREE = ("signal", "preemption", "requeue_by_hand", "scancel")
+COSTLY = ("kill_rank", "kill_all_ranks", "kill_loader", "node_without_power", "node_without_network", "torn_checkpoint")
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(ChaosConfig, argv, prog="python -m tests.chaos")
+    if shutil.which("sbatch") is None or "SLURM_CONF" not in os.environ:
+        raise UserError("no cluster: bash tests/cluster/start.sh, then source its env.sh")
+    draw = random.Random(config.seed)
+    random.seed(config.seed)
+    shutil.rmtree(config.folder, ignore_errors=True)
+    data = config.folder / "set"
+    run_python("-m", "data_preparation.synthetic", "--dataset", data, "--videos", 2, "--dives", 60)
+    run_python("-m", "data_preparation.extract", "--dataset", data, "--height", 72, "--verify")
+    epochs = config.interruptions * STEPS_BETWEEN // 4 + 2
+    flags = [*TINY_MODEL, "--epochs", epochs, "--log_every", 1, "--checkpoint_every", SAVE_EVERY, "--drop_path", 0.2, "--ema", 0.9]  # fmt: skip
+    whole = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 20000 + os.getpid() % 9000]
+    undisturbed = config.folder / "undisturbed"
+    run_python(*whole, "-m", "training.train", *config_flags(), *data_flags(data), *flags, "--runs_dir", undisturbed)
+
+    chaos = Chaos(config.folder, flags)
+    chaos.submit()
+    deck = list(FREE + COSTLY) * (config.interruptions // len(FREE + COSTLY) + 1)
+    draw.shuffle(deck)
+    lost: dict[str, list[int]] = {}
+    for number, kind in enumerate(deck[: config.interruptions], start=1):
+        interrupted_at = _let_it_run(chaos, draw)
+        if interrupted_at is None:
+            print("the training ended before its last interruption", flush=True)
+            break
+        getattr(chaos, kind)()
+        wait_for(lambda: job_states(chaos.job) != ["RUNNING"], f"the job to stop after {kind}")
+        reached = max(step_lines(chaos.run), default=0)
+        _start(chaos)
+        resumed = wait_for(lambda n=number: _resumed(chaos.log, n), "the job to resume", 120)
+        cost = reached - resumed
+        lost.setdefault(kind, []).append(cost)
+        print(
+            f"{number:>3}  {kind:<22} after step {reached:>4}, went on after step {resumed:>4}: {cost} computed again",
+            flush=True,
+        )
+    wait_for(lambda: _ended(chaos), "the end", 900)
+    assert_same_run(undisturbed / "quickstart", chaos.run)
+    print("\nkind                    times  steps computed again (most)")
+    for kind in FREE + COSTLY:
+        if kind in lost:
+            print(f"{kind:<22} {len(lost[kind]):>6}  {sum(lost[kind])} ({max(lost[kind])})")
+    print("The run is the same, bit for bit: metrics, last and best weights.")
+    free = max((max(lost[kind]) for kind in FREE if kind in lost), default=0)
+    costly = max((max(lost[kind]) for kind in COSTLY if kind in lost and kind != "torn_checkpoint"), default=0)
+    # what was being written when it was killed is lost, too, and so is a step that was logged before its checkpoint was begun
+    return 0 if free == 0 and costly <= 2 * SAVE_EVERY else 1
+
+
+def _let_it_run(chaos: Chaos, draw: random.Random) -> int | None:
+    """Wait for some steps of the present start; the step reached, or None when the training ended."""
+    wait_for(lambda: job_states(chaos.job) == ["RUNNING"] or _ended(chaos), "the job to run")
+    begun = max(step_lines(chaos.run), default=0)
+    wanted = begun + draw.randint(1, STEPS_BETWEEN)
+    wait_for(lambda: max(step_lines(chaos.run), default=0) >= wanted or _ended(chaos), f"step {wanted}")
+    time.sleep(draw.random() * 0.5)
+    return None if _ended(chaos) else max(step_lines(chaos.run))
+
+
+def _ended(chaos: Chaos) -> bool:
+    return job_states(chaos.job) == ["COMPLETED"]
+
+
+def _start(chaos: Chaos) -> None:
+    """Let the job start again, or submit it anew where it was cancelled."""
+    states: Callable[[], list[str]] = lambda: job_states(chaos.job)  # noqa: E731
+    wait_for(lambda: states() == ["PENDING"] or set(states()) <= FINAL, "the job to wait or end")
+    if states() == ["PENDING"]:
+        start_again(chaos.job)
+    else:
+        print(f"     job {chaos.job} ended as {states()[0]}: submitted anew", flush=True)
+        chaos.submit()
+
+
+def _resumed(log: Path, times: int) -> int | None:
+    """The step after which the log's n-th restart went on (epochs have four steps)."""
+    lines = [line for line in log.read_text().splitlines() if " INFO " in line and "Resuming " in line]
+    if len(lines) < times:
+        return None
+    epoch, step = lines[times - 1].rsplit("at epoch ", 1)[1].split(", step ")
+    return 4 * (int(epoch) - 1) + int(step)
+
+
+if __name__ == "__main__":
+    run(main)
