@@ -58,14 +58,20 @@ def test_what_is_being_written_is_what_was_given(tmp_path: Path):
     writer = checkpoint.Writer()
     weight = torch.zeros(1_000_000)
     done: list[bool] = []
-    writer.put({tmp_path / "c.pt": checkpoint.copied({"w": weight, "list": [weight]})}, lambda: done.append(True))
+    state = {"w": weight, "list": [weight], "n": 1}
+    writer.put(state, lambda copy: {tmp_path / "c.pt": copy}, lambda: done.append(True))
     weight += 1
     writer.wait()
     assert done == [True]
     found = checkpoint.load(tmp_path / "c.pt")
     assert float(found["w"].sum()) == float(found["list"][0].sum()) == 0
+    writer.put({**state, "n": 2, "new": torch.ones(2)}, lambda copy: {tmp_path / "d.pt": copy})  # into the same memory
+    writer.wait()
+    found = checkpoint.load(tmp_path / "d.pt")
+    assert float(found["w"].mean()) == float(found["list"][0].mean()) == 1
+    assert (found["n"], found["new"].tolist()) == (2, [1, 1])
     (tmp_path / "file").write_text("")
-    writer.put({tmp_path / "file" / "c.pt": {}})
+    writer.put({}, lambda _: {tmp_path / "file" / "c.pt": {}})
     with pytest.raises(UserError, match="could not be written"):
         writer.wait()
     writer.wait()  # told once

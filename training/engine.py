@@ -395,11 +395,12 @@ class Engine:
         self.saved_at = time.monotonic()
         if not self.ranks.is_first:
             return
-        state = checkpoint.copied(self.state())
-        files = {self.run.checkpoint_file(self.position.epoch, self.position.global_step): state}
-        if is_best:
-            files[self.run.best_checkpoint] = _best_of(state)
-        self.writer.put(files, self._forget_old)
+        newest = self.run.checkpoint_file(self.position.epoch, self.position.global_step)
+
+        def files(state: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+            return {newest: state, **({self.run.best_checkpoint: _best_of(state)} if is_best else {})}
+
+        self.writer.put(self.state(), files, self._forget_old)
 
     def _forget_old(self) -> None:
         for old in self.run.checkpoints()[self.config.keep_checkpoints :]:
