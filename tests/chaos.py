@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,6 @@ from tests.on_cluster import (
     processes_of,
     sbatch,
     slow,
-    start_again,
     step_lines,
     wait_for,
 )
@@ -170,10 +170,7 @@ def main(argv: Sequence[str]) -> int:
             print("the training ended before its last interruption", flush=True)
             break
         getattr(chaos, kind)()
-        wait_for(lambda: job_states(chaos.job) != ["RUNNING"], f"the job to stop after {kind}")
-        reached = max(step_lines(chaos.run), default=0)
-        _start(chaos)
-        resumed = wait_for(lambda n=number: _resumed(chaos.log, n), "the job to resume", 120)
+        reached, resumed = _start_again(chaos, number)
         cost = reached - resumed
         lost.setdefault(kind, []).append(cost)
         print(
@@ -207,23 +204,36 @@ def _ended(chaos: Chaos) -> bool:
     return job_states(chaos.job) == ["COMPLETED"]
 
 
-def _start(chaos: Chaos) -> None:
-    """Let the job start again, or submit it anew where it was cancelled."""
-    states: Callable[[], list[str]] = lambda: job_states(chaos.job)  # noqa: E731
-    wait_for(lambda: states() == ["PENDING"] or set(states()) <= FINAL, "the job to wait or end")
-    if states() == ["PENDING"]:
-        start_again(chaos.job)
-    else:
-        print(f"     job {chaos.job} ended as {states()[0]}: submitted anew", flush=True)
-        chaos.submit()
+def _start_again(chaos: Chaos, times: int) -> tuple[int, int]:
+    """See that the job starts again, for the n-th time; (the step it had reached, the step it went on after)."""
 
-
-def _resumed(log: Path, times: int) -> int | None:
-    """The step after which the log's n-th restart went on (epochs have four steps)."""
-    lines = [line for line in log.read_text().splitlines() if " INFO " in line and "Resuming " in line]
-    if len(lines) < times:
+    def resumed() -> tuple[int, int] | None:
+        if (found := _resumption(chaos.log.read_text(), times)) is not None:
+            return found
+        states = job_states(chaos.job)
+        if states == ["PENDING"]:
+            time.sleep(2)  # as in start_again, but the job may have started by itself
+            subprocess.run(["scontrol", "update", f"jobid={chaos.job}", "starttime=now"], capture_output=True)
+        elif set(states) <= FINAL:
+            print(f"     job {chaos.job} ended as {states[0]}: submitted anew", flush=True)
+            chaos.submit()
         return None
-    epoch, step = lines[times - 1].rsplit("at epoch ", 1)[1].split(", step ")
+
+    return wait_for(resumed, "the job to resume")
+
+
+def _resumption(log: str, times: int) -> tuple[int, int] | None:
+    """(the last step logged before the n-th restart, the step it went on after); None while there was none."""
+    parts = log.split("INFO    Resuming ")
+    if len(parts) <= times:
+        return None
+    logged = re.findall(r"INFO    epoch (\d+)/\d+ step (\d+)/", "".join(parts[:times]))
+    found = re.search(r"at epoch (\d+), step (\d+)\n", parts[times])
+    return (_whole_step(*logged[-1]), _whole_step(*found.groups())) if found else None
+
+
+def _whole_step(epoch: str, step: str) -> int:
+    """Steps since the beginning; epochs have four."""
     return 4 * (int(epoch) - 1) + int(step)
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,22 @@ def test_term_to_all_processes_of_a_job_keeps_the_checkpoint(finished: Path, tmp
     assert process.returncode == 143, out
     assert "Traceback" not in out
     assert RunFolder(tmp_path / "whole").checkpoints()
+
+
+def test_a_killed_loader_process_ends_the_training_at_once(finished: Path, tmp_path: Path):
+    """As the kernel kills when memory is short: nobody waits for it, and the status asks to be started again."""
+    command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500)
+    process = start(*command)
+    while process.poll() is None:  # at some moment there is a loader process, which ends with its epoch
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                if (tmp_path / "whole" / "metrics.jsonl").exists():
+                    os.kill(int(child), signal.SIGKILL)
+        time.sleep(0.01)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 76, out
+    assert "a loader process is gone" in out
+    assert "Traceback" not in out
 
 
 def torchrun(ranks: int, *command: object) -> str:

@@ -22,6 +22,7 @@ from training import distributed
 from training.config import TrainConfig, differences, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import DiveDataset, frame_faults, target_faults
+from training.data.loader import loader_loss
 from training.data.splits import Splits, load_splits
 from training.engine import Engine, resolve_precision
 from training.evaluate import open_test_split
@@ -34,7 +35,6 @@ from training.ranks import Ranks, allocated_cpus, read_ranks, restart_count, slu
 from training.run_folder import RunFolder, write_json
 
 log = logging.getLogger("training")
-
 
 _LEFT_OVER_S = 120  # how long a job that starts again waits for processes that its node's failure left over
 
@@ -57,15 +57,23 @@ def main(
         log.error("%s", loss)
         return PROCESS_LOST_STATUS
     except RuntimeError as error:
-        if not distributed.is_about_peers(error):
+        if (lost := _lost_process(error)) is None:
             raise
-        log.error(
-            "another process of the run is gone (%s): the log of the one that went first says why", first_line(error)
-        )
+        log.error("%s", lost)
         return PROCESS_LOST_STATUS
     distributed.leave()
     interruption.restore()
     return 0
+
+
+def _lost_process(error: RuntimeError) -> str | None:
+    """The sentence for an exception of torch that says that a process is gone; None for any other. torch raises the first
+    kind from a signal handler, so anywhere."""
+    if str(error).startswith("DataLoader "):
+        return loader_loss(error)
+    if distributed.is_about_peers(error):
+        return f"another process of the run is gone ({first_line(error)}): the log of the one that went first says why"
+    return None
 
 
 def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: ProgressHook | None = None) -> None:

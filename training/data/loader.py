@@ -32,22 +32,23 @@ def _start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def loader_loss(error: Exception) -> str:
+    """The sentence about a loader process that is gone."""
+    return f"a loader process is gone or silent ({first_line(error)}): if it was killed for memory, ask for more of it or give fewer --workers"
+
+
 def _own_words(batches: DataLoader) -> Iterator[dict[str, torch.Tensor]]:
     """The batches; a UserError of a loader process keeps its sentence and loses the process's traceback.
 
     Raises:
-        UserError: what a loader process raised. ProcessLost: a loader process was killed, or says nothing any more.
+        UserError: what a loader process raised. ProcessLost: a loader process is gone in the middle of handing over a batch.
     """
     try:
         yield from batches
     except UserError as error:
         raise UserError(str(error).rstrip().splitlines()[-1].split("UserError: ", 1)[-1]) from None
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader "):
-            raise
-        raise ProcessLost(
-            f"a loader process is gone or silent ({first_line(error)}): if it was killed for memory, ask for more of it or give fewer --workers"
-        ) from None
+    except (ConnectionError, FileNotFoundError, EOFError) as error:  # of the socket that its memory is handed over by
+        raise ProcessLost(loader_loss(error)) from None
 
 
 def _load(
