@@ -215,7 +215,12 @@ def to_argv(config: Any) -> list[str]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata and value != field.default and value is not None:
-            argv += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+            if isinstance(value, tuple):
+                argv += [f"--{field.name}", *map(str, value)]
+            elif str(value).startswith("-"):  # argparse would take it for a flag
+                argv.append(f"--{field.name}={value}")
+            else:
+                argv += [f"--{field.name}", str(value)]
     return argv
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -12,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_preparation.cli import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 _ABANDONED_AFTER = 24 * 3600  # seconds without a write, on another host whose processes cannot be asked
 
@@ -52,6 +56,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for name in temporary.rglob("*"):
+            if name.is_file():
+                with open(name, "rb") as file:
+                    os.fsync(file.fileno())
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -92,6 +100,19 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise write_fault(path, error) from None
+
+
+def lock(file: IO, wait: bool) -> bool:
+    """Lock an open file for this process alone, which loses the lock however it ends; False where another one has it and
+    `wait` is False. Where the file system has no locks, that is said, and taken for a lock."""
+    try:
+        # of this process alone: its children do not inherit it
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another holds
+        return False
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): see yourself that nothing works there twice", file.name, error.strerror)
+    return True
 
 
 class Stopped(Exception):

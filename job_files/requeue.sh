@@ -1,28 +1,50 @@
 # Sourced at the end of every training job, with the exit status of srun in deepsports_status: requeues the job if it is to
-# go on, and ends it with that status. (training/interruption.py says what the statuses mean.)
+# go on, and ends it.
+#
+# srun tells only the largest status of all processes, and those that it kills because another one failed have large ones. So
+# each process of the training writes down how it ended (launch.job), and only where none did does srun's status speak.
 
 deepsports_id="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" # never a whole array
 deepsports_id="${deepsports_id:-$SLURM_JOB_ID}"
-case "$deepsports_status" in
-    75) deepsports_why="it was told to stop, and saved" ;;
-    76) deepsports_why="one of its processes was lost" ;;
-    130) # launch.status cancel: it saved first, and is to end as a cancelled job
-        deepsports_why=""
+deepsports_end="$deepsports_job/ended-${SLURM_RESTART_COUNT:-0}"
+deepsports_told=" $(cat "$deepsports_end"/rank* 2>/dev/null | tr '\n' ' ')"
+deepsports_why=""
+case "$deepsports_told" in
+    *" 2 "*) deepsports_status=2 ;;   # something to mend
+    *" 70 "*) deepsports_status=70 ;; # a mistake in the program
+    *" 130 "*)                        # launch.status cancel: it saved first, and is to end as a cancelled job
+        deepsports_status=130
         scancel "$deepsports_id" && sleep 60
         ;;
-    143) deepsports_why="" ;; # cancelled; or preempted, and requeued by Slurm
+    # after USR2 or TERM; where a TERM is scancel's, it ends this script before it comes here
+    *" 75 "* | *" 143 "*) deepsports_why="it was told to stop, and saved" ;;
     *)
-        deepsports_why=""
-        [ "$deepsports_status" -le 128 ] || deepsports_why="a process was killed (signal $((deepsports_status - 128)))"
+        if [ "$deepsports_status" -gt 128 ]; then
+            deepsports_why="a process was killed (signal $((deepsports_status - 128)))"
+        elif [ "$deepsports_status" -eq 76 ]; then
+            deepsports_why="one of its processes was lost"
+        elif [ "$deepsports_status" -ne 0 ]; then
+            deepsports_why="its processes could not be started (srun's status $deepsports_status)"
+        fi
         ;;
 esac
 if [ -n "$deepsports_why" ]; then
+    mkdir -p "$deepsports_end" && echo "$deepsports_why" >"$deepsports_end/why" || true
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${DEEPSPORTS_REQUEUES:-30}" ]; then
         echo "error: job $deepsports_id ended ($deepsports_why) and was restarted ${SLURM_RESTART_COUNT:-0} times already: submit the run again to go on" >&2
     else
-        echo "Requeueing job $deepsports_id: $deepsports_why"
-        scontrol requeue "$deepsports_id" ||
-            echo "error: job $deepsports_id ended ($deepsports_why) and cannot be requeued from $(hostname): submit the run again to go on" >&2
+        for deepsports_try in 1 2 3 4 5; do # a controller that is being restarted does not answer
+            if [ "$(squeue --noheader --jobs="$deepsports_id" --format=%T 2>/dev/null)" = CANCELLED ]; then
+                break
+            fi
+            echo "Requeueing job $deepsports_id: $deepsports_why"
+            if scontrol requeue "$deepsports_id"; then
+                sleep 60 # the requeue ends this script
+                break
+            fi
+            echo "error: job $deepsports_id cannot be requeued from $(hostname) (attempt $deepsports_try of 5); if this was the last one, submit the run again to go on" >&2
+            sleep 10
+        done
     fi
 fi
 exit "$deepsports_status"

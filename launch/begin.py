@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from data_preparation.cli import UserError, run
 from data_preparation.files import write_whole, writing
@@ -22,6 +25,7 @@ from training.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, resta
 from training.run_folder import RunFolder
 
 _FRUITLESS = 2  # starts in a row from the same position after which the next one is refused
+_LONG_S = 600  # a start that was told to stop sooner (preempted, say) has not shown that it gets nowhere
 _TRIES = 200
 
 
@@ -42,15 +46,40 @@ def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:
             f"{job.name} was restarted {budget} times, which is all that --requeues allows: submit the run again to go on"
         )
     file = job / "starts.jsonl"
-    before = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    earlier = [start["position"] for start in before if start["restart"] < restarts]
-    if restarts and len(earlier) >= _FRUITLESS and set(earlier[-_FRUITLESS:]) == {now_at}:
+    before = [start for start in _starts(file) if start["restart"] < restarts]
+    ends = [*(start["time"] for start in before[1:]), time.time()][: len(before)]
+    fruitless = 0
+    for start, ended_at in zip(reversed(before), reversed(ends), strict=True):
+        if start["position"] != now_at:
+            break
+        fruitless += ended_at - start["time"] > _LONG_S or _was_killed(job, start["restart"])
+    if fruitless >= _FRUITLESS:
         raise UserError(
-            f"{job.name} started {len(earlier)} times and the last {_FRUITLESS} saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
+            f"{job.name} started {fruitless} times and saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
         )
     record = {"restart": restarts, "position": now_at, "time": time.time(), "node": socket.gethostname()}
     with writing(file):
         write_whole(file, "".join(json.dumps(each) + "\n" for each in [*before, record]).encode())
+
+
+def _starts(file: Path) -> list[dict[str, Any]]:
+    """The earlier starts of a job; damaged lines, which decide nothing important, are left out."""
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        with suppress(ValueError, TypeError, KeyError):
+            start = json.loads(line)
+            found.append(
+                {"restart": int(start["restart"]), "position": str(start["position"]), "time": float(start["time"])}
+            )
+    return found
+
+
+def _was_killed(job: Path, restart: int) -> bool:
+    """Whether a start of the job ended by itself, not by being told to (job_files/requeue.sh wrote down why)."""
+    try:
+        return "told to stop" not in (job / f"ended-{restart}" / "why").read_text()
+    except OSError:
+        return False  # Slurm requeued it: a node died, or it was preempted
 
 
 def free_port(job_number: int) -> int:
@@ -75,7 +104,7 @@ def main(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> int:
         raise UserError("give the job's folder: python -m launch.begin runs/<name>/jobs/<job id>")
     job = Path(argv[0]).resolve()
     text = env.get("DEEPSPORTS_REQUEUES") or str(LaunchConfig.requeues)
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]+", text):
         raise UserError(f"DEEPSPORTS_REQUEUES '{text}' is no number: mend job_files/environment.sh")
     check_restart(job, restart_count(), int(text), position(RunFolder(job.parent.parent)))
     print(f"export {PORT_VARIABLE}={free_port(raw_job_number())}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, flag
+from data_preparation.cli import UserError, build_parser, flag
 from training.config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -36,7 +36,9 @@ class LaunchConfig:
     tasks_per_node: int = flag(0, "Training processes of each node; 0 is one for each GPU.", minimum=0)
     cpus_per_gpu: int = flag(8, "CPU cores of each GPU (without GPUs: of each process).", minimum=1)
     mem_per_gpu_gb: int = flag(32, "Memory of the node in GB for each GPU (without GPUs: each process).", minimum=1)
-    time_min: int = flag(120, "Time limit in minutes; the job saves, is requeued and goes on.", minimum=1)
+    time_min: int = flag(
+        120, "Time limit in minutes; the job saves, is requeued and goes on.", minimum=1, maximum=525_600
+    )
     partition: str = flag("", "Partition; empty takes the site's default.")
     account: str = flag("", "Account; empty takes your default.")
     qos: str = flag("", "Quality of service.")
@@ -76,12 +78,20 @@ _SBATCH_VARIABLES = {name: f"SBATCH_{name.upper()}" for name in ("partition", "a
 
 def site_flags(env: Mapping[str, str], cls: type = LaunchConfig) -> list[str]:
     """The launch flags that the environment gives, as job_files/environment.sh makes it: DEEPSPORTS_TIME_MIN gives
-    --time_min, and so on; partition, account, QOS and constraint have sbatch's own variables."""
+    --time_min, and so on; partition, account, QOS and constraint have sbatch's own variables.
+
+    Raises:
+        UserError: a variable's value is not allowed.
+    """
     argv: list[str] = []
     for field in dataclasses.fields(cls):
         variable = _SBATCH_VARIABLES.get(field.name, f"DEEPSPORTS_{field.name.upper()}")
         if env.get(variable):
-            argv += [f"--{field.name}", env[variable]]
+            argv.append(f"--{field.name}={env[variable]}")
+            try:
+                build_parser(cls).parse_args(argv[-1:])
+            except UserError as error:
+                raise UserError(f"{variable} in your environment: {error}") from None
     return argv
 
 
@@ -111,7 +121,9 @@ def read_flag_file(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise UserError(f"--config {path} is no file: give a file like model_train_config.sh")
-    done = subprocess.run(["bash", str(path), "--print_flags"], capture_output=True, text=True)
+    if b"\r\n" in path.read_bytes():
+        raise UserError(f"--config {path} has the line ends of Windows: convert it (sed -i 's/\\r$//' {path})")
+    done = subprocess.run(["bash", str(path), "--print_flags"], capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise UserError(

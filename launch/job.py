@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from data_preparation.cli import UserError, run
 from launch.progress import progress_text
 from launch.slurm import SlurmError, set_comment
 from training.interruption import InterruptionFlag
-from training.ranks import slurm_job_id
+from training.ranks import rank_of_task, restart_count, slurm_job_id
 
 log = logging.getLogger("training.launch")
 
-_COMMENT_EVERY_S = 20  # the controller serves everyone; an epoch's end is always told
+_COMMENT_EVERY_S = 60  # the controller serves everyone; an epoch's end is always told
 _COMMENT_PAUSE_S = 300  # after a controller that did not answer
 
 
@@ -50,13 +54,38 @@ class JobComment:
             self.warned = True
 
 
-def main(argv: Sequence[str]) -> int:
-    """Train inside a job; the status is training.train's."""
-    interruption = InterruptionFlag().install()
-    from training.train import main as train
+MISTAKE = 70  # EX_SOFTWARE: an exception that nobody foresaw; srun's own 1 means that it could not start the processes
 
-    job_id = slurm_job_id()
-    return train(argv, JobComment(job_id, os.environ.get("DEEPSPORTS_COMMENT", "")) if job_id else None, interruption)
+
+def main(argv: Sequence[str]) -> int:
+    """Train inside a job; the status is training.train's, 2 for something to mend, or MISTAKE. It is also written down where
+    the batch script looks for it (job_files/requeue.sh)."""
+    interruption = InterruptionFlag().install()
+    try:
+        from training.train import main as train
+
+        job_id = slurm_job_id()
+        comment = JobComment(job_id, os.environ.get("DEEPSPORTS_COMMENT", "")) if job_id else None
+        status = train(argv, comment, interruption)
+    except UserError as error:  # one sentence in the log, no traceback, and a failed job
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr, flush=True)
+        status = 2
+    except Exception:
+        traceback.print_exc()
+        status = MISTAKE
+    interruption.ignore()  # what srun sends now, because another process ended, must not spoil the status
+    write_end(status)
+    return status
+
+
+def write_end(status: int) -> None:
+    """Write down how this process ended; without a job's folder, or on a full disk, srun's status has to do."""
+    if folder := os.environ.get("DEEPSPORTS_JOB"):
+        end = Path(folder) / f"ended-{restart_count()}"
+        with suppress(OSError):
+            end.mkdir(parents=True, exist_ok=True)
+            (end / f"rank{rank_of_task()}").write_text(f"{status}\n")
 
 
 class TrainingJob:
@@ -70,13 +99,7 @@ class TrainingJob:
         self.argv = list(argv)
 
     def __call__(self) -> int:
-        try:
-            status = main(self.argv)
-        except UserError as error:  # one sentence in the log, no traceback, and a failed job
-            for line in str(error).splitlines():
-                print(f"error: {line}", flush=True)
-            status = 2
-        if status:
+        if status := main(self.argv):
             raise SystemExit(status)
         return 0
 

@@ -57,6 +57,7 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
     prepared = sorted(videos & set(prepared_videos(layout.frames)))
     missing = sorted(videos - set(prepared))
     progress = read_json(folder.progress_file) or {}
+    trained = progress.get("state") == "finished" and progress.get("epochs") == training.epochs
 
     def job_file(name: str, after: str, options: Sequence[str], arguments: Sequence[str]) -> str:
         tag = "%A_%a" if any(o.startswith("--array") for o in options) else "%j"
@@ -94,7 +95,7 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
     return [
         Stage("prepare", not missing, prepare),
         Stage("verify", not missing and not unverified(layout.frames, prepared), verify),
-        Stage("train", progress.get("state") == "finished", train),
+        Stage("train", trained or folder.summary_file.exists(), train),
         Stage("evaluate", folder.summary_file.exists(), evaluate),
     ]
 
@@ -112,7 +113,7 @@ def annotated_videos(training: TrainConfig) -> set[int]:
 def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str]) -> list[str]:
     """What can be known to go wrong in any stage before the first is submitted."""
     layout = DatasetLayout(Path(site["DEEPSPORTS_DATASET"]).resolve())
-    found = preflight.request_flag_faults(launch, training)
+    found = preflight.request_flag_faults(launch, training) + preflight.run_faults(training)
     found += [fault for fault in path_faults(training) if not fault.startswith("--root_dir")]
     if training.root_dir.resolve() != layout.frames:
         found.append(
@@ -156,7 +157,9 @@ def main(argv: Sequence[str]) -> int:
     record_file = folder.path / "pipeline.json"
     with submit.submitting_into(folder.path / "pipeline"):
         code = snapshot.take(folder.path)
-        jobs: dict[str, str] = read_json(record_file) or {}
+        jobs = read_json(record_file) or {}
+        if not isinstance(jobs, dict):
+            raise UserError(f"{record_file} is damaged: delete it when none of the pipeline's jobs is queued")
         queued = _queue()
         after = ""
         for stage in stages(launch, training, site, code):
@@ -173,7 +176,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _begun(stage: Stage, after: str, known: str | None, queued: Mapping[str, QueuedJob]) -> tuple[str, str]:
     """(the job that does a stage, what to say of it): the one that is queued already, or a new one."""
-    if known is not None and any(job.split("_")[0] == known for job in queued):
+    # one whose stage before it failed is about to leave the queue
+    alive = [job for job in queued.values() if job.reason != "DependencyNeverSatisfied"]
+    if known is not None and any(job.job_id.split("_")[0] == known for job in alive):
         return known, f"queued already, job {known}"
     try:
         job = stage.submit(after)

@@ -6,6 +6,7 @@ Weights and memory need the model, so they are looked at by another process (tra
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from data_preparation.layout import prepared_videos, video_name
 from data_preparation.verified import unverified
 from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
-from training.config import TrainConfig, path_faults
+from training.config import TrainConfig, differences, path_faults
+from training.run_folder import RunFolder
 
 _LITTLE = 200 * 2**20  # bytes that logs, plots and metrics may come to
 _FORECAST_TIMEOUT_S = 600
@@ -25,7 +27,7 @@ _FORECAST_TIMEOUT_S = 600
 
 def check(launch: LaunchConfig, training: TrainConfig) -> tuple[list[str], list[str]]:
     """(why this submission could not train, a sentence each; what could not be looked at)."""
-    found = request_flag_faults(launch, training)
+    found = request_flag_faults(launch, training) + run_faults(training)
     files = path_faults(training)
     if not files:
         files = data_faults(training)
@@ -49,6 +51,25 @@ def check(launch: LaunchConfig, training: TrainConfig) -> tuple[list[str], list[
     return found, notes
 
 
+def run_faults(training: TrainConfig) -> list[str]:
+    """Whether the run folder holds a run that these flags could not go on with."""
+    folder = RunFolder(training.run_dir)
+    try:
+        saved = folder.saved_config()
+    except UserError as error:
+        return [f"{folder.config_file}: {error}"]
+    if saved is None or not (folder.checkpoints() or folder.best_checkpoint.exists() or folder.summary_file.exists()):
+        return []
+    if not training.resume:
+        return [f"{folder.path} holds a run and --resume is False: give another --run_name, or let it resume"]
+    fixed, _ = differences(saved, training)
+    if fixed:
+        return [
+            f"{folder.path} holds a run with other flags ({'; '.join(fixed)}): give another --run_name, or its flags"
+        ]
+    return []
+
+
 def request_flag_faults(launch: LaunchConfig, training: TrainConfig) -> list[str]:
     """What is wrong with the launch flags and the training flags taken together."""
     found = []
@@ -63,6 +84,10 @@ def request_flag_faults(launch: LaunchConfig, training: TrainConfig) -> list[str
         )
     if launch.gpus_per_node == 0 and training.gpu:
         found.append("--gpus_per_node 0 asks for no GPU and the training flags say --gpu True: add -- --gpu False")
+    if odd := set(str(training.run_dir)) & set("%\\\n"):
+        found.append(
+            f"{str(training.run_dir)!r} has {odd.pop()!r} in it, which Slurm would replace: give another --runs_dir"
+        )
     if launch.cluster == "local" and launch.nodes > 1:
         found.append(f"--nodes {launch.nodes} is more than this one machine: drop --cluster local, or --nodes")
     return found
@@ -154,6 +179,8 @@ def space_faults(folder: Path, needed: float, what: str) -> list[str]:
     """Whether the disk of a folder, which may not exist yet, has `needed` bytes free (quotas are not seen)."""
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return [f"{what}: nothing can be written to {folder}: choose another place, or change its permissions"]
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return []

@@ -29,7 +29,14 @@ def _run(
         raise SlurmError(f"{command[0]} is not on this machine")
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=timeout_s, env=without_slurm(env), cwd=folder
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env=without_slurm(env),
+            cwd=folder,
         )
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{command[0]} did not answer within {timeout_s} s") from None
@@ -79,8 +86,8 @@ def output_file(job_id: str) -> Path | None:
     Raises:
         SlurmError: scontrol is missing or does not know the job.
     """
-    text = _run("scontrol", "show", "job", "--oneliner", job_id)
-    return next((Path(word.split("=", 1)[1]) for word in text.split() if word.startswith("StdOut=")), None)
+    lines = (line.strip() for line in _run("scontrol", "show", "job", job_id).splitlines())
+    return next((Path(line.removeprefix("StdOut=")) for line in lines if line.startswith("StdOut=")), None)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def queue() -> dict[str, QueuedJob]:
         SlurmError: squeue is missing or fails.
     """
     text = _run("squeue", "--me", "--noheader", "--array", "--format=%i|%j|%T|%r|%M|%l|%N")
-    jobs = (QueuedJob(*line.split("|", 6)) for line in text.splitlines() if line)
+    jobs = (QueuedJob(*line.split("|", 6)) for line in text.splitlines() if line.count("|") >= 6)
     return {job.job_id: job for job in jobs}
 
 
@@ -126,7 +133,7 @@ def ended(job_ids: Iterable[str]) -> dict[str, EndedJob]:
     listed = ",".join(job_ids)
     fields = "--format=JobID,State,Elapsed,Timelimit,NodeList"
     text = _run("sacct", "--noheader", "--allocations", "--parsable2", fields, f"--jobs={listed or '0'}")
-    rows = (line.split("|", 4) for line in text.splitlines() if line)
+    rows = (line.split("|", 4) for line in text.splitlines() if line.count("|") >= 4)
     return {job_id: EndedJob(state.split()[0], *others) for job_id, state, *others in rows if state}
 
 

@@ -55,7 +55,7 @@ def take(folder: Path) -> Path:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, temporary / name)
         (temporary / CODE_RECORD.name).write_text(json.dumps(code_record(), indent=2) + "\n")
-        (temporary / "code.diff").write_text(code_difference())
+        (temporary / "code.diff").write_bytes(code_difference())
     return target
 
 
@@ -64,8 +64,8 @@ def keep(run_folder: RunFolder, job_id: str, training: TrainConfig, code: Path) 
     job = run_folder.job_dir(job_id)
     with writing(job):
         job.mkdir(parents=True, exist_ok=True)
-        if not (job / "code").is_symlink():
-            (job / "code").symlink_to(os.path.relpath(code, job))
+        (job / "code").unlink(missing_ok=True)
+        (job / "code").symlink_to(os.path.relpath(code, job))
         write_whole(job / "flags", b"".join(word.encode() + b"\0" for word in to_argv(training)))
     return job
 

@@ -9,7 +9,6 @@ RUN is a name in the table, such as timesformer, or sweep/point.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -23,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.cli import UserError, first_line, flag, parse, run
 from launch import slurm
 from launch.config import site_environment
 from launch.progress import duration_text, number_text
 from launch.slurm import EndedJob, QueuedJob, SlurmError
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, read_json
 
 _QUIET_S = 600  # a run that says nothing for so long has probably stopped
 _STOP_S = 180  # how long a job that was told to stop may take to save before it is cancelled all the same
@@ -65,9 +64,10 @@ class CommandConfig:
 
 @dataclass
 class Cluster:
-    """What Slurm says; `unknown` holds what it could not say, a line each."""
+    """What Slurm says; `unknown` holds what it could not say, a line each, and `queue_is_known` whether squeue answered."""
 
     queued: dict[str, QueuedJob] = field(default_factory=dict)
+    queue_is_known: bool = True
     ended: dict[str, EndedJob] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
@@ -78,6 +78,7 @@ def look_at_cluster(job_ids: set[str]) -> Cluster:
     try:
         found.queued = slurm.queue()
     except SlurmError as error:
+        found.queue_is_known = False
         found.unknown.append(f"which jobs wait or run: {error}")
     gone = sorted(job_ids - set(found.queued))
     try:
@@ -103,28 +104,26 @@ def run_folders(runs_dir: Path) -> dict[str, RunFolder]:
 
 def last_job(folder: Path) -> str | None:
     """The newest job that has a folder in the run, or None."""
-    jobs = [p for p in (folder / "jobs").glob("*") if p.name[:1].isdigit() and p.is_dir()]
+    jobs = [p for p in (folder / "jobs").glob("*") if re.fullmatch(r"\d+(_\d+)?", p.name) and p.is_dir()]
     return max(jobs, key=lambda p: p.stat().st_mtime).name if jobs else None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
 
 
 def process_is_gone(progress: Mapping[str, Any]) -> bool:
     """Whether a training without a job ran on this machine and does not any more."""
     if progress.get("job_id") is not None or progress.get("host") != socket.gethostname():
         return False
+    return not is_a_training(progress.get("pid"))
+
+
+def is_a_training(pid: object) -> bool:
+    """Whether a process number of this machine is a training's: numbers are used again."""
+    if not isinstance(pid, int) or pid <= 1:
+        return False
     try:
-        os.kill(progress["pid"], 0)
-    except (ProcessLookupError, KeyError):
-        return True
-    except PermissionError:
-        pass
-    return False
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return any(word in words for word in (b"training.train", b"launch.job", b"submitit"))
 
 
 def run_state(progress: Mapping[str, Any] | None, job: QueuedJob | None, ended: EndedJob | None, now: float) -> str:
@@ -166,7 +165,10 @@ def last_error_line(folder: RunFolder, job_id: str | None) -> str:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
-        if found := [line for line in lines if re.search(r"error|Error|ERROR|[Oo]ut [Oo]f [Mm]emory", line)]:
+        speaking = [line for line in lines if re.search(r"error|Error|ERROR|[Oo]ut [Oo]f [Mm]emory", line)]
+        own = [line for line in speaking if line.startswith("error: ")]  # the sentence that says what to mend
+        others = [line for line in speaking if not line.startswith(("srun: ", "slurmstepd"))]
+        if found := own or others or speaking:
             return found[-1].strip()
     return ""
 
@@ -175,13 +177,28 @@ def last_error_line(folder: RunFolder, job_id: str | None) -> str:
 
 
 def run_row(name: str, folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, str], str]:
-    """(the cells of one run by column, its last error or '')."""
-    progress, summary, job_id = _read(folder.progress_file), _read(folder.summary_file), last_job(folder.path)
+    """(the cells of one run by column, its last error or ''). A damaged file is said, and ends nobody else's row."""
+    try:
+        cells, error = _cells(folder, cluster, now)
+    except (UserError, KeyError, TypeError, ValueError, AttributeError) as damage:
+        cells, error = (
+            {"STATE": "damaged"},
+            f"progress.json or summary.json of {folder.path} is damaged ({first_line(damage)})",
+        )
+    return {column: plain({"RUN": name, **cells}.get(column, "-")) for column in COLUMNS}, plain(error)
+
+
+def plain(text: str) -> str:
+    """The text in one line, without what would move a terminal's cursor, and of bearable length."""
+    return "".join(c if c.isprintable() else " " for c in text[:2000])
+
+
+def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, str], str]:
+    progress, summary, job_id = read_json(folder.progress_file), read_json(folder.summary_file), last_job(folder.path)
     job, ended = cluster.queued.get(job_id or ""), cluster.ended.get(job_id or "")
     state = run_state(progress, job, ended, now)
     place = job or ended
     cells = {
-        "RUN": name,
         "STATE": state,
         "JOB": job_id or "-",
         "NODES": place.nodes if place and place.nodes not in ("", "None assigned") else "-",
@@ -190,7 +207,6 @@ def run_row(name: str, folder: RunFolder, cluster: Cluster, now: float) -> tuple
     }
     if progress is not None:
         p = progress
-        moving = state == "running"
         cells |= {
             "EPOCH": f"{p['epoch']}/{p['epochs']}",
             "STEP": f"{p['step']}/{p['steps']}",
@@ -199,14 +215,13 @@ def run_row(name: str, folder: RunFolder, cluster: Cluster, now: float) -> tuple
             "LOSS": number_text(p.get("train_loss")),
             "RHO": number_text(p.get("val_spearman")),
             "BEST": f"{number_text(p['best_spearman'])}@{p['best_epoch']}" if p["best_epoch"] else "-",
-            "ETA": duration_text(p.get("eta_s")) if moving else "-",
+            "ETA": duration_text(p.get("eta_s")) if state == "running" else "-",
             "RESTARTS": str(p.get("restarts", 0)),
             "MEMORY": f"{number_text(p.get('peak_memory_gib'), 1)}G",
             "SEEN": f"{duration_text(max(now - p['updated'], 0))} ago",
         }
     well = state.startswith(("running", "pending", "finished", "completing", "interrupted", "cancelled", "no progress"))
-    error = "" if well else (progress or {}).get("error") or last_error_line(folder, job_id)
-    return {column: cells.get(column, "-") for column in COLUMNS}, error
+    return cells, "" if well else (progress or {}).get("error") or last_error_line(folder, job_id)
 
 
 def table(rows: Sequence[tuple[Mapping[str, str], str]], width: float) -> str:
@@ -300,7 +315,7 @@ def show_log(folder: RunFolder, follow: bool) -> int:
 
 def cancel_run(folder: RunFolder) -> int:
     """Tell the run to stop, wait until it has saved, and see that its job ends."""
-    progress, job_id = _read(folder.progress_file) or {}, last_job(folder.path)
+    progress, job_id = read_json(folder.progress_file) or {}, last_job(folder.path)
     try:
         job = slurm.queue().get(job_id) if job_id else None
         if job is not None:
@@ -309,7 +324,7 @@ def cancel_run(folder: RunFolder) -> int:
                 print(f"job {job.job_id} is told to save and end", flush=True)
                 deadline = time.monotonic() + _STOP_S
                 while time.monotonic() < deadline and job.job_id in slurm.queue():
-                    time.sleep(1)
+                    time.sleep(2)
             if job.job_id in slurm.queue():
                 slurm.cancel(job.job_id)
             print(f"job {job.job_id} is cancelled; submit {folder.path.name} again to go on")
@@ -318,8 +333,9 @@ def cancel_run(folder: RunFolder) -> int:
         raise UserError(f"the job cannot be cancelled ({error}): try again when Slurm answers") from None
     if (
         progress.get("state") == "running"
+        and progress.get("job_id") is None
         and progress.get("host") == socket.gethostname()
-        and not process_is_gone(progress)
+        and is_a_training(progress.get("pid"))
     ):
         os.kill(progress["pid"], signal.SIGTERM)
         print(f"process {progress['pid']} is told to save and end; start it again to go on")

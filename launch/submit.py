@@ -8,7 +8,6 @@ flags that are not given come from job_files/environment.sh, else they have thei
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import signal
@@ -20,7 +19,7 @@ from typing import Any
 import submitit
 
 from data_preparation.cli import UserError, parse, run, to_argv
-from data_preparation.files import writing
+from data_preparation.files import lock, writing
 from launch import preflight, snapshot
 from launch.begin import free_port
 from launch.config import (
@@ -83,6 +82,7 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
         "mem": f"{launch.mem_per_gpu_gb * launch.shares}GB",
         "time": launch.time_min,
         "stderr_to_stdout": True,
+        "wckey": None,  # submitit's own would be refused where a site enforces them
         "signal_delay_s": min(SIGNAL_BEFORE_END_S, launch.time_min * 60 // 2),
         "setup": setup,
         "teardown": ["deepsports_status=$?", "source job_files/requeue.sh"],
@@ -100,7 +100,7 @@ def submitting_into(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".submit.lock", "w")  # noqa: SIM115 (closed below)
     with file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        lock(file, wait=True)
         yield
 
 
@@ -132,7 +132,7 @@ def refuse_second(folder: RunFolder) -> None:
 def executor_of(launch: LaunchConfig, folder: Path, name: str, setup: list[str]) -> submitit.SlurmExecutor:
     """submitit's executor for one kind of job. Its files go into `folder` itself: one named after the job would not be
     there yet when a job starts at once, and Slurm does not make it."""
-    executor = submitit.SlurmExecutor(folder)
+    executor = submitit.SlurmExecutor(folder, python="python")  # the job's own environment, not this one's
     executor.update_parameters(**slurm_parameters(launch, name, setup))
     return executor
 
@@ -153,7 +153,7 @@ def submit(executor: submitit.SlurmExecutor, trainings: Sequence[TrainConfig]) -
         try:
             with executor.batch():
                 jobs = [executor.submit(TrainingJob(to_argv(training))) for training in trainings]
-        except submitit.core.utils.FailedJobError as error:
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise UserError(
                 f"sbatch refuses the job ({str(error).strip().splitlines()[-1]}): mend the launch flags or job_files/environment.sh"
             ) from None
@@ -214,8 +214,19 @@ def away_from_terminal() -> Iterator[None]:
 
 
 def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
-    """Start the training on this machine in the background, a process for each GPU; returns its process."""
+    """Start the training on this machine in the background, a process for each GPU; returns its process.
+
+    Raises:
+        UserError: a training is at work in the run's folder.
+    """
     folder = RunFolder(training.run_dir)
+    with submitting_into(folder.path):
+        folder.refuse_if_held()
+        return _start_here(launch, training, folder)
+
+
+def _start_here(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) -> str:
+    folder.jobs_dir.mkdir(exist_ok=True)
     code = snapshot.take(folder.path)
     executor = submitit.LocalExecutor(folder.jobs_dir)
     executor.update_parameters(

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, flag, parse, parse_command, run
+from data_preparation.cli import UserError, first_line, flag, parse, parse_command, run, to_argv
 from data_preparation.files import write_whole, writing
 from launch import preflight, snapshot, submit
-from launch.config import LaunchConfig
+from launch.config import LaunchConfig, absolute
 from launch.progress import number_text
 from launch.status import existing_runs_dir, last_job, look_at_cluster, run_state
-from training.config import TrainConfig
+from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
 from training.run_folder import RunFolder, read_json, write_json
 
@@ -47,7 +47,9 @@ class SweepConfig(LaunchConfig):
         (), "Flags and their values, such as learning_rate=1e-4,1e-5 'topology=512 256,128': every combination.",
         allowed="flag=value,value",
     )  # fmt: skip
-    points: Path | None = flag(None, "File with the training flags of one point in each line.")
+    points: Path | None = flag(
+        None, "File with the training flags of one point in each line; a relative path is from the repository."
+    )
     parallel: int = flag(8, "Points that train at the same time.", minimum=1)
 
     def __post_init__(self) -> None:
@@ -104,7 +106,8 @@ def listed_points(text: str) -> list[Point]:
         point: Point = {}
         for word in words:
             if word.startswith("--"):
-                point[word.removeprefix("--")] = []
+                name, equals, value = word.removeprefix("--").partition("=")
+                point[name] = [value] if equals else []
             elif point:
                 point[list(point)[-1]].append(word)
             else:
@@ -153,23 +156,32 @@ def submit_sweep(argv: Sequence[str]) -> int:
     launch, base, site = submit.read(argv, SweepConfig, "python -m launch.sweep submit", "Submit a sweep.")
     points = grid_points(launch.grid) if launch.grid else []
     if launch.points is not None:
-        if not launch.points.is_file():
-            raise UserError(f"--points {launch.points} is no file: give a file with the flags of a point in each line")
-        listed = listed_points(launch.points.read_text())
+        listed = listed_points(_text_of(launch.points))
         points = [{**a, **b} for a in points for b in listed] if points else listed
+    if not points:
+        raise UserError(f"--points {launch.points} holds no point: give the flags of a point in each line")
+    if len(points) > _MOST:
+        raise UserError(f"{len(points)} points are more than the {_MOST} of most sites' arrays: give fewer values")
     named = named_points(points)
     folder = base.runs_dir / launch.name
+    known = known_points(folder)
     trainings = {name: _training(base, folder, name, point) for name, point in named.items()}
-    if varied(named.values()) - REPEATS:
+    if twice := _same_training(trainings):
+        raise UserError(f"points {twice[0]} and {twice[1]} are the same training: give each value once")
+    if varied([*known.values(), *named.values()]) - REPEATS:
         trainings = {name: dataclasses.replace(each, evaluate=False) for name, each in trainings.items()}
     first = next(iter(trainings.values()))
     faults, notes = preflight.check(launch, first)
     for name, training in trainings.items():
+        if training != first:
+            faults += [f"point {name}: {fault}" for fault in path_faults(training) if fault not in faults]
         faults += [
             f"point {name}: {fault}" for fault in preflight.request_flag_faults(launch, training) if training != first
         ]
     if preflight.slurm_is_here(launch, faults):
         executor = _executor(launch, folder, snapshot.place(folder), list(trainings.values()), site)
+        if len(trainings) > 1:
+            executor.parameters["map_count"] = len(trainings)  # as submitit does for an array
         faults += preflight.request_faults(submit.script_of(executor, folder / "jobs"))
     if faults:
         raise UserError.of(faults)
@@ -177,20 +189,41 @@ def submit_sweep(argv: Sequence[str]) -> int:
     for note in notes:
         print(f"not checked: {note}")
     if launch.dry_run:
-        executor.parameters["map_count"] = len(trainings)  # as submitit does for an array
         print(submit.script_of(executor, folder / "jobs"))
         return 0
     with submit.submitting_into(folder):
-        record = {**((read_json(folder / "sweep.json") or {}).get("points", {})), **named}
-        write_json(folder / "sweep.json", {"points": record})
-        states = point_states(folder, trainings)
+        write_json(folder / "sweep.json", {"points": {**known, **named}})
+        states = point_states(folder, trainings, to_submit=True)
         wanted = {name: each for name, each in trainings.items() if states[name] not in ("finished", "queued")}
-        for name in trainings:
-            print(f"{name}: {'submitted' if name in wanted else states[name]}{_before(states[name], name in wanted)}")
         if wanted:
             _submit_points(launch, folder, wanted, site)
+        for name in trainings:
+            print(f"{name}: {'submitted' if name in wanted else states[name]}{_before(states[name], name in wanted)}")
     print(f"table and plot   python -m launch.sweep show {launch.name}")
     return 0
+
+
+_MOST = 1000  # Slurm's MaxArraySize is 1001 where nobody changed it
+
+
+def _text_of(points: Path) -> str:
+    try:
+        return points.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--points {points} cannot be read ({first_line(error)}): give a text file with the flags of a point in each line"
+        ) from None
+
+
+def _same_training(trainings: Mapping[str, TrainConfig]) -> tuple[str, str] | None:
+    """Two points that differ in their names only."""
+    seen: dict[TrainConfig, str] = {}
+    for name, training in trainings.items():
+        bare = dataclasses.replace(training, run_name="x")
+        if bare in seen:
+            return seen[bare], name
+        seen[bare] = name
+    return None
 
 
 def _before(state: str, again: bool) -> str:
@@ -203,8 +236,13 @@ def _training(base: TrainConfig, folder: Path, name: str, point: Point) -> Train
         raise UserError(f"--{unknown[0]} names the runs of a sweep: vary something else")
     if strange := sorted(set(point) - known):
         raise UserError(f"point {name}: unknown flag --{strange[0]}; the flags of a sweep are training flags")
-    given = parse(TrainConfig, point_argv(point))
-    return dataclasses.replace(base, runs_dir=folder, run_name=name, **{n: getattr(given, n) for n in point})
+    try:
+        given = parse(TrainConfig, [*to_argv(base), *point_argv(point)])
+    except UserError as error:
+        raise UserError.of(f"point {name}: {line}" for line in str(error).splitlines()) from None
+    if "evaluate" in point:
+        raise UserError("--evaluate is no choice that validation could make: leave it out of the sweep")
+    return absolute(dataclasses.replace(given, runs_dir=folder, run_name=name))
 
 
 def _submit_points(
@@ -231,19 +269,45 @@ def _executor(
     return executor
 
 
-def point_states(folder: Path, points: Iterable[str]) -> dict[str, str]:
+def progress_of(run: Path) -> dict[str, Any] | None:
+    """
+    Raises:
+        UserError: the file is damaged.
+    """
+    progress = read_json(RunFolder(run).progress_file)
+    if progress is not None and not (isinstance(progress, dict) and {"state", "updated"} <= set(progress)):
+        raise UserError(f"{RunFolder(run).progress_file} is damaged: delete it, the training writes it anew")
+    return progress
+
+
+def known_points(folder: Path) -> dict[str, Point]:
+    """The points that were submitted into a sweep's folder.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    record = read_json(folder / "sweep.json")
+    if record is None:
+        return {}
+    points = record.get("points") if isinstance(record, dict) else None
+    if not isinstance(points, dict) or not all(isinstance(point, dict) and point for point in points.values()):
+        raise UserError(f"{folder / 'sweep.json'} is damaged: restore it from a copy, or give another --name")
+    return points
+
+
+def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[str, str]:
     """'finished', 'queued', 'new', or how else each point stands.
 
     Raises:
-        UserError: the queue cannot be read, so points might be submitted twice.
+        UserError: `to_submit`, and the queue cannot be read, so points might be submitted twice.
     """
     jobs = {name: last_job(folder / name) for name in points}
     cluster = look_at_cluster({job for job in jobs.values() if job})
-    if cluster.unknown and not cluster.queued and any(jobs.values()):
+    if to_submit and not cluster.queue_is_known:
         raise UserError(f"it is not known {cluster.unknown[0]}: try again when Slurm answers")
     found = {}
     for name, job in jobs.items():
-        progress = read_json(RunFolder(folder / name).progress_file)
+        progress = progress_of(folder / name)
         if job in cluster.queued:
             found[name] = "queued"
         elif job is None and progress is None:
@@ -258,10 +322,10 @@ def point_states(folder: Path, points: Iterable[str]) -> dict[str, str]:
 
 def sweep_rows(folder: Path, points: Mapping[str, Point]) -> list[dict[str, Any]]:
     """A record of each point, the best by validation first; those without a number last."""
-    states = point_states(folder, points)
+    states = point_states(folder, points, to_submit=False)
     rows = []
     for name, point in points.items():
-        progress = read_json(RunFolder(folder / name).progress_file) or {}
+        progress = progress_of(folder / name) or {}
         best = progress.get("best_spearman") if progress.get("best_epoch") else None
         rows.append(
             {
@@ -283,10 +347,9 @@ def show_sweep(argv: Sequence[str]) -> int:
         raise UserError("name the sweep: python -m launch.sweep show NAME")
     options = parse(ShowConfig, argv[1:], prog="python -m launch.sweep show NAME")
     folder = existing_runs_dir(options.runs_dir) / argv[0]
-    record = read_json(folder / "sweep.json")
-    if record is None:
+    points = known_points(folder)
+    if not points:
         raise UserError(f"{folder} holds no sweep (no sweep.json): give the --name that it was submitted with")
-    points: dict[str, Point] = record["points"]
     rows = sweep_rows(folder, points)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = [c for c in columns if c != "point"]

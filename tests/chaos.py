@@ -59,6 +59,7 @@ class Chaos:
         self.folder, self.flags, self.log = folder, flags, folder / "job.out"
         self.run = folder / "runs" / "quickstart"
         self.job = ""
+        self.cancelled = False
 
     def submit(self) -> None:
         env = slow(self.folder / "set", self.folder, 0.4)
@@ -84,6 +85,7 @@ class Chaos:
         call("scontrol", "requeue", self.job)
 
     def scancel(self) -> None:
+        self.cancelled = True
         call("scancel", self.job)
 
     # -------------------------------------------------------------------- kills, which may cost what was not saved yet
@@ -111,7 +113,7 @@ class Chaos:
     def node_without_power(self) -> None:
         call("bash", NODE, "off", "n2")
         call("scontrol", "update", "nodename=n2", "state=down", "reason=chaos")
-        self._mend("up")
+        self._mend()
 
     def node_without_network(self) -> None:
         call("bash", NODE, "cut", "n2")
@@ -119,7 +121,7 @@ class Chaos:
         wait_for(lambda: job_states(self.job) != ["RUNNING"], "the job to be requeued")
         call("bash", NODE, "off", "n2")
         call("bash", NODE, "join", "n2")
-        self._mend("up")
+        self._mend()
 
     def torn_checkpoint(self) -> None:
         """A kill, and the newest checkpoint loses its end: the one before it is used."""
@@ -129,14 +131,15 @@ class Chaos:
         if len(newest) > 1:
             newest[0].write_bytes(newest[0].read_bytes()[:-1000])
 
-    def _mend(self, verb: str) -> None:
-        call("bash", NODE, verb, "n2")
+    def _mend(self) -> None:
+        call("bash", NODE, "up", "n2")
 
-        def idle() -> bool:
+        def well() -> bool:
             subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], capture_output=True)
-            return "idle" in call("sinfo", "--noheader", "--nodes=n2", "--format=%T")
+            states = call("sinfo", "--noheader", "--nodes=n2", "--format=%T").split()
+            return set(states) <= {"idle", "mixed", "allocated"}
 
-        wait_for(idle, "node n2")
+        wait_for(well, "node n2")
 
 
 FREE = ("signal", "preemption", "requeue_by_hand", "scancel")
@@ -214,7 +217,11 @@ def _start_again(chaos: Chaos, times: int) -> tuple[int, int]:
         if states == ["PENDING"]:
             time.sleep(2)  # as in start_again, but the job may have started by itself
             subprocess.run(["scontrol", "update", f"jobid={chaos.job}", "starttime=now"], capture_output=True)
+        elif states == ["COMPLETED"]:
+            return (0, 0)
         elif set(states) <= FINAL:
+            assert chaos.cancelled, f"job {chaos.job} ended as {states[0]}: {chaos.log}"
+            chaos.cancelled = False
             print(f"     job {chaos.job} ended as {states[0]}: submitted anew", flush=True)
             chaos.submit()
         return None

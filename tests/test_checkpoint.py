@@ -59,7 +59,7 @@ def test_what_is_being_written_is_what_was_given(tmp_path: Path):
     weight = torch.zeros(1_000_000)
     done: list[bool] = []
     state = {"w": weight, "list": [weight], "n": 1}
-    writer.put(state, lambda copy: {tmp_path / "c.pt": copy}, lambda: done.append(True))
+    writer.put(state, lambda copy: {tmp_path / "c.pt": copy}, afterwards=lambda: done.append(True))
     weight += 1
     writer.wait()
     assert done == [True]

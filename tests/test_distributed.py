@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preparation.cli import UserError
-from training.distributed import gather, gather_objects, join, leave
+from training.distributed import gather, gather_objects, join, leave, see_the_same
 from training.losses import mse, soft_spearman
 from training.ranks import Ranks, allocated_gpus, first_host, read_ranks, rendezvous_port, slurm_job_id
 
@@ -58,6 +60,7 @@ def test_odd_variables_are_an_error_and_never_a_guess(env: dict[str, str], word:
         ("gpu[003-010,012],cpu1", "gpu003"),
         ("a-01,b-02", "a-01"),
         ("r[7]i0n1", "r7i0n1"),
+        ("rack[0-1]node[00-03],x", "rack0node00"),
     ],
 )
 def test_first_host(nodelist: str, host: str):
@@ -108,6 +111,40 @@ def test_a_port_that_another_program_holds_is_named():
         ranks = Ranks(0, 2, 0, "127.0.0.1", other.getsockname()[1], "Slurm")
         with pytest.raises(UserError, match="another program holds that port"):
             join(ranks, torch.device("cpu"), timedelta(seconds=4))
+
+
+def _see(rank: int, port: int, path: Path, late: float, answers: mp.SimpleQueue) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    shown_at = time.monotonic() + (late if rank == 1 else 0)
+
+    def mark(file: Path) -> str:
+        if time.monotonic() < shown_at:
+            raise FileNotFoundError(file)  # as a shared file system that is behind
+        return file.read_text()
+
+    try:
+        answers.put(see_the_same(path, mark, patience_s=4))
+    except UserError as error:
+        answers.put(str(error))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("late", [0.0, 1.5, 30.0])
+def test_ranks_wait_until_they_see_the_first_ranks_file(tmp_path: Path, late: float):
+    (tmp_path / "c.pt").write_text("content")
+    context = mp.get_context("spawn")
+    answers = context.SimpleQueue()
+    port = 20000 + os.getpid() % 9000 + int(late)
+    processes = [context.Process(target=_see, args=(r, port, tmp_path / "c.pt", late, answers)) for r in range(2)]
+    for process in processes:
+        process.start()
+    said = [answers.get() for _ in processes]
+    for process in processes:
+        process.join()
+    if late < 4:
+        assert said == [tmp_path / "c.pt"] * 2
+    else:
+        assert all("ranks 1 do not see" in each for each in said)
 
 
 def test_what_slurm_says_of_the_job():

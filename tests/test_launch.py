@@ -67,7 +67,6 @@ def test_the_comment_is_one_plain_line():
         ({**PROGRESS, "state": "failed"}, None, "FAILED", "failed"),
         ({**PROGRESS, "state": "failed"}, job("PENDING", "BeginTime"), "", "pending (BeginTime)"),
         ({**PROGRESS, "job_id": None, "host": socket.gethostname(), "pid": 2**22 + 1}, None, "", "killed"),
-        ({**PROGRESS, "job_id": None, "host": socket.gethostname(), "pid": os.getpid()}, None, "", "running"),
         ({**PROGRESS, "state": "finished"}, None, "COMPLETED", "finished"),
         ({**PROGRESS, "state": "interrupted"}, None, "", "interrupted"),
         ({**PROGRESS, "updated": 0.0}, None, "", "silent"),
@@ -76,6 +75,35 @@ def test_the_comment_is_one_plain_line():
 def test_states_are_what_a_person_would_say(progress, queued, ended, state):
     how = EndedJob(ended, "1:00", "2:00", "n1") if ended else None
     assert run_state(progress, queued, how, now=1000.0) == state
+
+
+def test_only_a_training_is_told_to_stop(tmp_path: Path):
+    """A process number may be another program's by now."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    sleep = "import time; time.sleep(60)"
+    for words, name in ((["training.train"], "told to save"), ([], "nothing of")):
+        process = subprocess.Popen([sys.executable, "-c", sleep, *words])
+        record = {**PROGRESS, "job_id": None, "host": socket.gethostname(), "pid": process.pid, "updated": time.time()}
+        (tmp_path / "a" / "progress.json").write_text(json.dumps(record))
+        assert run_state(record, None, None, time.time()) == ("running" if words else "killed")
+        done = run_python("-m", "launch.status", "cancel", "a", "--runs_dir", tmp_path, check=False)
+        assert name in done.stdout + done.stderr
+        assert (process.wait(10) if words else process.poll()) == (-15 if words else None)
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"state": null}', '{"state": "running"}', "{", "\xff\xfe"])
+@pytest.mark.parametrize("file", ["progress.json", "summary.json"])
+def test_a_damaged_file_is_said_and_hides_no_other_run(tmp_path: Path, file: str, content: str):
+    for name, progress in (("bad", PROGRESS), ("good", PROGRESS)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "progress.json").write_text(json.dumps(progress))
+    (tmp_path / "bad" / file).write_bytes(content.encode("latin-1"))
+    rows = [run_row(name, RunFolder(tmp_path / name), Cluster(), 1000.0) for name in ("bad", "good")]
+    assert rows[0][0]["STATE"] == "damaged" or (file, content) in (("summary.json", "{}"), ("summary.json", "[]"))
+    assert rows[1][0]["STATE"] == "running"
 
 
 def three_runs(folder: Path) -> list[tuple[dict[str, str], str]]:
@@ -195,12 +223,25 @@ def test_the_plot_of_a_sweep_is_drawn_whatever_its_points(tmp_path: Path, states
 
 def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
     job = tmp_path / "jobs" / "7"
-    for restart, position in enumerate(["a", "a", "b", "b"]):
-        check_restart(job, restart, 9, position)
-    check_restart(job, 4, 9, "c")
-    check_restart(job, 5, 9, "c")
-    with pytest.raises(UserError, match="the last 2 saved no step after c"):
-        check_restart(job, 6, 9, "c")
+
+    def start(restart: int, position: str, why: str) -> None:
+        check_restart(job, restart, 99, position)
+        (job / f"ended-{restart}").mkdir()
+        (job / f"ended-{restart}" / "why").write_text(why)
+
+    killed, told = "a process was killed (signal 9)", "it was told to stop, and saved"
+    for restart, (position, why) in enumerate([("a", killed), ("b", killed), ("b", told), ("b", told), ("b", told)]):
+        start(restart, position, why)
+    start(5, "b", killed)  # the second one that was killed there; being preempted early is nobody's fault
+    with pytest.raises(UserError, match="started 2 times and saved no step after b"):
+        start(6, "b", killed)
+    start(6, "c", told)
+    (job / "starts.jsonl").write_text('{"restart": 6, "position": "c", "time": 1}\ngarbage\n{}\n3\n')
+    check_restart(job, 7, 99, "c")  # long ones count, whatever ended them
+    two = [{"restart": 6, "position": "c", "time": 1}, {"restart": 7, "position": "c", "time": 9999}]
+    (job / "starts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in two))
+    with pytest.raises(UserError, match="saved no step after c"):
+        check_restart(job, 8, 99, "c")
     with pytest.raises(UserError, match="restarted 3 times"):
         check_restart(tmp_path / "8", 4, 3, "a")
     check_restart(job, 0, 9, "c")  # submitted anew with the same number: nothing is held against it

@@ -10,7 +10,7 @@ import logging
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
         ) from None
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The content that `save` wrote.
+def load(path: Path, device: torch.device | str = "cpu", parts: Set[str] = frozenset()) -> dict[str, Any]:
+    """The content that `save` wrote; `parts` are keys that it must have.
 
     Raises:
         Damaged: the file is torn, changed since it was written, or no checkpoint. UserError: it cannot be read.
@@ -52,14 +52,18 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         with zipfile.ZipFile(path) as file:
             torn = file.testzip()  # reads all of it
         if torn is None:
-            return torch.load(path, map_location=device, weights_only=True)
-        problem = f"the sum of its record {torn} is wrong"
+            content = torch.load(path, map_location=device, weights_only=True)
+            if isinstance(content, dict) and parts <= set(content):
+                return content
+            problem = "it is no checkpoint of this program"
+        else:
+            problem = f"the sum of its record {torn} is wrong"
     except OSError as error:
         raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): mend its folder or disk") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError, zlib.error,
             pickle.UnpicklingError) as error:  # fmt: skip
         problem = first_line(error)
-    raise Damaged(f"checkpoint {path} is damaged ({problem}): restore it from a copy, or delete it to go without it")
+    raise Damaged(f"checkpoint {path} is damaged ({problem}): restore it from a copy")
 
 
 def fingerprint(path: Path) -> str:
@@ -109,20 +113,24 @@ class Writer:
         self,
         state: dict[str, Any],
         files_of: Callable[[dict[str, Any]], Mapping[Path, dict[str, Any]]],
+        before: Callable[[], None] = lambda: None,
         afterwards: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copy a state and begin to write the files that `files_of` makes of the copy, in their order; `afterwards` runs when
-        all are on disk. Waits for what is still being written.
+        """Copy a state and begin to write the files that `files_of` makes of the copy, in their order; `before` runs in the
+        thread before the first, `afterwards` when all are on disk. Waits for what is still being written.
 
         Raises:
             UserError: what was written before could not be.
         """
         self.wait()
         self._copy = copied(state, self._copy)
-        self._under_way = self._thread.submit(self._write, files_of(self._copy), afterwards)
+        self._under_way = self._thread.submit(self._write, files_of(self._copy), before, afterwards)
 
     @staticmethod
-    def _write(files: Mapping[Path, dict[str, Any]], afterwards: Callable[[], None]) -> None:
+    def _write(
+        files: Mapping[Path, dict[str, Any]], before: Callable[[], None], afterwards: Callable[[], None]
+    ) -> None:
+        before()
         for path, content in files.items():
             save(path, content)
         afterwards()

@@ -279,8 +279,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         )
     if c.output.suffix.lower() != ".png":
         faults.append(f"--output {c.output} is no .png file: give a path that ends in .png")
-    if not c.run_name or set(c.run_name) & set("/\\") or c.run_name.startswith("."):
-        faults.append(f"--run_name '{c.run_name}' is no folder name: use letters, digits, '-', '_' and '.', and no '/'")
+    if not re.fullmatch(r"[\w+=][\w.+=-]{0,99}", c.run_name):
+        faults.append(
+            f"--run_name '{c.run_name}' is no folder name: use up to 100 letters, digits, '-', '_', '+', '=' and '.', none of '-' and '.' first"
+        )
     if [v.lower() for v in c.videos] != ["all"] and not all(v.isdigit() for v in c.videos):
         faults.append(f"--videos {' '.join(c.videos)}: give 'all' or video numbers such as 01 02")
     if c.batch_size % c.accumulate:
@@ -357,14 +359,25 @@ def from_record(record: dict) -> TrainConfig:
         raise UserError(
             f"the run's configuration has fields that this version does not know: {', '.join(unknown)}; use the code revision that wrote it"
         )
+    if not record:
+        raise UserError("the run's configuration is empty: restore config.json from a copy")
     values = {
         name: Path(value)
         if isinstance(fields[name].default, Path)
+        else str(value)  # --checkpoint_every was a number once
+        if isinstance(fields[name].default, str)
         else tuple(value)
         if isinstance(value, list)
         else value
         for name, value in record.items()
     }
+    for name, value in values.items():
+        if not isinstance(
+            value, (int, float) if isinstance(fields[name].default, float) else type(fields[name].default)
+        ):
+            raise UserError(
+                f"the run's configuration is damaged ({name} is {value!r}): restore config.json from a copy"
+            )
     try:
         return TrainConfig(**values)
     except (TypeError, AttributeError) as error:

@@ -130,6 +130,11 @@ def leave() -> None:
 # ------------------------------------------------------------------------------------------------------- collectives
 
 
+def is_first() -> bool:
+    """Whether this is the first rank, or alone."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -181,15 +186,15 @@ def on_first_rank(action: Callable[[], T]) -> T:
     """What the action returns on the first rank, where alone it runs; the others wait for it, and fail with its UserError
     if it fails."""
     found: T | None = None
-    fault: str | None = None
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    fault: UserError | None = None
+    if is_first():
         try:
             found = action()
         except UserError as error:
-            fault = str(error)
+            fault = error
     found, fault = gather_objects((found, fault))[0]
     if fault is not None:
-        raise UserError(fault)
+        raise fault
     return found
 
 
@@ -199,7 +204,9 @@ def see_the_same(path: Path | None, mark: Callable[[Path], str], patience_s: flo
     Raises:
         UserError: some rank does not see it within `patience_s`.
     """
-    path, wanted = gather_objects((path, mark(path) if path else ""))[0]
+    path, wanted = gather_objects((path, _mark_or_none(path, mark)) if path and is_first() else (path, ""))[0]
+    if wanted is None:
+        raise UserError(f"{path} is gone: restore it from a copy")
     deadline = time.monotonic() + patience_s
     while not (same := path is None or _mark_or_none(path, mark) == wanted) and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -192,7 +192,13 @@ class Engine:
         if config.compile:
             # dropout draws the same numbers, compiled or not
             model.backbone.compile(options={"fallback_random": True})
-        self.parallel: nn.Module = DistributedDataParallel(model) if ranks.world_size > 1 else model
+        # looking for unused parameters, of which there are none, keeps DDP from regrouping its gradients after the first
+        # step: a resumed run would sum those of three and more ranks in another order than one that went through
+        self.parallel: nn.Module = (
+            DistributedDataParallel(model, find_unused_parameters=device.type == "cpu")
+            if ranks.world_size > 1
+            else model
+        )
         self.ema = (
             AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
             if config.ema
@@ -400,7 +406,7 @@ class Engine:
         def files(state: dict[str, Any]) -> dict[Path, dict[str, Any]]:
             return {newest: state, **({self.run.best_checkpoint: _best_of(state)} if is_best else {})}
 
-        self.writer.put(self.state(), files, self._forget_old)
+        self.writer.put(self.state(), files, self.run.sync_metrics, self._forget_old)
 
     def _forget_old(self) -> None:
         for old in self.run.checkpoints()[self.config.keep_checkpoints :]:
@@ -434,31 +440,43 @@ class Engine:
 
     def _newest_whole(self) -> Path | None:
         """Load the newest checkpoint that is whole; those that are not are set aside, loudly."""
-        found = self.run.checkpoints()
-        for path in found:
+        damaged: list[Path] = []
+        for path in self.run.checkpoints():
             try:
-                state = checkpoint.load(path)
+                state = checkpoint.load(path, parts={"model", "optimizer", "position", "precision"})
             except checkpoint.Damaged as error:
-                path.rename(path.with_name(path.name + ".damaged"))
                 log.error("%s", error)
-                log.error("It is set aside as %s.damaged: going on from the checkpoint before it", path.name)
+                damaged.append(path)
                 continue
             self.load_state(state)
             self._mend_best(state)
+            for torn in damaged:
+                torn.rename(torn.with_name(torn.name + ".damaged"))
+                log.error("%s is set aside as *.damaged: going on from the checkpoint before it", torn)
             return path
-        if found:
+        if damaged or self.run.best_checkpoint.exists() or self.run.metrics("epoch"):
             raise UserError(
-                f"no checkpoint in {found[0].parent} is whole: restore one from a copy, or give another --run_name to begin anew"
+                f"{self.run.path} holds a run and no checkpoint to go on from: restore one from a copy, or give another --run_name to begin anew"
             )
         return None
 
     def _mend_best(self, state: dict[str, Any]) -> None:
-        """A kill between the two files of an epoch leaves best.pt behind: its weights are in the checkpoint, too."""
+        """See that best.pt is the best of this history. A kill between the two files of an epoch leaves it behind: its
+        weights are in the checkpoint, too. It is ahead where the newest checkpoint was damaged."""
         at, best = self.position, self.run.best_checkpoint
-        if at.best_epoch and at.best_epoch == at.epoch and at.step == 0:
+        if not at.best_epoch:
+            return
+        if at.best_epoch == at.epoch and at.step == 0:
             checkpoint.save(best, _best_of(state))
-        elif at.best_epoch and not best.exists():
-            raise UserError(f"{best} is gone: restore it from a copy, or give another --run_name to begin anew")
+            return
+        known = checkpoint.load(best, parts={"model", "position"})["position"] if best.exists() else {}
+        if known.get("best_epoch") != at.best_epoch:
+            log.error(
+                "%s is of epoch %s and the best one until here was epoch %d, whose weights are gone: if no later epoch is better, the test split cannot be opened",
+                best, known.get("best_epoch", "none"), at.best_epoch,
+            )  # fmt: skip
+            if best.exists():
+                best.rename(best.with_name(best.name + ".ahead"))
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned.

@@ -72,7 +72,8 @@ def open_test_split(
             result_line(opened),
         )
         return opened
-    best = checkpoint.load(distributed.see_the_same(run.best_checkpoint, checkpoint.fingerprint), device)
+    same = distributed.see_the_same(run.best_checkpoint, checkpoint.fingerprint)
+    best = checkpoint.load(same, device, parts={"model", "position"})
     model.load_state_dict(best["model"])
     data = DiveDataset(splits.test, config, model.method.targets, augment=False)
     outputs, targets = predict(model, data, config, ranks, device, between_batches)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Any
 
 from data_preparation.cli import UserError
 
@@ -36,16 +35,11 @@ class InterruptionFlag:
 
     def __init__(self) -> None:
         self.status = 0
-        self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> InterruptionFlag:
         for number in STATUS:
-            self._previous[number] = signal.signal(number, self._remember)
+            signal.signal(number, self._remember)
         return self
-
-    def restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
     def ignore(self) -> None:
         """From here on the process ends by itself: a signal must not spoil its exit status."""

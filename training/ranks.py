@@ -41,11 +41,11 @@ class Ranks:
 
 def first_host(nodelist: str) -> str:
     """The first host of a Slurm node list: 'gpu[003-010,012],cpu1' -> 'gpu003'."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
-    if not match:
+    each_first = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodelist)  # of each bracket the first number
+    host = each_first.split(",")[0]
+    if not host:
         raise UserError(f"SLURM_STEP_NODELIST '{nodelist}' names no host: start the job with srun")
-    prefix, number, suffix = match.groups()
-    return prefix + (number or "") + (suffix or "")
+    return host
 
 
 def rendezvous_port(job_id: int, step_id: int = 0, attempt: int = 0) -> int:
@@ -118,6 +118,11 @@ def raw_job_number(env: Mapping[str, str] = os.environ) -> int:
     return int(env.get("SLURM_JOB_ID") or 0)
 
 
+def rank_of_task(env: Mapping[str, str] = os.environ) -> str:
+    """The number of this process within its Slurm step, as text; '0' outside."""
+    return env.get("SLURM_PROCID", "0")
+
+
 def restart_count(env: Mapping[str, str] = os.environ) -> int:
     """How often Slurm has started this job again."""
     return int(env.get("SLURM_RESTART_COUNT") or 0)
@@ -142,5 +147,7 @@ def allocated_cpus(env: Mapping[str, str] = os.environ) -> int | None:
 
 
 def without_slurm(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment without an enclosing job's variables, which would leak into jobs that are submitted from it."""
-    return {k: v for k, v in env.items() if not k.startswith(("SLURM_", "SUBMITIT_")) or k == "SLURM_CONF"}
+    """The environment without an enclosing job's variables, which would leak into jobs that are submitted from it, and
+    without those of sbatch and srun, which would win over what a job's script says."""
+    leaking = ("SLURM_", "SUBMITIT_", "SBATCH_", "SRUN_", PORT_VARIABLE, "DEEPSPORTS_JOB")
+    return {k: v for k, v in env.items() if not k.startswith(leaking) or k == "SLURM_CONF"}

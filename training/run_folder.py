@@ -16,23 +16,25 @@ runs/<name>/
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
+import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 from data_preparation.cli import UserError
-from data_preparation.files import write_fault, write_whole, writing
+from data_preparation.files import lock, write_fault, write_whole, writing
 from training.config import TrainConfig, as_record, from_record
+from training.interruption import ProcessLost
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no JSON ({error}): restore it or use another --run_name") from None
 
 
@@ -146,7 +148,8 @@ class RunFolder:
         up to `patience_s` for what its node's failure left over.
 
         Raises:
-            UserError: another training is at work here, or the folder cannot be made.
+            UserError: another training is at work here, or the folder cannot be made. ProcessLost: the same for a job that
+                waited: what is left of its own earlier start may go away.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -156,25 +159,33 @@ class RunFolder:
                 f"run folder {self.path} cannot be made ({error.strerror}): choose another --runs_dir"
             ) from None
         deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                # of this process alone: loader processes do not inherit it
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another holds
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"another training is at work in {self.path}: wait for it, or give another --run_name"
-                    ) from None
-                time.sleep(1)
-                continue
-            except OSError as error:
-                log.warning("%s cannot be locked (%s): do not start a second training in it", self.path, error.strerror)
-            break
+        while not lock(file, wait=False):
+            if time.monotonic() > deadline:
+                raise (ProcessLost if patience_s else UserError)(self._held_by_another())
+            time.sleep(1)
         _held.append(file)
+
+    def refuse_if_held(self) -> None:
+        """
+        Raises:
+            UserError: a training is at work here.
+        """
+        if (self.path / ".lock").exists():
+            with open(self.path / ".lock", "w") as file:
+                if not lock(file, wait=False):
+                    raise UserError(self._held_by_another())
+
+    def _held_by_another(self) -> str:
+        return f"another training is at work in {self.path}: wait for it, or give another --run_name"
 
     def check_splits(self, splits: dict[str, Any]) -> None:
         """Raises UserError unless the run was trained on these dives, with these labels."""
-        if read_json(self.splits_file) != json.loads(json.dumps(splits)):
+        known = read_json(self.splits_file)
+        if known is None:
+            raise UserError(
+                f"{self.splits_file} is missing: restore it from a copy, it says which dives the run was trained on"
+            )
+        if known != json.loads(json.dumps(splits)):
             raise UserError(
                 f"{self.path} was trained on other annotations or lists than these: give another --run_name, or the data of that run"
             )
@@ -194,6 +205,16 @@ class RunFolder:
                 file.write(json.dumps(_plain(record)) + "\n")
         except OSError as error:
             raise write_fault(self.metrics_file, error) from None
+
+    def sync_metrics(self) -> None:
+        """See that what was appended is on the disk: a checkpoint must not outlive the lines before it."""
+        with suppress(FileNotFoundError), open(self.metrics_file, "rb") as file:
+            os.fsync(file.fileno())
+
+    def remove_torn(self) -> None:
+        """Delete what killed writers left of checkpoints; only whoever holds the folder may."""
+        for file in (self.path / "checkpoints").glob(".*.tmp"):
+            file.unlink(missing_ok=True)
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The records of one type ("step" or "epoch"), oldest first; a line torn by a kill is left out."""
@@ -217,12 +238,15 @@ class RunFolder:
 def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
     if not path.exists():
         return
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
         if line.endswith("\n"):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} has a line that is no JSON ({error}): remove that line") from None
+                record = json.loads(line)
+                if not {"type", "epoch", "step"} <= set(record):
+                    raise ValueError(f"no record: {line[:40]!r}")
+                yield record
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path} has a line that is no record ({error}): remove that line") from None
 
 
 CODE = Path(__file__).resolve().parent.parent
@@ -237,9 +261,12 @@ def code_record() -> dict[str, Any]:
     return {"code_revision": _git("rev-parse", "HEAD"), "code_changed": None if changed is None else bool(changed)}
 
 
-def code_difference() -> str:
-    """The code against its revision, as git prints it; empty where git does not know."""
-    return _git("diff", "HEAD") or ""
+def code_difference() -> bytes:
+    """The code against its revision, as `git apply` takes it; empty where git does not know."""
+    try:
+        return subprocess.run(["git", "diff", "HEAD"], cwd=CODE, capture_output=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return b""
 
 
 def environment_record() -> dict[str, Any]:

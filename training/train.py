@@ -61,8 +61,8 @@ def main(
             raise
         log.error("%s", lost)
         return PROCESS_LOST_STATUS
+    interruption.ignore()
     distributed.leave()
-    interruption.restore()
     return 0
 
 
@@ -127,6 +127,7 @@ def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
         UserError: the folder holds a run of another configuration or data, or --resume False forbids to go on.
     """
     run.hold(patience_s=_LEFT_OVER_S if restart_count() else 0)
+    run.remove_torn()
     saved = run.saved_config()
     results = (*run.checkpoints(), run.best_checkpoint, run.summary_file)
     if saved is not None and any(file.exists() for file in results):  # nothing is lost with a run that never saved
