@@ -46,5 +46,8 @@ export DEEPSPORTS_DATASET="${DEEPSPORTS_DATASET:-$DEEPSPORTS_SCRATCH/DeepSports_
 # --- 5. Runs: checkpoints, plots, results; back up this folder ----------------------------------------------------------
 export DEEPSPORTS_RUNS="${DEEPSPORTS_RUNS:-$DEEPSPORTS_HOME/runs}"
 
+# torch's C++ remarks (host names of sockets, DDP's options) that no user could act on
+export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
+
 # Threads that wait should sleep: spinning ones made a training 15 x slower on a machine that did something else as well
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"

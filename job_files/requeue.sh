@@ -2,12 +2,14 @@
 # go on, and ends it.
 #
 # srun tells only the largest status of all processes, and those that it kills because another one failed have large ones. So
-# each process of the training writes down how it ended (launch.job), and only where none did does srun's status speak.
+# each process of the training leaves an empty file named after how it ended (launch.job; a full disk takes those, too), and
+# only where they do not say does srun's status speak.
 
 deepsports_id="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" # never a whole array
 deepsports_id="${deepsports_id:-$SLURM_JOB_ID}"
 deepsports_end="$deepsports_job/ended-${SLURM_RESTART_COUNT:-0}"
-deepsports_told=" $(cat "$deepsports_end"/rank* 2>/dev/null | tr '\n' ' ')"
+deepsports_told=" $(ls "$deepsports_end" 2>/dev/null | sed -n 's/^rank[0-9]*-//p' | tr '\n' ' ')"
+deepsports_ends="$(wc -w <<<"$deepsports_told")"
 deepsports_why=""
 case "$deepsports_told" in
     *" 2 "*) deepsports_status=2 ;;   # something to mend
@@ -17,8 +19,11 @@ case "$deepsports_told" in
         scancel "$deepsports_id" && sleep 60
         ;;
     # after USR2 or TERM; where a TERM is scancel's, it ends this script before it comes here
-    *" 75 "* | *" 143 "*) deepsports_why="it was told to stop, and saved" ;;
-    *)
+    *" 75 "* | *" 143 "*) [ "$deepsports_ends" -lt "${SLURM_NTASKS:-1}" ] || deepsports_why="it was told to stop, and saved" ;;
+esac
+case "$deepsports_why $deepsports_status" in
+    " 2" | " 70" | " 130") ;;
+    " "*)
         if [ "$deepsports_status" -gt 128 ]; then
             deepsports_why="a process was killed (signal $((deepsports_status - 128)))"
         elif [ "$deepsports_status" -eq 76 ]; then

@@ -60,6 +60,7 @@ def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:
     record = {"restart": restarts, "position": now_at, "time": time.time(), "node": socket.gethostname()}
     with writing(file):
         write_whole(file, "".join(json.dumps(each) + "\n" for each in [*before, record]).encode())
+        (job / f"ended-{restarts}").mkdir(exist_ok=True)  # now, while there is room on the disk
 
 
 def _starts(file: Path) -> list[dict[str, Any]]:

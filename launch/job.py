@@ -80,12 +80,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_end(status: int) -> None:
-    """Write down how this process ended; without a job's folder, or on a full disk, srun's status has to do."""
+    """Leave a file that says how this process ended; without a job's folder srun's status has to do."""
     if folder := os.environ.get("DEEPSPORTS_JOB"):
         end = Path(folder) / f"ended-{restart_count()}"
         with suppress(OSError):
             end.mkdir(parents=True, exist_ok=True)
-            (end / f"rank{rank_of_task()}").write_text(f"{status}\n")
+            (end / f"rank{rank_of_task()}-{status}").touch()
 
 
 class TrainingJob:

@@ -226,7 +226,6 @@ def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
 
     def start(restart: int, position: str, why: str) -> None:
         check_restart(job, restart, 99, position)
-        (job / f"ended-{restart}").mkdir()
         (job / f"ended-{restart}" / "why").write_text(why)
 
     killed, told = "a process was killed (signal 9)", "it was told to stop, and saved"
