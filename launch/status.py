@@ -351,7 +351,8 @@ def main(argv: Sequence[str]) -> int:
         options = parse(CommandConfig, rest[1:], prog=f"python -m launch.status {command} RUN")
         folder = named_run(existing_runs_dir(options.runs_dir), rest[0])
         return show_log(folder, options.follow) if command == "logs" else cancel_run(folder)
-    options = parse(StatusConfig, argv, prog="python -m launch.status", description=__doc__)
+    about = f"{__doc__.splitlines()[0]} Besides: launch.status logs RUN follows a log, launch.status cancel RUN lets a run save and ends it."
+    options = parse(StatusConfig, argv, prog="python -m launch.status", description=about)
     runs_dir = existing_runs_dir(options.runs_dir)
     if not options.watch:
         print(overview(runs_dir, screen_width()))

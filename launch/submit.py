@@ -9,6 +9,7 @@ flags that are not given come from job_files/environment.sh, else they have thei
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,6 +155,9 @@ def submit(executor: submitit.SlurmExecutor, trainings: Sequence[TrainConfig]) -
             with executor.batch():
                 jobs = [executor.submit(TrainingJob(to_argv(training))) for training in trainings]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            for left in Path(executor.folder).iterdir():  # what submitit wrote for a job that there is not
+                if re.fullmatch(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]+\.sh", left.name):
+                    left.unlink()
             raise UserError(
                 f"sbatch refuses the job ({str(error).strip().splitlines()[-1]}): mend the launch flags or job_files/environment.sh"
             ) from None

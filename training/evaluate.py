@@ -74,7 +74,12 @@ def open_test_split(
         return opened
     same = distributed.see_the_same(run.best_checkpoint, checkpoint.fingerprint)
     best = checkpoint.load(same, device, parts={"model", "position"})
-    model.load_state_dict(best["model"])
+    try:
+        model.load_state_dict(best["model"])
+    except RuntimeError:
+        raise UserError(
+            f"{run.best_checkpoint} holds another network than {run.config_file} says: restore both from a copy"
+        ) from None
     data = DiveDataset(splits.test, config, model.method.targets, augment=False)
     outputs, targets = predict(model, data, config, ranks, device, between_batches)
     predicted = model.method.scores(outputs).tolist()
