@@ -244,7 +244,7 @@ def table(rows: Sequence[tuple[Mapping[str, str], str]], width: float) -> str:
         if error:
             lines.append(cut(f"  └ {error}", width))
     if left_out := [c for c in COLUMNS if c not in shown]:
-        lines.append(cut(f"(wider: {', '.join(left_out)})", width))
+        lines.append(cut(f"(in a wider window: {', '.join(left_out)})", width))
     return "\n".join(lines)
 
 

@@ -131,7 +131,7 @@ def test_the_table_fits_the_terminal(tmp_path: Path, width: float):
     assert len({line.index(word) for line, word in zip(lines[:3], ("STATE", "running", "running"), strict=True)}) == 1
     assert "failed" in lines[3]
     assert "the loss became nan" in lines[4] or width < 60
-    assert ("wider:" in lines[-1]) == (len(heads) < len(COLUMNS))
+    assert ("wider window" in lines[-1]) == (len(heads) < len(COLUMNS))
     if width == math.inf:
         assert heads == list(COLUMNS)
         assert "0.730@2" in lines[1]
