@@ -81,7 +81,7 @@ def test_timesformer_base_loads_a_released_file(shared: Path, tmp_path: Path):
 
 def test_timesformer_starts_as_the_original_does():
     model = TimeSformer(width=192, depth=12, num_heads=3, drop_path=0.1)
-    rates = [block.drop_path.drop_prob for block in model.blocks]
+    rates = [block.drop_path.rate for block in model.blocks]
     assert rates == pytest.approx([0.1 * i / 11 for i in range(12)])
     assert model.time_embed.abs().max() == 0
     assert model.blocks[3].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
