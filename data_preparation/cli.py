@@ -235,6 +235,12 @@ def markdown_table(cls: type) -> str:
     return "\n".join(rows)
 
 
+def os_error_text(error: OSError) -> str:
+    """The sentence about a file or folder that the system refused."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or first_line(error)}: mend its folder's permissions or disk"
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     """Call an entry point with the command line; a UserError becomes its sentence on stderr and exit status 2."""
     try:
@@ -247,11 +253,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         sys.stderr.close()
         status = 141
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(
-            f"error: {place}{error.strerror or first_line(error)}: mend its folder's permissions or disk",
-            file=sys.stderr,
-        )
+        print(f"error: {os_error_text(error)}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

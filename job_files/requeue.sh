@@ -8,7 +8,7 @@
 deepsports_id="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}" # never a whole array
 deepsports_id="${deepsports_id:-$SLURM_JOB_ID}"
 deepsports_end="$deepsports_job/ended-${SLURM_RESTART_COUNT:-0}"
-deepsports_told=" $(ls "$deepsports_end" 2>/dev/null | sed -n 's/^rank[0-9]*-//p' | tr '\n' ' ')"
+deepsports_told=" $({ ls "$deepsports_end" 2>/dev/null || true; } | sed -n 's/^rank[0-9]*-//p' | tr '\n' ' ')"
 deepsports_ends="$(wc -w <<<"$deepsports_told")"
 deepsports_why=""
 case "$deepsports_told" in
@@ -24,7 +24,9 @@ esac
 case "$deepsports_why $deepsports_status" in
     " 2" | " 70" | " 130") ;;
     " "*)
-        if [ "$deepsports_status" -gt 128 ]; then
+        if [ "$deepsports_status" -eq 75 ] || [ "$deepsports_status" -eq 143 ]; then
+            deepsports_why="it was told to stop"
+        elif [ "$deepsports_status" -gt 128 ]; then
             deepsports_why="a process was killed (signal $((deepsports_status - 128)))"
         elif [ "$deepsports_status" -eq 76 ]; then
             deepsports_why="one of its processes was lost"
@@ -39,7 +41,7 @@ if [ -n "$deepsports_why" ]; then
         echo "error: job $deepsports_id ended ($deepsports_why) and was restarted ${SLURM_RESTART_COUNT:-0} times already: submit the run again to go on" >&2
     else
         for deepsports_try in 1 2 3 4 5; do # a controller that is being restarted does not answer
-            if [ "$(squeue --noheader --jobs="$deepsports_id" --format=%T 2>/dev/null)" = CANCELLED ]; then
+            if scontrol show job "$deepsports_id" 2>/dev/null | grep -q JobState=CANCELLED; then
                 break
             fi
             echo "Requeueing job $deepsports_id: $deepsports_why"
@@ -47,7 +49,8 @@ if [ -n "$deepsports_why" ]; then
                 sleep 60 # the requeue ends this script
                 break
             fi
-            echo "error: job $deepsports_id cannot be requeued from $(hostname) (attempt $deepsports_try of 5); if this was the last one, submit the run again to go on" >&2
+            [ "$deepsports_try" -lt 5 ] ||
+                echo "error: job $deepsports_id cannot be requeued from $(hostname): submit the run again to go on" >&2
             sleep 10
         done
     fi

@@ -43,16 +43,15 @@ def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:
     """
     if restarts > budget:
         raise UserError(
-            f"{job.name} was restarted {budget} times, which is all that --requeues allows: submit the run again to go on"
+            f"{job.name} was restarted {budget} times, which is all that --requeues (DEEPSPORTS_REQUEUES) allows: submit the run again to go on"
         )
     file = job / "starts.jsonl"
     before = [start for start in _starts(file) if start["restart"] < restarts]
-    ends = [*(start["time"] for start in before[1:]), time.time()][: len(before)]
     fruitless = 0
-    for start, ended_at in zip(reversed(before), reversed(ends), strict=True):
+    for start in reversed(before):
         if start["position"] != now_at:
             break
-        fruitless += ended_at - start["time"] > _LONG_S or _was_killed(job, start["restart"])
+        fruitless += _got_nowhere(job, start)
     if fruitless >= _FRUITLESS:
         raise UserError(
             f"{job.name} started {fruitless} times and saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
@@ -60,7 +59,10 @@ def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:
     record = {"restart": restarts, "position": now_at, "time": time.time(), "node": socket.gethostname()}
     with writing(file):
         write_whole(file, "".join(json.dumps(each) + "\n" for each in [*before, record]).encode())
-        (job / f"ended-{restarts}").mkdir(exist_ok=True)  # now, while there is room on the disk
+        end = job / f"ended-{restarts}"
+        end.mkdir(exist_ok=True)  # now, while there is room on the disk
+        for left in end.iterdir():  # of a job that had the same number
+            left.unlink()
 
 
 def _starts(file: Path) -> list[dict[str, Any]]:
@@ -75,12 +77,14 @@ def _starts(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _was_killed(job: Path, restart: int) -> bool:
-    """Whether a start of the job ended by itself, not by being told to (job_files/requeue.sh wrote down why)."""
+def _got_nowhere(job: Path, start: dict[str, Any]) -> bool:
+    """Whether a start that saved nothing is to blame for it: it was killed, or had its time before it was told to stop
+    (job_files/requeue.sh wrote down why, and when). Where Slurm requeued it, a node died or it was preempted."""
+    why = job / f"ended-{start['restart']}" / "why"
     try:
-        return "told to stop" not in (job / f"ended-{restart}" / "why").read_text()
+        return "told to stop" not in why.read_text() or why.stat().st_mtime - start["time"] > _LONG_S
     except OSError:
-        return False  # Slurm requeued it: a node died, or it was preempted
+        return False
 
 
 def free_port(job_number: int) -> int:

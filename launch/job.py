@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, run
+from data_preparation.cli import UserError, os_error_text, run
 from launch.progress import progress_text
 from launch.slurm import SlurmError, set_comment
 from training.interruption import InterruptionFlag
@@ -70,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:  # one sentence in the log, no traceback, and a failed job
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr, flush=True)
+        status = 2
+    except OSError as error:
+        print(f"error: {os_error_text(error)}", file=sys.stderr, flush=True)
         status = 2
     except Exception:
         traceback.print_exc()

@@ -19,7 +19,7 @@ from data_preparation.layout import DatasetLayout, prepared_videos, video_name
 from data_preparation.verified import unverified
 from launch import preflight, slurm, snapshot, submit
 from launch.config import LaunchConfig
-from launch.slurm import QueuedJob, SlurmError
+from launch.slurm import NEVER, QueuedJob, SlurmError
 from training.config import TrainConfig, path_faults
 from training.run_folder import RunFolder, read_json, write_json
 
@@ -57,7 +57,8 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
     prepared = sorted(videos & set(prepared_videos(layout.frames)))
     missing = sorted(videos - set(prepared))
     progress = read_json(folder.progress_file) or {}
-    trained = progress.get("state") == "finished" and progress.get("epochs") == training.epochs
+    saved = folder.saved_config()
+    trained = progress.get("state") == "finished" and saved is not None and saved.epochs >= training.epochs
 
     def job_file(name: str, after: str, options: Sequence[str], arguments: Sequence[str]) -> str:
         tag = "%A_%a" if any(o.startswith("--array") for o in options) else "%j"
@@ -161,12 +162,14 @@ def main(argv: Sequence[str]) -> int:
         if not isinstance(jobs, dict):
             raise UserError(f"{record_file} is damaged: delete it when none of the pipeline's jobs is queued")
         queued = _queue()
-        after = ""
+        after, renewed = "", False
         for stage in stages(launch, training, site, code):
             if stage.is_done:
                 print(f"{stage.name:<9} done")
                 continue
-            after, news = _begun(stage, after, jobs.get(stage.name), queued)
+            known = jobs.get(stage.name)
+            after, news = _begun(stage, after, known, queued, renewed)
+            renewed = renewed or after != known
             jobs[stage.name] = after
             write_json(record_file, jobs)
             print(f"{stage.name:<9} {news}")
@@ -174,12 +177,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _begun(stage: Stage, after: str, known: str | None, queued: Mapping[str, QueuedJob]) -> tuple[str, str]:
-    """(the job that does a stage, what to say of it): the one that is queued already, or a new one."""
+def _begun(
+    stage: Stage, after: str, known: str | None, queued: Mapping[str, QueuedJob], renewed: bool
+) -> tuple[str, str]:
+    """(the job that does a stage, what to say of it): the one that is queued already, or a new one; with `renewed` a stage
+    before it was submitted anew, so the queued one waits for the wrong job."""
     # one whose stage before it failed is about to leave the queue
-    alive = [job for job in queued.values() if job.reason != "DependencyNeverSatisfied"]
+    alive = [job for job in queued.values() if job.reason != NEVER]
     if known is not None and any(job.job_id.split("_")[0] == known for job in alive):
-        return known, f"queued already, job {known}"
+        if not renewed:
+            return known, f"queued already, job {known}"
+        slurm.cancel(known)
     try:
         job = stage.submit(after)
     except SlurmError as error:

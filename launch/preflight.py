@@ -57,7 +57,7 @@ def run_faults(training: TrainConfig) -> list[str]:
     try:
         saved = folder.saved_config()
     except UserError as error:
-        return [f"{folder.config_file}: {error}"]
+        return [str(error) if str(folder.path) in str(error) else f"{folder.config_file}: {error}"]
     if saved is None or not (folder.checkpoints() or folder.best_checkpoint.exists() or folder.summary_file.exists()):
         return []
     if not training.resume:

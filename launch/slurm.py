@@ -11,6 +11,7 @@ from pathlib import Path
 
 from training.ranks import without_slurm
 
+NEVER = "DependencyNeverSatisfied"  # the reason of a job that is about to leave the queue
 _TIMEOUT_S = 30  # a busy controller answers late; a dead one must not hang the caller
 
 

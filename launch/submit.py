@@ -34,7 +34,7 @@ from launch.config import (
     split_argv,
 )
 from launch.job import TrainingJob
-from launch.slurm import SlurmError, queue
+from launch.slurm import NEVER, SlurmError, queue
 from training.config import TrainConfig
 from training.ranks import PORT_VARIABLE, without_slurm
 from training.run_folder import RunFolder
@@ -116,6 +116,7 @@ def queued_job(folder: RunFolder) -> str | None:
     except SlurmError as error:
         raise UserError(f"the queue cannot be read ({error}): try again when Slurm answers") from None
     ours = [jobs[path.name] for path in folder.jobs_dir.glob("*") if path.name in jobs]
+    ours = [job for job in ours if job.reason != NEVER]
     return f"job {ours[0].job_id} ({ours[0].state})" if ours else None
 
 

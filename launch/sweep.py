@@ -174,7 +174,8 @@ def submit_sweep(argv: Sequence[str]) -> int:
     faults, notes = preflight.check(launch, first)
     for name, training in trainings.items():
         if training != first:
-            faults += [f"point {name}: {fault}" for fault in path_faults(training) if fault not in faults]
+            own = preflight.run_faults(training) + path_faults(training)
+            faults += [f"point {name}: {fault}" for fault in own if fault not in faults]
         faults += [
             f"point {name}: {fault}" for fault in preflight.request_flag_faults(launch, training) if training != first
         ]
@@ -194,13 +195,23 @@ def submit_sweep(argv: Sequence[str]) -> int:
     with submit.submitting_into(folder):
         write_json(folder / "sweep.json", {"points": {**known, **named}})
         states = point_states(folder, trainings, to_submit=True)
-        wanted = {name: each for name, each in trainings.items() if states[name] not in ("finished", "queued")}
+        wanted = {name: each for name, each in trainings.items() if _is_wanted(states[name], each)}
         if wanted:
             _submit_points(launch, folder, wanted, site)
         for name in trainings:
             print(f"{name}: {'submitted' if name in wanted else states[name]}{_before(states[name], name in wanted)}")
     print(f"table and plot   python -m launch.sweep show {launch.name}")
     return 0
+
+
+def _is_wanted(state: str, training: TrainConfig) -> bool:
+    """Whether a point is to be submitted: it is neither queued nor done, or is to train for more epochs now."""
+    if state != "finished":
+        return state != "queued"
+    saved = RunFolder(training.run_dir).saved_config()
+    return (
+        saved is not None and saved.epochs < training.epochs and not RunFolder(training.run_dir).summary_file.exists()
+    )
 
 
 _MOST = 1000  # Slurm's MaxArraySize is 1001 where nobody changed it

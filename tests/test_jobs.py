@@ -313,8 +313,6 @@ def test_a_pipeline_that_cannot_prepare_does_not_train_and_goes_on_when_mended(t
     command = ["-m", "launch.pipeline", "--config", env["DEEPSPORTS_CONFIG"], *SMALL_JOB[:-2], "--prepare_tasks", 2, "--prepare_cpus", 1, "--", *TINY_MODEL, "--epochs", 2]  # fmt: skip
     jobs = dict(re.findall(r"^(\w+) +submitted, job (\d+)", run_python(*command, env=env).stdout, re.MULTILINE))
     assert list(jobs) == ["prepare", "verify", "train", "evaluate"]
-    again = run_python(*command, env=env).stdout  # idempotent: nothing is submitted twice
-    assert again.count("queued already") + again.count("done") == 4, again
     assert "FAILED" in wait_for_end(jobs["prepare"])
     for stage in ("verify", "train", "evaluate"):
         assert wait_for_end(jobs[stage]) == ["CANCELLED"], stage
@@ -323,6 +321,8 @@ def test_a_pipeline_that_cannot_prepare_does_not_train_and_goes_on_when_mended(t
     video.write_bytes(whole)
     jobs = dict(re.findall(r"^(\w+) +submitted, job (\d+)", run_python(*command, env=env).stdout, re.MULTILINE))
     assert list(jobs) == ["prepare", "verify", "train", "evaluate"]
+    again = run_python(*command, env=env).stdout  # nothing is submitted twice
+    assert again.count("queued already") + again.count("done") == 4, again
     assert wait_for_end(jobs["evaluate"]) == ["COMPLETED"], sorted((run / "pipeline").iterdir())
     assert (run / "summary.json").exists()
     assert run_python(*command, env=env).stdout.count("done") == 4

@@ -224,9 +224,11 @@ def test_the_plot_of_a_sweep_is_drawn_whatever_its_points(tmp_path: Path, states
 def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
     job = tmp_path / "jobs" / "7"
 
-    def start(restart: int, position: str, why: str) -> None:
+    def start(restart: int, position: str, why: str, minutes: float = 0) -> None:
         check_restart(job, restart, 99, position)
-        (job / f"ended-{restart}" / "why").write_text(why)
+        file = job / f"ended-{restart}" / "why"
+        file.write_text(why)
+        os.utime(file, (0, time.time() + 60 * minutes))
 
     killed, told = "a process was killed (signal 9)", "it was told to stop, and saved"
     for restart, (position, why) in enumerate([("a", killed), ("b", killed), ("b", told), ("b", told), ("b", told)]):
@@ -234,13 +236,15 @@ def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
     start(5, "b", killed)  # the second one that was killed there; being preempted early is nobody's fault
     with pytest.raises(UserError, match="started 2 times and saved no step after b"):
         start(6, "b", killed)
-    start(6, "c", told)
-    (job / "starts.jsonl").write_text('{"restart": 6, "position": "c", "time": 1}\ngarbage\n{}\n3\n')
-    check_restart(job, 7, 99, "c")  # long ones count, whatever ended them
-    two = [{"restart": 6, "position": "c", "time": 1}, {"restart": 7, "position": "c", "time": 9999}]
-    (job / "starts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in two))
-    with pytest.raises(UserError, match="saved no step after c"):
-        check_restart(job, 8, 99, "c")
+    for restart in range(6, 9):
+        start(restart, "c", told, minutes=1)  # however long it waited in the queue between
+    start(9, "c", told, minutes=60)
+    (job / "ended-9" / "why").unlink()  # a node died
+    start(10, "c", told, minutes=60)
+    (job / "starts.jsonl").write_text((job / "starts.jsonl").read_text() + "garbage\n{}\n3\n")
+    start(11, "c", told, minutes=60)
+    with pytest.raises(UserError, match="started 2 times and saved no step after c"):
+        start(12, "c", told)
     with pytest.raises(UserError, match="restarted 3 times"):
         check_restart(tmp_path / "8", 4, 3, "a")
     check_restart(job, 0, 9, "c")  # submitted anew with the same number: nothing is held against it

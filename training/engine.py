@@ -454,7 +454,7 @@ class Engine:
                 torn.rename(torn.with_name(torn.name + ".damaged"))
                 log.error("%s is set aside as *.damaged: going on from the checkpoint before it", torn)
             return path
-        if damaged or self.run.best_checkpoint.exists() or self.run.metrics("epoch"):
+        if damaged or self.run.has_lost_checkpoints():
             raise UserError(
                 f"{self.run.path} holds a run and no checkpoint to go on from: restore one from a copy, or give another --run_name to begin anew"
             )
@@ -469,14 +469,19 @@ class Engine:
         if at.best_epoch == at.epoch and at.step == 0:
             checkpoint.save(best, _best_of(state))
             return
-        known = checkpoint.load(best, parts={"model", "position"})["position"] if best.exists() else {}
+        known: dict[str, Any] = {}
+        if best.exists():
+            try:
+                known = checkpoint.load(best, parts={"model", "position"})["position"]
+            except checkpoint.Damaged as error:
+                log.error("%s", error)
         if known.get("best_epoch") != at.best_epoch:
             log.error(
                 "%s is of epoch %s and the best one until here was epoch %d, whose weights are gone: if no later epoch is better, the test split cannot be opened",
                 best, known.get("best_epoch", "none"), at.best_epoch,
             )  # fmt: skip
             if best.exists():
-                best.rename(best.with_name(best.name + ".ahead"))
+                best.rename(best.with_name(best.name + ".damaged"))
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned.

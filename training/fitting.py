@@ -16,7 +16,7 @@ from data_preparation.cli import UserError
 from training import checkpoint
 from training.config import TrainConfig
 from training.data.dataset import DiveDataset
-from training.distributed import barrier, gather_objects, largest
+from training.distributed import barrier, gather_objects, largest, on_first_rank, see_the_same
 from training.engine import Position, non_finite_rows, predict, validation_metrics
 from training.interruption import Interrupted, InterruptionFlag
 from training.model import ScoringModel
@@ -47,8 +47,9 @@ class FitAtOnce:
 
     def resume(self) -> None:
         """A fit that was done stays done; one that was stopped begins again."""
-        if self.run.best_checkpoint.exists():
-            best = checkpoint.load(self.run.best_checkpoint)
+        done = self.run.best_checkpoint if on_first_rank(self.run.best_checkpoint.exists) else None
+        if see_the_same(done, checkpoint.fingerprint):
+            best = checkpoint.load(self.run.best_checkpoint, parts={"model", "position"})
             self.model.load_state_dict(best["model"])
             self.position = Position(**best["position"])
             log.info("%s is fitted already", self.run.path)

@@ -12,7 +12,8 @@ from types import FrameType
 from data_preparation.cli import UserError
 
 # exit statuses of a training that was told to stop and saved: 75 (EX_TEMPFAIL) wants to go on, job files requeue on it;
-# 143 (128 + TERM) was cancelled, or is requeued by Slurm itself; 130 (128 + INT) is Ctrl-C
+# 143 (128 + TERM) was cancelled or preempted, job files requeue where the job still stands; 130 (128 + INT) is Ctrl-C or
+# launch.status cancel
 STATUS = {signal.SIGUSR2: 75, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
 # 76 (EX_PROTOCOL): another process of the run is gone; job files requeue on it too
 PROCESS_LOST_STATUS = 76

@@ -93,6 +93,11 @@ class RunFolder:
     def splits_file(self) -> Path:
         return self.path / "splits.json"
 
+    def has_lost_checkpoints(self) -> bool:
+        """Whether there were checkpoints, as their traces say: the best one, damaged ones, an opened test split."""
+        traces = (self.best_checkpoint, self.summary_file)
+        return any(file.exists() for file in traces) or any((self.path / "checkpoints").glob("*.damaged"))
+
     def checkpoint_file(self, epochs_done: int, global_step: int) -> Path:
         return self.path / "checkpoints" / f"epoch-{epochs_done:04d}-step-{global_step:08d}.pt"
 
@@ -229,7 +234,8 @@ class RunFolder:
             for record in _complete_lines(self.metrics_file)
             if (record["epoch"] <= epochs_done if record["type"] == "epoch" else record["step"] <= global_step)
         ]
-        write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        with writing(self.metrics_file):
+            write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def write_progress(self, record: dict[str, Any]) -> None:
         write_json(self.progress_file, {**record, "updated": time.time()})

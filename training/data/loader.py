@@ -63,7 +63,6 @@ def _load(
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers else None,
-        timeout=config.peer_timeout_min * 60 if workers else 0,
     )
 
 
