@@ -10,11 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from training import _torchvision as _torchvision  # before timm and torchvision, which tests import too
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+# no test asserts a time: other work on the machine may slow any of them
+settings.register_profile("deepsports", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("deepsports")
 
 # a network small enough that a training takes seconds
 TINY_MODEL = [

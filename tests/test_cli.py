@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preparation.cli import UserError, markdown_table, parse, to_argv
@@ -120,7 +120,6 @@ def test_a_bad_flag_or_path_ends_with_status_2_before_anything_is_made(tmp_path:
     assert not (tmp_path / "runs").exists()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a parser of all flags for each example
 @given(
     st.builds(
         TrainConfig,
