@@ -162,7 +162,7 @@ def test_submitit_trains_on_two_nodes_and_goes_on_after_its_signal(dataset: Path
     assert job in waiting
     signal_in_the_middle(job, run)
     states = wait_for_end(job)
-    logs = "\n".join(p.read_text() for p in (run / "jobs" / job).glob("*_log.out"))
+    logs = "\n".join(p.read_text() for p in (run / "jobs").glob(f"{job}_*_log.out"))
     assert states == ["COMPLETED"], logs
     assert "4 processes (Slurm)" in logs
     assert "Resuming" in logs
@@ -215,7 +215,7 @@ def test_a_failing_submitit_job_is_a_failed_job(dataset: Path, tmp_path: Path):
         0,
     )
     assert wait_for_end(job) == ["FAILED"]
-    log = next((tmp_path / "runs" / "quickstart" / "jobs" / job).glob("*_0_log.out")).read_text()
+    log = next((tmp_path / "runs" / "quickstart" / "jobs").glob(f"{job}_0_log.out")).read_text()
     assert "the loss became" in log
 
 
@@ -276,7 +276,7 @@ def test_every_fault_is_told_before_the_queue(dataset: Path, tmp_path: Path):
         *request, "--partition", "nowhere", "--nodes", 3, "--", *TINY_MODEL, "--pretrained_model", tmp_path / "w.pyth"
     )
     assert "--batch_size 8 cannot be shared by 3 processes" in told
-    assert "invalid partition specified: nowhere" in told or "Invalid partition" in told.title()
+    assert "invalid partition" in told.lower()
     assert "blocks.0" in told  # what is missing in the weight file
     assert (
         "invalid account" in faults(*request, "--account", "nobody", "--forecast", "False", "--", *TINY_MODEL).lower()
