@@ -18,6 +18,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,8 +107,9 @@ class Chaos:
             except OSError:
                 continue
             if parent in ranks:
-                os.kill(int(path.parent.name), signal.SIGKILL)
-                return
+                with suppress(ProcessLookupError):  # it ended with its epoch
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+                    return
         self.kill_rank()  # between two epochs there is none
 
     def node_without_power(self) -> None:
