@@ -19,7 +19,7 @@ from data_preparation.layout import DatasetLayout, prepared_videos, video_name
 from data_preparation.verified import unverified
 from launch import preflight, slurm, snapshot, submit
 from launch.config import LaunchConfig
-from launch.slurm import NEVER, QueuedJob, SlurmError
+from launch.slurm import QueuedJob, SlurmError
 from training.config import TrainConfig, path_faults
 from training.run_folder import RunFolder, read_json, write_json
 
@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
         jobs = read_json(record_file) or {}
         if not isinstance(jobs, dict):
             raise UserError(f"{record_file} is damaged: delete it when none of the pipeline's jobs is queued")
-        queued = _queue()
+        queued = submit.lasting_jobs()
         after, renewed = "", False
         for stage in stages(launch, training, site, code):
             if stage.is_done:
@@ -182,9 +182,7 @@ def _begun(
 ) -> tuple[str, str]:
     """(the job that does a stage, what to say of it): the one that is queued already, or a new one; with `renewed` a stage
     before it was submitted anew, so the queued one waits for the wrong job."""
-    # one whose stage before it failed is about to leave the queue
-    alive = [job for job in queued.values() if job.reason != NEVER]
-    if known is not None and any(job.job_id.split("_")[0] == known for job in alive):
+    if known is not None and any(job_id.split("_")[0] == known for job_id in queued):
         if not renewed:
             return known, f"queued already, job {known}"
         slurm.cancel(known)
@@ -196,13 +194,6 @@ def _begun(
         ) from None
     again = f" (job {known} did not do it)" if known else ""
     return job, f"submitted, job {job}{again}" + (f", after job {after}" if after else "")
-
-
-def _queue() -> dict[str, QueuedJob]:
-    try:
-        return slurm.queue()
-    except SlurmError as error:
-        raise UserError(f"the queue cannot be read ({error}): try again when Slurm answers") from None
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from launch.config import (
     split_argv,
 )
 from launch.job import TrainingJob
-from launch.slurm import NEVER, SlurmError, queue
+from launch.slurm import NEVER, QueuedJob, SlurmError, queue
 from training.config import TrainConfig
 from training.ranks import PORT_VARIABLE, without_slurm
 from training.run_folder import RunFolder
@@ -105,29 +105,28 @@ def submitting_into(folder: Path) -> Iterator[None]:
         yield
 
 
-def queued_job(folder: RunFolder) -> str | None:
-    """'job 12 (PENDING)' where a job that waits or runs belongs to the run, else None.
+def lasting_jobs() -> dict[str, QueuedJob]:
+    """The user's jobs that wait or run, by job id, without those that are about to leave the queue since a job that they
+    wait for has failed.
 
     Raises:
         UserError: squeue fails, so nobody can say.
     """
     try:
-        jobs = queue()
+        return {job_id: job for job_id, job in queue().items() if job.reason != NEVER}
     except SlurmError as error:
         raise UserError(f"the queue cannot be read ({error}): try again when Slurm answers") from None
-    ours = [jobs[path.name] for path in folder.jobs_dir.glob("*") if path.name in jobs]
-    ours = [job for job in ours if job.reason != NEVER]
-    return f"job {ours[0].job_id} ({ours[0].state})" if ours else None
 
 
 def refuse_second(folder: RunFolder) -> None:
     """
     Raises:
-        UserError: a job that waits or runs belongs to the run already.
+        UserError: a job that waits or runs belongs to the run already, or squeue fails.
     """
-    if job := queued_job(folder):
+    jobs = lasting_jobs()
+    for job in (jobs[path.name] for path in folder.jobs_dir.glob("*") if path.name in jobs):
         raise UserError(
-            f"{job} works on {folder.path} already: wait for it, cancel it (python -m launch.status cancel {folder.path.name}), or give another --run_name"
+            f"job {job.job_id} ({job.state}) works on {folder.path} already: wait for it, cancel it (python -m launch.status cancel {folder.path.name}), or give another --run_name"
         )
 
 

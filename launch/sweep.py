@@ -34,6 +34,7 @@ from training.plots import draw_sweep
 from training.run_folder import RunFolder, read_json, write_json
 
 REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
+_MOST = 1000  # points; Slurm's MaxArraySize is 1001 where nobody changed it
 
 Point = dict[str, list[str]]  # training flag -> its words
 
@@ -174,11 +175,10 @@ def submit_sweep(argv: Sequence[str]) -> int:
     faults, notes = preflight.check(launch, first)
     for name, training in trainings.items():
         if training != first:
-            own = preflight.run_faults(training) + path_faults(training)
+            own = (
+                preflight.run_faults(training) + path_faults(training) + preflight.request_flag_faults(launch, training)
+            )
             faults += [f"point {name}: {fault}" for fault in own if fault not in faults]
-        faults += [
-            f"point {name}: {fault}" for fault in preflight.request_flag_faults(launch, training) if training != first
-        ]
     if preflight.slurm_is_here(launch, faults):
         executor = _executor(launch, folder, snapshot.place(folder), list(trainings.values()), site)
         if len(trainings) > 1:
@@ -212,9 +212,6 @@ def _is_wanted(state: str, training: TrainConfig) -> bool:
     return (
         saved is not None and saved.epochs < training.epochs and not RunFolder(training.run_dir).summary_file.exists()
     )
-
-
-_MOST = 1000  # Slurm's MaxArraySize is 1001 where nobody changed it
 
 
 def _text_of(points: Path) -> str:

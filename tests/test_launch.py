@@ -84,6 +84,8 @@ def test_only_a_training_is_told_to_stop(tmp_path: Path):
     sleep = "import time; time.sleep(60)"
     for words, name in ((["training.train"], "told to save"), ([], "nothing of")):
         process = subprocess.Popen([sys.executable, "-c", sleep, *words])
+        while sleep.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            time.sleep(0.01)  # between fork and exec
         record = {**PROGRESS, "job_id": None, "host": socket.gethostname(), "pid": process.pid, "updated": time.time()}
         (tmp_path / "a" / "progress.json").write_text(json.dumps(record))
         assert run_state(record, None, None, time.time()) == ("running" if words else "killed")

@@ -6,7 +6,6 @@ look at them when it reads, so `load` does.
 
 from __future__ import annotations
 
-import logging
 import pickle
 import zipfile
 import zlib
@@ -19,8 +18,6 @@ import torch
 
 from data_preparation.cli import UserError, first_line
 from data_preparation.files import whole_file
-
-log = logging.getLogger(__name__)
 
 
 class Damaged(UserError):

@@ -17,7 +17,6 @@ runs/<name>/
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import platform
@@ -35,8 +34,6 @@ from data_preparation.cli import UserError
 from data_preparation.files import lock, write_fault, write_whole, writing
 from training.config import TrainConfig, as_record, from_record
 from training.interruption import ProcessLost
-
-log = logging.getLogger(__name__)
 
 _held: list[IO[str]] = []  # lock files; closing one would give its lock away
 
