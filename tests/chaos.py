@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_preparation.cli import UserError, flag, parse, run
-from tests.conftest import TINY_MODEL, data_flags, run_python
+from tests.conftest import TINY_MODEL, data_flags, loader_processes, run_python
 from tests.on_cluster import (
     FINAL,
     NODE,
@@ -100,15 +100,10 @@ class Chaos:
 
     def kill_loader(self) -> None:
         """As the kernel does when memory is short."""
-        ranks = set(processes_of(self.job).values())
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-            if parent in ranks:
+        for training in processes_of(self.job).values():
+            for loader in loader_processes(training):
                 with suppress(ProcessLookupError):  # it ended with its epoch
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+                    os.kill(loader, signal.SIGKILL)
                     return
         self.kill_rank()  # between two epochs there is none
 

@@ -127,3 +127,21 @@ def cluster() -> Iterator[None]:
         pytest.skip(reason)
     yield
     subprocess.run(["scancel", "--me"], check=False)
+
+
+def loader_processes(training: int) -> list[int]:
+    """The processes that load for a training process: they come from a server that it started."""
+
+    def children(process: int) -> list[int]:
+        try:
+            return [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        except FileNotFoundError:
+            return []
+
+    def serves(process: int) -> bool:
+        try:
+            return b"multiprocessing.forkserver" in Path(f"/proc/{process}/cmdline").read_bytes()
+        except FileNotFoundError:
+            return False
+
+    return [loader for server in filter(serves, children(training)) for loader in children(server)]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tests.conftest import REPOSITORY, TINY_MODEL, data_flags
+from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, loader_processes
 from training import checkpoint
 from training.run_folder import RunFolder
 
@@ -209,20 +209,28 @@ def test_three_ranks_resume_bit_for_bit(finished: Path, tmp_path: Path):
     assert_same_run(tmp_path / "through", tmp_path / "stopped")
 
 
-def test_a_killed_loader_process_ends_the_training_at_once(finished: Path, tmp_path: Path):
+def test_a_killed_loader_process_ends_the_training(finished: Path, tmp_path: Path):
     """As the kernel kills when memory is short: nobody waits for it, and the status asks to be started again."""
     command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500)
     process = start(*command)
     while process.poll() is None:  # at some moment there is a loader process, which ends with its epoch
-        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        for loader in loader_processes(process.pid) if (tmp_path / "whole" / "metrics.jsonl").exists() else []:
             with suppress(ProcessLookupError):
-                if (tmp_path / "whole" / "metrics.jsonl").exists():
-                    os.kill(int(child), signal.SIGKILL)
+                os.kill(loader, signal.SIGKILL)
         time.sleep(0.01)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 76, out
     assert "a loader process is gone" in out
     assert "Traceback" not in out
+
+
+def test_a_killed_training_takes_its_loader_processes_along(finished: Path, tmp_path: Path):
+    process = start(*same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500))
+    while not loader_processes(process.pid):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)  # returns when the last of them has ended
 
 
 def torchrun(ranks: int, *command: object) -> str:

@@ -219,7 +219,10 @@ class TrainConfig:
     )
     keep_checkpoints: int = flag(2, "Checkpoints to keep besides the best one; the last two or more.", minimum=2)
     peer_timeout_min: float = flag(
-        10.0, "Minutes that processes of a run wait for one another before they give up.", minimum=0.05
+        10.0,
+        "Minutes that processes of a run wait for one another, loader processes included, before they give up.",
+        minimum=0.05,
+        maximum=10080,
     )
     evaluate: bool = flag(False, "Open the test split once, at the end, with the best checkpoint.", short="-eval")
     log_every: int = flag(10, "Steps between two log lines.", minimum=1)

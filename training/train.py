@@ -22,7 +22,7 @@ from training import distributed
 from training.config import TrainConfig, differences, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import DiveDataset, frame_faults, target_faults
-from training.data.loader import loader_loss
+from training.data.loader import loader_loss, start_server
 from training.data.splits import Splits, load_splits
 from training.engine import Engine, resolve_precision
 from training.evaluate import open_test_split
@@ -90,6 +90,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError(
             f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes in --accumulate {config.accumulate} parts: give a multiple of {ranks.world_size * config.accumulate}"
         )
+    start_server(config)
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = distributed.choose_device(config.gpu, ranks)

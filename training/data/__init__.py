@@ -1,3 +1,1 @@
 """What a training step sees."""
-
-from training import _torchvision as _torchvision  # before torchvision

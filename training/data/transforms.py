@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as TF
+from torch.nn import functional as F
 
 
 def crop_source_size(spatial_size: int) -> tuple[int, int]:
@@ -17,7 +17,7 @@ def resize(frames_THWC: np.ndarray, height: int, width: int) -> torch.Tensor:
     frames_TCHW = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
     if frames_TCHW.shape[-2:] == (height, width):
         return frames_TCHW
-    return TF.resize(frames_TCHW, [height, width], antialias=True)
+    return F.interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
 
 
 def squash(frames_THWC: np.ndarray, size: int) -> torch.Tensor:
