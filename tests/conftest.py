@@ -135,13 +135,13 @@ def loader_processes(training: int) -> list[int]:
     def children(process: int) -> list[int]:
         try:
             return [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-        except FileNotFoundError:
+        except OSError:
             return []
 
     def serves(process: int) -> bool:
         try:
             return b"multiprocessing.forkserver" in Path(f"/proc/{process}/cmdline").read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return False
 
     return [loader for server in filter(serves, children(training)) for loader in children(server)]

@@ -120,12 +120,11 @@ def processes_of(job: str) -> dict[int, int]:
         try:
             command = (path.parent / "cmdline").read_bytes()
             variables = dict(v.split("=", 1) for v in path.read_text(errors="replace").split("\0") if "=" in v)
-            parent = int((path.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
         if variables.get("SLURM_JOB_ID") == job and b"launch.job" in command and "SLURM_PROCID" in variables:
-            found[int(path.parent.name)] = (int(variables["SLURM_PROCID"]), parent)
-    return {rank: pid for pid, (rank, parent) in found.items() if parent not in found}  # not the loader processes
+            found[int(variables["SLURM_PROCID"])] = int(path.parent.name)
+    return found
 
 
 def config_flags() -> list[str]:

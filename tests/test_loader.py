@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,15 +15,16 @@ from data_preparation.cli import UserError
 from tests.conftest import run_python
 from training.config import TrainConfig
 from training.data.loader import training_batches
+from training.data.processes import end_processes, patience
 from training.interruption import ProcessLost
 from training.ranks import Ranks
 
 
 class Numbers(Dataset):
-    """Four samples; one of them may take an hour, or be damaged."""
+    """Four samples; one of them may take an hour, or raise something."""
 
-    def __init__(self, slow: int | None = None, damaged: int | None = None) -> None:
-        self.slow, self.damaged = slow, damaged
+    def __init__(self, slow: int | None = None, raising: Exception | None = None) -> None:
+        self.slow, self.raising = slow, raising
 
     def __len__(self) -> int:
         return 4
@@ -30,44 +33,69 @@ class Numbers(Dataset):
         _, index = item
         if index == self.slow:
             time.sleep(3600)
-        if index == self.damaged:
-            raise UserError("frame 3 of video 01 is damaged:\nprepare it again")
+        if index == 1 and self.raising:
+            raise self.raising
         return {"index": torch.tensor(index)}
 
 
-def loaded(dataset: Numbers, **flags) -> list[int]:
-    config = TrainConfig(batch_size=2, workers=2, **flags)
-    batches = training_batches(dataset, config, Ranks(), torch.device("cpu"), 0, 0)
-    return [int(number) for batch in batches for number in batch["index"]]
+def batches_of(dataset: Numbers, **flags) -> Iterator[dict[str, torch.Tensor]]:
+    return training_batches(dataset, TrainConfig(**{"batch_size": 2, **flags}), Ranks(), torch.device("cpu"), 0, 0)
 
 
 def test_they_are_not_forked_from_the_training():
     """A fork inherits the locks that other threads hold at that moment, and the one who would release them is gone."""
     held = {"lock": True}
     os.register_at_fork(after_in_child=lambda: time.sleep(3600 if held["lock"] else 0))
-    assert sorted(loaded(Numbers(), peer_timeout_min=0.5)) == [0, 1, 2, 3]
-    held["lock"] = False  # for all that comes after in this process
+    try:
+        batches = list(batches_of(Numbers(), workers=2, peer_timeout_min=0.5))
+    finally:
+        held["lock"] = False  # for all that comes after in this process
+    assert sorted(int(number) for batch in batches for number in batch["index"]) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_that_does_not_come_ends_the_wait(workers: int):
-    config = TrainConfig(batch_size=2, workers=workers, peer_timeout_min=0.05)
-    with pytest.raises(ProcessLost, match=r"no batch came within 0\.05 minutes"):
-        list(training_batches(Numbers(slow=1), config, Ranks(), torch.device("cpu"), 0, 0))
+    with pytest.raises(ProcessLost, match=r"no batch was loaded within 0\.05 minutes"):
+        list(batches_of(Numbers(slow=1), workers=workers, peer_timeout_min=0.05))
+
+
+def test_time_in_which_the_job_is_suspended_does_not_count():
+    stopper = f"sleep 1; kill -STOP {os.getpid()}; sleep 5; kill -CONT {os.getpid()}"
+    with patience(0.05):
+        subprocess.Popen(["sh", "-c", stopper])
+        time.sleep(0.1)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 5:  # most of it stopped
+            time.sleep(0.01)
 
 
 def test_a_process_that_is_stuck_does_not_keep_the_training_from_ending():
-    code = """
-import torch
-from tests.test_loader import Numbers, Ranks, TrainConfig, training_batches
-batches = training_batches(Numbers(slow=3), TrainConfig(batch_size=1, workers=2), Ranks(), torch.device("cpu"), 0, 0)
-next(batches)
-"""
-    run_python("-c", code)
+    run_python(
+        "-c", "import tests.test_loader as t; b = t.batches_of(t.Numbers(slow=3), batch_size=1, workers=2); next(b)"
+    )
+
+
+def test_a_lost_process_is_told_from_a_mistake(monkeypatch: pytest.MonkeyPatch):
+    batches = batches_of(Numbers(), batch_size=1, workers=1)
+    next(batches)
+    end_processes()
+    with pytest.raises(ProcessLost, match="a loader process is gone"):
+        list(batches)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_a_loader_process_finds_keeps_its_sentence(workers: int):
-    config = TrainConfig(batch_size=2, workers=workers)
-    with pytest.raises(UserError, match=r"^frame 3 of video 01 is damaged:\nprepare it again$"):
-        list(training_batches(Numbers(damaged=1), config, Ranks(), torch.device("cpu"), 0, 0))
+@pytest.mark.parametrize(
+    ("raised", "kind", "sentence"),
+    [
+        (UserError("frame 3 of video 01 is damaged:\nprepare it again"), UserError, r"^frame 3 .*:\nprepare it again$"),
+        (
+            PermissionError(13, "Permission denied", "01.zip"),
+            (UserError, PermissionError),
+            r"Permission denied: '01.zip'",
+        ),
+        (RuntimeError("a mistake"), RuntimeError, "a mistake"),
+    ],
+)
+def test_what_a_loader_process_raises_keeps_its_words(raised: Exception, kind: type, sentence: str, workers: int):
+    with pytest.raises(kind, match=sentence):
+        list(batches_of(Numbers(raising=raised), workers=workers))

@@ -178,7 +178,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(finished: Path, tmp_p
     out = interrupt_after_steps(process, tmp_path / "whole", kind, 6)
     status = {signal.SIGUSR2: 75, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
     assert process.returncode == status[kind], out
-    assert "Traceback" not in out
+    assert kind == signal.SIGKILL or "Traceback" not in out  # a loader process may miss the killed one
     stopped_at = newest(tmp_path / "whole")["position"]
     assert 0 < stopped_at["global_step"] < max(m["step"] for m in metrics(finished))
     assert "Resuming" in run_to_end(*command)

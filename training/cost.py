@@ -8,7 +8,6 @@ import warnings
 import torch
 from fvcore.nn import FlopCountAnalysis, parameter_count
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from training.backbones import build_backbone
 from training.config import TrainConfig
@@ -47,6 +46,8 @@ def step_memory(
     Forward and backward of the backbone run on tensors without data, so it costs seconds and no memory. What is not seen:
     the head's activations, the CUDA context (half a GiB), the workspaces of convolutions, fragmentation.
     """
+    from torch.distributed._tools.mem_tracker import MemTracker  # a second of imports, for the one process that asks
+
     total, trainable = parameters(model)
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")

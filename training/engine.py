@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,19 +119,20 @@ def predict(
     model.eval()
     precision = resolve_precision(config.precision, device)
     rows: list[tuple[int, Tensors, Tensors]] = []
-    for loaded in evaluation_batches(data, config, ranks, device):
-        between_batches()
-        if loaded is None:  # this rank has no share of the last round
-            continue
-        batch = to_device(loaded, device)
-        with autocast(precision, device):
-            outputs = model(batch)
-        outputs, targets = (
-            {n: t.cpu() for n, t in group.items() if n not in ("clip", "index")} for group in (outputs, batch)
-        )
-        for row, index in enumerate(batch["index"].tolist()):
-            # clones: a view would be sent to the other ranks with its whole batch
-            rows.append((index, *({n: t[row].clone() for n, t in group.items()} for group in (outputs, targets))))
+    with closing(evaluation_batches(data, config, ranks, device)) as rounds:
+        for loaded in rounds:
+            between_batches()
+            if loaded is None:  # this rank has no share of the last round
+                continue
+            batch = to_device(loaded, device)
+            with autocast(precision, device):
+                outputs = model(batch)
+            outputs, targets = (
+                {n: t.cpu() for n, t in group.items() if n not in ("clip", "index")} for group in (outputs, batch)
+            )
+            for row, index in enumerate(batch["index"].tolist()):
+                # clones: a view would be sent to the other ranks with its whole batch
+                rows.append((index, *({n: t[row].clone() for n, t in group.items()} for group in (outputs, targets))))
     everyone = sorted((row for part in gather_objects(rows) for row in part), key=lambda row: row[0])
 
     def stack(column: int) -> Tensors:
@@ -315,10 +316,10 @@ class Engine:
     def _train_epoch(self, steps: int) -> None:
         config, at = self.config, self.position
         self.model.train()
-        batches = training_batches(self.train_data, config, self.ranks, self.device, at.epoch, at.step)
         bar = tqdm(total=steps, initial=at.step, desc=f"epoch {at.epoch + 1}/{config.epochs}", unit="step", leave=False,
                    disable=not (self.ranks.is_first and sys.stderr.isatty()))  # fmt: skip
-        with bar:
+        loading = training_batches(self.train_data, config, self.ranks, self.device, at.epoch, at.step)
+        with bar, closing(loading) as batches:
             while True:
                 self.stop_if_told()
                 if at.step == steps:

@@ -28,7 +28,7 @@ from data_preparation.files import write_whole, writing
 from training import checkpoint, distributed
 from training.config import TrainConfig, path_faults
 from training.data.dataset import DiveDataset, frame_faults, target_faults
-from training.data.loader import start_server
+from training.data.processes import start_server
 from training.data.splits import Splits, load_splits
 from training.distributed import gather_objects
 from training.engine import predict
@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError.of(faults)
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
-    start_server(config)
+    start_server(config.workers)
     splits = load_splits(config)
     folder.check_splits(splits.record())
     device = distributed.choose_device(options.gpu, ranks)

@@ -22,7 +22,7 @@ from training import distributed
 from training.config import TrainConfig, differences, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import DiveDataset, frame_faults, target_faults
-from training.data.loader import loader_loss, start_server
+from training.data.processes import start_server
 from training.data.splits import Splits, load_splits
 from training.engine import Engine, resolve_precision
 from training.evaluate import open_test_split
@@ -57,23 +57,15 @@ def main(
         log.error("%s", loss)
         return PROCESS_LOST_STATUS
     except RuntimeError as error:
-        if (lost := _lost_process(error)) is None:
+        if not distributed.is_about_peers(error):
             raise
-        log.error("%s", lost)
+        log.error(
+            "another process of the run is gone (%s): the log of the one that went first says why", first_line(error)
+        )
         return PROCESS_LOST_STATUS
     interruption.ignore()
     distributed.leave()
     return 0
-
-
-def _lost_process(error: RuntimeError) -> str | None:
-    """The sentence for an exception of torch that says that a process is gone; None for any other. torch raises the first
-    kind from a signal handler, so anywhere."""
-    if str(error).startswith("DataLoader "):
-        return loader_loss(error)
-    if distributed.is_about_peers(error):
-        return f"another process of the run is gone ({first_line(error)}): the log of the one that went first says why"
-    return None
 
 
 def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: ProgressHook | None = None) -> None:
@@ -90,7 +82,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError(
             f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes in --accumulate {config.accumulate} parts: give a multiple of {ranks.world_size * config.accumulate}"
         )
-    start_server(config)
+    start_server(config.workers)
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = distributed.choose_device(config.gpu, ranks)

@@ -76,9 +76,9 @@ class DiveDataset(Dataset):
 
     def __init__(self, dives: Sequence[Dive], config: TrainConfig, targets: TargetsOf, *, augment: bool) -> None:
         self.dives, self.config, self.augment = list(dives), config, augment
-        each = [targets(dive) for dive in self.dives]
+        per_dive = [targets(dive) for dive in self.dives]
         # arrays, since a dataset is sent to loader processes and each tensor would take a file descriptor there
-        self._targets = {name: torch.stack([of[name] for of in each]).numpy() for name in each[0]}  # name: (N, ...)
+        self._targets = {name: torch.stack([of[name] for of in per_dive]).numpy() for name in per_dive[0]}  # (N, ...)
         self._readers: dict[int, FrameReader] = {}  # opened in the process that reads
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class DiveDataset(Dataset):
         return {
             "clip": self._clip(dive, draws),
             "index": torch.tensor(index),
-            **{name: torch.as_tensor(of_all[index]) for name, of_all in self._targets.items()},
+            **{name: torch.as_tensor(column[index]) for name, column in self._targets.items()},
         }
 
     def _clip(self, dive: Dive, draws: np.random.Generator | None) -> torch.Tensor:
