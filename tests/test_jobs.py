@@ -80,7 +80,7 @@ def run(tmp_path: Path) -> Path:
 def test_a_time_limit_loses_nothing(dataset: Path, tmp_path: Path, undisturbed: Path, log: Path, run: Path):
     """As often as the limit comes (Slurm's clock is coarse): not a step is computed twice."""
     options = [*ON_TWO_NODES, "--time=2", "--signal=USR2@90"]
-    job = sbatch(*options, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 1.8), output=log)
+    job = sbatch(*options, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 1.3), output=log)
     reached = []
     while wait_for(lambda: (states := job_states(job)) != ["RUNNING"] and states, "the limit or the end") != [
         "COMPLETED"
