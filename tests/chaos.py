@@ -60,7 +60,7 @@ class Chaos:
         self.folder, self.flags, self.log = folder, flags, folder / "job.out"
         self.run = folder / "runs" / "quickstart"
         self.job = ""
-        self.cancelled = False
+        self.cancelled, self.refused = False, 0
 
     def submit(self) -> None:
         env = slow(self.folder / "set", self.folder, 0.4)
@@ -99,13 +99,12 @@ class Chaos:
             os.kill(pid, signal.SIGKILL)
 
     def kill_loader(self) -> None:
-        """As the kernel does when memory is short."""
-        for training in processes_of(self.job).values():
-            for loader in loader_processes(training):
+        """As the kernel does when memory is short. One whose batches are all handed over is not missed, so again."""
+        while job_states(self.job) == ["RUNNING"]:
+            for loader in [p for training in processes_of(self.job).values() for p in loader_processes(training)]:
                 with suppress(ProcessLookupError):  # it ended with its epoch
                     os.kill(loader, signal.SIGKILL)
-                    return
-        self.kill_rank()  # between two epochs there is none
+            time.sleep(0.2)
 
     def node_without_power(self) -> None:
         call("bash", NODE, "off", "n2")
@@ -217,8 +216,10 @@ def _start_again(chaos: Chaos, times: int) -> tuple[int, int]:
         elif states == ["COMPLETED"]:
             return (0, 0)
         elif set(states) <= FINAL:
-            assert chaos.cancelled, f"job {chaos.job} ended as {states[0]}: {chaos.log}"
-            chaos.cancelled = False
+            # two kills in a row before a step was saved end a job, as they should
+            refused = chaos.log.read_text().count(" and saved no step after ")
+            assert chaos.cancelled or refused > chaos.refused, f"job {chaos.job} ended as {states[0]}: {chaos.log}"
+            chaos.cancelled, chaos.refused = False, refused
             print(f"     job {chaos.job} ended as {states[0]}: submitted anew", flush=True)
             chaos.submit()
         return None
