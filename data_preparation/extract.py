@@ -36,7 +36,7 @@ from data_preparation.frame_numbers import VideoScan, scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.verify import VerifyConfig, report_text, verify
-from data_preparation.workers import follow_parent
+from data_preparation.workers import follow_parent, kill_workers
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
 
@@ -173,8 +173,7 @@ class DecodingPool:
         """Give up what is under way."""
         self.stopped = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for worker in multiprocessing.active_children():
-            worker.kill()
+        kill_workers()
 
     def close(self) -> None:
         self._pool.shutdown()

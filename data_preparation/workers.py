@@ -1,7 +1,8 @@
-"""What every worker process does first (leaf)."""
+"""What every worker process does first, and how all of them are ended (leaf)."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -20,3 +21,9 @@ def follow_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def kill_workers() -> None:
+    """End the worker processes of this process, whatever they are doing."""
+    for worker in multiprocessing.active_children():
+        worker.kill()

@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 from data_preparation.cli import UserError
+from data_preparation.workers import kill_workers
 from tests.conftest import run_python
 from training.config import TrainConfig
 from training.data.loader import training_batches
-from training.data.processes import end_processes
 from training.interruption import ProcessLost
 from training.ranks import Ranks
 
@@ -77,10 +77,10 @@ def test_a_process_that_is_stuck_does_not_keep_the_training_from_ending():
     )
 
 
-def test_a_lost_process_is_told_from_a_mistake(monkeypatch: pytest.MonkeyPatch):
+def test_a_lost_process_is_told_from_a_mistake():
     batches = batches_of(Numbers(), batch_size=1, workers=1)
     next(batches)
-    end_processes()
+    kill_workers()
     with pytest.raises(ProcessLost, match="a loader process is gone"):
         list(batches)
 

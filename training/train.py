@@ -160,8 +160,8 @@ def describe(
     log.info("Input: pixels normalised with mean %s, deviation %s (%s)", mean, std, model.input_scale)
     if ranks.is_first:
         log.info("%s + %s: %s", config.model, config.method, describe_cost(model, config))
-        clips = config.batch_size // ranks.world_size // config.accumulate
         if config.gpu:  # it is the card's memory that runs out, and the answer takes seconds
+            clips = config.batch_size // ranks.world_size // config.accumulate
             log.info("Expected memory: %s", describe_memory(model, config, clips, precision != "fp32", ranks))
 
 

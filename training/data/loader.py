@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.workers import kill_workers
 from training.config import TrainConfig
 from training.data import processes
 from training.data.dataset import DiveDataset
@@ -18,7 +19,7 @@ from training.ranks import Ranks
 # dives of a process at once: without a graph to keep, eight clips take about what one takes in training
 EVALUATION_BATCH = 8
 
-_given_up: list[object] = []
+_given_up: list[object] = []  # iterators of DataLoaders that nobody waits for any more
 
 
 def steps_per_epoch(dives: int, batch_size: int) -> int:
@@ -45,7 +46,7 @@ def _watched(batches: DataLoader, minutes: float) -> Generator[dict[str, torch.T
         raise (_explained(error) if batches.num_workers else error) from None
     finally:
         if left:  # the training ends with it, and need not wait for what its processes have begun
-            processes.end_processes()
+            kill_workers()
             _given_up.append(loaded)  # whose finalizer would wait for them
 
 

@@ -21,9 +21,12 @@ from types import ModuleType
 import torch
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.workers import kill_workers
 from training.interruption import STATUS, ProcessLost
 
 CONTEXT = multiprocessing.get_context("forkserver")
+
+atexit.register(kill_workers)  # called before multiprocessing's own, which sends TERM and waits
 
 _TICKS = 20
 
@@ -60,16 +63,9 @@ def start_worker(_: int) -> None:
 
 
 def _end_with_training() -> None:
-    """A killed training cannot say goodbye."""
+    """A killed training cannot say goodbye; the parent, which is the server, outlives it."""
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-@atexit.register  # before multiprocessing's own, which sends TERM and waits
-def end_processes() -> None:
-    """Kill the loader processes of this training."""
-    for process in multiprocessing.active_children():
-        process.kill()
 
 
 @contextmanager
