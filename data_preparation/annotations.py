@@ -10,15 +10,18 @@ once, a line for each fault.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import functools
 import io
 import json
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from data_preparation.dives import (
     ROTATION_TYPES,
     Dive,
     DiveKey,
+    VideoFacts,
     dive_faults,
     dive_name,
     judge_exceptions,
@@ -41,10 +45,14 @@ from data_preparation.dives import (
 )
 from data_preparation.files import write_whole, writing
 from data_preparation.layout import DatasetLayout, default_dataset
+from data_preparation.near_misses import beside_text
 from data_preparation.pickles import load_pickle
 
 _REQUIRED = ("start_frame", "end_frame", "difficulty", "final_score")
 _VIDEO_COLUMNS, _DIVE_COLUMNS = ("video", "video_num"), ("dive", "number")
+_TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
+_SUFFIXES = (".pkl", ".pickle", ".csv", ".tsv", ".json")
+_MOST_FAULTS = 50  # of rows that are all wrong in the same way
 _WORDS = {
     "position": {
         **{w: i for i, w in enumerate(POSITIONS)},
@@ -53,6 +61,10 @@ _WORDS = {
     "rotation_type": {w: i for i, w in enumerate(ROTATION_TYPES)},
     "armstand": {"false": 0, "no": 0, "true": 1, "yes": 1},
 }
+_KNOWN_COLUMNS = {
+    *_VIDEO_COLUMNS, *_DIVE_COLUMNS, *_REQUIRED, *ATTRIBUTE_CLASSES, "judge_scores", "dive_number", "caption",
+    "frames_per_second", "video_frames",
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- file -> rows
@@ -60,29 +72,44 @@ _WORDS = {
 
 def _read_text(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}): give a text file in UTF-8") from None
+        content = Path(path).read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
+            return content.decode("utf-16")
+        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a text file in UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} cannot be read ({first_line(error)}): it is not text in UTF-8; save it again as UTF-8 (Excel: 'CSV UTF-8'), or convert it: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from None
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
     lines = io.StringIO(_read_text(path), newline="")
     first = lines.readline()
-    delimiter = next((d for d in ",;\t" if d in first), ",")
-    lines.seek(0)
+    start, above = 0, 1  # where the header begins, and how many lines are above the first row
+    if excel := re.fullmatch(
+        r"\"?sep=(.)\"?[,;\t\s]*", first, re.IGNORECASE
+    ):  # Excel's own way of naming the separator
+        start, above, delimiter = lines.tell(), 2, excel[1]
+    else:
+        delimiter = next((d for d in ",;\t" if d in first), ",")
+    lines.seek(start)
     try:
         header, *rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)) or [[]]
     except csv.Error as error:
-        raise UserError(f"{path} is no readable CSV ({first_line(error)}): look at its quotes") from None
-    header = [name.strip() for name in header]
+        raise UserError(f"{path} is not a readable CSV ({first_line(error)}): look at its quotes") from None
+    header = [_column(name.strip()) for name in header]
     faults = [f"{path}: column '{name}' is there {n} times" for name, n in Counter(header).items() if n > 1 and name]
+    longer = [(number, row) for number, row in enumerate(rows, start=above + 1) if len(row) > len(header)]
+    trailing = len(longer) == sum(any(row) for row in rows)  # separators at the end of every row: nothing is shifted
     faults += [
-        f"{path}, row {number}: {len(row)} cells for {len(header)} columns (a comma inside a number? write a point)"
-        for number, row in enumerate(rows, start=2)
-        if len(row) > len(header) and any(row[len(header) :])
+        f"{path}, row {number}: {len(row)} cells for {len(header)} columns (a comma inside a number or a text? Write a point, or put the cell in quotes)"
+        for number, row in longer
+        if any(row[len(header) :]) or (any(row) and not trailing)
     ]
     if faults:
-        raise UserError.of(faults)
+        raise UserError.of(faults[:_MOST_FAULTS])
     filled = [{k: v.strip() for k, v in zip(header, row, strict=False) if k and v.strip()} for row in rows]
     return [row for row in filled if row]
 
@@ -91,15 +118,71 @@ def _json_rows(path: Path) -> list[Any]:
     try:
         rows = json.loads(_read_text(path))
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({first_line(error)}): mend it") from None
+        cause = first_line(error)
+        fix = (
+            "put the objects of its lines into one list, [...] with commas" if "Extra data" in cause else "fix it there"
+        )
+        raise UserError(f"{path} is not JSON ({cause}): {fix}") from None
     if not isinstance(rows, list):
-        raise UserError(f"{path} holds no JSON list: write one object a dive, or one [video, dive] pair")
+        there = (
+            f" but an object with {', '.join(map(repr, list(rows)[:3]))}, ..."
+            if isinstance(rows, dict) and rows
+            else ""
+        )
+        raise UserError(
+            f"{path} holds no JSON list{there}: write a list with one object a dive, or one [video, dive] pair"
+        )
     return rows
+
+
+def _column(name: str) -> str:
+    """The name of a column or field as we know it: 'Start Frame', 'START_FRAME' and 'startFrame' are start_frame."""
+    plain = re.sub(r"[\s\-]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).lower()
+    return plain if plain in _KNOWN_COLUMNS else name
+
+
+def _with_known_names(row: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    """
+    Raises:
+        UserError: two fields of the row have the same name but for case.
+    """
+    named = {_column(name) if isinstance(name, str) else name: value for name, value in row.items()}
+    if len(named) < len(row):
+        raise UserError(f"{where} has a field twice ({', '.join(map(str, row))}): keep one of each")
+    return named
+
+
+def _plain(value: Any) -> Any:
+    """Lists and tuples in place of arrays, also inside them."""
+    if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):
+        return value.tolist()
+    return value
+
+
+def _not_a_text_or_pickle(path: Path) -> None:
+    """
+    Raises:
+        UserError: the suffix is that of a spreadsheet.
+    """
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".numbers"):
+        raise UserError(f"{path} is a spreadsheet's own file: save the sheet as CSV (UTF-8) and name that")
+
+
+def _npy(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a readable array of numbers ({first_line(error)}): save it with numpy.save as numbers, or write a CSV"
+        ) from None
 
 
 def _key(raw: Any, where: str) -> DiveKey:
     try:
-        video, number = () if isinstance(raw, (str, bytes)) else raw
+        if isinstance(raw, dict):  # {"video": 1, "dive": 2}
+            ((key, _),) = _keyed([raw], where)
+            return key
+        video, number = () if isinstance(raw, (str, bytes, set, frozenset)) else _plain(raw)
         return (_whole(video), _whole(number))  # numpy.uint8 and numpy.int64 occur in released files
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: '{raw}' is not a (video, dive) pair") from None
@@ -112,7 +195,8 @@ def _keyed(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[s
     unnumbered = False
     for position, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"{where}, entry {position} is no set of named fields: write one object a dive")
+            raise UserError(f"{where}, entry {position} is not a set of named fields: write one object a dive")
+        row = _with_known_names(row, f"{where}, entry {position}")
         video = next((row[name] for name in _VIDEO_COLUMNS if name in row), None)
         if video is None:
             raise UserError(
@@ -138,31 +222,60 @@ def _columns_text() -> str:
 
 def _rows(path: Path) -> list[tuple[DiveKey, Mapping[str, Any]]]:
     """(key, fields) of every entry of an annotation file, in the file's order."""
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise UserError(
-            f"{path} is no file: fetch MTL-AQA's (python -m data_preparation.download annotations), or name your annotations with --annotation_path"
+            f"{path} is not a file{beside_text(path, _SUFFIXES)}: fetch MTL-AQA's (python -m data_preparation.download annotations), or name your annotations with --annotation_path"
         )
-    suffix = Path(path).suffix.lower()
-    if suffix in (".csv", ".json"):
-        rows = _csv_rows(path) if suffix == ".csv" else _json_rows(path)
+    _not_a_text_or_pickle(path)
+    suffix = path.suffix.lower()
+    if suffix in (*_TEXT_SUFFIXES, ".json"):
+        rows = _json_rows(path) if suffix == ".json" else _csv_rows(path)
         if not rows:
             raise UserError(f"{path} holds no dive: write one row a dive with the columns {_columns_text()}")
         return list(_keyed(rows, str(path)))
-    raw = load_pickle(path)
+    raw = _plain(load_pickle(path))
+    if isinstance(raw, (list, tuple)) and raw and all(isinstance(row, dict) for row in raw):  # as in JSON
+        return list(_keyed(raw, str(path)))
     if not isinstance(raw, dict) or not raw:
         raise UserError(
-            f"{path} holds no dictionary of dives: give MTL-AQA's final_annotations_dict.pkl or a file like it"
+            f"{path} holds {_kind(raw)}, no dictionary of dives: give MTL-AQA's final_annotations_dict.pkl or a file like it"
         )
-    return [(_key(raw_key, str(path)), fields) for raw_key, fields in raw.items()]
+    return [
+        (_key(key, str(path)), _with_known_names(fields, f"{path}, dive {key}") if isinstance(fields, dict) else fields)
+        for key, fields in raw.items()
+    ]
+
+
+def _kind(raw: Any) -> str:
+    """What a pickle holds, in words."""
+    if isinstance(raw, dict):
+        return f"a dictionary of {len(raw)} entries" + (f" ({next(iter(raw))!r}, ...)" if raw else "")
+    if isinstance(raw, (list, tuple, set, frozenset)):
+        return f"a {type(raw).__name__} of {len(raw)} entries"
+    return f"a {type(raw).__name__}"
 
 
 # ------------------------------------------------------------------------------------------------------- rows -> Dives
 
 
+def _number(value: Any) -> float:
+    """A number; '3,4' that arrived as one cell is 3.4."""
+    if not isinstance(value, str):
+        return float(value)
+    if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", value.strip()):
+        return float(value.strip().replace(",", "."))
+    if re.search(r"[0-9][.,' \u00a0\u202f][0-9]", value) and not re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", value.strip()):
+        raise ValueError("write it without separators of thousands, with a point for the decimals")
+    return float(value)
+
+
 def _whole(value: Any) -> int:
-    number = float(value)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,3}([.,'\u00a0\u202f ][0-9]{3})+", value.strip()):
+        raise ValueError("a separator of thousands? Write the digits alone")
+    number = _number(value)
     if number != int(number):
-        raise ValueError("no whole number")
+        raise ValueError("not a whole number")
     return int(number)
 
 
@@ -177,7 +290,28 @@ def _attribute(value: Any, name: str) -> int:
 
 
 def _judges(value: Any) -> tuple[float, ...]:
-    return tuple(float(score) for score in (value.replace(";", " ").split() if isinstance(value, str) else value))
+    """Scores in a list, or in a text: apart by spaces, semicolons, or commas where those cannot be decimal ones."""
+    if not isinstance(value, str):
+        return tuple(_number(score) for score in _plain(value))
+    text = re.sub(r",\s+", " ", value.strip("[]() ").replace(";", " "))
+    if "," in text and "." in text:  # points are the decimals
+        text = text.replace(",", " ")
+    elif "," in text and len(text.split()) == 1:
+        raise ValueError("commas between the scores, or decimal ones? Put spaces between the scores")
+    return tuple(_number(score) for score in text.split())
+
+
+def _rate(value: Any) -> Fraction:
+    rate = Fraction(value.strip()) if isinstance(value, str) and "/" in value else Fraction(str(_number(value)))
+    if not 1 <= rate <= 1000:
+        raise ValueError("frames per second are between 1 and 1000, such as 25 or 30000/1001")
+    return rate
+
+
+def _frame_total(value: Any) -> int:
+    if (frames := _whole(value)) < 1:
+        raise ValueError("a video has at least 1 frame")
+    return frames
 
 
 def _caption(value: Any) -> tuple[str, ...]:
@@ -187,13 +321,42 @@ def _caption(value: Any) -> tuple[str, ...]:
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "start_frame": _whole,
     "end_frame": _whole,
-    "difficulty": float,
-    "final_score": float,
+    "difficulty": _number,
+    "final_score": _number,
     "judge_scores": _judges,
     "dive_number": str,
     "caption": _caption,
     **{name: functools.partial(_attribute, name=name) for name in ATTRIBUTE_CLASSES},
 }
+
+_FACT_CONVERTERS: dict[str, Callable[[Any], Any]] = {"frames_per_second": _rate, "video_frames": _frame_total}
+
+
+def _facts(rows: Iterable[tuple[DiveKey, Any]], where: str) -> tuple[dict[int, VideoFacts], list[str]]:
+    """(what rows state of the files that were labelled, by video; faults: what cannot be understood or contradicts)."""
+    stated: dict[tuple[int, str], Any] = {}
+    faults: dict[str, None] = {}
+    for key, fields in rows:
+        for name, convert in _FACT_CONVERTERS.items():
+            if not isinstance(fields, Mapping) or fields.get(name) is None:
+                continue
+            try:
+                value = convert(fields[name])
+            except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+                faults[f"dive {dive_name(key)}: {name} '{fields[name]}' cannot be understood: {first_line(error)}"] = (
+                    None
+                )
+                continue
+            if (earlier := stated.setdefault((key[0], name), value)) != value:
+                faults[
+                    f"video {key[0]:02d}: {name} is {earlier} in one row and {value} in another (dive {dive_name(key)}): a file has one, correct them"
+                ] = None
+    videos = {video for video, _ in stated}
+    facts = {
+        v: VideoFacts(stated.get((v, "frames_per_second")), stated.get((v, "video_frames")), where)
+        for v in sorted(videos)
+    }
+    return facts, list(faults)
 
 
 def _dive(key: DiveKey, fields: Mapping[str, Any]) -> tuple[Dive | None, list[str]]:
@@ -212,7 +375,7 @@ def _dive(key: DiveKey, fields: Mapping[str, Any]) -> tuple[Dive | None, list[st
 def _column_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns that no row has and should, and columns that look like a misspelt one."""
     columns = dict.fromkeys(name for row in rows for name in row)
-    known = {*_CONVERTERS, *_VIDEO_COLUMNS, *_DIVE_COLUMNS}
+    known = _KNOWN_COLUMNS
     faults = [
         f"no dive has '{name}'; the columns are {', '.join(map(str, columns))}"
         for name in _REQUIRED
@@ -228,11 +391,12 @@ def _column_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 @dataclass(frozen=True)
 class Annotations:
     """An annotation file as it was read: `keys` are all its entries, `dives` those that could be understood, `faults`
-    everything that is wrong, a sentence each."""
+    everything that is wrong, a sentence each; `facts` is what it states of the videos that were labelled, by video."""
 
     dives: dict[DiveKey, Dive]
     keys: frozenset[DiveKey]
     faults: tuple[str, ...]
+    facts: dict[int, VideoFacts] = field(default_factory=dict)
 
 
 def read_annotations(path: Path) -> Annotations:
@@ -258,7 +422,14 @@ def read_annotations(path: Path) -> Annotations:
     for dive in dives.values():
         faults += dive_faults(dive)
     faults += overlap_faults(d for d in dives.values() if d.start_frame <= d.end_frame)
-    return Annotations(dives, frozenset(named), tuple(f"{path}: {fault}" for fault in faults))
+    facts, fact_faults = _facts(rows, Path(path).name)
+    faults += fact_faults
+    faults += [
+        f"dive {d.name}: ends at frame {d.end_frame}, and video_frames says that its video has {facts[d.video].frames}"
+        for d in dives.values()
+        if d.video in facts and facts[d.video].frames and d.end_frame > facts[d.video].frames
+    ]
+    return Annotations(dives, frozenset(named), tuple(f"{path}: {fault}" for fault in faults), facts)
 
 
 def load_annotations(path: Path, captions_path: Path | None = None) -> dict[DiveKey, Dive]:
@@ -316,26 +487,43 @@ def load_vocabulary(path: Path) -> list[str]:
 
 
 def load_split(path: Path) -> list[DiveKey]:
-    """The (video, dive) pairs of a split list (.pkl, .csv with columns video and dive, .json), in the file's order.
+    """The (video, dive) pairs of a split list (.pkl, .csv with columns video and dive, .json, .npy of shape (N, 2)), in
+    the file's order; those of a set, which has none, ascending.
 
     Raises:
         UserError: the file is no list of pairs, or names a dive twice.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise UserError(
-            f"{path} is no file: fetch MTL-AQA's split lists (python -m data_preparation.download annotations), or name yours with --train_path and --test_path"
+            f"{path} is not a file{beside_text(path, (*_SUFFIXES, '.npy'))}: fetch MTL-AQA's split lists (python -m data_preparation.download annotations), or name yours with --train_path and --test_path"
         )
-    suffix = Path(path).suffix.lower()
-    if suffix == ".csv":
+    _not_a_text_or_pickle(path)
+    suffix = path.suffix.lower()
+    if suffix in _TEXT_SUFFIXES:
         rows = _csv_rows(path)
         if not all(any(name in row for name in _DIVE_COLUMNS) for row in rows):
             raise UserError(f"{path}: a split list has the columns video and dive, filled in every row")
         raw: Any = [key for key, _ in _keyed(rows, str(path))]
+    elif suffix == ".json":
+        raw = _json_rows(path)
     else:
-        raw = _json_rows(path) if suffix == ".json" else load_pickle(path)
+        raw = _plain(_npy(path) if suffix == ".npy" else load_pickle(path))
+    if isinstance(raw, (set, frozenset)):  # has no order of its own, and the split by seed needs one
+        return sorted(_key(item, str(path)) for item in raw)
+    if isinstance(raw, dict) and raw:
+        keyed = all(isinstance(key, tuple) for key in raw)
+        raise UserError(
+            f"{path} holds {_kind(raw)}, and a split list is a list of (video, dive) pairs: "
+            + ("pickle list(dictionary)" if keyed else "pickle one of its values in a file of its own")
+        )
     if not isinstance(raw, (list, tuple)) or not raw:
         raise UserError(
-            f"{path} holds no list of (video, dive) pairs: give MTL-AQA's train_split_0.pkl or a file like it"
+            f"{path} holds {_kind(raw)}, no list of (video, dive) pairs: give MTL-AQA's train_split_0.pkl or a file like it"
+        )
+    if len(raw) == 2 and all(isinstance(row, (list, tuple)) and len(row) > 2 for row in raw):
+        raise UserError(
+            f"{path} holds 2 rows of {len(raw[0])} numbers: save it transposed, a row (video, dive) for each dive"
         )
     keys = [_key(item, str(path)) for item in raw]
     twice = sorted(key for key, count in Counter(keys).items() if count > 1)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import simplejpeg
 
 from data_preparation.cli import UserError, first_line
 from data_preparation.files import whole_file, writing
-from data_preparation.layout import archive_file, frame_name, loose_dir
+from data_preparation.layout import archive_file, frame_name, loose_dir, video_name
+from data_preparation.near_misses import names_in, numbered_alike, numberings
 
 PROVENANCE = "provenance.json"
 _FRAME_FILE = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})\.jpg")
@@ -51,7 +53,7 @@ def write_archive(path: Path, frames: Iterable[tuple[int, bytes]], provenance: d
 def record_fault(record: Any) -> str | None:
     """What a provenance record lacks that others count on, or None."""
     if not isinstance(record, dict):
-        return "no set of named fields"
+        return "it is not a set of named fields"
     numbers = {"source": ("bytes", "width", "height", "frames"), "settings": ("height", "quality")}
     for part, names in numbers.items():
         fields = record.get(part)
@@ -74,7 +76,7 @@ class FrameReader:
     May be used in any process, also after a fork: each opens the file for itself.
 
     Raises (on opening):
-        UserError: the archive is damaged.
+        UserError: the archive is damaged, or its frames are named or numbered otherwise than ours.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,6 +86,8 @@ class FrameReader:
         names = os.listdir(path) if path.is_dir() else self._zip().namelist()
         found = (match[1] for name in names if (match := _FRAME_FILE.fullmatch(name)))
         self.numbers = np.array(sorted(map(int, found)), dtype=np.int64)
+        if fault := numbering_fault(path, names):
+            raise UserError(fault)
 
     def _zip(self) -> zipfile.ZipFile:
         if self._archive is None or self._owner != os.getpid():
@@ -91,7 +95,7 @@ class FrameReader:
                 self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
             except _ZIP_FAULTS as error:
                 raise UserError(
-                    f"{self.path} is no readable frame archive ({first_line(error)}): delete it and extract the video again"
+                    f"{self.path} is not a readable frame archive ({first_line(error)}): delete it and extract the video again"
                 ) from None
         return self._archive
 
@@ -146,11 +150,83 @@ def open_frames(frames_dir: Path, video: int) -> FrameReader:
     """The frames of a video, from its archive or its folder of loose frames.
 
     Raises:
-        UserError: there is neither, or the archive is damaged.
+        UserError: there is neither, the archive is damaged, or the frames are named or numbered otherwise than ours.
     """
     for path in (archive_file(frames_dir, video), loose_dir(frames_dir, video)):
         if path.exists():
             return FrameReader(path)
-    raise UserError(
-        f"{archive_file(frames_dir, video)} is missing: extract the video first (python -m data_preparation.extract)"
+    raise UserError(missing_text(frames_dir, video))
+
+
+# ---------------------------------------------------------------------------------- frames that are not where they belong
+
+
+def is_frame_file(name: str) -> bool:
+    """Whether a file name is that of one of our frames."""
+    return _FRAME_FILE.fullmatch(name) is not None
+
+
+def adopt_command(folder: Path) -> str:
+    """The command that packs the loose frames of a video's folder with the right names and numbers."""
+    parent = folder.parent
+    named = (
+        ["--dataset", parent.parent]
+        if parent.name == "whole_videos_frames"
+        else ["--source", parent, "--output", parent]
     )
+    words = ["python", "-m", "data_preparation.adopt", *named, "--videos", folder.name]
+    return shlex.join(map(str, words))
+
+
+def numbering_fault(path: Path, names: Sequence[str]) -> str | None:
+    """Why the frames of an archive or a folder cannot be read as they are, in one sentence, or None.
+
+    A frame 0 shows that somebody counted from 0, so each picture is one number early: labels would silently be one frame
+    late.
+    """
+    loose = path.is_dir()
+    ours = [name for name in names if is_frame_file(name)]
+    if frame_name(0) in ours:
+        fix = (
+            f"{adopt_command(path)} packs them with the right numbers"
+            if loose
+            else "delete it and extract the video again"
+        )
+        return f"{path} is numbered from 0 ({frame_name(0)} is there) and labels count from 1, as ffmpeg does, so every dive would be read one frame late: {fix}"
+    if ours:
+        return None
+    if not loose:
+        found = numberings(name.rsplit("/", 1)[-1] for name in names)
+        if not found:
+            return None  # an archive without frames: the frames that are missing are told of
+        folder = path.with_suffix("")
+        return f"{path} has {found[0].text} and none named {frame_name(1)}: unpack it to the folder {folder}, remove it, and give {adopt_command(folder)}"
+    for folder in (path, *(path / name for name in sorted(names) if (path / name).is_dir())):
+        if found := numberings(names_in(folder)):
+            return f"{folder} has {found[0].text} and {path} none named {frame_name(1)}: {adopt_command(path)} packs them with the right names"
+    there = f"its entries are {', '.join(sorted(names)[:3])}" if names else "it is empty"
+    return f"{path} has no pictures ({there}): remove that folder and extract the video (python -m data_preparation.extract --videos {path.name})"
+
+
+def missing_text(frames_dir: Path, video: int) -> str:
+    """The sentence about a video that has neither an archive nor a folder of frames: what lies there instead."""
+    wanted, names = archive_file(frames_dir, video), names_in(frames_dir)
+    if not names:
+        return f"{wanted} is missing ({frames_dir} is {'empty' if frames_dir.is_dir() else 'not there'}): extract the video first (python -m data_preparation.extract)"
+    for name in numbered_alike(names, video):
+        there = frames_dir / name
+        if there.is_dir() and (numberings(names_in(there)) or any(map(is_frame_file, names_in(there)))):
+            return f"{wanted} is missing, but the folder {there} holds pictures: rename it ({_rename(there, video_name(video))}), or extract the video"
+        if name.lower().endswith(".zip"):
+            return f"{wanted} is missing, but {there} is there: rename it ({_rename(there, wanted.name)})"
+        if there.is_file() and name.lower().endswith((".tar", ".tgz", ".tar.gz", ".7z", ".rar")):
+            return f"{wanted} is missing, but {there} is there: unpack it to a folder {video_name(video)} beside it"
+    if "whole_videos_frames" in names:
+        return f"{wanted} is missing: name the folder {frames_dir / 'whole_videos_frames'} instead of {frames_dir}"
+    if found := numberings(names):
+        return f"{wanted} is missing, but {frames_dir} itself has {found[0].text}: move those of video {video_name(video)} to a folder {video_name(video)} in it"
+    return f"{wanted} is missing: extract the video first (python -m data_preparation.extract)"
+
+
+def _rename(path: Path, name: str) -> str:
+    return shlex.join(["mv", str(path), str(path.with_name(name))])

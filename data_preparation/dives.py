@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 DiveKey = tuple[int, int]  # (video, dive number within the video)
 
@@ -60,6 +61,16 @@ class Dive:
     @property
     def name(self) -> str:
         return dive_name(self.key)
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What annotations or catalogue state of the file that a video's labels were made on, None where they do not;
+    `stated_by` names them in messages."""
+
+    frames_per_second: Fraction | None = None
+    frames: int | None = None
+    stated_by: str = ""
 
 
 def dive_name(key: DiveKey) -> str:

@@ -1,4 +1,4 @@
-"""Names and paths of a prepared data set (leaf: imports nothing of the project but cli).
+"""Names and paths of a prepared data set (leaf: imports only cli and near_misses).
 
 DeepSports_dataset/
     whole_videos/NN.mp4             the source videos
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_preparation.cli import UserError
+from data_preparation.near_misses import names_in, numbered_alike
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg")
 ARCHIVE_SUFFIX = ".zip"
@@ -89,21 +91,43 @@ class DatasetLayout:
         Raises:
             UserError: no file of that number, or more than one.
         """
-        found = [p for suffix in VIDEO_SUFFIXES if (p := self.videos / (video_name(video) + suffix)).exists()]
+        name = video_name(video)
+        found = [p for p in self._videos() if p.stem == name and p.exists()]
         if len(found) == 1:
             return found[0]
         if found:
             raise UserError(
-                f"video {video_name(video)} exists {len(found)} times in {self.videos} ({', '.join(p.name for p in found)}): keep one"
+                f"video {name} exists {len(found)} times in {self.videos} ({', '.join(p.name for p in found)}): keep one"
             )
-        raise UserError(
-            f"video {video_name(video)} is missing: no {video_name(video)}.mp4 (or {', '.join(VIDEO_SUFFIXES[1:])}) in {self.videos}"
-        )
+        missing = f"video {name} is missing: {self.videos} has no {name}.mp4 (or {', '.join(VIDEO_SUFFIXES[1:])})"
+        raise UserError(f"{missing}{self._near_miss(video)}")
 
     def source_videos(self) -> list[int]:
         """Numbers of the source videos that are there, ascending."""
-        names = [p for p in self.videos.glob("*") if p.suffix in VIDEO_SUFFIXES and re.fullmatch(r"\d+", p.stem)]
-        return sorted({int(p.stem) for p in names})
+        return sorted({int(p.stem) for p in self._videos() if p.stem == video_name(int(p.stem))})
+
+    def _videos(self) -> list[Path]:
+        """The files named by a number and the suffix of a video, in capitals too."""
+        paths = [self.videos / name for name in names_in(self.videos)]
+        return [p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES and re.fullmatch(r"[0-9]+", p.stem)]
+
+    def _near_miss(self, video: int) -> str:
+        """The end of the sentence about a missing video: the file that is probably meant, and the command that fixes it."""
+        name = video_name(video)
+        for folder in (self.videos, self.root):
+            for found in numbered_alike(names_in(folder), video, VIDEO_SUFFIXES):
+                there = folder / found
+                if there.is_symlink() and not there.exists():
+                    return f", and {there} is a link to {os.readlink(there)}, which is not there: make the link again"
+                wanted = self.videos / (name + there.suffix.lower())
+                if there != wanted and there.is_file():
+                    return f", but {there} is there: if that is video {name}, rename it ({shlex.join(['mv', str(there), str(wanted)])})"
+        unfinished = [n for n in names_in(self.videos) if n.startswith((f"{name}.", f".{name}."))]
+        if unfinished:
+            return f", only {unfinished[0]}: is its download unfinished? Give python -m data_preparation.download videos --only {name}"
+        if not self.videos.is_dir():
+            return f"; that folder is not there: {self.root} has {', '.join(names_in(self.root)[:6]) or 'nothing'}"
+        return f": download it (python -m data_preparation.download videos --only {name})"
 
 
 def archive_file(frames_dir: Path, video: int) -> Path:
@@ -124,7 +148,9 @@ def prepared_videos(frames_dir: Path) -> list[int]:
         {
             int(p.stem)
             for p in frames_dir.iterdir()
-            if re.fullmatch(r"\d+", p.stem) and (p.is_dir() or p.suffix == ARCHIVE_SUFFIX)
+            if re.fullmatch(r"[0-9]+", p.stem)
+            and p.name in (video_name(int(p.stem)), archive_file(frames_dir, int(p.stem)).name)
+            and (p.is_dir() or p.suffix == ARCHIVE_SUFFIX)
         }
     )
 
@@ -139,11 +165,11 @@ def dataset_layout(given: Path | None) -> DatasetLayout:
     """The layout of the folder that a --dataset flag or else the environment names.
 
     Raises:
-        UserError: neither does, or it is no folder.
+        UserError: neither does, or it is not a folder.
     """
     folder = given or default_dataset()
     if folder is None:
         raise UserError("--dataset is missing: name the data set folder, or source job_files/environment.sh")
     if not folder.is_dir():
-        raise UserError(f"--dataset {folder} is no folder: put whole_videos/ and annotations/ there first")
+        raise UserError(f"--dataset {folder} is not a folder: put whole_videos/ and annotations/ there first")
     return DatasetLayout(folder)

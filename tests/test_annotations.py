@@ -120,7 +120,7 @@ def test_a_damaged_pickle_is_one_sentence(tmp_path: Path, content: bytes):
     with pytest.raises(UserError, match="cannot be read"):
         load_pickle(tmp_path / "missing.pkl")
     for load in (load_annotations, load_split):
-        with pytest.raises(UserError, match=r"missing\.pkl is no file: fetch MTL-AQA's .*download annotations.*_path"):
+        with pytest.raises(UserError, match=r"missing\.pkl is not a file.*: fetch MTL-AQA's .*download annotations.*_path"):
             load(tmp_path / "missing.pkl")
 
 
@@ -165,7 +165,7 @@ def test_every_fault_of_a_row_is_named(tmp_path: Path):
     )
     read = read_annotations(tmp_path / "a.csv")
     assert [fault.split(": ", 1)[1] for fault in read.faults] == [
-        "dive 01/001: start_frame '5.5' cannot be understood: no whole number",
+        "dive 01/001: start_frame '5.5' cannot be understood: not a whole number",
         "dive 01/001: final_score 'x' cannot be understood: could not convert string to float: 'x'",
         "dive 01/002: difficulty is missing",
     ]
@@ -239,7 +239,7 @@ def test_csv_and_json_hold_what_the_official_pickle_holds(shared: Path, tmp_path
     [
         ("a.csv", "", "holds no dive: write one row a dive with the columns video, dive, start_frame"),
         ("a.csv", "dive,start_frame\n1,5\n", "entry 1 has no 'video'"),
-        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5.5,9,3,50\n", "start_frame '5.5' cannot be understood: no whole number"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5.5,9,3,50\n", "start_frame '5.5' cannot be understood: not a whole number"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,50\n1,1,15,19,3,50\n", "dive 01/001: given 2 times"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,position\n1,1,5,9,3,50,layout\n", "position 'layout' cannot be understood: allowed are free, pike, tuck, d, b, c"),
         ("a.csv", "video,dive,start_frame,end_frame,DD,final_score\n1,1,5,9,3,50\n", r"no dive has 'difficulty'; the columns are .*DD"),
@@ -248,10 +248,10 @@ def test_csv_and_json_hold_what_the_official_pickle_holds(shared: Path, tmp_path
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,0,50,5\n", "row 2: 8 cells for 6 columns"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,final_score\n", "column 'final_score' is there 2 times"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,50\n1,,15,19,3,50\n", "entry 2: give every dive a number"),
-        ("a.csv", 'video,dive,start_frame,end_frame,difficulty,final_score,caption\n1,1,5,9,3,50,"open\n1,2,15,19,3,50,x\n', "is no readable CSV .*look at its quotes"),
-        ("a.json", "{", "is no JSON"),
+        ("a.csv", 'video,dive,start_frame,end_frame,difficulty,final_score,caption\n1,1,5,9,3,50,"open\n1,2,15,19,3,50,x\n', "is not a readable CSV .*look at its quotes"),
+        ("a.json", "{", "is not JSON"),
         ("a.json", "{}", "holds no JSON list"),
-        ("a.json", "[5]", "entry 1 is no set of named fields"),
+        ("a.json", "[5]", "entry 1 is not a set of named fields"),
         ("a.json", '[{"video": "x", "dive": 1}]', "video 'x', dive '1': both are whole numbers"),
         ("a.csv", b"\xff\xfe\x00", "cannot be read"),
     ],

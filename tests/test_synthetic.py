@@ -304,7 +304,7 @@ def test_an_interrupted_video_leaves_nothing(tmp_path):
         (["--min_frames", "60", "--max_frames", "50"], "--min_frames 60 is above"),
         (["--videos", "9", "--dives", "10"], "--dives 10 is too few"),
         (["--keep_timeline", "True"], "add --like PATH"),
-        (["--like", "/nowhere.pkl", "--dataset", "/nowhere"], "/nowhere.pkl is no file"),
+        (["--like", "/nowhere.pkl", "--dataset", "/nowhere"], "/nowhere.pkl is not a file"),
         (["--videos", "1", "--dives", "2"], "give --dataset DIR"),
     ],
 )

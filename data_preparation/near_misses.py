@@ -1,0 +1,110 @@
+"""What lies beside something that is missing: frames of another name pattern, files of a similar name (leaf).
+
+Messages about absence name what is there, so that a person sees the rename or the flag that fixes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_NUMBERED = re.compile(r"(?P<before>.*?)(?P<digits>[0-9]+)(?P<after>[^0-9]*)")
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """Files of one folder that differ only in their number: `pattern` is printf's, `numbers` ascend."""
+
+    pattern: str
+    numbers: tuple[int, ...]
+
+    def name(self, number: int) -> str:
+        """The file name of a number."""
+        return self.pattern % number
+
+    @property
+    def text(self) -> str:
+        """How a message names them."""
+        first, last = self.name(self.numbers[0]), self.name(self.numbers[-1])
+        return f"{len(self.numbers)} files {first} to {last}" if len(self.numbers) > 1 else f"1 file {first}"
+
+
+def numberings(names: Iterable[str]) -> list[Numbering]:
+    """The numbered pictures among file names, grouped by their pattern, the largest group first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        match = _NUMBERED.fullmatch(name)
+        if match and name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            groups.setdefault((match["before"], match["after"]), []).append(match["digits"])
+    found = []
+    for (before, after), digits in groups.items():
+        padded = sorted({len(d) for d in digits if d.startswith("0")}, reverse=True)
+        lengths = {len(d) for d in digits}
+        if not padded and len(lengths) == 1 and len(digits) > 1 and min(lengths) > 1:
+            padded = [min(lengths)]  # all of one length: as good as padded
+        by_width: dict[int, list[int]] = {}
+        for d in digits:
+            width = len(d) if d.startswith("0") else next((w for w in padded if w <= len(d)), 0)
+            by_width.setdefault(width, []).append(int(d))
+        for width, numbers in by_width.items():
+            start, end = (text.replace("%", "%%") for text in (before, after))
+            found.append(
+                Numbering(f"{start}%0{width}d{end}" if width > 1 else f"{start}%d{end}", tuple(sorted(numbers)))
+            )
+    return sorted(found, key=lambda n: (-len(n.numbers), n.pattern))
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, ascending; none where it cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def numbered_alike(names: Iterable[str], number: int, suffixes: Iterable[str] | None = None) -> list[str]:
+    """The names that hold `number` ('video 1.mp4', '001.mp4', '01_final.mp4' for 1), with `suffixes` only of such files."""
+    found = []
+    for name in names:
+        stem = name if suffixes is None else _without(name, tuple(suffixes))
+        if number in map(int, re.findall(r"[0-9]+", stem or "")) and not name.startswith("."):
+            found.append(name)
+    return found
+
+
+def _without(name: str, suffixes: tuple[str, ...]) -> str | None:
+    """The name without its suffix, or None where it has none of them."""
+    for suffix in suffixes:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return None
+
+
+def similar_names(name: str, names: Iterable[str], suffixes: Iterable[str] = ()) -> list[str]:
+    """Up to three names that are probably meant: the same but for case, spaces or suffix, or a few letters apart; with
+    `suffixes`, else any file that has one of them."""
+    names = [n for n in names if n != name and not n.startswith(".")]
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", Path(text).stem.lower())
+
+    same = [n for n in names if plain(n) == plain(name)]
+    close = difflib.get_close_matches(name, names, 3, cutoff=0.75)
+    other = [n for n in names if n.lower().endswith(tuple(suffixes))] if tuple(suffixes) else []
+    return list(dict.fromkeys([*same, *close, *other]))[:3]
+
+
+def beside_text(path: Path, suffixes: Iterable[str] = ()) -> str:
+    """A clause for the end of a sentence about a missing file: what is there in its place, or ''."""
+    if path.is_symlink():
+        return f" ({path.name} is a link to {path.readlink()}, which is not there)"
+    if not path.parent.is_dir():
+        existing = next((p for p in path.parents if p.is_dir()), None)
+        return f" (the folder {path.parent} is not there either; {existing} is)" if existing else ""
+    found = similar_names(path.name, names_in(path.parent), suffixes)
+    return f" ({path.parent} has {', '.join(found)})" if found else ""
