@@ -15,6 +15,8 @@ import shlex
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import simplejpeg
 
 from data_preparation.cli import UserError, first_line
 from data_preparation.files import whole_file, writing
-from data_preparation.layout import archive_file, frame_name, loose_dir, video_name
+from data_preparation.layout import archive_file, frame_name, loose_dir, prepared_videos, video_name
 from data_preparation.near_misses import names_in, numbered_alike, numberings
 
 PROVENANCE = "provenance.json"
@@ -146,6 +148,33 @@ class FrameReader:
             ) from None
 
 
+def recorded_rates(frames_dir: Path) -> dict[int, Fraction]:
+    """Frames per second of the sources of all archives of a folder, by video; unreadable ones are left out."""
+    rates = {}
+    for video in prepared_videos(frames_dir):
+        with suppress(UserError):
+            if rate := source_rate(open_frames(frames_dir, video).provenance):
+                rates[video] = rate
+    return rates
+
+
+def source_rate(record: dict[str, Any]) -> Fraction | None:
+    """Frames per second of the source in a provenance record, None where it does not say."""
+    try:
+        return Fraction(record["source"]["frames_per_second"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def small_grey(jpeg: bytes, height: int) -> np.ndarray:
+    """A JPEG as (h, w) uint8 grey of at least `height` pixels, decoded at a fraction of its size, which is quick.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    return simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=height, min_width=1, min_factor=1)[:, :, 0]
+
+
 def open_frames(frames_dir: Path, video: int) -> FrameReader:
     """The frames of a video, from its archive or its folder of loose frames.
 
@@ -166,7 +195,7 @@ def is_frame_file(name: str) -> bool:
     return _FRAME_FILE.fullmatch(name) is not None
 
 
-def adopt_command(folder: Path) -> str:
+def adopt_command(folder: Path, *flags: object) -> str:
     """The command that packs the loose frames of a video's folder with the right names and numbers."""
     parent = folder.parent
     named = (
@@ -174,7 +203,7 @@ def adopt_command(folder: Path) -> str:
         if parent.name == "whole_videos_frames"
         else ["--source", parent, "--output", parent]
     )
-    words = ["python", "-m", "data_preparation.adopt", *named, "--videos", folder.name]
+    words = ["python", "-m", "data_preparation.adopt", *named, "--videos", folder.name, *flags]
     return shlex.join(map(str, words))
 
 

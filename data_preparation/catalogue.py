@@ -5,16 +5,18 @@ from __future__ import annotations
 import configparser
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.dives import VideoFacts
 from data_preparation.layout import DatasetLayout
 
 KINDS = ("videos", "annotations", "weights")
 CATALOGUE = Path(__file__).with_name("catalogue.ini")
-_KEYS = {"sources", "sha256", "bytes"}
+_KEYS = {"sources", "sha256", "bytes", "frames_per_second", "frames"}
 _YOUTUBE = ("youtube.com", "youtu.be", "youtube-nocookie.com")
 
 
@@ -27,6 +29,7 @@ class Artefact:
     sources: tuple[str, ...]
     sha256: str | None = None
     size: int | None = None  # bytes
+    facts: VideoFacts = field(default_factory=VideoFacts)  # of a video: what its labels were made on
 
     def target(self, layout: DatasetLayout) -> Path:
         """Where the file belongs in a data set."""
@@ -64,7 +67,7 @@ def load_catalogue(path: Path = CATALOGUE) -> list[Artefact]:
     try:
         parser.read_string(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        raise UserError(f"{path} is no readable catalogue ({first_line(error)}): mend it") from None
+        raise UserError(f"{path} is not a readable catalogue ({first_line(error)}): fix it") from None
     artefacts, faults = [], []
     for section in parser.sections():
         found = _section_faults(section, dict(parser[section]))
@@ -74,7 +77,8 @@ def load_catalogue(path: Path = CATALOGUE) -> list[Artefact]:
             fields = parser[section]
             sources = tuple(_resolved(line, path.parent) for line in fields["sources"].split("\n") if line.strip())
             size = int(fields["bytes"]) if fields.get("bytes") else None
-            artefacts.append(Artefact(kind, name, sources, (fields.get("sha256") or "").lower() or None, size))
+            digest = (fields.get("sha256") or "").lower() or None
+            artefacts.append(Artefact(kind, name, sources, digest, size, _facts(dict(fields), path.name)))
     if faults:
         raise UserError.of(faults)
     if not artefacts:
@@ -97,7 +101,36 @@ def _section_faults(section: str, fields: dict[str, str]) -> list[str]:
         faults.append(f"sha256 '{digest}' is not 64 hexadecimal digits")
     if (size := fields.get("bytes")) and not size.isdigit():
         faults.append(f"bytes '{size}' is no whole number")
+    if (frames := fields.get("frames")) and not (frames.isdigit() and int(frames)):
+        faults.append(f"frames '{frames}' is not a whole number above 0")
+    if (rate := fields.get("frames_per_second")) and _fraction(rate) is None:
+        faults.append(f"frames_per_second '{rate}' is not a number such as 25 or 30000/1001")
+    if kind != "videos" and (frames or rate):
+        faults.append("frames and frames_per_second are entries of videos: remove them here")
     return faults
+
+
+def _fraction(text: str) -> Fraction | None:
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return value if 1 <= value <= 1000 else None
+
+
+def _facts(fields: dict[str, str], where: str) -> VideoFacts:
+    rate, frames = fields.get("frames_per_second"), fields.get("frames")
+    return VideoFacts(_fraction(rate) if rate else None, int(frames) if frames else None, where)
+
+
+def catalogue_facts(path: Path = CATALOGUE) -> dict[int, VideoFacts]:
+    """What a catalogue states of the videos, by number; videos of which it states nothing are left out.
+
+    Raises:
+        UserError: as `load_catalogue`.
+    """
+    numbered = {int(Path(a.name).stem): a.facts for a in load_catalogue(path) if re.fullmatch(r"[0-9]+\.\w+", a.name)}
+    return {video: facts for video, facts in numbered.items() if facts.frames_per_second or facts.frames}
 
 
 def _may_be_fetched(link: str) -> bool:

@@ -14,34 +14,35 @@ import signal
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import av
 import simplejpeg
 from tqdm import tqdm
 
-from data_preparation.archive import FrameReader, write_archive
+from data_preparation.archive import FrameReader, recorded_rates, small_grey, write_archive
 from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.decoding import Decoder, FrameRequest, Range, request, to_jpeg
-from data_preparation.dives import Dive, list_names
+from data_preparation.dives import Dive, VideoFacts, list_names
 from data_preparation.files import Stopped, sha256
 from data_preparation.frame_numbers import VideoScan, scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
+from data_preparation.rates import RepeatWatch, fact_faults, pace_notes, rate_notes, repeat_note
 from data_preparation.shares import ShareConfig, command_text
+from data_preparation.under_way import under_way
 from data_preparation.verify import VerifyConfig, report_text, verify
 from data_preparation.workers import follow_parent, kill_workers
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
 
 _PIECE = 300  # frames that a worker process returns at once; nearly all dives are shorter
-_DIVE_SECONDS = (1.5, 9.0)  # the median dive of a broadcast, from take-off to water; MTL-AQA's is 4
+_WATCHED_HEIGHT = 24  # pixels of the pictures that are compared to find repeats
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,18 @@ def check_reach(found: VideoScan, dives: Sequence[Dive]) -> None:
         )
 
 
-def pace_notes(found: VideoScan, dives: Sequence[Dive]) -> list[str]:
-    """Whether the frame rate fits the labels: at another rate than the labels were made at, dives last oddly long."""
-    seconds = median(d.frame_count for d in dives) / found.rate
-    if _DIVE_SECONDS[0] <= seconds <= _DIVE_SECONDS[1]:
-        return []
-    return [
-        f"at its {float(found.rate):g} frames per second half of the dives would last {float(seconds):.1f} s or less: were the labels made on a version with another frame rate? Look at the contact sheets of data_preparation.verify"
+def check_facts(found: VideoScan, facts: Sequence[VideoFacts]) -> None:
+    """Refuse a video that is not the version that annotations or catalogue state.
+
+    Raises:
+        UserError: naming both numbers, a line for each that differs.
+    """
+    decoded = len(found.timestamps)
+    faults = [
+        f for stated in facts for f in fact_faults(stated, found.rate, found.frame_count, decoded, str(found.path))
     ]
+    if faults:
+        raise UserError.of(faults)
 
 
 # ----------------------------------------------------------------------------------------------------- worker processes
@@ -208,7 +213,7 @@ def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[l
         reader = FrameReader(path)
         record = reader.provenance
     except UserError:
-        return [], 0  # extracted anew
+        return [], 0  # extracted again
     made_from = record["source"]
     same = made_from.get("name") == source.name and made_from["bytes"] == source.stat().st_size
     held = sum(last - first + 1 for first, last in record["ranges"])
@@ -233,13 +238,15 @@ def extract_video(
     config: ExtractConfig,
     pool: DecodingPool,
     on_frame: Callable[[], None],
+    facts: Sequence[VideoFacts] = (),
 ) -> Outcome:
     """Make the archive of one video, or find it made. `on_frame()` is called as frames are stored.
 
-    An archive only ever gains frames while its source and its settings are the same.
+    An archive only ever gains frames while its source and its settings are the same. `facts` are what is stated of the
+    video that was labelled.
 
     Raises:
-        UserError: the video or the disk; the archive that was there before is then as it was.
+        UserError: the video, another version than was labelled, or the disk; the archive that was there before is then as it was.
     """
     source, path, settings = layout.video_file(video), archive_file(layout.frames, video), settings_of(config)
     stored, frame_count = stored_ranges(path, source, settings)
@@ -247,15 +254,18 @@ def extract_video(
     if not config.again and merged([*stored, *wanted]) == stored:
         return Outcome(True, "done before")
     found = scan(source)
+    check_facts(found, facts)
     check_reach(found, dives)
     ranges = merged([*stored, *needed_ranges(dives, config.window, config.after, found.frame_count)])
     count = sum(last - first + 1 for first, last in ranges)
-    notes = [*found.notes, *pace_notes(found, dives)]
+    rate_stated = any(stated.frames_per_second for stated in facts)
+    notes = [*found.notes, *([] if rate_stated else pace_notes(found, dives))]
     if config.height > found.height and config.height > found.width:  # also of a video that is turned by 90 degrees
         notes.append(
             f"its pictures of {found.width}x{found.height} are enlarged to height {config.height}, which adds size and nothing else: --height 0 keeps them"
         )
     record = provenance(found, ranges, settings, notes)
+    watch = RepeatWatch()
     with ThreadPoolExecutor(1) as reading:
         digest = reading.submit(sha256, source, lambda: pool.stopped)
 
@@ -265,8 +275,13 @@ def extract_video(
             else:
                 jpegs = pool.jpegs((request(found, [r]) for r in pieces(ranges)), config.height, config.quality)
             for numbered in jpegs:
+                if watch.wants_more and not rate_stated:
+                    watch.see(numbered[0], small_grey(numbered[1], _WATCHED_HEIGHT))
                 yield numbered
                 on_frame()
+            if period := watch.period:
+                notes.append(repeat_note(found.rate, period))
+                record["notes"] = notes
             record["source"]["sha256"] = digest.result()
 
         write_archive(path, frames(), record)
@@ -302,7 +317,12 @@ def provenance(
 # ------------------------------------------------------------------------------------------------------------ many videos
 
 
-def extract_videos(layout: DatasetLayout, work: dict[int, list[Dive]], config: ExtractConfig) -> dict[int, Outcome]:
+def extract_videos(
+    layout: DatasetLayout,
+    work: dict[int, list[Dive]],
+    config: ExtractConfig,
+    facts: Mapping[int, Sequence[VideoFacts]] = MappingProxyType({}),
+) -> dict[int, Outcome]:
     """Extract several videos with `config.processes` processes and a progress bar in frames."""
     expected = sum(
         last - first + 1
@@ -315,7 +335,7 @@ def extract_videos(layout: DatasetLayout, work: dict[int, list[Dive]], config: E
     def one(video: int) -> Outcome:
         """Never an exception: one video's fault must not stop the others."""
         try:
-            return extract_video(layout, video, work[video], config, pool, bar.update)
+            return extract_video(layout, video, work[video], config, pool, bar.update, facts.get(video, ()))
         except UserError as error:
             return Outcome(False, str(error))
         except Stopped:
@@ -337,7 +357,8 @@ def extract_videos(layout: DatasetLayout, work: dict[int, list[Dive]], config: E
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     outcomes: dict[int, Outcome] = {}
-    with bar, ThreadPoolExecutor(min(config.processes, len(work))) as threads:
+    announced = under_way(layout.frames, work, config.shard_count)
+    with announced, bar, ThreadPoolExecutor(min(config.processes, len(work))) as threads:
         waiting = {threads.submit(one, video): video for video in work}
         try:
             while waiting:
@@ -363,8 +384,13 @@ def main(argv: Sequence[str]) -> int:
     if not work:
         print("No video falls to this share: nothing to do.")
         return 0
-    outcomes = extract_videos(layout, work, config)
+    facts = config.stated_facts()
+    outcomes = extract_videos(layout, work, config, facts)
     failed = {video: outcome.text for video, outcome in outcomes.items() if not outcome.well}
+    stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
+    for video, note in rate_notes(recorded_rates(layout.frames)).items():
+        if video in work and video not in stated:
+            print(f"video {video_name(video)}: note: {note}")
     print(f"{len(outcomes) - len(failed)} of {len(outcomes)} videos are extracted in {layout.frames}")
     made = {video: work[video] for video, outcome in outcomes.items() if outcome.well}
     if config.verify and made:
@@ -376,7 +402,7 @@ def main(argv: Sequence[str]) -> int:
     if failed:
         names = tuple(map(video_name, sorted(failed)))
         same = replace(config, dataset=layout.root, videos=names, again=config.verify, shard_index=0, shard_count=1)
-        raise UserError.of([*failed.values(), f"again, when mended: {command_text('extract', same)}"])
+        raise UserError.of([*failed.values(), f"again, when fixed: {command_text('extract', same)}"])
     return 0
 
 

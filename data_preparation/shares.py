@@ -8,9 +8,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.annotations import load_annotations
+from data_preparation.annotations import load_annotations, read_annotations
+from data_preparation.catalogue import catalogue_facts
 from data_preparation.cli import UserError, flag, to_argv
-from data_preparation.dives import Dive
+from data_preparation.dives import Dive, VideoFacts
 from data_preparation.layout import dataset_layout, video_name
 
 
@@ -59,6 +60,19 @@ class ShareConfig:
                 f"--videos {' '.join(unknown)}: no dive of these videos is annotated; the annotated ones are {' '.join(map(video_name, sorted(by_video)))}"
             )
         return {video: by_video[video] for video in chosen[self.shard_index :: self.shard_count]}
+
+    def stated_facts(self) -> dict[int, list[VideoFacts]]:
+        """What annotations and catalogue state of the files that the labels were made on, by video.
+
+        Raises:
+            UserError: unreadable annotations or catalogue.
+        """
+        annotated = read_annotations(self.annotation_path or dataset_layout(self.dataset).annotation_file).facts
+        stated: dict[int, list[VideoFacts]] = {}
+        for facts in (annotated, catalogue_facts()):
+            for video, of_video in facts.items():
+                stated.setdefault(video, []).append(of_video)
+        return stated
 
 
 def command_text(module: str, config: ShareConfig, *more: object) -> str:

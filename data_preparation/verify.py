@@ -12,11 +12,12 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,23 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from data_preparation.alignment import alignment, sampled
 from data_preparation.annotations import list_faults, load_split
-from data_preparation.archive import FrameReader, open_frames
+from data_preparation.archive import FrameReader, adopt_command, is_frame_file, open_frames, source_rate
 from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.decoding import stored_size
-from data_preparation.dives import Dive
+from data_preparation.dives import Dive, VideoFacts
 from data_preparation.files import sha256, whole_file, write_whole, writing
+from data_preparation.frame_numbers import scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
+from data_preparation.near_misses import names_in, numberings
+from data_preparation.rates import fact_faults, rate_notes
 from data_preparation.shares import ShareConfig, command_text
+from data_preparation.under_way import Extraction, extractions
 from data_preparation.verified import mark_verified
 from data_preparation.workers import follow_parent
 
+_MOST_DIVES = 5  # dives of a video whose missing frames are told of one by one
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
 _SHEET_COLUMNS = 4  # dives in a row
 _LABEL_HEIGHT, _GAP = 18, 12
@@ -63,11 +70,17 @@ class VideoReport:
     origin: str = ""
     settings: tuple[tuple[str, int], ...] = ()  # flags that the archive was made with
     faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # of its record, and what the frames show
+    rate: Fraction | None = None  # of the source, with its frames and those that a decoder counts
+    source_frames: int | None = None
+    decoded_frames: int | None = None
+    has_sheet: bool = False
+    extracting: str = ""  # which extraction is at work on it
 
 
 def dive_frame_faults(reader: FrameReader, dives: Sequence[Dive]) -> list[str]:
-    """Dives whose frames are not all there, a sentence each."""
-    faults = []
+    """Dives whose frames are not all there, a sentence each for the first few."""
+    faults: list[str] = []
     present = set(reader.numbers.tolist())
     for dive in dives:
         missing = [n for n in range(dive.start_frame, dive.end_frame + 1) if n not in present]
@@ -75,7 +88,36 @@ def dive_frame_faults(reader: FrameReader, dives: Sequence[Dive]) -> list[str]:
             faults.append(
                 f"dive {dive.name}: {len(missing)} of {dive.frame_count} frames are missing, the first is {missing[0]}"
             )
+    if len(faults) > _MOST_DIVES:
+        faults = [*faults[:_MOST_DIVES], f"frames of {len(faults) - _MOST_DIVES} dives more are missing"]
+    if faults and reader.path.is_dir():
+        others = numberings(name for name in names_in(reader.path) if not is_frame_file(name))
+        faults += [f"{reader.path} also has {others[0].text}: are those the missing ones?"] if others else []
     return faults
+
+
+def alignment_faults(
+    layout: DatasetLayout, video: int, reader: FrameReader, dives: Sequence[Dive]
+) -> tuple[list[str], list[str]]:
+    """(faults, notes) of frames that somebody else numbered, compared with their source video where it is there."""
+    try:
+        found = scan(layout.video_file(video))
+    except UserError:
+        return [], []  # without a readable source nothing can be compared
+    there = set(reader.numbers.tolist())
+    result = alignment(found, [n for n in sampled(dives) if n in there], reader.image)
+    if result.shift:
+        way = "late" if result.shift > 0 else "early"
+        fix = adopt_command(reader.path, "--first_number", 0) if result.shift == 1 and reader.path.is_dir() else ""
+        return [
+            f"{reader.path}: its pictures are {abs(result.shift)} frames {way}: picture N is frame N{result.shift:+d} of {found.path.name} by ffmpeg's numbers; "
+            + (f"they were numbered from 0: {fix}" if fix else "number them as ffmpeg does, or extract the video")
+        ], []
+    if result.compared and result.foreign > result.compared / 2:
+        return [], [
+            f"{result.foreign} of {result.compared} pictures are like no frame of {found.path.name} near their number: are they of another version or numbering? Look at the contact sheet"
+        ]
+    return [], []
 
 
 def record_faults(reader: FrameReader, record: dict[str, Any], shapes: Counter[tuple[int, int]]) -> list[str]:
@@ -127,21 +169,30 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
         if len(shapes) > 1:
             listed = ", ".join(f"{w}x{h} ({count} frames)" for (h, w), count in shapes.most_common())
             faults.append(f"{reader.path}: frames of several sizes ({listed})")
+        notes = list(map(str, record.get("notes", ())))
+        if not archived or "adopted" in record:
+            shifted, odd = alignment_faults(layout, video, reader, dives)
+            faults, notes = faults + shifted, notes + odd
         if archived:
             faults += [f"{reader.path}: {fault}" for fault in record_faults(reader, record, shapes)]
-            if config.sources:
+            if config.sources and "adopted" not in record:
                 faults += source_faults(layout, video, record)
     except UserError as error:
         return VideoReport(video, len(dives), faults=tuple(str(error).splitlines()))
-    if config.sheets and (drawable := _drawable(reader, dives, faults)):
+    drawable = _drawable(reader, dives, faults) if config.sheets else []
+    if drawable:
         sheet = config.sheets / f"{video_name(video)}.png"
         with writing(sheet), whole_file(sheet) as temporary:
             contact_sheet(reader, drawable).save(temporary, format="PNG")
     source = record.get("source", {})
-    origin = f"{source.get('name')} at {source.get('frames_per_second')} fps" if archived else "loose frames"
+    rate = source.get("frames_per_second")
+    origin = str(source.get("name")) + (f" at {rate} fps" if rate else "") if archived else "loose frames"
     size = reader.path.stat().st_size if archived else 0
     settings = tuple(sorted(record.get("settings", {}).items()))
-    return VideoReport(video, len(dives), len(checked), size, tuple(shapes), origin, settings, tuple(faults))
+    return VideoReport(
+        video, len(dives), len(checked), size, tuple(shapes), origin, settings, tuple(faults), tuple(notes),
+        source_rate(record), source.get("frames"), source.get("decoded_frames"), bool(drawable),
+    )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- contact sheet
@@ -196,7 +247,11 @@ def contact_sheet(reader: FrameReader, dives: Sequence[Dive]) -> Image.Image:
 
 
 def verify(layout: DatasetLayout, work: dict[int, list[Dive]], config: VerifyConfig) -> list[VideoReport]:
-    """Check several videos, `config.processes` at a time, with a progress bar."""
+    """Check several videos, `config.processes` at a time, with a progress bar.
+
+    What is missing because its extraction has not come to it yet is told apart from what is faulty.
+    """
+    at_work = extractions(layout.frames)
     # spawned, not forked: nothing of a parent with threads is carried over
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(config.processes, len(work)), context, follow_parent) as pool:
@@ -208,11 +263,33 @@ def verify(layout: DatasetLayout, work: dict[int, list[Dive]], config: VerifyCon
             reports = sorted((future.result() for future in done), key=lambda report: report.video)
         except BrokenProcessPool:
             raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
+    reports = [_with_extraction(layout, report, [*at_work, *extractions(layout.frames)]) for report in reports]
     for report in reports:
         if not report.faults:
             with suppress(OSError):  # frames of others, read only: then nobody remembers
                 mark_verified(layout.frames, report.video)
     return reports
+
+
+def _with_extraction(layout: DatasetLayout, report: VideoReport, at_work: Sequence[Extraction]) -> VideoReport:
+    """The report, with the extraction that is at work on a video that is not whole yet."""
+    if not report.faults:
+        return report
+    own = [e.text for e in at_work if report.video in e.videos]
+    # another task of the same job array, which may wait in the queue, has the other videos
+    queued = [f"or waits for a task as {e.text} is" for e in at_work if e.shares > 1]
+    absent = not archive_file(layout.frames, report.video).exists()
+    return replace(report, extracting=next(iter(own or (queued if absent else [])), ""))
+
+
+def stated_faults(reports: Sequence[VideoReport], facts: Mapping[int, Sequence[VideoFacts]]) -> list[str]:
+    """Videos whose frames are of another version than annotations or catalogue state, a sentence each."""
+    return [
+        f"video {video_name(r.video)}: {fault}"
+        for r in reports
+        for stated in facts.get(r.video, ())
+        for fault in fact_faults(stated, r.rate, r.source_frames, r.decoded_frames, r.origin.split(" at ")[0])
+    ]
 
 
 def height_faults(reports: Sequence[VideoReport]) -> list[str]:
@@ -228,13 +305,19 @@ def height_faults(reports: Sequence[VideoReport]) -> list[str]:
     ]
 
 
+def _mark(report: VideoReport) -> str:
+    if report.extracting:
+        return "   being extracted"
+    return "   FAULTY" if report.faults else ""
+
+
 def report_text(reports: Sequence[VideoReport]) -> str:
     """The report as a table, a row a video."""
     lines = ["video   dives    frames     size       MB   made of"]
     for r in reports:
         size = "x".join(map(str, reversed(r.shapes[0]))) if len(r.shapes) == 1 else "?"
         lines.append(
-            f"{video_name(r.video):>5} {r.dives:>7} {r.frames:>9} {size:>8} {r.size_bytes / 1e6:>8.1f}   {r.origin}{'   FAULTY' if r.faults else ''}"
+            f"{video_name(r.video):>5} {r.dives:>7} {r.frames:>9} {size:>8} {r.size_bytes / 1e6:>8.1f}   {r.origin}{_mark(r)}"
         )
     lines.append(
         f"total {sum(r.dives for r in reports):>7} {sum(r.frames for r in reports):>9} {'':>8} {sum(r.size_bytes for r in reports) / 1e6:>8.1f}"
@@ -251,13 +334,25 @@ def main(argv: Sequence[str]) -> int:
     train, test = load_split(config.train_path or layout.train_file), load_split(config.test_path or layout.test_file)
     annotated = ShareConfig(dataset=config.dataset, annotation_path=config.annotation_path).dives_by_video()
     lists = list_faults({d.key: d for dives in annotated.values() for d in dives}, train, test)
+    facts = config.stated_facts()
     reports = verify(layout, work, config)
-    odd_heights = height_faults(reports)
+    odd_heights, other_versions = height_faults(reports), stated_faults(reports, facts)
+    waiting = [r for r in reports if r.extracting]
+    faulty = [r for r in reports if r.faults and not r.extracting]
     text = (
         report_text(reports)
         + f"\n{len(work)} videos, {sum(r.dives for r in reports)} dives; the lists name {len(train)} to train and {len(test)} to test"
     )
-    faults = [*lists, *(f"video {video_name(r.video)}: {fault}" for r in reports for fault in r.faults), *odd_heights]
+    if notes := all_notes(reports, facts):
+        text += "\n" + "\n".join(notes)
+    faults = [*lists, *(f"video {video_name(r.video)}: {fault}" for r in faulty for fault in r.faults)]
+    faults += [*other_versions, *odd_heights]
+    if waiting:
+        names, by = (
+            " ".join(video_name(r.video) for r in waiting),
+            ", ".join(dict.fromkeys(r.extracting for r in waiting)),
+        )
+        faults.append(f"video {names}: being extracted now ({by}): verify again when that has ended")
     if faults:
         text += "\n\n" + "\n".join(faults)
     else:
@@ -266,14 +361,30 @@ def main(argv: Sequence[str]) -> int:
         with writing(config.report):
             write_whole(config.report, (text + "\n").encode())
     print(text.split("\n\n")[0] if faults else text)
-    if config.sheets:
-        print(f"Contact sheets: {config.sheets}")
+    if drawn := sum(r.has_sheet for r in reports):
+        print(f"Contact sheets: {drawn} in {config.sheets}")
     if not faults:
         return 0
-    again = [r.video for r in reports if r.faults] or (list(work) if odd_heights else [])
+    again = [r.video for r in faulty if _extraction_helps(r)] or (list(work) if odd_heights else [])
     if again:
         faults.append(f"extract again: {_repair(layout, again, reports, config)}")
     raise UserError.of(faults)
+
+
+def all_notes(reports: Sequence[VideoReport], facts: Mapping[int, Sequence[VideoFacts]]) -> list[str]:
+    """What a person should know before trusting the numbers, a line each: notes of the records, rates that differ."""
+    odd_rates = rate_notes({r.video: r.rate for r in reports if r.rate})
+    stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
+    lines = []
+    for r in reports:
+        its = [*r.notes, *([odd_rates[r.video]] if r.video in odd_rates and r.video not in stated else [])]
+        lines += [f"video {video_name(r.video)}: note: {note}" for note in its]
+    return lines
+
+
+def _extraction_helps(report: VideoReport) -> bool:
+    """Whether extracting again can fix a video: not where its frames lie there under other names or numbers."""
+    return not any("data_preparation.adopt" in fault or "rename it" in fault for fault in report.faults)
 
 
 def _repair(layout: DatasetLayout, videos: Sequence[int], reports: Sequence[VideoReport], config: VerifyConfig) -> str:

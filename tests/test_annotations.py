@@ -120,7 +120,9 @@ def test_a_damaged_pickle_is_one_sentence(tmp_path: Path, content: bytes):
     with pytest.raises(UserError, match="cannot be read"):
         load_pickle(tmp_path / "missing.pkl")
     for load in (load_annotations, load_split):
-        with pytest.raises(UserError, match=r"missing\.pkl is not a file.*: fetch MTL-AQA's .*download annotations.*_path"):
+        with pytest.raises(
+            UserError, match=r"missing\.pkl is not a file.*: fetch MTL-AQA's .*download annotations.*_path"
+        ):
             load(tmp_path / "missing.pkl")
 
 

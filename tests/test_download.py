@@ -483,7 +483,7 @@ def test_all_faults_of_a_catalogue_are_named_at_once(tmp_path: Path):
     with pytest.raises(UserError, match="lists no file"):
         load_catalogue(path)
     path.write_text("no section")
-    with pytest.raises(UserError, match="no readable catalogue"):
+    with pytest.raises(UserError, match="not a readable catalogue"):
         load_catalogue(path)
 
 
