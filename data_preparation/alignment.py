@@ -19,8 +19,8 @@ from data_preparation.frame_numbers import VideoScan
 REACH = 3  # frames before and after that are compared
 _SAMPLES = 8  # dives that are looked at
 _THUMBNAIL = (32, 18)  # width and height; small, so that another scaling or compression does not matter
-_CLEAR = 0.5  # a match must differ by less than this share of what the frame of the same number differs by
-_STILL = 1.0  # grey levels; where neighbours differ by less, nothing moves and nothing can be told
+_CLEAR = 0.5  # a match must differ by less than this share of what the next best frame differs by
+_STILL = 0.15  # grey levels; where neighbours differ by less, nothing moves and nothing can be told
 _FOREIGN = 30.0  # grey levels; a picture that differs by more from all of them is not from this place of the video
 
 

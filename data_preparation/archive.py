@@ -30,6 +30,7 @@ from data_preparation.near_misses import names_in, numbered_alike, numberings
 
 PROVENANCE = "provenance.json"
 _FRAME_FILE = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})\.jpg")
+EXTRACT_FIRST = "extract the video first (python -m data_preparation.extract)"
 # what zipfile raises on damaged archives
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
@@ -230,22 +231,34 @@ def numbering_fault(path: Path, names: Sequence[str]) -> str | None:
             return None  # an archive without frames: the frames that are missing are told of
         folder = path.with_suffix("")
         return f"{path} has {found[0].text} and none named {frame_name(1)}: unpack it to the folder {folder}, remove it, and give {adopt_command(folder)}"
-    for folder in (path, *(path / name for name in sorted(names) if (path / name).is_dir())):
-        if found := numberings(names_in(folder)):
-            return f"{folder} has {found[0].text} and {path} none named {frame_name(1)}: {adopt_command(path)} packs them with the right names"
+    if found := _pictures_in(path):
+        return f"{found}, but none named {frame_name(1)}: {adopt_command(path)} packs them with the right names"
     there = f"its entries are {', '.join(sorted(names)[:3])}" if names else "it is empty"
     return f"{path} has no pictures ({there}): remove that folder and extract the video (python -m data_preparation.extract --videos {path.name})"
+
+
+def _pictures_in(folder: Path) -> str:
+    """A clause about the numbered pictures in a folder or a folder in it, or ''."""
+    for place in (folder, *(folder / name for name in names_in(folder) if (folder / name).is_dir())):
+        if found := numberings(names_in(place)):
+            return f"{place} has {found[0].text}"
+    return ""
 
 
 def missing_text(frames_dir: Path, video: int) -> str:
     """The sentence about a video that has neither an archive nor a folder of frames: what lies there instead."""
     wanted, names = archive_file(frames_dir, video), names_in(frames_dir)
     if not names:
-        return f"{wanted} is missing ({frames_dir} is {'empty' if frames_dir.is_dir() else 'not there'}): extract the video first (python -m data_preparation.extract)"
+        return (
+            f"{wanted} is missing ({frames_dir} is {'empty' if frames_dir.is_dir() else 'not there'}): {EXTRACT_FIRST}"
+        )
     for name in numbered_alike(names, video):
         there = frames_dir / name
-        if there.is_dir() and (numberings(names_in(there)) or any(map(is_frame_file, names_in(there)))):
-            return f"{wanted} is missing, but the folder {there} holds pictures: rename it ({_rename(there, video_name(video))}), or extract the video"
+        if there.is_dir() and not any(map(is_frame_file, names_in(there))) and (found := _pictures_in(there)):
+            command = adopt_command(loose_dir(frames_dir, video))
+            return f"{wanted} is missing, but {found}: {command} packs them with the right names"
+        if there.is_dir() and (found := _pictures_in(there)):
+            return f"{wanted} is missing, but {found}: rename the folder ({_rename(there, video_name(video))}), or extract the video"
         if name.lower().endswith(".zip"):
             return f"{wanted} is missing, but {there} is there: rename it ({_rename(there, wanted.name)})"
         if there.is_file() and name.lower().endswith((".tar", ".tgz", ".tar.gz", ".7z", ".rar")):
@@ -254,7 +267,7 @@ def missing_text(frames_dir: Path, video: int) -> str:
         return f"{wanted} is missing: name the folder {frames_dir / 'whole_videos_frames'} instead of {frames_dir}"
     if found := numberings(names):
         return f"{wanted} is missing, but {frames_dir} itself has {found[0].text}: move those of video {video_name(video)} to a folder {video_name(video)} in it"
-    return f"{wanted} is missing: extract the video first (python -m data_preparation.extract)"
+    return f"{wanted} is missing: {EXTRACT_FIRST}"
 
 
 def _rename(path: Path, name: str) -> str:

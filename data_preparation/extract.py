@@ -26,7 +26,7 @@ import av
 import simplejpeg
 from tqdm import tqdm
 
-from data_preparation.archive import FrameReader, recorded_rates, small_grey, write_archive
+from data_preparation.archive import FrameReader, recorded_rates, small_grey, source_rate, write_archive
 from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.decoding import Decoder, FrameRequest, Range, request, to_jpeg
 from data_preparation.dives import Dive, VideoFacts, list_names
@@ -36,7 +36,7 @@ from data_preparation.layout import DatasetLayout, archive_file, dataset_layout,
 from data_preparation.rates import RepeatWatch, fact_faults, pace_notes, rate_notes, repeat_note
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.under_way import under_way
-from data_preparation.verify import VerifyConfig, report_text, verify
+from data_preparation.verify import VerifyConfig, dive_frame_faults, report_text, verify
 from data_preparation.workers import follow_parent, kill_workers
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
@@ -104,6 +104,14 @@ def check_reach(found: VideoScan, dives: Sequence[Dive]) -> None:
         raise UserError(
             f"{found.path} has {found.frame_count} frames and dives end as late as frame {max(d.end_frame for d in dives)}: {len(lost)} dives would be lost ({list_names(lost)}); it is cut short or another version, download it again"
         )
+
+
+def check_record(record: dict[str, Any], facts: Sequence[VideoFacts], source: Path) -> None:
+    """The same as `check_facts` for a video that was extracted before, from its record."""
+    made_from = record["source"]
+    rate, frames, decoded = source_rate(record), made_from["frames"], made_from.get("decoded_frames")
+    if faults := [f for stated in facts for f in fact_faults(stated, rate, frames, decoded, str(source))]:
+        raise UserError.of(faults)
 
 
 def check_facts(found: VideoScan, facts: Sequence[VideoFacts]) -> None:
@@ -222,6 +230,17 @@ def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[l
     return [(first, last) for first, last in record["ranges"]], made_from["frames"]
 
 
+def is_adopted(path: Path, dives: Sequence[Dive]) -> bool:
+    """Whether an archive was packed from loose frames and has all frames of these dives."""
+    if not path.exists():
+        return False
+    try:
+        reader = FrameReader(path)
+        return "adopted" in reader.provenance and not dive_frame_faults(reader, dives)
+    except UserError:
+        return False  # extracted again
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one video."""
@@ -248,10 +267,14 @@ def extract_video(
     Raises:
         UserError: the video, another version than was labelled, or the disk; the archive that was there before is then as it was.
     """
-    source, path, settings = layout.video_file(video), archive_file(layout.frames, video), settings_of(config)
+    path, settings = archive_file(layout.frames, video), settings_of(config)
+    if not config.again and is_adopted(path, dives):
+        return Outcome(True, "packed by data_preparation.adopt, left as it is")
+    source = layout.video_file(video)
     stored, frame_count = stored_ranges(path, source, settings)
     wanted = needed_ranges(dives, config.window, config.after, frame_count)
     if not config.again and merged([*stored, *wanted]) == stored:
+        check_record(FrameReader(path).provenance, facts, source)
         return Outcome(True, "done before")
     found = scan(source)
     check_facts(found, facts)
@@ -394,7 +417,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{len(outcomes) - len(failed)} of {len(outcomes)} videos are extracted in {layout.frames}")
     made = {video: work[video] for video, outcome in outcomes.items() if outcome.well}
     if config.verify and made:
-        reports = verify(layout, made, VerifyConfig(workers=config.workers))
+        reports = verify(layout, made, VerifyConfig(workers=config.workers), facts)
         print(report_text(reports))
         failed |= {
             r.video: "\n".join(f"video {video_name(r.video)}: {f}" for f in r.faults) for r in reports if r.faults

@@ -20,9 +20,10 @@ _DIVE_SECONDS = (1.5, 9.0)  # the median dive of a broadcast, from take-off to w
 _BROADCAST_RATE = 31  # frames per second: labels of broadcasts count 24 to 30
 _LABELLED_SHARE = 0.55  # a file of twice the rate has at most half its frames before the last label
 _SAME_RATE = Fraction(3, 10_000)  # 29.97 is 30000/1001, and is not 30
-_PERIODS = range(2, 26)  # 50 from 25 repeats each 2nd picture, 30 from 25 each 6th, 25 from 24 each 25th
-_REPEATED = 0.25  # a repeat differs by less than this share of what other pictures differ by
-_MOVING = 0.7  # grey levels by which pictures must differ for a repeat to show
+_PERIODS = range(2, 9)  # 50 from 25 repeats each 2nd picture, 30 from 24 each 5th, 30 from 25 each 6th
+_REPEATED = 0.4  # a repeat differs by less than this share of what its two neighbours differ by
+_AS_A_RULE = 0.85  # share of the pictures, since there are cuts and moments without movement
+_MOVING = 0.3  # grey levels by which pictures must differ for a repeat to show
 
 
 def same_rate(one: Fraction, other: Fraction) -> bool:
@@ -37,7 +38,7 @@ def fact_faults(
     if facts.frames_per_second and rate and not same_rate(rate, facts.frames_per_second):
         wanted = float(facts.frames_per_second)
         faults.append(
-            f"{name} has {float(rate):g} frames per second and {facts.stated_by} states {wanted:g}: the labels count the frames of another version; download that one, or convert this one (ffmpeg -i {name} -r {facts.frames_per_second} new.mp4), or correct what is stated"
+            f"{name} has {float(rate):g} frames per second and {facts.stated_by} states {wanted:g}: it is another version than was labelled; download that one, or convert this one (ffmpeg -i {name} -r {facts.frames_per_second} new.mp4), or correct what is stated"
         )
     if facts.frames and frames and facts.frames != frames:
         counted = (
@@ -56,7 +57,7 @@ def pace_notes(found: VideoScan, dives: Sequence[Dive]) -> list[str]:
     notes, rate = [], found.rate
     seconds = median(d.frame_count for d in dives) / rate
     share = max(d.end_frame for d in dives) / found.frame_count
-    look = "look at the contact sheets of data_preparation.verify, and state frames_per_second in the annotations"
+    look = "Look at the contact sheets of data_preparation.verify, and state frames_per_second in the annotations"
     if not _DIVE_SECONDS[0] <= seconds <= _DIVE_SECONDS[1]:
         notes.append(
             f"at its {float(rate):g} frames per second half of the dives would last {float(seconds):.1f} s or less: were the labels made on a version with another frame rate? {look}"
@@ -84,13 +85,19 @@ def repeated_every(differences: Mapping[int, float]) -> int | None:
     `differences[n]` is how much frame n differs from frame n - 1 (mean absolute grey levels).
     """
     numbers, values = np.array([*differences]), np.array([*differences.values()])
+    if len(values) < 3:
+        return None
+    around = (values[:-2] + values[2:]) / 2
+    numbers, small = numbers[1:-1], values[1:-1] < _REPEATED * around
+    if np.median(around[small] if small.any() else 0) < _MOVING:
+        return None  # nothing moves
     for period in _PERIODS:
-        if len(values) < 4 * period:
+        if len(numbers) < 5 * period:
             return None
         phase = numbers % period
-        lowest = min(range(period), key=lambda p: values[phase == p].mean())
-        repeats, others = values[phase == lowest], values[phase != lowest]
-        if np.median(others) > _MOVING and repeats.max() < _REPEATED * np.percentile(others, 20):
+        shares = [small[phase == p].mean() for p in range(period)]
+        highest = int(np.argmax(shares))
+        if shares[highest] >= _AS_A_RULE and small[phase != highest].mean() <= 1 - _AS_A_RULE:
             return period
     return None
 
@@ -118,10 +125,10 @@ class RepeatWatch:
 
     @property
     def period(self) -> int | None:
-        """The period that more than half of the runs show, of those in which anything moves."""
+        """The period that at least half of the runs show, of those in which anything moves."""
         moving = [run for run in self._runs if run and np.percentile(list(run.values()), 80) > _MOVING]
         found = Counter(period for run in moving if (period := repeated_every(run)) is not None)
-        if found and (best := found.most_common(1)[0])[1] > len(moving) / 2:
+        if found and (best := found.most_common(1)[0])[1] >= len(moving) / 2:
             return best[0]
         return None
 

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from data_preparation.alignment import alignment, sampled
 from data_preparation.annotations import list_faults, load_split
-from data_preparation.archive import FrameReader, adopt_command, is_frame_file, open_frames, source_rate
+from data_preparation.archive import EXTRACT_FIRST, FrameReader, adopt_command, is_frame_file, open_frames, source_rate
 from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.decoding import stored_size
 from data_preparation.dives import Dive, VideoFacts
@@ -75,7 +76,7 @@ class VideoReport:
     source_frames: int | None = None
     decoded_frames: int | None = None
     has_sheet: bool = False
-    extracting: str = ""  # which extraction is at work on it
+    extracting: str = ""  # what an extraction that is at work has to do with it
 
 
 def dive_frame_faults(reader: FrameReader, dives: Sequence[Dive]) -> list[str]:
@@ -107,10 +108,11 @@ def alignment_faults(
     there = set(reader.numbers.tolist())
     result = alignment(found, [n for n in sampled(dives) if n in there], reader.image)
     if result.shift:
-        way = "late" if result.shift > 0 else "early"
+        frames = "frame" if abs(result.shift) == 1 else "frames"
+        way = f"{abs(result.shift)} {frames} {'late' if result.shift > 0 else 'early'}"
         fix = adopt_command(reader.path, "--first_number", 0) if result.shift == 1 and reader.path.is_dir() else ""
         return [
-            f"{reader.path}: its pictures are {abs(result.shift)} frames {way}: picture N is frame N{result.shift:+d} of {found.path.name} by ffmpeg's numbers; "
+            f"{reader.path}: its pictures are {way}: picture N is frame N{result.shift:+d} of {found.path.name} by ffmpeg's numbers; "
             + (f"they were numbered from 0: {fix}" if fix else "number them as ffmpeg does, or extract the video")
         ], []
     if result.compared and result.foreign > result.compared / 2:
@@ -246,7 +248,12 @@ def contact_sheet(reader: FrameReader, dives: Sequence[Dive]) -> Image.Image:
 # ----------------------------------------------------------------------------------------------------- the whole data set
 
 
-def verify(layout: DatasetLayout, work: dict[int, list[Dive]], config: VerifyConfig) -> list[VideoReport]:
+def verify(
+    layout: DatasetLayout,
+    work: dict[int, list[Dive]],
+    config: VerifyConfig,
+    facts: Mapping[int, Sequence[VideoFacts]] = MappingProxyType({}),
+) -> list[VideoReport]:
     """Check several videos, `config.processes` at a time, with a progress bar.
 
     What is missing because its extraction has not come to it yet is told apart from what is faulty.
@@ -263,6 +270,7 @@ def verify(layout: DatasetLayout, work: dict[int, list[Dive]], config: VerifyCon
             reports = sorted((future.result() for future in done), key=lambda report: report.video)
         except BrokenProcessPool:
             raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
+    reports = [_with_stated_faults(report, facts.get(report.video, ())) for report in reports]
     reports = [_with_extraction(layout, report, [*at_work, *extractions(layout.frames)]) for report in reports]
     for report in reports:
         if not report.faults:
@@ -275,21 +283,23 @@ def _with_extraction(layout: DatasetLayout, report: VideoReport, at_work: Sequen
     """The report, with the extraction that is at work on a video that is not whole yet."""
     if not report.faults:
         return report
-    own = [e.text for e in at_work if report.video in e.videos]
-    # another task of the same job array, which may wait in the queue, has the other videos
-    queued = [f"or waits for a task as {e.text} is" for e in at_work if e.shares > 1]
+    if any(report.video in e.videos for e in at_work):
+        return replace(report, extracting="extraction under way")
     absent = not archive_file(layout.frames, report.video).exists()
-    return replace(report, extracting=next(iter(own or (queued if absent else [])), ""))
+    if absent and any(e.shares > 1 for e in at_work):  # another task of a job array has it, and may be in the queue
+        return replace(report, extracting="not extracted yet while another share is")
+    return report
 
 
-def stated_faults(reports: Sequence[VideoReport], facts: Mapping[int, Sequence[VideoFacts]]) -> list[str]:
-    """Videos whose frames are of another version than annotations or catalogue state, a sentence each."""
-    return [
-        f"video {video_name(r.video)}: {fault}"
-        for r in reports
-        for stated in facts.get(r.video, ())
-        for fault in fact_faults(stated, r.rate, r.source_frames, r.decoded_frames, r.origin.split(" at ")[0])
+def _with_stated_faults(report: VideoReport, facts: Sequence[VideoFacts]) -> VideoReport:
+    """The report, with what makes its frames those of another version than annotations or catalogue state."""
+    name = report.origin.split(" at ")[0]
+    found = [
+        f
+        for stated in facts
+        for f in fact_faults(stated, report.rate, report.source_frames, report.decoded_frames, name)
     ]
+    return replace(report, faults=(*report.faults, *found))
 
 
 def height_faults(reports: Sequence[VideoReport]) -> list[str]:
@@ -307,7 +317,7 @@ def height_faults(reports: Sequence[VideoReport]) -> list[str]:
 
 def _mark(report: VideoReport) -> str:
     if report.extracting:
-        return "   being extracted"
+        return f"   {report.extracting}"
     return "   FAULTY" if report.faults else ""
 
 
@@ -335,8 +345,8 @@ def main(argv: Sequence[str]) -> int:
     annotated = ShareConfig(dataset=config.dataset, annotation_path=config.annotation_path).dives_by_video()
     lists = list_faults({d.key: d for dives in annotated.values() for d in dives}, train, test)
     facts = config.stated_facts()
-    reports = verify(layout, work, config)
-    odd_heights, other_versions = height_faults(reports), stated_faults(reports, facts)
+    reports = verify(layout, work, config, facts)
+    odd_heights = height_faults(reports)
     waiting = [r for r in reports if r.extracting]
     faulty = [r for r in reports if r.faults and not r.extracting]
     text = (
@@ -345,18 +355,18 @@ def main(argv: Sequence[str]) -> int:
     )
     if notes := all_notes(reports, facts):
         text += "\n" + "\n".join(notes)
-    faults = [*lists, *(f"video {video_name(r.video)}: {fault}" for r in faulty for fault in r.faults)]
-    faults += [*other_versions, *odd_heights]
-    if waiting:
-        names, by = (
-            " ".join(video_name(r.video) for r in waiting),
-            ", ".join(dict.fromkeys(r.extracting for r in waiting)),
-        )
-        faults.append(f"video {names}: being extracted now ({by}): verify again when that has ended")
+    absent = [r.video for r in faulty if r.faults[0].endswith(EXTRACT_FIRST)]
+    faults = [*lists, *_absent_faults(absent, len(reports), layout)]
+    faults += [f"video {video_name(r.video)}: {fault}" for r in faulty if r.video not in absent for fault in r.faults]
+    faults += odd_heights
+    for state in dict.fromkeys(r.extracting for r in waiting):
+        names = " ".join(video_name(r.video) for r in waiting if r.extracting == state)
+        faults.append(f"video {names}: {state}: verify again when the extraction has ended")
     if faults:
         text += "\n\n" + "\n".join(faults)
     else:
         text += "\n\nAll frames of all dives are there and decode; the splits are disjoint."
+        text += f" Read the {len(notes)} notes above." if notes else ""
     if config.report:
         with writing(config.report):
             write_whole(config.report, (text + "\n").encode())
@@ -367,7 +377,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     again = [r.video for r in faulty if _extraction_helps(r)] or (list(work) if odd_heights else [])
     if again:
-        faults.append(f"extract again: {_repair(layout, again, reports, config)}")
+        faults.append(
+            f"{'extract' if set(again) <= set(absent) else 'extract again'}: {_repair(layout, again, reports, config)}"
+        )
     raise UserError.of(faults)
 
 
@@ -382,9 +394,20 @@ def all_notes(reports: Sequence[VideoReport], facts: Mapping[int, Sequence[Video
     return lines
 
 
+def _absent_faults(videos: Sequence[int], of: int, layout: DatasetLayout) -> list[str]:
+    """The sentence about videos of which nothing was extracted yet."""
+    if not videos:
+        return []
+    names = " ".join(map(video_name, videos))
+    return [
+        f"{len(videos)} of {of} videos are not extracted, {layout.frames} has no {archive_file(layout.frames, videos[0]).name}: if their job is in the queue (squeue --me), verify again when it has ended ({names})"
+    ]
+
+
 def _extraction_helps(report: VideoReport) -> bool:
     """Whether extracting again can fix a video: not where its frames lie there under other names or numbers."""
-    return not any("data_preparation.adopt" in fault or "rename it" in fault for fault in report.faults)
+    others = ("data_preparation.adopt", "rename ", "another version")
+    return not any(words in fault for fault in report.faults for words in others)
 
 
 def _repair(layout: DatasetLayout, videos: Sequence[int], reports: Sequence[VideoReport], config: VerifyConfig) -> str:

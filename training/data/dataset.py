@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data_preparation.archive import FrameReader, open_frames
+from data_preparation.archive import FrameReader, missing_text, open_frames
 from data_preparation.cli import UserError
 from data_preparation.dives import Dive
 from data_preparation.layout import prepared_videos, video_name
@@ -29,9 +29,7 @@ def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
         name = video_name(video)
         again = f"run python -m data_preparation.extract --videos {name}"
         if video not in prepared:
-            faults.append(
-                f"video {name} has no frames in {config.root_dir} (is that the whole_videos_frames folder?): {again}"
-            )
+            faults.append(f"video {name} has no frames: {missing_text(config.root_dir, video)}")
             continue
         if config.frame_method == "random":
             short = [d.name for d in dives if d.video == video and d.frame_count < config.frame_num]
@@ -39,7 +37,11 @@ def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
                 faults.append(
                     f"video {name} has {len(short)} dives of fewer than {config.frame_num} frames ({short[0]}, ...): --frame_method random cannot choose so many, take fewer --frame_num or another method"
                 )
-        there = open_frames(config.root_dir, video).numbers
+        try:
+            there = open_frames(config.root_dir, video).numbers
+        except UserError as error:
+            faults.append(str(error))
+            continue
         lacking = [d.name for d in dives if d.video == video and not _has_frames(d, config, there)]
         if lacking:
             listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
@@ -77,7 +79,7 @@ class DiveDataset(Dataset):
     def __init__(self, dives: Sequence[Dive], config: TrainConfig, targets: TargetsOf, *, augment: bool) -> None:
         self.dives, self.config, self.augment = list(dives), config, augment
         per_dive = [targets(dive) for dive in self.dives]
-        # arrays, since a dataset is sent to loader processes and each tensor would take a file descriptor there
+        # arrays, since a dataset is sent to workers and each tensor would take a file descriptor there
         self._targets = {name: torch.stack([of[name] for of in per_dive]).numpy() for name in per_dive[0]}  # (N, ...)
         self._readers: dict[int, FrameReader] = {}  # opened in the process that reads
 

@@ -1,0 +1,303 @@
+"""Pack loose frames, as other tools write and number them, into our frame archives with the right names and numbers.
+
+    python -m data_preparation.adopt --dataset DIR [--videos 01 02] [--pattern img_%05d.jpg] [--first_number 0]
+
+Frame 1 is the first picture of a video, as ffmpeg counts; OpenCV loops often count from 0. Where the source video is in
+whole_videos, the pictures are compared with it. The loose frames stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+from tqdm import tqdm
+
+from data_preparation.alignment import alignment
+from data_preparation.archive import FrameReader, small_grey, write_archive
+from data_preparation.cli import UserError, first_line, flag, parse, run
+from data_preparation.extract import merged
+from data_preparation.frame_numbers import VideoScan, scan
+from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
+from data_preparation.near_misses import Numbering, names_in, numbered_alike, numberings
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SAMPLES = 12  # pictures of a video that are compared with its source
+
+
+@dataclass(frozen=True)
+class AdoptConfig:
+    """Pack loose frames into our frame archives with the right names and numbers."""
+
+    dataset: Path | None = flag(None, "Data set folder; none takes DEEPSPORTS_DATASET of job_files/environment.sh.")
+    source: Path | None = flag(
+        None, "Folder that holds a folder of pictures for each video; none takes whole_videos_frames of the data set."
+    )
+    output: Path | None = flag(None, "Folder for the archives; none takes whole_videos_frames of the data set.")
+    videos: tuple[str, ...] = flag(("all",), "Videos: all that have a folder, or numbers.", allowed="all, or numbers")
+    pattern: str | None = flag(None, "Names of the pictures, such as img_%05d.jpg; none finds it.")
+    first_number: int | None = flag(
+        None, "Number that the files give to the first picture of a video; none finds it.", minimum=0, maximum=1
+    )
+    quality: int = flag(95, "JPEG quality of pictures that are not JPEGs yet.", minimum=1, maximum=100)
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None and not re.fullmatch(r"[^%/]*%(0[1-9])?d[^%/]*", self.pattern):
+            raise UserError(f"--pattern {self.pattern}: give a file name with one number in it, such as img_%05d.jpg")
+
+
+@dataclass(frozen=True)
+class Loose:
+    """The loose frames of one video: the files of `numbering` in `folder`."""
+
+    folder: Path
+    numbering: Numbering
+    first_number: int
+
+    @property
+    def numbers(self) -> list[int]:
+        """Their frame numbers, from 1."""
+        return [n - self.first_number + 1 for n in self.numbering.numbers]
+
+    def path(self, number: int) -> Path:
+        """The file of a frame number."""
+        return self.folder / self.numbering.name(number + self.first_number - 1)
+
+    def image(self, number: int) -> np.ndarray:
+        """A frame as (H, W, 3) uint8.
+
+        Raises:
+            UserError: it is not a readable picture.
+        """
+        return np.asarray(_opened(self.path(number)))
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(
+            f"{path} is not a readable picture ({first_line(error)}): make it again, or remove it"
+        ) from None
+
+
+def to_frame(path: Path, quality: int) -> tuple[bytes, bool]:
+    """(JPEG, whether its bytes are the file's) of a picture file.
+
+    Raises:
+        UserError: it is not a readable picture.
+    """
+    content = path.read_bytes()
+    if content.startswith(b"\xff\xd8"):
+        try:
+            _, _, colours, _ = simplejpeg.decode_jpeg_header(content)
+            small_grey(content, 8)  # read to its end, or it raises
+            if colours in ("YCbCr", "RGB"):
+                return content, True
+        except ValueError:
+            pass  # _opened may know more kinds, or says what is wrong
+    image = np.ascontiguousarray(_opened(path))
+    return simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling="420"), False
+
+
+# --------------------------------------------------------------------------------------------------- finding the frames
+
+
+def find_numbering(folder: Path, pattern: str | None) -> tuple[Path, Numbering]:
+    """(the folder itself or its only subfolder with pictures, the numbering of its files).
+
+    Raises:
+        UserError: there are no numbered pictures, or several numberings and no pattern says which.
+    """
+    inner = [path for name in names_in(folder) if (path := folder / name).is_dir()]
+    for place in (folder, *inner):
+        found = [n for n in numberings(names_in(place)) if n.pattern.lower().endswith(_SUFFIXES)]
+        if pattern is not None:
+            chosen = [n for n in found if n.pattern == pattern]
+            if not chosen and found:
+                raise UserError(f"{place} has no files {pattern}, but {_listed(found)}: give --pattern one of these")
+            found = chosen
+        if len(found) > 1:
+            raise UserError(
+                f"{place} has {len(found)} numberings ({_listed(found)}): say with --pattern which is meant"
+            )
+        if found:
+            return place, found[0]
+    raise UserError(
+        f"{folder} has no numbered pictures ({', '.join(_SUFFIXES)}): it holds {', '.join(names_in(folder)[:3]) or 'nothing'}"
+    )
+
+
+def _listed(found: Sequence[Numbering]) -> str:
+    return "; ".join(f"{n.pattern}: {n.text}" for n in found[:4])
+
+
+def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> Loose:
+    """The loose frames of a folder, with the number that they give to the first picture.
+
+    Raises:
+        UserError: the numbers contradict the flags or the source video, or do not tell from where they count.
+    """
+    place, numbering = find_numbering(folder, config.pattern)
+    lowest, first = numbering.numbers[0], config.first_number
+    if first == 1 and lowest == 0:
+        raise UserError(f"{place / numbering.name(0)} is there, so its files count from 0: give --first_number 0")
+    if first is None and lowest in (0, 1):
+        first = lowest
+    shift = _shift(Loose(place, numbering, 1 if first is None else first), source) if source else None
+    if first is None and shift in (0, 1):
+        return Loose(place, numbering, 1 - shift)
+    if first is None:
+        raise UserError(
+            f"{place} begins with {numbering.name(lowest)}, which does not tell whether its files count from 0 or 1: give --first_number"
+        )
+    if shift:
+        raise UserError(
+            f"{place}: with --first_number {first} picture N would be frame N{shift:+d} of {source.path.name} by ffmpeg's numbers: "
+            + (f"give --first_number {1 - first}" if 1 - first == first - shift else "number them as ffmpeg does")
+        )
+    return Loose(place, numbering, first)
+
+
+def _shift(loose: Loose, source: VideoScan) -> int | None:
+    numbers = loose.numbers
+    chosen = {numbers[i] for i in np.linspace(0, len(numbers) - 1, _SAMPLES + 2).round().astype(int).tolist()}
+    return alignment(source, sorted(chosen), loose.image).shift
+
+
+def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:
+    """The folder of pictures of each video that is asked for, by number.
+
+    Raises:
+        UserError: naming all videos that have none or several.
+    """
+    folders = [name for name in names_in(source) if (source / name).is_dir() and not name.startswith(".")]
+    if [v.lower() for v in config.videos] == ["all"]:
+        asked = sorted({int(d[0]) for name in folders if len(d := re.findall(r"[0-9]+", name)) == 1})
+        if not asked:
+            raise UserError(f"{source} has no folder named by a video's number, such as {video_name(1)}")
+    elif all(re.fullmatch("[0-9]{1,6}", v) for v in config.videos):
+        asked = sorted({int(v) for v in config.videos})
+    else:
+        raise UserError(f"--videos {' '.join(config.videos)}: give 'all' or video numbers such as 01 02")
+    found, faults = {}, []
+    for video in asked:
+        exact = [name for name in folders if name == video_name(video)]
+        its = exact or numbered_alike(folders, video)
+        if len(its) == 1:
+            found[video] = source / its[0]
+        else:
+            there = f"several ({', '.join(its)})" if its else f"none (it has {', '.join(folders[:4]) or 'no folders'})"
+            faults.append(f"video {video_name(video)}: {source} has {there}: name one folder {video_name(video)}")
+    if faults:
+        raise UserError.of(faults)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+
+
+def pack(loose: Loose, target: Path, quality: int, source: VideoScan | None) -> int:
+    """Write the archive of one video, whole or not at all; returns how many pictures were encoded.
+
+    Raises:
+        UserError: a picture is not readable or of another size, or the disk is full.
+    """
+    first = _opened(loose.path(loose.numbers[0]))
+    ranges = merged((n, n) for n in loose.numbers)
+    record: dict[str, Any] = {
+        "source": {
+            "name": f"{loose.folder.name}/{loose.numbering.pattern}",
+            "bytes": sum(loose.path(n).stat().st_size for n in loose.numbers),
+            "width": first.width,
+            "height": first.height,
+            "frames": max(loose.numbers[-1], source.frame_count if source else 0),
+        },
+        "settings": {"height": 0, "quality": quality},
+        "ranges": [list(r) for r in ranges],
+        "notes": [],
+        "adopted": {
+            "folder": str(loose.folder.resolve()),
+            "pattern": loose.numbering.pattern,
+            "first_number": loose.first_number,
+        },
+    }
+    encoded = 0
+
+    def frames() -> Iterator[tuple[int, bytes]]:
+        nonlocal encoded
+        bar = tqdm(loose.numbers, desc=target.name, unit="frame", disable=not sys.stderr.isatty())
+        for number in bar:
+            jpeg, kept = to_frame(loose.path(number), quality)
+            encoded += not kept
+            height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+            if (width, height) != first.size:
+                raise UserError(
+                    f"{loose.path(number)} is of {width}x{height} and {loose.path(loose.numbers[0]).name} of {first.width}x{first.height}: do they belong to one video?"
+                )
+            yield number, jpeg
+        record["adopted"]["encoded"] = encoded
+
+    write_archive(target, frames(), record)
+    return encoded
+
+
+def _packed_from(folder: Path, target: Path) -> bool:
+    """Whether an archive was packed from this folder."""
+    try:
+        packed = Path(FrameReader(target).provenance["adopted"]["folder"])
+    except (UserError, KeyError, TypeError):
+        return False
+    return packed in (folder.resolve(), *(folder.resolve() / name for name in names_in(folder)))
+
+
+def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: Path, config: AdoptConfig) -> str:
+    """Pack the frames of one video; returns what was done, in a sentence.
+
+    Raises:
+        UserError: the archive is there already, or as `find_loose` and `pack`.
+    """
+    if target.exists() and _packed_from(folder, target):
+        return f"{target}: packed before"
+    if target.exists():
+        raise UserError(f"{target} is there already and is what is read: remove it first to pack {folder} in its place")
+    source = None
+    if layout is not None and video in layout.source_videos():
+        source = scan(layout.video_file(video))
+    loose = find_loose(folder, config, source)
+    encoded = pack(loose, target, config.quality, source)
+    count, name = len(loose.numbers), loose.numbering.name(loose.numbering.numbers[0])
+    checked = f", compared with {source.path.name}" if source else ""
+    again = f", {encoded} of them encoded" if encoded else ""
+    return f"{target}: {count} frames{again}; {name} is frame {loose.numbers[0]}{checked}"
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(AdoptConfig, argv, prog="python -m data_preparation.adopt", description=__doc__.splitlines()[0])
+    apart = config.source is not None and config.output is not None and config.dataset is None
+    layout = None if apart else dataset_layout(config.dataset)
+    source, output = config.source or layout.frames, config.output or layout.frames
+    if not source.is_dir():
+        raise UserError(f"{source} is not a folder: name the folder that holds the folders of pictures with --source")
+    faults = []
+    for video, folder in video_folders(source, config).items():
+        try:
+            print(adopt_video(layout, video, folder, archive_file(output, video), config))
+        except UserError as error:
+            faults += str(error).splitlines()
+    if faults:
+        raise UserError.of(faults)
+    print("Look at them: python -m data_preparation.verify --sheets sheets")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
