@@ -99,6 +99,10 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
         header, *rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)) or [[]]
     except csv.Error as error:
         raise UserError(f"{path} is not a readable CSV ({first_line(error)}): look at its quotes") from None
+    if header and all(re.fullmatch(r"[0-9.]+", name.strip()) for name in header):
+        raise UserError(
+            f"{path}: its first line holds numbers, not the names of columns: write video,dive,... above it"
+        )
     header = [_column(name.strip()) for name in header]
     faults = [f"{path}: column '{name}' is there {n} times" for name, n in Counter(header).items() if n > 1 and name]
     longer = [(number, row) for number, row in enumerate(rows, start=above + 1) if len(row) > len(header)]

@@ -22,6 +22,7 @@ from data_preparation.near_misses import names_in, numbered_alike
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg")
 ARCHIVE_SUFFIX = ".zip"
+_UNFINISHED = (".part", ".tmp", ".ytdl", ".crdownload", ".download")
 
 
 def video_name(video: int) -> str:
@@ -114,7 +115,8 @@ class DatasetLayout:
     def _near_miss(self, video: int) -> str:
         """The end of the sentence about a missing video: the file that is probably meant, and the command that fixes it."""
         name = video_name(video)
-        for folder in (self.videos, self.root):
+        inner = [path for f in (self.videos, self.root) for n in names_in(f) if (path := f / n).is_dir()]
+        for folder in (self.videos, self.root, *(f for f in inner if f not in (self.videos, self.frames))):
             for found in numbered_alike(names_in(folder), video, VIDEO_SUFFIXES):
                 there = folder / found
                 if there.is_symlink() and not there.exists():
@@ -122,9 +124,10 @@ class DatasetLayout:
                 wanted = self.videos / (name + there.suffix.lower())
                 if there != wanted and there.is_file():
                     return f", but {there} is there: if that is video {name}, rename it ({shlex.join(['mv', str(there), str(wanted)])})"
-        unfinished = [n for n in names_in(self.videos) if n.startswith((f"{name}.", f".{name}."))]
-        if unfinished:
-            return f", only {unfinished[0]}: is its download unfinished? Give python -m data_preparation.download videos --only {name}"
+        for found in (n for n in names_in(self.videos) if n.startswith((f"{name}.", f".{name}."))):
+            if found.endswith(_UNFINISHED):
+                return f", only {found}: its download is unfinished, give python -m data_preparation.download videos --only {name}"
+            return f", but {self.videos / found} is there: if that is the video, convert it (ffmpeg -i {found} -c copy {name}.mkv)"
         if not self.videos.is_dir():
             return f"; that folder is not there: {self.root} has {', '.join(names_in(self.root)[:6]) or 'nothing'}"
         return f": download it (python -m data_preparation.download videos --only {name})"

@@ -318,7 +318,14 @@ def height_faults(reports: Sequence[VideoReport]) -> list[str]:
 def _mark(report: VideoReport) -> str:
     if report.extracting:
         return f"   {report.extracting}"
+    if is_absent(report):
+        return "   not extracted"
     return "   FAULTY" if report.faults else ""
+
+
+def is_absent(report: VideoReport) -> bool:
+    """Whether nothing was extracted of a video yet, and nothing else lies there in its place."""
+    return bool(report.faults) and report.faults[0].endswith(EXTRACT_FIRST)
 
 
 def report_text(reports: Sequence[VideoReport]) -> str:
@@ -355,7 +362,7 @@ def main(argv: Sequence[str]) -> int:
     )
     if notes := all_notes(reports, facts):
         text += "\n" + "\n".join(notes)
-    absent = [r.video for r in faulty if r.faults[0].endswith(EXTRACT_FIRST)]
+    absent = [r.video for r in faulty if is_absent(r)]
     faults = [*lists, *_absent_faults(absent, len(reports), layout)]
     faults += [f"video {video_name(r.video)}: {fault}" for r in faulty if r.video not in absent for fault in r.faults]
     faults += odd_heights
@@ -366,7 +373,7 @@ def main(argv: Sequence[str]) -> int:
         text += "\n\n" + "\n".join(faults)
     else:
         text += "\n\nAll frames of all dives are there and decode; the splits are disjoint."
-        text += f" Read the {len(notes)} notes above." if notes else ""
+        text += " Read the notes above." if notes else ""
     if config.report:
         with writing(config.report):
             write_whole(config.report, (text + "\n").encode())
@@ -378,7 +385,7 @@ def main(argv: Sequence[str]) -> int:
     again = [r.video for r in faulty if _extraction_helps(r)] or (list(work) if odd_heights else [])
     if again:
         faults.append(
-            f"{'extract' if set(again) <= set(absent) else 'extract again'}: {_repair(layout, again, reports, config)}"
+            f"{'extract them' if set(again) <= set(absent) else 'extract again'}: {_repair(layout, again, reports, config)}"
         )
     raise UserError.of(faults)
 
@@ -400,7 +407,7 @@ def _absent_faults(videos: Sequence[int], of: int, layout: DatasetLayout) -> lis
         return []
     names = " ".join(map(video_name, videos))
     return [
-        f"{len(videos)} of {of} videos are not extracted, {layout.frames} has no {archive_file(layout.frames, videos[0]).name}: if their job is in the queue (squeue --me), verify again when it has ended ({names})"
+        f"{len(videos)} of {of} videos are not extracted ({names}; no {archive_file(layout.frames, videos[0]).name} in {layout.frames}): where job_files/prepare_dataset.job is in the queue (squeue --me), verify again when it has ended"
     ]
 
 
