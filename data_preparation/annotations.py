@@ -74,7 +74,7 @@ def _read_text(path: Path) -> str:
     try:
         content = Path(path).read_bytes()
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
-            return content.decode("utf-16")
+            return content.decode("utf-16").lstrip("\ufeff")
         return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a text file in UTF-8") from None

@@ -264,6 +264,137 @@ def test_faults_of_own_files_are_named(tmp_path: Path, name: str, content: str |
         load_annotations(tmp_path / name)
 
 
+PAIRS = [(2, 1), (1, 4), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        (np.array(PAIRS), PAIRS), (np.array(PAIRS, np.uint8), PAIRS), (np.array(PAIRS, float), PAIRS),
+        ([np.array(pair) for pair in PAIRS], PAIRS), (tuple(map(list, PAIRS)), PAIRS),
+        (set(PAIRS), sorted(PAIRS)), (frozenset(PAIRS), sorted(PAIRS)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_split_lists_in_any_container_load(tmp_path: Path, saved: object, expected: list, protocol: int):
+    (tmp_path / "l.pkl").write_bytes(pickle.dumps(saved, protocol))
+    assert load_split(tmp_path / "l.pkl") == expected
+    if isinstance(saved, np.ndarray):
+        np.save(tmp_path / "l.npy", saved)
+        assert load_split(tmp_path / "l.npy") == expected
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        (dict.fromkeys(PAIRS, 1), r"a dictionary of 3 entries .*pickle list\(dictionary\)"),
+        ({"train": PAIRS}, "'train'.*pickle one of its values"),
+        (np.array([*PAIRS, (3, 3)]).T, "2 rows of 4 numbers: save it transposed"),
+        ({(1, 2), 5}, r"'5' is not a \(video, dive\) pair"),
+        ("text", "holds a str"),
+    ],
+)
+def test_a_split_list_of_another_kind_is_told_with_the_fix(tmp_path: Path, saved: object, words: str):
+    (tmp_path / "l.pkl").write_bytes(pickle.dumps(saved))
+    with pytest.raises(UserError, match=words):
+        load_split(tmp_path / "l.pkl")
+
+
+HEADER = "video;dive;start_frame;end_frame;difficulty;final_score"
+AS_ONE_HAS_IT = {
+    "decimal comma": f"{HEADER}\n1;1;5;9;3,4;88,5\n",
+    "tabs": HEADER.replace(";", "\t") + "\n1\t1\t5\t9\t3,4\t88,5\n",
+    "quoted": HEADER.replace(";", ",") + '\n1,1,5,9,"3,4","88,5"\n',
+    "sep": f"sep=;\r\n{HEADER}\r\n1;1;5;9;3,4;88,5\r\n",
+    "sep, mark, quotes": f'\ufeff"sep=;"\r\n{HEADER}\r\n1;1;5;9;3,4;88,5\r\n',
+    "sep, trailing separators": f"sep=;;;;;;\r\n{HEADER};\r\n1;1;5;9;3,4;88,5;\r\n",
+    "capitals": "Video,DIVE,Start_Frame,End Frame,difficulty ,finalScore\n1,1,5,9,3.4,88.5\n",
+}
+
+
+@pytest.mark.parametrize("content", AS_ONE_HAS_IT.values(), ids=AS_ONE_HAS_IT)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_csvs_as_spreadsheets_write_them_load(tmp_path: Path, content: str, encoding: str):
+    (tmp_path / "a.csv").write_bytes(content.encode(encoding))
+    (dive,) = load_annotations(tmp_path / "a.csv").values()
+    assert (dive.key, dive.start_frame, dive.difficulty, dive.final_score) == ((1, 1), 5, 3.4, 88.5)
+
+
+def test_json_and_pickles_with_capitals_or_lists_of_objects_load(tmp_path: Path):
+    row = {"Video": 1, "Dive": 1, "Start_Frame": 5, "End_Frame": 9, "Difficulty": "3,4", "Final_Score": 88.5}
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([row]))
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps({(1, 1): row}))
+    loaded = [load_annotations(tmp_path / name)[(1, 1)] for name in ("a.json", "a.pkl", "b.pkl")]
+    assert {(d.start_frame, d.difficulty, d.final_score) for d in loaded} == {(5, 3.4, 88.5)}
+    (tmp_path / "l.json").write_text(json.dumps([{"Video": 1, "Dive": 4}, {"Video": 2, "Dive": 1}]))
+    assert load_split(tmp_path / "l.json") == [(1, 4), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("judges", "expected"),
+    [
+        ("9,5 9 8,5", (9.5, 9.0, 8.5)), ("9.5, 9, 8.5", (9.5, 9.0, 8.5)), ("9.5,9,8.5", (9.5, 9.0, 8.5)),
+        ("9,5;9;8,5", (9.5, 9.0, 8.5)), ("9,5,9,8", None),
+    ],
+)  # fmt: skip
+def test_judges_scores_are_read_where_their_commas_are_certain(tmp_path: Path, judges: str, expected: tuple | None):
+    (tmp_path / "a.csv").write_text(f'{HEADER};judge_scores\n1;1;5;9;3,4;60;"{judges}"\n')
+    if expected is not None:
+        assert load_annotations(tmp_path / "a.csv")[(1, 1)].judge_scores == expected
+        return
+    with pytest.raises(UserError, match="Put spaces between the scores"):
+        load_annotations(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", HEADER.replace(";", ",") + "\n1,1,5,9,3,4,88,5\n", "row 2: 8 cells for 6 columns .*Write a point"),
+        ("a.csv", HEADER.replace(";", ",") + ",ss_no\n1,1,5,9,3,0,5,\n1,2,15,19,3.0,5,1\n", "row 2: 8 cells for 7"),
+        ("a.csv", f"{HEADER}\n1;1;1.204;1.310;3,4;60\n", "start_frame '1.204' .*separator of thousands"),
+        ("a.csv", "1,1,5,9,3.4,88\n", "its first line holds numbers"),
+        ("a.csv", "Video,video,dive\n1,1,4\n", "column 'video' is there 2 times"),
+        ("a.csv", f"{HEADER};caption\n1;1;5;9;3;60;sch\u00f6n\n".encode("cp1252"), "save it again as UTF-8"),
+        ("a.json", '{"video": 1}\n{"video": 2}', "put the objects of its lines into one list"),
+        ("a.json", '{"train": []}', "an object with 'train'"),
+        ("a.xlsx", "PK", "save the sheet as CSV"),
+    ],
+)
+def test_what_is_not_certain_is_told_with_cause_and_fix(tmp_path: Path, name: str, content: str | bytes, words: str):
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=words):
+        load_annotations(tmp_path / name)
+
+
+def test_a_missing_file_names_what_lies_beside_it(tmp_path: Path):
+    (tmp_path / "Dives.csv").write_text("x")
+    with pytest.raises(UserError, match=r"dives.pkl is not a file \(.* has Dives.csv\)"):
+        load_annotations(tmp_path / "dives.pkl")
+    with pytest.raises(UserError, match=r"the folder .*/gone is not there either"):
+        load_split(tmp_path / "gone" / "train.csv")
+
+
+def test_facts_of_videos_are_read_and_must_agree(tmp_path: Path):
+    rows = "{0},Frames_Per_Second,video_frames\n1,1,5,9,3,60,29.97,100\n1,2,15,19,3,60,{1},\n2,1,5,9,3,60,,\n"
+    path = tmp_path / "a.csv"
+    path.write_text(rows.format(HEADER.replace(";", ","), "29.97"))
+    facts = read_annotations(path).facts
+    assert list(facts) == [1]
+    assert (float(facts[1].frames_per_second), facts[1].frames, facts[1].stated_by) == (29.97, 100, "a.csv")
+    for other, words in (
+        ("25", r"video 01: frames_per_second is .* in one row and 25 in another \(dive 01/002\)"),
+        ("fast", "frames_per_second 'fast' cannot be understood"),
+        ("30000/0", "frames_per_second '30000/0' cannot be understood"),
+    ):
+        path.write_text(rows.format(HEADER.replace(";", ","), other))
+        with pytest.raises(UserError, match=words):
+            load_annotations(path)
+    path.write_text(f"{HEADER};video_frames\n1;1;5;109;3;60;100\n")
+    with pytest.raises(UserError, match="ends at frame 109, and video_frames says that its video has 100"):
+        load_annotations(path)
+
+
 # ------------------------------------------------------------------------------------------------------ rules, summary
 
 
