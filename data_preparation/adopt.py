@@ -20,7 +20,7 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from data_preparation.alignment import alignment
+from data_preparation.alignment import Alignment, alignment
 from data_preparation.archive import FrameReader, small_grey, write_archive
 from data_preparation.cli import UserError, first_line, flag, parse, run
 from data_preparation.extract import merged
@@ -152,7 +152,14 @@ def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> L
         raise UserError(f"{place / numbering.name(0)} is there, so its files count from 0: give --first_number 0")
     if first is None and lowest in (0, 1):
         first = lowest
-    shift = _shift(Loose(place, numbering, 1 if first is None else first), source) if source else None
+    shift = None
+    if source:
+        result = _compared(Loose(place, numbering, 1 if first is None else first), source)
+        shift = result.shift
+        if result.rate:
+            raise UserError(
+                f"{place} has the pictures of a file of about {round(result.rate)} frames per second, and {source.path.name} has {float(source.rate):g}: they are of another version; extract that video, or remove it if the labels count the other one's frames"
+            )
     if first is None and shift in (0, 1):
         return Loose(place, numbering, 1 - shift)
     if first is None:
@@ -167,10 +174,10 @@ def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> L
     return Loose(place, numbering, first)
 
 
-def _shift(loose: Loose, source: VideoScan) -> int | None:
+def _compared(loose: Loose, source: VideoScan) -> Alignment:
     numbers = loose.numbers
     chosen = {numbers[i] for i in np.linspace(0, len(numbers) - 1, _SAMPLES + 2).round().astype(int).tolist()}
-    return alignment(source, sorted(chosen), loose.image).shift
+    return alignment(source, sorted(chosen), loose.image)
 
 
 def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:

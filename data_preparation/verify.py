@@ -115,6 +115,10 @@ def alignment_faults(
             f"{reader.path}: its pictures are {way}: picture N is frame N{result.shift:+d} of {found.path.name} by ffmpeg's numbers; "
             + (f"they were numbered from 0: {fix}" if fix else "number them as ffmpeg does, or extract the video")
         ], []
+    if result.rate:
+        return [
+            f"{reader.path}: its pictures are those of a file of about {round(result.rate)} frames per second, and {found.path.name} has {float(found.rate):g}: another version than whole_videos has; remove these frames and extract the video, or remove the video if the labels count the other one's frames"
+        ], []
     if result.compared and result.foreign > result.compared / 2:
         return [], [
             f"{result.foreign} of {result.compared} pictures are like no frame of {found.path.name} near their number: are they of another version or numbering? Look at the contact sheet"

@@ -21,18 +21,19 @@ from tests.conftest import run_python
 from training.config import TrainConfig
 from training.data.dataset import frame_faults
 
-COUNT = 150  # frames of the video
+COUNT = 210  # frames of the video
 
 
 def moving_video(path: Path) -> Path:
-    """Every frame differs from its neighbours: a bar that moves, on a ground that brightens."""
+    """Every frame differs a little from its neighbours and much from those that are far: a bar that moves, on waves."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for i in range(COUNT):
-            image = np.full((64, 96, 3), 40 + i % 7, np.uint8)
-            image[:, (i * 3) % 90 : (i * 3) % 90 + 6] = 230
+            wave = 110 + 80 * np.sin(np.arange(96) / 15 + i / 25)
+            image = np.repeat(np.tile(wave, (64, 1))[:, :, None], 3, 2).astype(np.uint8)
+            image[:20, (i * 3) % 90 : (i * 3) % 90 + 6] = 230
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         container.mux(stream.encode())
     return path
@@ -58,7 +59,7 @@ def dataset(video: Path, tmp_path: Path) -> DatasetLayout:
     layout.annotations.mkdir(parents=True)
     layout.videos.mkdir()
     (layout.videos / "01.mp4").symlink_to(video)
-    rows = "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,10,49,3.0,60\n1,2,60,99,3.0,60\n"
+    rows = "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,90,129,3.0,60\n1,2,150,189,3.0,60\n"
     (layout.annotations / "dives.csv").write_text(rows)
     (layout.annotations / "train.csv").write_text("video,dive\n1,1\n")
     (layout.annotations / "test.csv").write_text("video,dive\n1,2\n")
@@ -77,7 +78,7 @@ def adopt(*flags: object):
 
 
 def training_faults(layout: DatasetLayout) -> list[str]:
-    dives = [Dive(1, 1, 10, 49, 3.0, 60.0), Dive(1, 2, 60, 99, 3.0, 60.0)]
+    dives = [Dive(1, 1, 90, 129, 3.0, 60.0), Dive(1, 2, 150, 189, 3.0, 60.0)]
     return frame_faults(dives, TrainConfig(root_dir=layout.frames, frame_num=4, frame_method="spaced_fixed"))
 
 
@@ -122,6 +123,20 @@ def test_a_shift_that_no_name_shows_is_seen_beside_the_video(dataset: DatasetLay
     assert adopt("--dataset", dataset.root, "--first_number", 0).returncode == 0
     assert open_frames(dataset.frames, 1).numbers[0] == 2
     assert verify(dataset).returncode == 0
+
+
+def test_frames_of_a_version_at_another_rate_are_seen_beside_the_video(dataset: DatasetLayout, video: Path):
+    """A picture of the same broadcast at 30 frames per second, numbered from 1: nothing is missing."""
+    folder = dataset.frames / "01"
+    folder.mkdir(parents=True)
+    images = [frame.to_image() for frame in av.open(str(video)).decode(video=0)]
+    for i in range(COUNT * 30 // 25):
+        images[i * 25 // 30].save(folder / f"{i + 1:06d}.jpg", quality=95)
+    checked = verify(dataset)
+    assert checked.returncode == 2
+    assert "of a file of about 30 frames per second, and 01.mp4 has 25" in checked.stderr
+    assert adopt("--dataset", dataset.root).returncode == 2
+    assert not (dataset.frames / "01.zip").exists()
 
 
 def test_rightly_numbered_loose_frames_pass(dataset: DatasetLayout, video: Path):
