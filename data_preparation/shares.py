@@ -67,9 +67,11 @@ class ShareConfig:
         Raises:
             UserError: unreadable annotations or catalogue.
         """
-        annotated = read_annotations(self.annotation_path or dataset_layout(self.dataset).annotation_file).facts
+        layout = dataset_layout(self.dataset)
+        annotated = read_annotations(self.annotation_path or layout.annotation_file).facts
+        drawn = layout.synthetic_file.exists()  # its videos have the numbers of those in the catalogue
         stated: dict[int, list[VideoFacts]] = {}
-        for facts in (annotated, catalogue_facts()):
+        for facts in (annotated, {} if drawn else catalogue_facts()):
             for video, of_video in facts.items():
                 stated.setdefault(video, []).append(of_video)
         return stated
