@@ -30,7 +30,6 @@ from data_preparation.near_misses import names_in, numbered_alike, numberings
 
 PROVENANCE = "provenance.json"
 _FRAME_FILE = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})\.jpg")
-EXTRACT_FIRST = "extract the video first (python -m data_preparation.extract)"
 # what zipfile raises on damaged archives
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
@@ -245,13 +244,16 @@ def _pictures_in(folder: Path) -> str:
     return ""
 
 
+def extract_first(video: int) -> str:
+    """What to do about a video of which nothing was extracted yet."""
+    return f"extract the video first (python -m data_preparation.extract --videos {video_name(video)})"
+
+
 def missing_text(frames_dir: Path, video: int) -> str:
     """The sentence about a video that has neither an archive nor a folder of frames: what lies there instead."""
     wanted, names = archive_file(frames_dir, video), names_in(frames_dir)
     if not names:
-        return (
-            f"{wanted} is missing ({frames_dir} is {'empty' if frames_dir.is_dir() else 'not there'}): {EXTRACT_FIRST}"
-        )
+        return f"{wanted} is missing ({frames_dir} is {'empty' if frames_dir.is_dir() else 'not there'}): {extract_first(video)}"
     for name in numbered_alike(names, video):
         there = frames_dir / name
         if there.is_dir() and not any(map(is_frame_file, names_in(there))) and (found := _pictures_in(there)):
@@ -267,7 +269,7 @@ def missing_text(frames_dir: Path, video: int) -> str:
         return f"{wanted} is missing: name the folder {frames_dir / 'whole_videos_frames'} instead of {frames_dir}"
     if found := numberings(names):
         return f"{wanted} is missing, but {frames_dir} itself has {found[0].text}: move those of video {video_name(video)} to a folder {video_name(video)} in it"
-    return f"{wanted} is missing: {EXTRACT_FIRST}"
+    return f"{wanted} is missing: {extract_first(video)}"
 
 
 def _rename(path: Path, name: str) -> str:

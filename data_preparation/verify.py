@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from data_preparation.alignment import alignment, sampled
 from data_preparation.annotations import list_faults, load_split
-from data_preparation.archive import EXTRACT_FIRST, FrameReader, adopt_command, is_frame_file, open_frames, source_rate
+from data_preparation.archive import FrameReader, adopt_command, extract_first, is_frame_file, open_frames, source_rate
 from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.decoding import stored_size
 from data_preparation.dives import Dive, VideoFacts
@@ -329,7 +329,7 @@ def _mark(report: VideoReport) -> str:
 
 def is_absent(report: VideoReport) -> bool:
     """Whether nothing was extracted of a video yet, and nothing else lies there in its place."""
-    return bool(report.faults) and report.faults[0].endswith(EXTRACT_FIRST)
+    return bool(report.faults) and report.faults[0].endswith(extract_first(report.video))
 
 
 def report_text(reports: Sequence[VideoReport]) -> str:
