@@ -142,20 +142,25 @@ def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping
 def main(argv: Sequence[str]) -> int:
     launch, training, site = submit.read(argv, PipelineConfig, "python -m launch.pipeline", __doc__.splitlines()[0])
     training = dataclasses.replace(training, evaluate=False)  # the last stage's
+    preflight.say("checking flags, files and videos")
     faults = pipeline_faults(launch, training, site)
+    notes: list[str] = []
     folder = RunFolder(training.run_dir)
     if preflight.slurm_is_here(launch, faults):
         executor = submit.slurm_executor(launch, training, site, snapshot.place(folder.path))
         script = submit.script_of(executor, folder.jobs_dir)
-        faults += preflight.request_faults(script)
+        preflight.ask_slurm(script, launch, faults, notes)
     if faults:
         raise UserError.of(faults)
+    for note in notes:
+        print(note)
     if launch.dry_run:
         for stage in stages(launch, training, site, snapshot.place(folder.path)):
             print(f"{stage.name:<9} {'done' if stage.is_done else 'to submit'}")
         print(script)
         return 0
     record_file = folder.path / "pipeline.json"
+    preflight.say(f"keeping the code in {folder.path}, and submitting")
     with submit.submitting_into(folder.path / "pipeline"):
         code = snapshot.take(folder.path)
         jobs = read_json(record_file) or {}

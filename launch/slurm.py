@@ -72,6 +72,15 @@ def test_only(script: str) -> None:
     _run("sbatch", "--test-only", text=script)
 
 
+def nodes_and_partitions() -> tuple[str, str]:
+    """What `scontrol show --oneliner` says of all nodes and of all partitions.
+
+    Raises:
+        SlurmError: scontrol is missing or fails.
+    """
+    return _run("scontrol", "show", "node", "--oneliner"), _run("scontrol", "show", "partition", "--oneliner")
+
+
 def cancel(*job_ids: str, signal: str | None = None) -> None:
     """Cancel jobs, or send a signal to their processes.
 

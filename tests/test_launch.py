@@ -21,7 +21,8 @@ from data_preparation.cli import UserError, parse, to_argv
 from launch import snapshot
 from launch.begin import check_restart, free_port
 from launch.config import LaunchConfig, absolute, read_flag_file, site_flags
-from launch.progress import duration_text, progress_text
+from launch.fitting import Request, excess, gpu_counts, host_names, parse_nodes, parse_partitions
+from launch.progress import clock_text, duration_text, progress_text, slurm_seconds
 from launch.slurm import EndedJob, QueuedJob
 from launch.status import COLUMNS, Cluster, run_folders, run_row, run_state, table
 from launch.submit import slurm_parameters
@@ -180,6 +181,74 @@ def test_flags_go_before_the_sites_values_before_defaults():
     assert (waiting["dependency"], waiting["mail_user"], waiting["exclude"], waiting["qos"]) == (
         "afterok:7", "me@uni", "n1", "long",
     )  # fmt: skip
+
+
+# as `scontrol show node --oneliner` prints them: a node of the tests' cluster, and two of a site with types and features
+NODES = """\
+NodeName=n1 Arch=x86_64 CoresPerSocket=1  CPUAlloc=0 CPUEfctv=2 CPUTot=2 CPULoad=0.44 AvailableFeatures=(null) ActiveFeatures=(null) Gres=gpu:2 NodeAddr=10.77.0.11 NodeHostName=n1 Version=22.05.8 OS=Linux 6.18.44 #1 SMP PREEMPT_DYNAMIC @0  RealMemory=8000 AllocMem=0 FreeMem=21848 Sockets=2 Boards=1 State=IDLE ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A Partitions=gpu,urgent  BootTime=2026-11-26T06:30:05 SlurmdStartTime=2026-11-26T06:35:06 LastBusyTime=2026-11-26T06:35:07 CfgTRES=cpu=2,mem=8000M,billing=2,gres/gpu=2 AllocTRES= CapWatts=n/a CurrentWatts=0 AveWatts=0 ExtSensorsJoules=n/s ExtSensorsWatts=0 ExtSensorsTemp=n/s
+NodeName=a1 Arch=x86_64 CoresPerSocket=32 CPUAlloc=0 CPUTot=64 CPULoad=0.01 AvailableFeatures=a100,ib ActiveFeatures=a100,ib Gres=gpu:a100:4(S:0-1) NodeAddr=a1 NodeHostName=a1 OS=Linux 5.14 #1 SMP RealMemory=512000 AllocMem=0 MemSpecLimit=2048 State=IDLE Partitions=long Reason=a b=c d [root@2026-01-01T00:00:00]
+NodeName=v2 Arch=x86_64 CoresPerSocket=16 CPUAlloc=0 CPUTot=128 CPULoad=0.01 AvailableFeatures=v100 ActiveFeatures=v100 Gres=gpu:v100:2(S:0),gpu:mps:v100:200 RealMemory=192000 State=DOWN*+DRAIN Partitions=long
+a line of something else
+"""
+PARTITIONS = """\
+PartitionName=gpu AllowGroups=ALL Default=YES QoS=N/A MaxNodes=UNLIMITED MaxTime=UNLIMITED MaxCPUsPerNode=UNLIMITED Nodes=n[1-2] State=UP MaxMemPerNode=UNLIMITED
+PartitionName=long AllowGroups=ALL Default=NO MaxNodes=1 MaxTime=2-00:00:00 MaxCPUsPerNode=48 Nodes=a1,v2 State=UP MaxMemPerNode=UNLIMITED
+"""
+
+
+def too_much(**asked: object) -> list[str]:
+    request = Request(**{"nodes": 1, "tasks": 1, "cpus": 1, "memory": 1024, "gpus": 1, "minutes": 60, **asked})
+    return excess(request, parse_nodes(NODES), parse_partitions(PARTITIONS))
+
+
+def test_nodes_and_partitions_are_read_as_slurm_prints_them():
+    n1, a1, v2 = parse_nodes(NODES)
+    assert (n1.cpus, n1.memory, n1.gpus, n1.features, n1.partitions) == (2, 8000, {"": 2}, set(), {"gpu", "urgent"})
+    assert (a1.cpus, a1.memory, a1.gpus, a1.features) == (64, 509952, {"a100": 4}, {"a100", "ib"})
+    assert (v2.gpus, v2.state) == ({"v100": 2}, "DOWN*+DRAIN")
+    limits = parse_partitions(PARTITIONS)
+    assert (limits["gpu"].is_default, limits["gpu"].minutes, limits["gpu"].nodes) == (True, None, None)
+    assert (limits["long"].minutes, limits["long"].nodes, limits["long"].cpus) == (2880, 1, 48)
+    assert gpu_counts("gpu") == {"": 1}
+    assert gpu_counts("(null)") == gpu_counts("") == {}
+    assert gpu_counts("gpu:h100:3(S:0),gpu:h100:1(S:1),gpu:2,shard:8") == {"h100": 4, "": 2}
+    assert host_names("gpu[003-004,7],n1,a[1-2]b") == {"gpu003", "gpu004", "gpu7", "n1", "a1b", "a2b"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"cpus": 8}, ["asked 8 CPUs on each node, the largest node of partition gpu has 2: give --cpus_per_gpu 2"]),
+        ({"memory": 32 * 1024}, ["asked 32 GB of memory on each node, .* has 7.81 GB: give --mem_per_gpu_gb 7"]),
+        ({"gpus": 4, "tasks": 4, "cpus": 32}, ["32 CPUs .* give --cpus_per_gpu 1 --gpus_per_node 2", "asked 4 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"gpu_type": "v100"}, ["the GPUs of partition gpu have no type: leave out --gpu_type"]),
+        ({"nodes": 3}, ["asked 3 nodes, partition gpu has 1: give --nodes 1"]),
+        ({"gpus": 0, "tasks": 4, "cpus": 4}, ["--cpus_per_gpu 1 --tasks_per_node 2"]),
+        ({"partition": "nope"}, ["--partition nope is not there: give one of gpu, long"]),
+        ({"partition": "long", "gpu_type": "h100"}, ["asked 1 h100 GPU .* has GPUs of type a100, v100: give one of them"]),
+        ({"partition": "long", "gpu_type": "v100", "gpus": 4}, ["asked 4 v100 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"partition": "long", "cpus": 64}, ["64 CPUs .* has 48"]),
+        ({"partition": "long", "minutes": 4000}, ["asked 4000 minutes, partition long allows 2880: give --time_min 2880"]),
+        ({"partition": "long", "nodes": 2}, ["asked 2 nodes, partition long allows 1 for a job: give --nodes 1"]),
+        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["asked 1 node with all of this on each, partition long has 0: ask for less"]),
+        ({"partition": "long", "constraint": "a100&h100"}, ["no node of partition long has these features; they have: a100, ib, v100"]),
+        ({"partition": "long", "exclude": "a1", "gpus": 3}, ["asked 3 GPUs on each node, the largest node of partition long has 2"]),
+        ({"cpus": 8, "memory": 9000, "gpus": 3, "nodes": 5}, ["8 CPUs", "8.79 GB", "3 GPUs", "5 nodes"]),
+    ],
+)  # fmt: skip
+def test_everything_that_is_too_much_for_the_nodes_is_named(asked: dict, words: list[str]):
+    found = too_much(**asked)
+    assert len(found) == len(words) + (0 if "nope" in asked.values() else 2)
+    for line, expected in zip(found, words, strict=False):
+        assert re.search(expected, line)
+
+
+def test_what_was_asked_and_what_there_is_are_told():
+    *_, asked, there = too_much(partition="long", gpus=9, tasks=9, memory=2048)
+    assert asked == "asked: 1 node with 9 tasks, 1 CPU, 2 GB and 9 GPUs each, partition long, 60 minutes"
+    assert there == "partition long has: 1 node with 64 CPUs, 498 GB, 4 a100 GPUs; 1 node with 128 CPUs, 188 GB, 2 v100 GPUs (1 of them down or drained)"  # fmt: skip
+    assert too_much() == too_much(partition="long") == too_much(partition="a,b") == []
+    assert excess(Request(1, 9, 9, 9, 9), [], {}) == []
 
 
 @given(
