@@ -258,6 +258,20 @@ def parse_command(commands: dict[str, type], argv: Sequence[str], prog: str) -> 
     return name, parse(commands[name], argv[1:], prog=f"{prog} {name}")
 
 
+def parse_named(cls: type[T], argv: Sequence[str], prog: str) -> tuple[str, T]:
+    """(name, instance of the dataclass `cls`) of a command line that begins with the name of something; `prog` ends in
+    the word for it, such as RUN.
+
+    Raises:
+        UserError: the name is missing, or as `parse`.
+    """
+    if {"-h", "--help"} & set(argv):
+        parse(cls, ["--help"], prog=prog)
+    if not argv or argv[0].startswith("-"):
+        raise UserError(f"name the {prog.split()[-1].lower()} first: {prog}")
+    return argv[0], parse(cls, argv[1:], prog=prog)
+
+
 def _is_negative_number(word: str) -> bool:
     try:
         return word.startswith("-") and float(word) <= 0

@@ -21,9 +21,13 @@ from typing import Any
 from data_preparation.cli import UserError, run
 from data_preparation.files import write_whole, writing
 from launch.config import LaunchConfig
-from training.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, restart_count
-from training.run_folder import RunFolder
+from launch.progress import starting_text
+from launch.slurm import SlurmError, set_comment
+from training.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, restart_count, slurm_job_id
+from training.run_folder import RunFolder, read_json
 
+REFUSAL = "refused"  # file in the job's folder: why its last start was refused
+OUTPUT = "output"  # link in the job's folder to the file that its batch script writes to
 _FRUITLESS = 2  # starts in a row from the same position after which the next one is refused
 _LONG_S = 600  # a start that was told to stop sooner (preempted, say) has not shown that it gets nowhere
 _TRIES = 200
@@ -111,9 +115,38 @@ def main(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> int:
     text = env.get("DEEPSPORTS_REQUEUES") or str(LaunchConfig.requeues)
     if not re.fullmatch("[0-9]+", text):
         raise UserError(f"DEEPSPORTS_REQUEUES '{text}' is no number: mend job_files/environment.sh")
-    check_restart(job, restart_count(), int(text), position(RunFolder(job.parent.parent)))
-    print(f"export {PORT_VARIABLE}={free_port(raw_job_number())}")
+    keep_output_place(job)
+    run_folder = RunFolder(job.parent.parent)
+    try:
+        check_restart(job, restart_count(), int(text), position(run_folder))
+        port = free_port(raw_job_number())
+    except UserError as error:  # launch.status tells it when Slurm has forgotten the job
+        with writing(job):
+            write_whole(job / REFUSAL, str(error).encode())
+        raise
+    (job / REFUSAL).unlink(missing_ok=True)
+    tell_start(run_folder, env)
+    print(f"export {PORT_VARIABLE}={port}")
     return 0
+
+
+def keep_output_place(job: Path) -> None:
+    """Link the file that the batch script writes to into the job's folder: Slurm forgets where it is."""
+    with suppress(OSError):
+        output = Path(os.readlink("/proc/self/fd/2"))
+        if output.is_file():
+            job.mkdir(parents=True, exist_ok=True)
+            (job / OUTPUT).unlink(missing_ok=True)
+            (job / OUTPUT).symlink_to(output)
+
+
+def tell_start(run_folder: RunFolder, env: Mapping[str, str]) -> None:
+    """Replace the comment of the start before, which says how that one ended."""
+    words = env.get("DEEPSPORTS_COMMENT", "")
+    if job_id := slurm_job_id(env):
+        with suppress(SlurmError, UserError, KeyError, TypeError):  # damaged progress, or no scontrol on compute nodes
+            told = starting_text(read_json(run_folder.progress_file))
+            set_comment(job_id, f"{words}: {told}" if words else told)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.progress import slurm_seconds
+from launch.slurm import oneliner_fields
 
 _MB_OF_A_GB = 1024  # Slurm's G
 
@@ -65,11 +66,6 @@ class Partition:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def _fields(line: str) -> dict[str, str]:
-    """The fields of a line of `scontrol show --oneliner`; values may have spaces in them."""
-    return {name: value.strip() for name, value in re.findall(r"(?:^|\s)(\w+)=(.*?)(?=\s+\w+=|\s*$)", line)}
-
-
 def _limit(text: str) -> int | None:
     return int(text) if text.isdigit() else None
 
@@ -77,7 +73,7 @@ def _limit(text: str) -> int | None:
 def parse_nodes(text: str) -> list[Node]:
     """The nodes of `scontrol show node --oneliner`; lines that are no node's are left out."""
     found = []
-    for fields in map(_fields, text.splitlines()):
+    for fields in map(oneliner_fields, text.splitlines()):
         if not {"NodeName", "CPUTot", "RealMemory"} <= set(fields):
             continue
         reserved = int(fields.get("MemSpecLimit", "0"))
@@ -108,7 +104,7 @@ def gpu_counts(gres: str) -> dict[str, int]:
 def parse_partitions(text: str) -> dict[str, Partition]:
     """The partitions of `scontrol show partition --oneliner`, by name."""
     found = {}
-    for fields in map(_fields, text.splitlines()):
+    for fields in map(oneliner_fields, text.splitlines()):
         if name := fields.get("PartitionName"):
             seconds = slurm_seconds(fields.get("MaxTime", ""))
             found[name] = Partition(

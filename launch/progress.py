@@ -63,3 +63,10 @@ def progress_text(progress: Mapping[str, Any]) -> str:
     if progress["state"] == "running":
         parts.append(f"eta {duration_text(progress.get('eta_s'))}")
     return " ".join(parts)
+
+
+def starting_text(progress: Mapping[str, Any] | None) -> str:
+    """The comment of a job whose processes are being started; `progress` is what an earlier start left."""
+    if progress is None:
+        return "starting"
+    return progress_text({**progress, "state": "starting"})

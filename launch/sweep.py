@@ -2,6 +2,7 @@
 
     python -m launch.sweep submit --name rates --grid learning_rate=1e-4,1e-5 batch_size=8,16 [launch flags] [-- training flags]
     python -m launch.sweep show rates
+    python -m launch.sweep cancel rates         let all its points save, then end them
 
 --grid takes every combination; --points FILE has the flags of one point in each line. The same command again submits the
 points that failed or are new, and no others. Points are compared by validation: unless they differ in seed and fold only,
@@ -23,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, collected, first_line, flag, parse, parse_command, run, to_argv
+from data_preparation.cli import UserError, collected, first_line, flag, parse, parse_command, parse_named, run, to_argv
 from data_preparation.files import write_whole, writing
 from launch import preflight, snapshot, submit
 from launch.config import LaunchConfig, absolute
 from launch.progress import number_text
-from launch.status import existing_runs_dir, last_job, look_at_cluster, run_state
+from launch.status import end_jobs, existing_runs_dir, last_job, look_at_cluster, run_state
 from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
 from training.run_folder import RunFolder, read_json, write_json
@@ -77,6 +78,11 @@ class ShowConfig:
     runs_dir: Path | None = flag(
         None, "Folder of all run folders; none takes DEEPSPORTS_RUNS of job_files/environment.sh."
     )
+
+
+@dataclass(frozen=True)
+class CancelConfig(ShowConfig):
+    """Let all points of a sweep save, then end them; the command that submitted the sweep goes on."""
 
 
 # ------------------------------------------------------------------------------------------- points (pure functions)
@@ -401,14 +407,34 @@ def sweep_rows(folder: Path, points: Mapping[str, Point]) -> list[dict[str, Any]
     )
 
 
+def _named_sweep(name: str, runs_dir: Path | None) -> tuple[Path, dict[str, Point]]:
+    """The folder and the points of a sweep.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
+    runs_dir = existing_runs_dir(runs_dir)
+    if points := known_points(runs_dir / name):
+        return runs_dir / name, points
+    sweeps = ", ".join(sorted(path.parent.name for path in runs_dir.glob("*/sweep.json"))) or "none"
+    raise UserError(
+        f"{runs_dir / name} holds no sweep (no sweep.json): give the --name that it was submitted with; there are: {sweeps}"
+    )
+
+
+def cancel_sweep(argv: Sequence[str]) -> int:
+    name, options = parse_named(CancelConfig, argv, prog="python -m launch.sweep cancel NAME")
+    folder, points = _named_sweep(name, options.runs_dir)
+    ended = end_jobs({job for point in points if (job := last_job(folder / point))})
+    if not ended:
+        raise UserError(f"no point of {folder} waits or runs: there is nothing to cancel")
+    print(f"{len(ended)} of {len(points)} points are cancelled; submit the sweep again to go on")
+    return 0
+
+
 def show_sweep(argv: Sequence[str]) -> int:
-    if not argv or argv[0].startswith("-"):
-        raise UserError("name the sweep: python -m launch.sweep show NAME")
-    options = parse(ShowConfig, argv[1:], prog="python -m launch.sweep show NAME")
-    folder = existing_runs_dir(options.runs_dir) / argv[0]
-    points = known_points(folder)
-    if not points:
-        raise UserError(f"{folder} holds no sweep (no sweep.json): give the --name that it was submitted with")
+    name, options = parse_named(ShowConfig, argv, prog="python -m launch.sweep show NAME")
+    folder, points = _named_sweep(name, options.runs_dir)
     rows = sweep_rows(folder, points)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = [c for c in columns if c != "point"]
@@ -427,7 +453,7 @@ def show_sweep(argv: Sequence[str]) -> int:
     with writing(folder / "sweep.csv"):
         write_whole(folder / "sweep.csv", text.getvalue().encode())
         draw_sweep(
-            rows, sorted(varied(points.values())) or sorted(next(iter(points.values()))), folder / "sweep.png", argv[0]
+            rows, sorted(varied(points.values())) or sorted(next(iter(points.values()))), folder / "sweep.png", name
         )
     print(f"\n{folder / 'sweep.csv'}\n{folder / 'sweep.png'}")
     best = rows[0]
@@ -439,11 +465,10 @@ def show_sweep(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    if argv and argv[0] == "submit":
-        return submit_sweep(argv[1:])
-    if argv and argv[0] == "show":
-        return show_sweep(argv[1:])
-    parse_command({"submit": SweepConfig, "show": ShowConfig}, argv, "python -m launch.sweep")
+    commands = {"submit": submit_sweep, "show": show_sweep, "cancel": cancel_sweep}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
+    parse_command({"submit": SweepConfig, "show": ShowConfig, "cancel": CancelConfig}, argv, "python -m launch.sweep")
     return 2
 
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from data_preparation.dives import Dive
 from data_preparation.files import whole_file, writing
 
-TRAIN, VALIDATION, BEST = "#1f77b4", "#d95f02", "#2ca02c"
+TRAIN, VALIDATION, BEST, FAILED = "#1f77b4", "#d95f02", "#2ca02c", "#d62728"
 
 
 def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -75,38 +75,65 @@ def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, t
 
 def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Path, title: str) -> None:
     """Write the PNG of a sweep: for each flag that was varied, the best validation Spearman of every point by its value.
+    Points that ended badly are marked, those without a number below all others.
 
     A row has the flags' values as text, `state`, and `best_val_spearman` (None where there is none yet).
     """
     done = [row for row in rows if row["best_val_spearman"] is not None]
+    lacking = [row for row in rows if row["best_val_spearman"] is None]
     columns = min(len(flags), 3)
     shape = (-(-len(flags) // columns), columns)
     figure, panels = plt.subplots(
         *shape, figsize=(5 * columns, 4 * shape[0]), layout="constrained", squeeze=False, sharey=True
     )
-    without = len(rows) - len(done)
-    figure.suptitle(f"{title}: {len(rows)} points" + (f", {without} without a number" if without else ""))
+    figure.suptitle(f"{title}: {len(rows)} points" + (f", {len(lacking)} without a number" if lacking else ""))
+    numbers = [row["best_val_spearman"] for row in done] or [0.0, 1.0]
+    margin = max(max(numbers) - min(numbers), 0.02) * 0.12
+    floor = min(numbers) - 2 * margin  # where points without a number stand
     for axes, flag in zip(panels.flat, flags, strict=False):
         values = sorted({str(row.get(flag, "default")) for row in rows}, key=_as_number)
-        for row in done:
-            x = values.index(str(row.get(flag, "default")))
-            ended = row["state"] == "finished"
-            axes.plot(x, row["best_val_spearman"], "o", color=TRAIN, fillstyle="full" if ended else "none", alpha=0.8)
+        kinds: dict[str, tuple[list[int], list[float]]] = {}
+        for row in rows:
+            x, y = kinds.setdefault(_sweep_mark(row), ([], []))
+            x.append(values.index(str(row.get(flag, "default"))))
+            y.append(floor if row["best_val_spearman"] is None else row["best_val_spearman"])
+        for kind in (kind for kind in _SWEEP_MARKS if kind in kinds):
+            label = None if kind == "finished" else f"{kind}: {len(kinds[kind][0])}"
+            # whole marks below the line of the lowest number too
+            axes.plot(*kinds[kind], linestyle="none", alpha=0.8, clip_on=False, label=label, **_SWEEP_MARKS[kind])
         if done:
             best = max(done, key=lambda row: row["best_val_spearman"])
             label = f"best: {best['best_val_spearman']:.3f}"
             axes.plot(values.index(str(best.get(flag, "default"))), best["best_val_spearman"], "*", color=BEST, markersize=14, label=label)  # fmt: skip
+        if lacking:
+            axes.axhline(floor + margin, color="grey", linewidth=0.8, linestyle=":")
+        if axes.get_legend_handles_labels()[1]:
             axes.legend(loc="best")
         axes.set_xticks(range(len(values)), values, rotation=30 if len(values) > 5 else 0)
         axes.set(xlabel=flag, xlim=(-0.5, len(values) - 0.5))
+        axes.set_ylim((floor if lacking else min(numbers)) - margin, max(numbers) + margin)
         axes.grid(alpha=0.3)
     for axes in panels[:, 0]:
-        axes.set_ylabel("best validation Spearman")
+        axes.set_ylabel("best validation Spearman" + ("\n(below the line: no number)" if lacking else ""))
     for axes in panels.flat[len(flags) :]:
         axes.set_visible(False)
     with writing(path), whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
+
+
+_SWEEP_MARKS: dict[str, dict[str, Any]] = {
+    "finished": {"marker": "o", "color": TRAIN},
+    "not finished": {"marker": "o", "color": TRAIN, "fillstyle": "none"},
+    "failed": {"marker": "x", "color": FAILED, "markersize": 9, "markeredgewidth": 2},
+}
+_BAD_ENDS = ("boot_fail", "damaged", "deadline", "failed", "killed", "node_fail", "out_of_memory", "timeout")
+
+
+def _sweep_mark(row: Mapping[str, Any]) -> str:
+    if row["state"].startswith(_BAD_ENDS):
+        return "failed"
+    return "finished" if row["state"] == "finished" else "not finished"
 
 
 def _as_number(text: str) -> tuple[float, str]:
