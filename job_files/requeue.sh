@@ -45,6 +45,8 @@ if [ -n "$deepsports_why" ]; then
                 break
             fi
             echo "Requeueing job $deepsports_id: $deepsports_why"
+            # the training's last comment would be shown while the job waits
+            scontrol update jobid="$deepsports_id" comment="${DEEPSPORTS_COMMENT:+$DEEPSPORTS_COMMENT: }waits to go on ($deepsports_why)" || true
             if scontrol requeue "$deepsports_id"; then
                 sleep 60 # the requeue ends this script
                 break

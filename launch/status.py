@@ -77,11 +77,16 @@ class StatusConfig:
 
 
 @dataclass(frozen=True)
-class CommandConfig:
-    """The flags of logs and cancel."""
+class LogsConfig:
+    """Follow the log of a run's newest job."""
 
     runs_dir: Path | None = StatusConfig.__dataclass_fields__["runs_dir"]
     follow: bool = flag(True, "Go on showing what is added, until Ctrl-C; False ends where the log ends now.")
+
+
+@dataclass(frozen=True)
+class CancelConfig(LogsConfig):
+    """Let a run save, then end its job; the command that started it goes on. (--follow is for logs only.)"""
 
 
 # ----------------------------------------------------------------------------------------------------------- looking
@@ -421,6 +426,7 @@ def overview(
     cluster = look_at_cluster({job for job in jobs.values() if job})
     now = time.time()
     rows = [Row(*run_row(name, folder, cluster, now), last_change(folder)) for name, folder in runs.items()]
+    present = dict.fromkeys(row.state.split(" (")[0] for row in rows)
     rows = [row for row in rows if not states or row.state.lower().startswith(tuple(states))]
     if last:
         rows = latest_first(rows)[:last]
@@ -430,8 +436,12 @@ def overview(
         others = few_lines(others, max(int(height) // 3, 1), width)
     room = height - len(others)
     if not rows:
-        chosen = "that was asked for " if runs else ""
-        return "\n".join([cut(f"No run {chosen}in {runs_dir}{'' if runs else ' yet'}.", width), *others])
+        none = (
+            f"No run is {' or '.join(states)}; there are: {', '.join(present)}."
+            if runs
+            else f"No run in {runs_dir} yet."
+        )
+        return "\n".join([cut(none, width), *others])
     if height < math.inf and not last and len(rows) + 2 + sum(bool(row.error) for row in rows) > room:
         rows = latest_first(rows)
     return "\n".join([table([(row.cells, row.error) for row in rows], width, room), *others])
@@ -578,7 +588,8 @@ def split_patterns(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("logs", "cancel"):
         command, *rest = argv
-        name, options = parse_named(CommandConfig, rest, prog=f"python -m launch.status {command} RUN")
+        options_of = LogsConfig if command == "logs" else CancelConfig
+        name, options = parse_named(options_of, rest, prog=f"python -m launch.status {command} RUN")
         folder = named_run(existing_runs_dir(options.runs_dir), name)
         return show_log(folder, options.follow) if command == "logs" else cancel_run(folder)
     about = f"{__doc__.splitlines()[0]} Names or patterns of runs ('rates/*seed-0'), which stand first, show those only. Besides: launch.status logs RUN follows a log, launch.status cancel RUN lets a run save and ends it."

@@ -423,7 +423,7 @@ def _named_sweep(name: str, runs_dir: Path | None) -> tuple[Path, dict[str, Poin
 
 
 def cancel_sweep(argv: Sequence[str]) -> int:
-    name, options = parse_named(CancelConfig, argv, prog="python -m launch.sweep cancel NAME")
+    name, options = parse_named(CancelConfig, argv, prog="python -m launch.sweep cancel SWEEP")
     folder, points = _named_sweep(name, options.runs_dir)
     ended = end_jobs({job for point in points if (job := last_job(folder / point))})
     if not ended:
@@ -433,7 +433,7 @@ def cancel_sweep(argv: Sequence[str]) -> int:
 
 
 def show_sweep(argv: Sequence[str]) -> int:
-    name, options = parse_named(ShowConfig, argv, prog="python -m launch.sweep show NAME")
+    name, options = parse_named(ShowConfig, argv, prog="python -m launch.sweep show SWEEP")
     folder, points = _named_sweep(name, options.runs_dir)
     rows = sweep_rows(folder, points)
     columns = list(dict.fromkeys(key for row in rows for key in row))

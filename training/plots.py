@@ -99,24 +99,27 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Pa
             y.append(floor if row["best_val_spearman"] is None else row["best_val_spearman"])
         for kind in (kind for kind in _SWEEP_MARKS if kind in kinds):
             label = None if kind == "finished" else f"{kind}: {len(kinds[kind][0])}"
-            # whole marks below the line of the lowest number too
-            axes.plot(*kinds[kind], linestyle="none", alpha=0.8, clip_on=False, label=label, **_SWEEP_MARKS[kind])
+            axes.plot(*kinds[kind], linestyle="none", alpha=0.8, label=label, **_SWEEP_MARKS[kind])
         if done:
             best = max(done, key=lambda row: row["best_val_spearman"])
             label = f"best: {best['best_val_spearman']:.3f}"
             axes.plot(values.index(str(best.get(flag, "default"))), best["best_val_spearman"], "*", color=BEST, markersize=14, label=label)  # fmt: skip
         if lacking:
             axes.axhline(floor + margin, color="grey", linewidth=0.8, linestyle=":")
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="best")
         axes.set_xticks(range(len(values)), values, rotation=30 if len(values) > 5 else 0)
         axes.set(xlabel=flag, xlim=(-0.5, len(values) - 0.5))
-        axes.set_ylim((floor if lacking else min(numbers)) - margin, max(numbers) + margin)
+        bottom = floor - margin if lacking else min(numbers) - margin
+        lowest = floor + margin if lacking else bottom  # no number stands beside points that have none
+        axes.set_ylim(bottom, max(numbers) + margin)
+        axes.set_yticks([tick for tick in axes.get_yticks() if lowest < tick < max(numbers) + margin])
         axes.grid(alpha=0.3)
     for axes in panels[:, 0]:
         axes.set_ylabel("best validation Spearman" + ("\n(below the line: no number)" if lacking else ""))
     for axes in panels.flat[len(flags) :]:
         axes.set_visible(False)
+    marks, labels = panels[0, 0].get_legend_handles_labels()
+    if labels:
+        figure.legend(marks, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
     with writing(path), whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
