@@ -142,11 +142,26 @@ def ended(job_ids: Iterable[str]) -> dict[str, EndedJob]:
     Raises:
         SlurmError: sacct is missing or fails (accounting off).
     """
-    listed = ",".join(job_ids)
+    # sacct finds tasks that never started by their array's number only
+    listed = ",".join(sorted({job_id.split("_")[0] for job_id in job_ids}))
     fields = "--format=JobID,State,Elapsed,Timelimit,NodeList"
     text = _run("sacct", "--noheader", "--allocations", "--parsable2", fields, f"--jobs={listed or '0'}")
     rows = (line.split("|", 4) for line in text.splitlines() if line.count("|") >= 4)
-    return {job_id: EndedJob(state.split()[0], *others) for job_id, state, *others in rows if state}
+    return {
+        task: EndedJob(state.split()[0], *others)
+        for job_id, state, *others in rows
+        if state
+        for task in array_tasks(job_id)
+    }
+
+
+def array_tasks(job_id: str) -> list[str]:
+    """The tasks of an array that ended before they started, which sacct names together: '12_[0,2-3%2]'."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job_id)
+    if match is None:
+        return [job_id]
+    spans = [(span.split("-")[0], span.split("-")[-1]) for span in match[2].split(",")]
+    return [f"{match[1]}_{number}" for first, last in spans for number in range(int(first), int(last) + 1)]
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,7 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
             "BEST": f"{number_text(p['best_spearman'])}@{p['best_epoch']}" if p["best_epoch"] else "-",
             "ETA": duration_text(p.get("eta_s")) if state == "running" else "-",
             "RESTARTS": str(p.get("restarts", 0)),
-            "MEMORY": f"{number_text(p.get('peak_memory_gib'), 1)}G",
+            "MEMORY": "-" if p.get("peak_memory_gib") is None else f"{number_text(p['peak_memory_gib'], 1)}G",
             "SEEN": f"{duration_text(max(now - p['updated'], 0))} ago",
         }
     if job is not None and job.state == "PENDING" and job.reason in _NEVER_STARTS:
@@ -328,14 +328,14 @@ def error_lines(error: str, width: float, most: int) -> list[str]:
     """An error below its row, wrapped; of a long one the middle is left out, since the cause may stand at either end."""
     if not error or width == math.inf:
         return [f"  └ {error}"] if error else []
-    room = max(int(width) - 4, 8)
-    return textwrap.wrap(
-        cut(error, most * room - room // 4),  # words do not fill the lines
-        room + 4,
-        initial_indent="  └ ",
-        subsequent_indent="    ",
-        break_on_hyphens=False,
-    )[:most]
+    width = max(int(width), 12)
+    for length in range(most * (width - 4), 0, -1):  # words do not fill the lines
+        lines = textwrap.wrap(
+            cut(error, length), width, initial_indent="  └ ", subsequent_indent="    ", break_on_hyphens=False
+        )
+        if len(lines) <= most:
+            return lines
+    return []
 
 
 def fitting_blocks(blocks: Sequence[list[str]], height: float) -> tuple[Sequence[list[str]], int]:
@@ -432,24 +432,29 @@ def overview(
         rows = latest_first(rows)[:last]
     others = [] if patterns or states or last else other_jobs(runs_dir, every, cluster, width)
     others += [cut(f"not known, {line}", width) for line in cluster.unknown]
-    if height < math.inf:
-        others = few_lines(others, max(int(height) // 3, 1), width)
-    room = height - len(others)
     if not rows:
         none = (
             f"No run is {' or '.join(states)}; there are: {', '.join(present)}."
             if runs
             else f"No run in {runs_dir} yet."
         )
-        return "\n".join([cut(none, width), *others])
-    if height < math.inf and not last and len(rows) + 2 + sum(bool(row.error) for row in rows) > room:
-        rows = latest_first(rows)
-    return "\n".join([table([(row.cells, row.error) for row in rows], width, room), *others])
+        return "\n".join([cut(none, width), *few_lines(others, height - 1, width)])
+    pairs = [(row.cells, row.error) for row in rows]
+    whole = table(pairs, width, math.inf).count("\n") + 1
+    others = few_lines(others, max(height - whole, height // 4), width)
+    room = height - len(others)
+    if whole > room and not last:
+        pairs = [(row.cells, row.error) for row in latest_first(rows)]
+    return "\n".join([table(pairs, width, math.inf if whole <= room else room), *others])
 
 
-def few_lines(lines: list[str], most: int, width: float) -> list[str]:
+def few_lines(lines: list[str], most: float, width: float) -> list[str]:
+    """The first lines, and how many more there are where they are more than `most`."""
     if len(lines) <= most:
         return lines
+    if most < 1:
+        return []
+    most = int(most)
     return [*lines[: most - 1], cut(f"... {len(lines) - most + 1} more lines", width)]
 
 

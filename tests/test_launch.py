@@ -12,19 +12,33 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from data_preparation.cli import UserError, parse, to_argv
-from launch import snapshot
+from launch import snapshot, status, submit, sweep
 from launch.begin import check_restart, free_port
+from launch.begin import main as begin
 from launch.config import LaunchConfig, absolute, read_flag_file, site_flags
 from launch.fitting import Request, excess, gpu_counts, host_names, parse_nodes, parse_partitions
-from launch.progress import clock_text, duration_text, progress_text, slurm_seconds
-from launch.slurm import EndedJob, QueuedJob
-from launch.status import COLUMNS, Cluster, run_folders, run_row, run_state, table
+from launch.progress import clock_text, duration_text, progress_text, slurm_seconds, starting_text
+from launch.slurm import EndedJob, QueuedJob, array_tasks
+from launch.status import (
+    COLUMNS,
+    Cluster,
+    error_lines,
+    last_error_line,
+    log_files,
+    overview,
+    run_folders,
+    run_row,
+    run_state,
+    split_patterns,
+    table,
+)
 from launch.submit import slurm_parameters
 from launch.sweep import grid_points, listed_points, named_points, varied
 from tests.conftest import REPOSITORY, TINY_MODEL, run_python
@@ -50,6 +64,35 @@ def test_durations(seconds, text):
     assert duration_text(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds", "shown"),
+    [("0:38", 38, "0:38"), ("00:00:38", 38, "0:38"), ("10:00", 600, "10:00"), ("00:10:00", 600, "10:00"),
+     ("2:00:00", 7200, "2:00:00"), ("02:00:00", 7200, "2:00:00"), ("1-02:03:04", 93784, "1-02:03:04"),
+     ("UNLIMITED", None, "unlimited"), ("Partition_Limit", None, "partition_limit"), ("", None, "")],
+)  # fmt: skip
+def test_times_of_squeue_and_sacct_have_one_format(text: str, seconds: int | None, shown: str):
+    assert slurm_seconds(text) == seconds
+    assert clock_text(text) == shown
+
+
+def test_a_job_that_waits_or_starts_has_no_stale_eta(tmp_path: Path):
+    (tmp_path / "a" / "jobs" / "7").mkdir(parents=True)
+    (tmp_path / "a" / "progress.json").write_text(json.dumps({**PROGRESS, "updated": 930.0}))
+    for queued, state in ((job("PENDING", "BeginTime"), "pending (BeginTime)"), (job("RUNNING"), "starting")):
+        cells, error = run_row("a", RunFolder(tmp_path / "a"), Cluster(queued={"7": queued}), 1000.0)
+        assert (cells["STATE"], cells["ETA"], cells["TIME"], error) == (state, "-", "1:00/2:00:00", "")
+    assert starting_text(None) == "starting"
+    assert starting_text(PROGRESS) == "starting epoch 3/20 step 318/2120 rho 0.710 best 0.730@2"
+
+
+def test_a_job_that_can_never_start_says_so(tmp_path: Path):
+    (tmp_path / "a" / "jobs" / "7").mkdir(parents=True)
+    cluster = Cluster(queued={"7": job("PENDING", "PartitionConfig")})
+    cells, error = run_row("a", RunFolder(tmp_path / "a"), cluster, 1000.0)
+    assert cells["STATE"] == "pending (PartitionConfig)"
+    assert "asks for more than the nodes of the partition have" in error
+
+
 def test_the_comment_is_one_plain_line():
     assert progress_text(PROGRESS) == "running epoch 3/20 step 318/2120 rho 0.710 best 0.730@2 eta 1h12m"
     early = {**PROGRESS, "epoch": 0, "val_spearman": None, "best_epoch": 0, "eta_s": None}
@@ -71,6 +114,9 @@ def test_the_comment_is_one_plain_line():
         ({**PROGRESS, "state": "finished"}, None, "COMPLETED", "finished"),
         ({**PROGRESS, "state": "interrupted"}, None, "", "interrupted"),
         ({**PROGRESS, "updated": 0.0}, None, "", "silent"),
+        ({**PROGRESS, "updated": 930.0}, job("RUNNING"), "", "starting"),  # what the start before has left
+        ({**PROGRESS, "state": "interrupted", "updated": 930.0}, job("RUNNING"), "", "starting"),
+        (None, job("RUNNING"), "", "starting"),
     ],
 )
 def test_states_are_what_a_person_would_say(progress, queued, ended, state):
@@ -140,6 +186,159 @@ def test_the_table_fits_the_terminal(tmp_path: Path, width: float):
         assert "0.730@2" in lines[1]
         assert lines[1].endswith("30s ago")
         assert "a_run_of_quite_a_long_name_as_sweeps_have" in lines[2]
+
+
+@pytest.mark.parametrize("width", [30, 40, 80, 120])
+def test_a_long_error_is_wrapped_and_shows_both_its_ends(tmp_path: Path, width: int):
+    error = (
+        "begin of it: "
+        + " ".join(f"word{i}" for i in range(120))
+        + " /a/path/without/any/space/"
+        + 60 * "x"
+        + " the cause"
+    )
+    for most in (2, 6):
+        lines = error_lines(error, width, most)
+        assert 1 < len(lines) <= most
+        assert max(map(len, lines)) <= width
+        assert lines[0].startswith("  └ begin of it")
+        assert lines[-1].endswith("cause")
+        assert all(line.startswith("    ") for line in lines[1:])
+    assert error_lines("short", width, 6) == ["  └ short"]
+    assert error_lines("", width, 6) == []
+
+
+def many_runs(folder: Path, count: int) -> None:
+    """Runs of which the last by name are the newest, every third one failed."""
+    now = time.time()
+    for i in range(count):
+        run = folder / f"run_{i:02d}"
+        run.mkdir(parents=True)
+        record = {**PROGRESS, "state": "finished", "updated": now}
+        if i % 3 == 0:
+            record |= {"state": "failed", "error": "the begin " + 30 * "of a long error " + "and its end"}
+        (run / "progress.json").write_text(json.dumps(record))
+        (run / "config.json").write_text("{}")
+        for path in (run / "progress.json", run / "config.json"):
+            os.utime(path, (now - 100 * (count - i),) * 2)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("height", [2, 3, 5, 9, 14, 30, 200])
+def test_a_low_window_keeps_the_header_and_shows_the_latest(tmp_path, monkeypatch, width: int, height: int):
+    monkeypatch.setenv("PATH", "/nowhere")  # no Slurm
+    many_runs(tmp_path, 20)
+    lines = overview(tmp_path, width, height).splitlines()
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("RUN")
+    if height == 200:
+        assert [line.split()[0] for line in lines if line.startswith("run_")] == [f"run_{i:02d}" for i in range(20)]
+    else:
+        shown = [line.split()[0] for line in lines if line.startswith("run_")]
+        assert shown == [f"run_{i:02d}" for i in range(19, 19 - len(shown), -1)]
+        assert any(f"... {20 - len(shown)} more row" in line for line in lines)
+        assert shown or height < 5
+
+
+def test_runs_are_chosen_by_name_state_and_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    many_runs(tmp_path, 6)
+    many_runs(tmp_path / "rates", 3)
+    (tmp_path / "rates" / "sweep.json").write_text("{}")
+
+    def shown(**chosen: object) -> list[str]:
+        return re.findall(r"^((?:rates/)?run_\d+)", overview(tmp_path, math.inf, **chosen), re.MULTILINE)
+
+    assert len(shown()) == 9
+    assert shown(patterns=["rates"]) == shown(patterns=["rates/*"]) == [f"rates/run_{i:02d}" for i in range(3)]
+    assert shown(patterns=["run_01", "run_*3"]) == ["run_01", "run_03"]
+    assert shown(states=["failed"]) == ["rates/run_00", "run_00", "run_03"]
+    assert shown(patterns=["run_*"], last=2) == ["run_05", "run_04"]
+    assert overview(tmp_path, math.inf, states=["nope"]).startswith("No run is nope; there are: failed, finished.")
+    with pytest.raises(UserError, match="no run is named 'run_o1'; did you mean run_01") as error:
+        overview(tmp_path, 80, patterns=["run_o1", "cancle"])
+    assert "did you mean cancel" in str(error.value)
+    assert split_patterns(["a", "b*", "--last", "2", "--watch", "c"]) == (["a", "b*", "c"], ["--last", "2", "--watch"])
+    assert split_patterns(["--watch", "False"]) == ([], ["--watch", "False"])
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [(status, ["logs", "--help"]), (status, ["cancel", "-h"]), (status, ["logs", "run", "--help"]), (status, ["--help"]),
+     (sweep, ["show", "--help"]), (sweep, ["cancel", "--help"]), (sweep, ["submit", "--help"]), (sweep, ["--help"])],
+)  # fmt: skip
+def test_every_command_helps(module, words: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        module.main(words)
+    assert not end.value.code
+    assert capsys.readouterr().out.startswith("usage: python -m launch.")
+
+
+def test_a_refused_start_is_told_when_slurm_has_forgotten_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = RunFolder(tmp_path / "a")
+    folder = run.job_dir("7")
+    folder.mkdir(parents=True)
+    run.progress_file.write_text(json.dumps({**PROGRESS, "state": "interrupted"}))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    monkeypatch.setenv("DEEPSPORTS_REQUEUES", "2")
+    with pytest.raises(UserError, match="restarted 2 times"):
+        begin([str(folder)])
+    cells, error = run_row("a", run, Cluster(), 1000.0)
+    assert cells["STATE"] == "failed"
+    assert "submit the run again to go on" in error
+    monkeypatch.setenv("DEEPSPORTS_REQUEUES", "9")
+    begin([str(folder)])
+    assert run_row("a", run, Cluster(), 1000.0)[0]["STATE"] == "interrupted"
+
+
+def test_the_log_of_a_job_is_found_when_slurm_has_forgotten_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    run = RunFolder(tmp_path / "a")
+    folder = run.job_dir("7")
+    folder.mkdir(parents=True)
+    with open(tmp_path / "slurm-7.out", "w") as output:
+        command = [sys.executable, "-m", "launch.begin", str(folder)]
+        subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=output, check=True)
+        output.write("error: the cause\n")
+    assert log_files(run, "7") == [folder / "output"]
+    assert last_error_line(run, "7") == "error: the cause"
+
+
+def test_tasks_that_never_started_are_known_one_by_one():
+    assert array_tasks("12_[0,2-3%2]") == ["12_0", "12_2", "12_3"]
+    assert array_tasks("12_4") == ["12_4"]
+    assert array_tasks("12") == ["12"]
+
+
+def test_launch_and_training_faults_are_named_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DEEPSPORTS_TIME_MIN", "0")
+    with pytest.raises(UserError) as error:
+        submit.main(["--ndes", "2", "--batch_size", "8", "--", "--nodes", "2", "--batchsize", "8", "--epochs", "x"])
+    lines = str(error.value).splitlines()
+    expected = [
+        "DEEPSPORTS_TIME_MIN in your environment", "did you mean --nodes", "'--batch_size' here: it is a training flag",
+        "'--nodes' here: it is a launch flag", "did you mean --batch_size", "--epochs: 'x'",
+    ]  # fmt: skip
+    assert len(lines) == len(expected)
+    assert all(words in line for words, line in zip(expected, lines, strict=True))
+    monkeypatch.delenv("DEEPSPORTS_TIME_MIN")
+    with pytest.raises(UserError, match=r"--nodes: '0'(.|\n)*--run_name 'a/b'"):
+        submit.main(["--config=job_files/quickstart_config.sh", "--nodes", "0", "--", "--run_name", "a/b"])
+
+
+def test_all_faults_of_a_sweep_are_named_at_once():
+    with pytest.raises(UserError, match=r"--name is missing(.|\n)*leave out --cluster local(.|\n)*without points"):
+        parse(sweep.SweepConfig, ["--cluster", "local"])
+    with pytest.raises(UserError, match=r"'lr'(.|\n)*'seed=1,,2'"):
+        grid_points(["lr", "seed=1,,2"])
+    points = named_points(grid_points(["seed=0,1", "lr=3", "epochs=x,2"]))
+    with pytest.raises(UserError) as error:
+        sweep._trainings(TrainConfig(), Path("rates"), points)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2  # not one for each point
+    assert "and 3 more: unknown flag or value '--lr'" in lines[0]
+    assert "and 1 more: argument -ep/--epochs: 'x'" in lines[1]
 
 
 def test_sweeps_are_shown_by_point(tmp_path: Path):
@@ -290,6 +489,19 @@ def test_the_plot_of_a_sweep_is_drawn_whatever_its_points(tmp_path: Path, states
             for i, s in enumerate(states)]  # fmt: skip
     draw_sweep(rows, ["learning_rate", "seed", "model", "epochs"], tmp_path / "sweep.png", "a sweep")
     assert Image.open(tmp_path / "sweep.png").size[0] > 1000
+
+
+def test_failed_points_are_marked_in_the_plot(tmp_path: Path):
+    def red_pixels(state: str, number: float | None) -> int:
+        rows = [{"point": s, "seed": s, "state": "finished", "best_val_spearman": 0.5} for s in "01"]
+        rows.append({"point": "2", "seed": "2", "state": state, "best_val_spearman": number})
+        draw_sweep(rows, ["seed"], tmp_path / "sweep.png", "a sweep")
+        red, green, blue = np.asarray(Image.open(tmp_path / "sweep.png").convert("RGB")).transpose(2, 0, 1)
+        return int(((red > 180) & (green < 120) & (blue < 120)).sum())
+
+    assert red_pixels("failed", None) > 50
+    assert red_pixels("out_of_memory", 0.4) > 50
+    assert red_pixels("running", None) == red_pixels("finished", 0.4) == 0
 
 
 def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
