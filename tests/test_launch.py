@@ -565,6 +565,15 @@ def test_paths_mean_the_same_wherever_the_job_runs(tmp_path: Path, monkeypatch: 
     assert parse(TrainConfig, to_argv(found)) == found
 
 
+def not_free(folder: RunFolder) -> bool:
+    """Whether a training is at work in a run's folder."""
+    try:
+        folder.refuse_if_held()
+    except UserError:
+        return True
+    return False
+
+
 def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
     """By submitit's LocalExecutor, with two processes that meet; told to stop, it saves; the same command goes on."""
     env = {"DEEPSPORTS_DATASET": str(dataset), "DEEPSPORTS_RUNS": str(tmp_path), "DEEPSPORTS_VENV": sys.prefix}
@@ -592,13 +601,15 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
             time.sleep(0.1)
         return found
 
-    out = run_python(*command, "--epochs", 500, env=env).stdout
-    assert "job        process" in out
+    done = run_python(*command, "--epochs", 500, env=env)
+    assert "job        process" in done.stdout
+    assert [line for line in done.stderr.splitlines() if line.endswith(" ...")][0].startswith("reading the flags")
     wait_for_state("running")
     assert "told to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
     stopped = wait_for_state("interrupted")
     assert 0 < stopped["epoch"] < 500 or stopped["step"]
-    time.sleep(1)  # the processes end
+    while not_free(RunFolder(tmp_path / "quickstart")):  # the processes end
+        time.sleep(0.1)
     run_python(*command, "--epochs", stopped["epoch"] + 1, env=env)
     assert wait_for_state("finished")["epoch"] >= stopped["epoch"]
     assert "Resuming" in run_python("-m", "launch.status", "logs", "quickstart", "--follow", "False", env=env).stdout
