@@ -603,7 +603,7 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
 
     done = run_python(*command, "--epochs", 500, env=env)
     assert "job        process" in done.stdout
-    assert [line for line in done.stderr.splitlines() if line.endswith(" ...")][0].startswith("reading the flags")
+    assert next(line for line in done.stderr.splitlines() if line.endswith(" ...")).startswith("reading the flags")
     wait_for_state("running")
     assert "told to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
     stopped = wait_for_state("interrupted")
