@@ -151,7 +151,9 @@ def build_parser(cls: type, prog: str | None = None, description: str | None = N
 
 
 def default_text(field: dataclasses.Field) -> str:
-    """A default as a user would type it."""
+    """A default as a user would type it, or the words of its own that the field's metadata have for it."""
+    if words := field.metadata.get("default"):
+        return words
     if isinstance(field.default, tuple) and field.default:
         return " ".join(str(item) for item in field.default)
     return "none" if field.default in (None, ()) else str(field.default)

@@ -31,9 +31,8 @@ from launch.progress import number_text
 from launch.status import existing_runs_dir, last_job, look_at_cluster, run_state
 from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
-from training.run_folder import RunFolder, read_json, write_json
+from training.run_folder import REPEATS, SWEEP_FILE, RunFolder, read_json, sweep_points, write_json
 
-REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
 _MOST = 1000  # points; Slurm's MaxArraySize is 1001 where nobody changed it
 
 Point = dict[str, list[str]]  # training flag -> its words
@@ -165,7 +164,7 @@ def submit_sweep(argv: Sequence[str]) -> int:
         raise UserError(f"{len(points)} points are more than the {_MOST} of most sites' arrays: give fewer values")
     named = named_points(points)
     folder = base.runs_dir / launch.name
-    known = known_points(folder)
+    known = sweep_points(folder)
     trainings = {name: _training(base, folder, name, point) for name, point in named.items()}
     if twice := _same_training(trainings):
         raise UserError(f"points {twice[0]} and {twice[1]} are the same training: give each value once")
@@ -193,7 +192,7 @@ def submit_sweep(argv: Sequence[str]) -> int:
         print(submit.script_of(executor, folder / "jobs"))
         return 0
     with submit.submitting_into(folder):
-        write_json(folder / "sweep.json", {"points": {**known, **named}})
+        write_json(folder / SWEEP_FILE, {"points": {**known, **named}})
         states = point_states(folder, trainings, to_submit=True)
         wanted = {name: each for name, each in trainings.items() if _is_wanted(states[name], each)}
         if wanted:
@@ -288,21 +287,6 @@ def progress_of(run: Path) -> dict[str, Any] | None:
     return progress
 
 
-def known_points(folder: Path) -> dict[str, Point]:
-    """The points that were submitted into a sweep's folder.
-
-    Raises:
-        UserError: the record is damaged.
-    """
-    record = read_json(folder / "sweep.json")
-    if record is None:
-        return {}
-    points = record.get("points") if isinstance(record, dict) else None
-    if not isinstance(points, dict) or not all(isinstance(point, dict) and point for point in points.values()):
-        raise UserError(f"{folder / 'sweep.json'} is damaged: restore it from a copy, or give another --name")
-    return points
-
-
 def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[str, str]:
     """'finished', 'queued', 'new', or how else each point stands.
 
@@ -355,7 +339,7 @@ def show_sweep(argv: Sequence[str]) -> int:
         raise UserError("name the sweep: python -m launch.sweep show NAME")
     options = parse(ShowConfig, argv[1:], prog="python -m launch.sweep show NAME")
     folder = existing_runs_dir(options.runs_dir) / argv[0]
-    points = known_points(folder)
+    points = sweep_points(folder)
     if not points:
         raise UserError(f"{folder} holds no sweep (no sweep.json): give the --name that it was submitted with")
     rows = sweep_rows(folder, points)
