@@ -11,11 +11,12 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -247,17 +248,32 @@ def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     """Call an entry point with the command line; a UserError becomes its sentence on stderr and exit status 2."""
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        _say(f"error: {line}" for line in str(error).splitlines())
         status = 2
     except BrokenPipeError:  # the reader (head, less) went away: nothing to report to
-        sys.stderr.close()
+        _drop(sys.stdout)
         status = 141
     except OSError as error:
-        print(f"error: {os_error_text(error)}", file=sys.stderr)
+        _say([f"error: {os_error_text(error)}"])
         status = 2
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        _say(["stopped by Ctrl-C"])
         status = 130
     raise SystemExit(status or 0)
+
+
+def _say(lines: Iterable[str]) -> None:
+    """Print to stderr, where there is one still: without a terminal or reader the exit status has to do."""
+    try:
+        for line in lines:
+            print(line, file=sys.stderr)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Throw away what is left of a stream that nobody reads: Python would end with status 120 because of it."""
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())
