@@ -39,6 +39,12 @@ case "$deepsports_why $deepsports_status" in
         esac
         ;;
 esac
+case "$deepsports_why" in
+    *"told to stop"*) # the last minutes of its time: Slurm's signal comes two minutes before the limit, or three
+        deepsports_left="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%L 2>/dev/null || true)"
+        [[ ! "$deepsports_left" =~ ^0?[0-3]:[0-9][0-9]$ ]] || deepsports_why="$deepsports_why (near its time limit)"
+        ;;
+esac
 if [ -n "$deepsports_why" ]; then
     mkdir -p "$deepsports_end" && echo "$deepsports_why" >"$deepsports_end/why" || true
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${DEEPSPORTS_REQUEUES:-30}" ]; then

@@ -21,13 +21,13 @@ from typing import Any
 
 from data_preparation.cli import UserError, run
 from data_preparation.files import write_whole, writing
-from launch.config import SIGNAL_BEFORE_END_S, LaunchConfig
-from training.ranks import PORT_VARIABLE, job_end, raw_job_number, rendezvous_port, restart_count
+from launch.config import LaunchConfig
+from training.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, restart_count
 from training.run_folder import RunFolder
 
 _FRUITLESS = 2  # starts in a row from the same position after which the next one is refused
+_NEAR_LIMIT = "near its time limit"  # the words of job_files/requeue.sh
 _LONG_S = 600  # a start that was told to stop sooner (preempted, say) has not shown that it gets nowhere
-_NEAR_END_S = SIGNAL_BEFORE_END_S + 60  # Slurm sends its signal up to a minute early
 _TRIES = 200
 
 
@@ -55,8 +55,7 @@ def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:
         raise UserError(
             f"{job.name} started {len(before)} times{last} saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
         )
-    record = {"restart": restarts, "position": now_at, "time": time.time(), "limit": job_end()}
-    record["node"] = socket.gethostname()
+    record = {"restart": restarts, "position": now_at, "time": time.time(), "node": socket.gethostname()}
     with writing(file):
         write_whole(file, "".join(json.dumps(each) + "\n" for each in [*before, record]).encode())
         end = job / f"ended-{restarts}"
@@ -69,16 +68,10 @@ def _starts(file: Path) -> list[dict[str, Any]]:
     """The earlier starts of a job; damaged lines, which decide nothing important, are left out."""
     found = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        with suppress(ValueError, TypeError, KeyError, AttributeError):
+        with suppress(ValueError, TypeError, KeyError):
             start = json.loads(line)
-            limit = start.get("limit")
             found.append(
-                {
-                    "restart": int(start["restart"]),
-                    "position": str(start["position"]),
-                    "time": float(start["time"]),
-                    "limit": None if limit is None else float(limit),
-                }
+                {"restart": int(start["restart"]), "position": str(start["position"]), "time": float(start["time"])}
             )
     return found
 
@@ -89,9 +82,8 @@ def _got_nowhere(job: Path, start: dict[str, Any]) -> bool:
     node died or it was preempted."""
     why = job / f"ended-{start['restart']}" / "why"
     try:
-        ended, limit = why.stat().st_mtime, start["limit"]
-        had_its_time = ended - start["time"] > _LONG_S or (limit is not None and ended > limit - _NEAR_END_S)
-        return "told to stop" not in why.read_text() or had_its_time
+        told = why.read_text()
+        return "told to stop" not in told or _NEAR_LIMIT in told or why.stat().st_mtime - start["time"] > _LONG_S
     except OSError:
         return False
 

@@ -252,18 +252,18 @@ def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
     check_restart(job, 0, 9, "c")  # submitted anew with the same number: nothing is held against it
 
 
-def test_a_time_limit_that_is_too_short_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_time_limit_that_is_too_short_is_seen(tmp_path: Path):
     """Told to stop near its limit, a start had all the time there is, however short that was."""
     job = tmp_path / "jobs" / "7"
     for restart in range(2):
-        monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 60))
         check_restart(job, restart, 99, "the beginning")
-        (job / f"ended-{restart}" / "why").write_text("it was told to stop")
+        (job / f"ended-{restart}" / "why").write_text("it was told to stop, and saved (near its time limit)")
     with pytest.raises(UserError, match="7 started 2 times and saved no step after the beginning"):
         check_restart(job, 2, 99, "the beginning")
 
 
 # status of srun, how each process ended, then: the script's own status, and what it writes down where it requeues
+@pytest.mark.parametrize("left", ["1:40", "1:00:30"])
 @pytest.mark.parametrize(
     ("status", "ends", "expected", "why"),
     [
@@ -285,12 +285,14 @@ def test_a_time_limit_that_is_too_short_is_seen(tmp_path: Path, monkeypatch: pyt
         (130, [], 130, None),
     ],
 )
-def test_what_the_batch_script_makes_of_an_end(tmp_path: Path, status, ends, expected, why):
+def test_what_the_batch_script_makes_of_an_end(tmp_path: Path, status, ends, expected, why, left):
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("scontrol", "scancel", "sleep"):  # they would end the job
         (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/called\n')
-        (tools / name).chmod(0o755)
+    (tools / "squeue").write_text(f"#!/bin/sh\necho {left}\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
     (tmp_path / "ended-0").mkdir()
     for end in ends:
         (tmp_path / "ended-0" / end).touch()
@@ -303,7 +305,8 @@ def test_what_the_batch_script_makes_of_an_end(tmp_path: Path, status, ends, exp
     assert ("scancel 7" in called) == (status == 130)
     assert (tmp_path / "ended-0" / "why").exists() == (why is not None)
     if why:
-        assert (tmp_path / "ended-0" / "why").read_text().strip() == why
+        near = " (near its time limit)" if "told to stop" in why and left == "1:40" else ""
+        assert (tmp_path / "ended-0" / "why").read_text().strip() == why + near
 
 
 def test_a_free_port_is_free_and_the_jobs_own():

@@ -128,12 +128,6 @@ def restart_count(env: Mapping[str, str] = os.environ) -> int:
     return int(env.get("SLURM_RESTART_COUNT") or 0)
 
 
-def job_end(env: Mapping[str, str] = os.environ) -> float | None:
-    """When the time limit of this job ends it, in seconds since the epoch, or None where Slurm does not say."""
-    text = env.get("SLURM_JOB_END_TIME", "")
-    return float(text) if text.isdecimal() else None
-
-
 def allocated_gpus(env: Mapping[str, str] = os.environ) -> str | None:
     """The GPUs that Slurm gave this process ('0,1'), or None where Slurm gave none or is not there."""
     if "SLURM_JOB_ID" not in env:
