@@ -12,11 +12,12 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
@@ -153,7 +154,9 @@ def build_parser(cls: type, prog: str | None = None, description: str | None = N
 
 
 def default_text(field: dataclasses.Field) -> str:
-    """A default as a user would type it."""
+    """A default as a user would type it, or the words of its own that the field's metadata have for it."""
+    if words := field.metadata.get("default"):
+        return words
     if isinstance(field.default, tuple) and field.default:
         return " ".join(str(item) for item in field.default)
     return "none" if field.default in (None, ()) else str(field.default)
@@ -340,17 +343,32 @@ def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     """Call an entry point with the command line; a UserError becomes its sentence on stderr and exit status 2."""
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        _say(f"error: {line}" for line in str(error).splitlines())
         status = 2
     except BrokenPipeError:  # the reader (head, less) went away: nothing to report to
-        sys.stderr.close()
+        _drop(sys.stdout)
         status = 141
     except OSError as error:
-        print(f"error: {os_error_text(error)}", file=sys.stderr)
+        _say([f"error: {os_error_text(error)}"])
         status = 2
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        _say(["stopped by Ctrl-C"])
         status = 130
     raise SystemExit(status or 0)
+
+
+def _say(lines: Iterable[str]) -> None:
+    """Print to stderr, where there is one still: without a terminal or reader the exit status has to do."""
+    try:
+        for line in lines:
+            print(line, file=sys.stderr)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Throw away what is left of a stream that nobody reads: Python would end with status 120 because of it."""
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())

@@ -334,8 +334,9 @@ def extract_videos(layout: DatasetLayout, work: dict[int, list[Dive]], config: E
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores HUP
+            signal.signal(number, stop)
     outcomes: dict[int, Outcome] = {}
     with bar, ThreadPoolExecutor(min(config.processes, len(work))) as threads:
         waiting = {threads.submit(one, video): video for video in work}

@@ -8,6 +8,7 @@ processes to meet at. Imports no torch.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from training.run_folder import RunFolder, read_json
 REFUSAL = "refused"  # file in the job's folder: why its last start was refused
 OUTPUT = "output"  # link in the job's folder to the file that its batch script writes to
 _FRUITLESS = 2  # starts in a row from the same position after which the next one is refused
+_NEAR_LIMIT = "near its time limit"  # the words of job_files/requeue.sh
 _LONG_S = 600  # a start that was told to stop sooner (preempted, say) has not shown that it gets nowhere
 _TRIES = 200
 
@@ -51,14 +53,11 @@ def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:
         )
     file = job / "starts.jsonl"
     before = [start for start in _starts(file) if start["restart"] < restarts]
-    fruitless = 0
-    for start in reversed(before):
-        if start["position"] != now_at:
-            break
-        fruitless += _got_nowhere(job, start)
-    if fruitless >= _FRUITLESS:
+    here = list(itertools.takewhile(lambda start: start["position"] == now_at, reversed(before)))
+    if sum(_got_nowhere(job, start) for start in here) >= _FRUITLESS:
+        last = f", and the last {len(here)} starts" if len(here) < len(before) else " and"
         raise UserError(
-            f"{job.name} started {fruitless} times and saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
+            f"{job.name} started {len(before)} times{last} saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
         )
     record = {"restart": restarts, "position": now_at, "time": time.time(), "node": socket.gethostname()}
     with writing(file):
@@ -83,10 +82,12 @@ def _starts(file: Path) -> list[dict[str, Any]]:
 
 def _got_nowhere(job: Path, start: dict[str, Any]) -> bool:
     """Whether a start that saved nothing is to blame for it: it was killed, or had its time before it was told to stop
-    (job_files/requeue.sh wrote down why, and when). Where Slurm requeued it, a node died or it was preempted."""
+    (job_files/requeue.sh wrote down why, and when): all that its time limit gives, or _LONG_S. Where Slurm requeued it, a
+    node died or it was preempted."""
     why = job / f"ended-{start['restart']}" / "why"
     try:
-        return "told to stop" not in why.read_text() or why.stat().st_mtime - start["time"] > _LONG_S
+        told = why.read_text()
+        return "told to stop" not in told or _NEAR_LIMIT in told or why.stat().st_mtime - start["time"] > _LONG_S
     except OSError:
         return False
 

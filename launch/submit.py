@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ from training.ranks import PORT_VARIABLE, without_slurm
 from training.run_folder import RunFolder
 
 _SITE_VARIABLES = ("DEEPSPORTS_VENV", "DEEPSPORTS_SCRATCH", "DEEPSPORTS_DATASET", "DEEPSPORTS_RUNS")
+HOLD_SIGNALS = "bash job_files/hold_signals.sh"  # seen from the folder of the job's code
 _AFTER = "it is a training flag, give it after --"
 _BEFORE = "it is a launch flag, give it before --"
 _A_YEAR_MIN = 365 * 24 * 60  # a workstation has no time limit
@@ -136,7 +138,7 @@ def refuse_second(folder: RunFolder) -> None:
 def executor_of(launch: LaunchConfig, folder: Path, name: str, setup: list[str]) -> submitit.SlurmExecutor:
     """submitit's executor for one kind of job. Its files go into `folder` itself: one named after the job would not be
     there yet when a job starts at once, and Slurm does not make it."""
-    executor = submitit.SlurmExecutor(folder, python="python")  # the job's own environment, not this one's
+    executor = submitit.SlurmExecutor(folder, python=f"{HOLD_SIGNALS} python")  # the job's own environment's python
     executor.update_parameters(**slurm_parameters(launch, name, setup))
     return executor
 
@@ -237,7 +239,7 @@ def _start_here(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) 
     folder.jobs_dir.mkdir(exist_ok=True)
     preflight.say(f"keeping the code in {folder.path}, and starting")
     code = snapshot.take(folder.path)
-    executor = submitit.LocalExecutor(folder.jobs_dir)
+    executor = submitit.LocalExecutor(folder.jobs_dir, python=f"{HOLD_SIGNALS} {shlex.quote(sys.executable)}")
     executor.update_parameters(
         tasks_per_node=launch.tasks,
         gpus_per_node=launch.gpus_per_node,

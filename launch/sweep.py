@@ -32,9 +32,8 @@ from launch.progress import number_text
 from launch.status import end_jobs, existing_runs_dir, last_job, look_at_cluster, run_state
 from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
-from training.run_folder import RunFolder, read_json, write_json
+from training.run_folder import REPEATS, SWEEP_FILE, RunFolder, read_json, sweep_points, write_json
 
-REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
 _LAUNCH = "it is a launch flag, and the points of a sweep differ in training flags"
 _MOST = 1000  # points; Slurm's MaxArraySize is 1001 where nobody changed it
 
@@ -178,7 +177,7 @@ def submit_sweep(argv: Sequence[str]) -> int:
     points = _points_of(launch)
     named = named_points(points)
     folder = base.runs_dir / launch.name
-    known = known_points(folder)
+    known = sweep_points(folder)
     trainings = _trainings(base, folder, named)
     if twice := _same_training(trainings):
         raise UserError(f"points {twice[0]} and {twice[1]} are the same training: give each value once")
@@ -207,7 +206,7 @@ def submit_sweep(argv: Sequence[str]) -> int:
         print(submit.script_of(executor, folder / "jobs"))
         return 0
     with submit.submitting_into(folder):
-        write_json(folder / "sweep.json", {"points": {**known, **named}})
+        write_json(folder / SWEEP_FILE, {"points": {**known, **named}})
         states = point_states(folder, trainings, to_submit=True)
         wanted = {name: each for name, each in trainings.items() if _is_wanted(states[name], each)}
         if wanted:
@@ -345,21 +344,6 @@ def progress_of(run: Path) -> dict[str, Any] | None:
     return progress
 
 
-def known_points(folder: Path) -> dict[str, Point]:
-    """The points that were submitted into a sweep's folder.
-
-    Raises:
-        UserError: the record is damaged.
-    """
-    record = read_json(folder / "sweep.json")
-    if record is None:
-        return {}
-    points = record.get("points") if isinstance(record, dict) else None
-    if not isinstance(points, dict) or not all(isinstance(point, dict) and point for point in points.values()):
-        raise UserError(f"{folder / 'sweep.json'} is damaged: restore it from a copy, or give another --name")
-    return points
-
-
 def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[str, str]:
     """'finished', 'queued', 'new', or how else each point stands.
 
@@ -414,7 +398,7 @@ def _named_sweep(name: str, runs_dir: Path | None) -> tuple[Path, dict[str, Poin
         UserError: there is no such sweep.
     """
     runs_dir = existing_runs_dir(runs_dir)
-    if points := known_points(runs_dir / name):
+    if points := sweep_points(runs_dir / name):
         return runs_dir / name, points
     sweeps = ", ".join(sorted(path.parent.name for path in runs_dir.glob("*/sweep.json"))) or "none"
     raise UserError(

@@ -517,7 +517,7 @@ def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
     for restart, (position, why) in enumerate([("a", killed), ("b", killed), ("b", told), ("b", told), ("b", told)]):
         start(restart, position, why)
     start(5, "b", killed)  # the second one that was killed there; being preempted early is nobody's fault
-    with pytest.raises(UserError, match="started 2 times and saved no step after b"):
+    with pytest.raises(UserError, match="started 6 times, and the last 5 starts saved no step after b"):
         start(6, "b", killed)
     for restart in range(6, 9):
         start(restart, "c", told, minutes=1)  # however long it waited in the queue between
@@ -526,11 +526,68 @@ def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
     start(10, "c", told, minutes=60)
     (job / "starts.jsonl").write_text((job / "starts.jsonl").read_text() + "garbage\n{}\n3\n")
     start(11, "c", told, minutes=60)
-    with pytest.raises(UserError, match="started 2 times and saved no step after c"):
+    with pytest.raises(UserError, match="started 12 times, and the last 6 starts saved no step after c"):
         start(12, "c", told)
     with pytest.raises(UserError, match="restarted 3 times"):
         check_restart(tmp_path / "8", 4, 3, "a")
     check_restart(job, 0, 9, "c")  # submitted anew with the same number: nothing is held against it
+
+
+def test_a_time_limit_that_is_too_short_is_seen(tmp_path: Path):
+    """Told to stop near its limit, a start had all the time there is, however short that was."""
+    job = tmp_path / "jobs" / "7"
+    for restart in range(2):
+        check_restart(job, restart, 99, "the beginning")
+        (job / f"ended-{restart}" / "why").write_text("it was told to stop, and saved (near its time limit)")
+    with pytest.raises(UserError, match="7 started 2 times and saved no step after the beginning"):
+        check_restart(job, 2, 99, "the beginning")
+
+
+# status of srun, how each process ended, then: the script's own status, and what it writes down where it requeues
+@pytest.mark.parametrize("left", ["1:40", "1:00:30"])
+@pytest.mark.parametrize(
+    ("status", "ends", "expected", "why"),
+    [
+        (0, ["rank0-0", "rank1-0"], 0, None),
+        (75, ["rank0-75", "rank1-75"], 75, "it was told to stop, and saved"),
+        (129, ["rank0-129", "rank1-129"], 129, "it was told to stop, and saved"),
+        (143, ["rank0-143", "rank1-75"], 143, "it was told to stop, and saved"),
+        (140, [], 140, "it was told to stop"),
+        (140, ["rank0-75"], 140, "it was told to stop"),
+        (75, [], 75, "it was told to stop"),
+        (129, [], 129, "it was told to stop"),
+        (143, [], 143, "it was told to stop"),
+        (137, [], 137, "a process was killed (signal 9)"),
+        (137, ["rank0-76"], 137, "a process was killed (signal 9)"),
+        (76, ["rank0-76"], 76, "one of its processes was lost"),
+        (1, [], 1, "its processes could not be started (srun's status 1)"),
+        (2, ["rank0-2"], 2, None),
+        (130, ["rank0-130", "rank1-130"], 130, None),
+        (130, [], 130, None),
+    ],
+)
+def test_what_the_batch_script_makes_of_an_end(tmp_path: Path, status, ends, expected, why, left):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("scontrol", "scancel", "sleep"):  # they would end the job
+        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/called\n')
+    (tools / "squeue").write_text(f"#!/bin/sh\necho {left}\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (tmp_path / "ended-0").mkdir()
+    for end in ends:
+        (tmp_path / "ended-0" / end).touch()
+    script = f"set -eu; deepsports_job={tmp_path}; deepsports_status={status}; source job_files/requeue.sh"
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
+    done = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == expected, done.stderr
+    called = (tmp_path / "called").read_text() if (tmp_path / "called").exists() else ""
+    assert ("scontrol requeue 7" in called) == (why is not None)
+    assert ("scancel 7" in called) == (status == 130)
+    assert (tmp_path / "ended-0" / "why").exists() == (why is not None)
+    if why:
+        near = " (near its time limit)" if "told to stop" in why and left == "1:40" else ""
+        assert (tmp_path / "ended-0" / "why").read_text().strip() == why + near
 
 
 def test_a_free_port_is_free_and_the_jobs_own():

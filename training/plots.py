@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,25 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from data_preparation.dives import Dive
 from data_preparation.files import whole_file, writing
 
 TRAIN, VALIDATION, BEST, FAILED = "#1f77b4", "#d95f02", "#2ca02c", "#d62728"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, with all that it shows: what the layout has left outside makes the picture larger."""
+    with writing(path), whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)
+    plt.close(figure)
+
+
+def _short(text: str, most: int = 24) -> str:
+    """A value as a tick label: the end of a long one, such as a path."""
+    return text if len(text) <= most else f"…{text[-most:]}"
 
 
 def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -33,7 +47,7 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
     marker = "o" if len(x) <= 40 else None
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    figure.suptitle(f"{title}: {len(x)} epoch{'s' if len(x) > 1 else ''}")
+    figure.suptitle(textwrap.fill(f"{title}: {len(x)} epoch{'s' if len(x) > 1 else ''}", 110))
     left.plot(x, [e["train_loss"] for e in epochs], color=TRAIN, marker=marker, markersize=3, label="train")
     left.plot(x, [e["val_loss"] for e in epochs], color=VALIDATION, marker=marker, markersize=3, label="validation")
     left.set(title="Loss", xlabel="epoch", ylabel="loss")
@@ -49,9 +63,7 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
         axes.legend(loc="best")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(min(x) - 0.5, max(x) + 0.5)
-    with writing(path), whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, title: str) -> None:
@@ -59,7 +71,7 @@ def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, t
     true = [d.final_score for d in dives]
     low, high = min([*true, *predicted]) - 2, max([*true, *predicted]) + 2
     figure, axes = plt.subplots(figsize=(7.5, 6.5), layout="constrained")
-    figure.suptitle(title, fontsize=9, wrap=True)
+    figure.suptitle(textwrap.fill(title, 110), fontsize=9)
     axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="predicted = true")
     points = axes.scatter(true, predicted, c=[d.difficulty for d in dives], cmap="viridis", s=16, alpha=0.8)
     figure.colorbar(points, ax=axes, label="difficulty")
@@ -68,9 +80,7 @@ def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, t
     axes.set_ylim(low, high)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
-    with writing(path), whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Path, title: str) -> None:
@@ -106,7 +116,9 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Pa
             axes.plot(values.index(str(best.get(flag, "default"))), best["best_val_spearman"], "*", color=BEST, markersize=14, label=label)  # fmt: skip
         if lacking:
             axes.axhline(floor + margin, color="grey", linewidth=0.8, linestyle=":")
-        axes.set_xticks(range(len(values)), values, rotation=30 if len(values) > 5 else 0)
+        labels = [_short(value) for value in values]
+        slanted = dict(rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_xticks(range(len(values)), labels, **(slanted if len("  ".join(labels)) > 40 else {}))
         axes.set(xlabel=flag, xlim=(-0.5, len(values) - 0.5))
         bottom = floor - margin if lacking else min(numbers) - margin
         lowest = floor + margin if lacking else bottom  # no number stands beside points that have none
@@ -120,9 +132,7 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Pa
     marks, labels = panels[0, 0].get_legend_handles_labels()
     if labels:
         figure.legend(marks, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
-    with writing(path), whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    _save(figure, path)
 
 
 _SWEEP_MARKS: dict[str, dict[str, Any]] = {
