@@ -10,18 +10,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import math
+import os
 import sys
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Something that the user can mend. Its text is one sentence (or one a line) naming the thing and the mend."""
+    """Something that the user can fix. Its text is one sentence (or one a line) naming the thing and the fix."""
 
     @classmethod
     def of(cls, faults: Iterable[str]) -> UserError:
@@ -62,6 +64,7 @@ def _item_type(annotation: Any) -> tuple[type, bool]:
     return annotation, False
 
 
+@functools.cache  # evaluating the annotations of a class takes a while
 def _types(cls: type) -> dict[str, tuple[type, bool]]:
     hints = typing.get_type_hints(cls)
     return {field.name: _item_type(hints[field.name]) for field in dataclasses.fields(cls) if field.metadata}
@@ -151,26 +154,91 @@ def build_parser(cls: type, prog: str | None = None, description: str | None = N
 
 
 def default_text(field: dataclasses.Field) -> str:
-    """A default as a user would type it."""
+    """A default as a user would type it, or the words of its own that the field's metadata have for it."""
+    if words := field.metadata.get("default"):
+        return words
     if isinstance(field.default, tuple) and field.default:
         return " ".join(str(item) for item in field.default)
     return "none" if field.default in (None, ()) else str(field.default)
 
 
-def parse(cls: type[T], argv: Sequence[str], prog: str | None = None, description: str | None = None) -> T:
+def parse(
+    cls: type[T],
+    argv: Sequence[str],
+    prog: str | None = None,
+    description: str | None = None,
+    others: Mapping[str, type] | None = None,
+) -> T:
     """An instance of the dataclass `cls` from a command line; the last of repeated flags wins.
 
     Raises:
-        UserError: an unknown flag (with the nearest known one), a value that is not allowed, or what the
-            dataclass's own `__post_init__` refuses.
+        UserError: everything that `flag_faults` finds, or else what the dataclass's own `__post_init__` refuses.
     """
     parser = build_parser(cls, prog, description)
-    # argparse takes '-1e-5' for a flag; with a space in front it is a value
-    known, unknown = parser.parse_known_args([f" {word}" if _is_negative_number(word) else word for word in argv])
+    try:
+        known, unknown = parser.parse_known_args(_words(argv))
+    except UserError as error:  # argparse ends at the first fault
+        raise UserError.of(flag_faults(cls, argv, others) or [str(error)]) from None
     if unknown:
-        raise UserError(unknown_flag_text(cls, unknown[0]))
+        raise UserError.of(flag_faults(cls, argv, others) or [unknown_flag_text(cls, unknown[0], others)])
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(known).items()}
     return cls(**values)
+
+
+def flag_faults(cls: type, argv: Sequence[str], others: Mapping[str, type] | None = None) -> list[str]:
+    """Everything that is wrong with the flags of a command line, a sentence each: unknown flags (with the nearest known
+    one), missing values, values that are not allowed.
+
+    `others` are dataclasses with flags that belong elsewhere on the command line, by the words that say where.
+    """
+    parser = build_parser(cls)
+    types, spellings = _types(cls), _spellings(cls)
+    found = []
+    for name, values in _flags_with_values(_words(argv), spellings):
+        if name in ("-h", "--help"):
+            continue
+        if name not in spellings:
+            found += [unknown_flag_text(cls, word, others) for word in ([name] if name else values)]
+            continue
+        _, several = types[spellings[name].removeprefix("--")]
+        own, extra = (values, []) if several else (values[:1], values[1:])
+        # one value at a time, so that every wrong one is named
+        for words in [[name, value] for value in own] or [[name]]:
+            try:
+                parser.parse_args(words)
+            except UserError as error:
+                found.append(str(error))
+        if extra:
+            found.append(f"{name} takes one value: leave out '{' '.join(extra)}'")
+    return list(dict.fromkeys(found))
+
+
+def _words(argv: Sequence[str]) -> list[str]:
+    """argparse takes '-1e-5' for a flag; with a space in front it is a value."""
+    return [f" {word}" if _is_negative_number(word) else word for word in argv]
+
+
+def _flags_with_values(words: Sequence[str], known: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """(flag, what follows it) for each flag of a command line; words before the first flag follow ''."""
+    found: list[tuple[str, list[str]]] = [("", [])]
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("-") and name in known:
+            found.append((name, [value] if equals else []))
+        elif word.startswith("-") and word != "-":
+            found.append((word, []))
+        else:
+            found[-1][1].append(word)
+    return found
+
+
+def collected(faults: list[str], make: Callable[..., T], *arguments: Any) -> T | None:
+    """What a call returns, or None where it raises a UserError, whose sentences are added to `faults`."""
+    try:
+        return make(*arguments)
+    except UserError as error:
+        faults += str(error).splitlines()
+        return None
 
 
 def parse_command(commands: dict[str, type], argv: Sequence[str], prog: str) -> tuple[str, Any]:
@@ -193,6 +261,20 @@ def parse_command(commands: dict[str, type], argv: Sequence[str], prog: str) -> 
     return name, parse(commands[name], argv[1:], prog=f"{prog} {name}")
 
 
+def parse_named(cls: type[T], argv: Sequence[str], prog: str) -> tuple[str, T]:
+    """(name, instance of the dataclass `cls`) of a command line that begins with the name of something; `prog` ends in
+    the word for it, such as RUN.
+
+    Raises:
+        UserError: the name is missing, or as `parse`.
+    """
+    if {"-h", "--help"} & set(argv):
+        parse(cls, ["--help"], prog=prog)
+    if not argv or argv[0].startswith("-"):
+        raise UserError(f"name the {prog.split()[-1].lower()} first: {prog}")
+    return argv[0], parse(cls, argv[1:], prog=prog)
+
+
 def _is_negative_number(word: str) -> bool:
     try:
         return word.startswith("-") and float(word) <= 0
@@ -200,13 +282,29 @@ def _is_negative_number(word: str) -> bool:
         return False
 
 
-def unknown_flag_text(cls: type, text: str) -> str:
-    """The sentence about something on the command line that is no flag."""
-    names = [f"--{name}" for name in _types(cls)]
-    close = difflib.get_close_matches(text.split("=")[0], names, 1, cutoff=0.5)
-    return f"unknown flag or value '{text}'" + (
-        f"; did you mean {close[0]}?" if close else "; see --help for all flags"
+def unknown_flag_text(cls: type, text: str, others: Mapping[str, type] | None = None) -> str:
+    """The sentence about something on the command line that is not a flag of `cls`; `others` as in `flag_faults`."""
+    text = text.strip()
+    given = text.split("=")[0]
+    for where, other in (others or {}).items():
+        if given in _spellings(other):
+            return f"unknown flag '{given}' here: {where}"
+    bare = {spelling.lstrip("-"): flag_name for spelling, flag_name in _spellings(cls).items()}
+    close = difflib.get_close_matches(given.lstrip("-"), bare, 1) if given.startswith("-") else []
+    return f"unknown flag or value '{text}'; " + (
+        f"did you mean {bare[close[0]]}?" if close else "see --help for all flags"
     )
+
+
+def _spellings(cls: type) -> dict[str, str]:
+    """The long flag for every spelling of it."""
+    fields = [field for field in dataclasses.fields(cls) if field.metadata]
+    return {
+        spelling: f"--{field.name}"
+        for field in fields
+        for spelling in (f"--{field.name}", field.metadata["short"])
+        if spelling
+    }
 
 
 def to_argv(config: Any) -> list[str]:
@@ -245,17 +343,32 @@ def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     """Call an entry point with the command line; a UserError becomes its sentence on stderr and exit status 2."""
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        _say(f"error: {line}" for line in str(error).splitlines())
         status = 2
     except BrokenPipeError:  # the reader (head, less) went away: nothing to report to
-        sys.stderr.close()
+        _drop(sys.stdout)
         status = 141
     except OSError as error:
-        print(f"error: {os_error_text(error)}", file=sys.stderr)
+        _say([f"error: {os_error_text(error)}"])
         status = 2
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        _say(["stopped by Ctrl-C"])
         status = 130
     raise SystemExit(status or 0)
+
+
+def _say(lines: Iterable[str]) -> None:
+    """Print to stderr, where there is one still: without a terminal or reader the exit status has to do."""
+    try:
+        for line in lines:
+            print(line, file=sys.stderr)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Throw away what is left of a stream that nobody reads: Python would end with status 120 because of it."""
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())

@@ -377,8 +377,9 @@ def extract_videos(
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores HUP
+            signal.signal(number, stop)
     outcomes: dict[int, Outcome] = {}
     announced = under_way(layout.frames, work, config.shard_count)
     with announced, bar, ThreadPoolExecutor(min(config.processes, len(work))) as threads:

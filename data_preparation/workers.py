@@ -12,6 +12,7 @@ import time
 def follow_parent() -> None:
     """Leave signals to the parent, and end when it ends: a killed parent cannot say goodbye."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal tells all processes that were started in it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = os.getppid()
 

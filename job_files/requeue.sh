@@ -11,6 +11,9 @@ deepsports_end="$deepsports_job/ended-${SLURM_RESTART_COUNT:-0}"
 deepsports_told=" $({ ls "$deepsports_end" 2>/dev/null || true; } | sed -n 's/^rank[0-9]*-//p' | tr '\n' ' ')"
 deepsports_ends="$(wc -w <<<"$deepsports_told")"
 deepsports_why=""
+if [ "$deepsports_ends" -eq 0 ] && [ "$deepsports_status" -eq 130 ]; then # ended by INT before it could say so
+    deepsports_told=" 130 "
+fi
 case "$deepsports_told" in
     *" 2 "*) deepsports_status=2 ;;   # something to mend
     *" 70 "*) deepsports_status=70 ;; # a mistake in the program
@@ -18,21 +21,28 @@ case "$deepsports_told" in
         deepsports_status=130
         scancel "$deepsports_id" && sleep 60
         ;;
-    # after USR2 or TERM; where a TERM is scancel's, it ends this script before it comes here
-    *" 75 "* | *" 143 "*) [ "$deepsports_ends" -lt "${SLURM_NTASKS:-1}" ] || deepsports_why="it was told to stop, and saved" ;;
+    # after USR2, TERM or HUP; where a TERM is scancel's, it ends this script before it comes here
+    *" 75 "* | *" 143 "* | *" 129 "*) [ "$deepsports_ends" -lt "${SLURM_NTASKS:-1}" ] || deepsports_why="it was told to stop, and saved" ;;
 esac
 case "$deepsports_why $deepsports_status" in
     " 2" | " 70" | " 130") ;;
     " "*)
-        if [ "$deepsports_status" -eq 75 ] || [ "$deepsports_status" -eq 143 ]; then
-            deepsports_why="it was told to stop"
-        elif [ "$deepsports_status" -gt 128 ]; then
-            deepsports_why="a process was killed (signal $((deepsports_status - 128)))"
-        elif [ "$deepsports_status" -eq 76 ]; then
-            deepsports_why="one of its processes was lost"
-        elif [ "$deepsports_status" -ne 0 ]; then
-            deepsports_why="its processes could not be started (srun's status $deepsports_status)"
-        fi
+        case "$deepsports_status" in
+            0) ;;
+            75 | 143 | 129 | 140) deepsports_why="it was told to stop" ;; # 140: USR2, before a process could catch it
+            76) deepsports_why="one of its processes was lost" ;;
+            *)
+                deepsports_why="its processes could not be started (srun's status $deepsports_status)"
+                [ "$deepsports_status" -le 128 ] ||
+                    deepsports_why="a process was killed (signal $((deepsports_status - 128)))"
+                ;;
+        esac
+        ;;
+esac
+case "$deepsports_why" in
+    *"told to stop"*) # the last minutes of its time: Slurm's signal comes two minutes before the limit, or three
+        deepsports_left="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%L 2>/dev/null || true)"
+        [[ ! "$deepsports_left" =~ ^0?[0-3]:[0-9][0-9]$ ]] || deepsports_why="$deepsports_why (near its time limit)"
         ;;
 esac
 if [ -n "$deepsports_why" ]; then
@@ -45,6 +55,8 @@ if [ -n "$deepsports_why" ]; then
                 break
             fi
             echo "Requeueing job $deepsports_id: $deepsports_why"
+            # the training's last comment would be shown while the job waits
+            scontrol update jobid="$deepsports_id" comment="${DEEPSPORTS_COMMENT:+$DEEPSPORTS_COMMENT: }waits to go on ($deepsports_why)" || true
             if scontrol requeue "$deepsports_id"; then
                 sleep 60 # the requeue ends this script
                 break

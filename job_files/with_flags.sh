@@ -6,8 +6,6 @@ if [ "${1:-}" = "--print_flags" ]; then # launch.submit asks
     exit 0
 fi
 cd "$DEEPSPORTS_HOME"
-if [ -n "${SLURM_JOB_ID:-}" ]; then
-    exec python -m launch.job "${flags[@]}" "$@" # exec: signals must reach python
-else
-    exec python -m training.train "${flags[@]}" "$@"
-fi
+training=training.train
+[ -z "${SLURM_JOB_ID:-}" ] || training=launch.job
+exec bash job_files/hold_signals.sh python -m "$training" "${flags[@]}" "$@" # exec: signals must reach python

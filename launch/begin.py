@@ -8,6 +8,7 @@ processes to meet at. Imports no torch.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,10 +22,15 @@ from typing import Any
 from data_preparation.cli import UserError, run
 from data_preparation.files import write_whole, writing
 from launch.config import LaunchConfig
-from training.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, restart_count
-from training.run_folder import RunFolder
+from launch.progress import starting_text
+from launch.slurm import SlurmError, set_comment
+from training.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, restart_count, slurm_job_id
+from training.run_folder import RunFolder, read_json
 
+REFUSAL = "refused"  # file in the job's folder: why its last start was refused
+OUTPUT = "output"  # link in the job's folder to the file that its batch script writes to
 _FRUITLESS = 2  # starts in a row from the same position after which the next one is refused
+_NEAR_LIMIT = "near its time limit"  # the words of job_files/requeue.sh
 _LONG_S = 600  # a start that was told to stop sooner (preempted, say) has not shown that it gets nowhere
 _TRIES = 200
 
@@ -47,14 +53,11 @@ def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:
         )
     file = job / "starts.jsonl"
     before = [start for start in _starts(file) if start["restart"] < restarts]
-    fruitless = 0
-    for start in reversed(before):
-        if start["position"] != now_at:
-            break
-        fruitless += _got_nowhere(job, start)
-    if fruitless >= _FRUITLESS:
+    here = list(itertools.takewhile(lambda start: start["position"] == now_at, reversed(before)))
+    if sum(_got_nowhere(job, start) for start in here) >= _FRUITLESS:
+        last = f", and the last {len(here)} starts" if len(here) < len(before) else " and"
         raise UserError(
-            f"{job.name} started {fruitless} times and saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
+            f"{job.name} started {len(before)} times{last} saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
         )
     record = {"restart": restarts, "position": now_at, "time": time.time(), "node": socket.gethostname()}
     with writing(file):
@@ -79,10 +82,12 @@ def _starts(file: Path) -> list[dict[str, Any]]:
 
 def _got_nowhere(job: Path, start: dict[str, Any]) -> bool:
     """Whether a start that saved nothing is to blame for it: it was killed, or had its time before it was told to stop
-    (job_files/requeue.sh wrote down why, and when). Where Slurm requeued it, a node died or it was preempted."""
+    (job_files/requeue.sh wrote down why, and when): all that its time limit gives, or _LONG_S. Where Slurm requeued it, a
+    node died or it was preempted."""
     why = job / f"ended-{start['restart']}" / "why"
     try:
-        return "told to stop" not in why.read_text() or why.stat().st_mtime - start["time"] > _LONG_S
+        told = why.read_text()
+        return "told to stop" not in told or _NEAR_LIMIT in told or why.stat().st_mtime - start["time"] > _LONG_S
     except OSError:
         return False
 
@@ -111,9 +116,38 @@ def main(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> int:
     text = env.get("DEEPSPORTS_REQUEUES") or str(LaunchConfig.requeues)
     if not re.fullmatch("[0-9]+", text):
         raise UserError(f"DEEPSPORTS_REQUEUES '{text}' is no number: mend job_files/environment.sh")
-    check_restart(job, restart_count(), int(text), position(RunFolder(job.parent.parent)))
-    print(f"export {PORT_VARIABLE}={free_port(raw_job_number())}")
+    keep_output_place(job)
+    run_folder = RunFolder(job.parent.parent)
+    try:
+        check_restart(job, restart_count(), int(text), position(run_folder))
+        port = free_port(raw_job_number())
+    except UserError as error:  # launch.status tells it when Slurm has forgotten the job
+        with writing(job):
+            write_whole(job / REFUSAL, str(error).encode())
+        raise
+    (job / REFUSAL).unlink(missing_ok=True)
+    tell_start(run_folder, env)
+    print(f"export {PORT_VARIABLE}={port}")
     return 0
+
+
+def keep_output_place(job: Path) -> None:
+    """Link the file that the batch script writes to into the job's folder: Slurm forgets where it is."""
+    with suppress(OSError):
+        output = Path(os.readlink("/proc/self/fd/2"))
+        if output.is_file():
+            job.mkdir(parents=True, exist_ok=True)
+            (job / OUTPUT).unlink(missing_ok=True)
+            (job / OUTPUT).symlink_to(output)
+
+
+def tell_start(run_folder: RunFolder, env: Mapping[str, str]) -> None:
+    """Replace the comment of the start before, which says how that one ended."""
+    words = env.get("DEEPSPORTS_COMMENT", "")
+    if job_id := slurm_job_id(env):
+        with suppress(SlurmError, UserError, KeyError, TypeError):  # damaged progress, or no scontrol on compute nodes
+            told = starting_text(read_json(run_folder.progress_file))
+            set_comment(job_id, f"{words}: {told}" if words else told)
 
 
 if __name__ == "__main__":

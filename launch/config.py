@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, build_parser, flag
+from data_preparation.cli import UserError, flag, flag_faults
 from training.config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -71,6 +71,10 @@ class LaunchConfig:
         """What --cpus_per_gpu and --mem_per_gpu_gb are multiplied with on each node."""
         return self.gpus_per_node or self.tasks
 
+    @property
+    def cpus_per_task(self) -> int:
+        return self.cpus_per_gpu * self.shares // self.tasks or 1
+
 
 # the variables that sbatch itself reads for jobs that are submitted as files; every other launch flag has one of its own
 _SBATCH_VARIABLES = {name: f"SBATCH_{name.upper()}" for name in ("partition", "account", "qos", "constraint")}
@@ -81,17 +85,17 @@ def site_flags(env: Mapping[str, str], cls: type = LaunchConfig) -> list[str]:
     --time_min, and so on; partition, account, QOS and constraint have sbatch's own variables.
 
     Raises:
-        UserError: a variable's value is not allowed.
+        UserError: a variable's value is not allowed (all of them at once).
     """
     argv: list[str] = []
+    faults: list[str] = []
     for field in dataclasses.fields(cls):
         variable = _SBATCH_VARIABLES.get(field.name, f"DEEPSPORTS_{field.name.upper()}")
         if env.get(variable):
             argv.append(f"--{field.name}={env[variable]}")
-            try:
-                build_parser(cls).parse_args(argv[-1:])
-            except UserError as error:
-                raise UserError(f"{variable} in your environment: {error}") from None
+            faults += [f"{variable} in your environment: {fault}" for fault in flag_faults(cls, argv[-1:])]
+    if faults:
+        raise UserError.of(faults)
     return argv
 
 
@@ -111,6 +115,13 @@ def split_argv(argv: list[str]) -> tuple[list[str], list[str]]:
         return argv, []
     at = argv.index("--")
     return argv[:at], argv[at + 1 :]
+
+
+def named_config(argv: list[str]) -> Path:
+    """The flag file that a command line names, whatever else is wrong with it."""
+    named = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
+    named += [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
+    return Path(named[-1]) if named else LaunchConfig.config
 
 
 def read_flag_file(path: Path) -> list[str]:

@@ -18,7 +18,7 @@ from data_preparation.cli import UserError, flag, run
 from data_preparation.layout import DatasetLayout, prepared_videos, video_name
 from data_preparation.verified import unverified
 from launch import preflight, slurm, snapshot, submit
-from launch.config import LaunchConfig
+from launch.config import REPOSITORY, LaunchConfig
 from launch.slurm import QueuedJob, SlurmError
 from training.config import TrainConfig, path_faults
 from training.run_folder import RunFolder, read_json, write_json
@@ -67,7 +67,7 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
             common += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
         return slurm.sbatch(*common, f"job_files/{name}.job", *arguments, env=site, folder=code)
 
-    small = [f"--cpus-per-task={launch.prepare_cpus}", f"--time={launch.prepare_time_min}"]
+    small = small_options(launch)
     data = ["--annotation_path", str(training.annotation_path)]
 
     def prepare(after: str) -> str:
@@ -99,6 +99,28 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
         Stage("train", trained or folder.summary_file.exists(), train),
         Stage("evaluate", folder.summary_file.exists(), evaluate),
     ]
+
+
+def small_options(launch: PipelineConfig) -> list[str]:
+    """sbatch's options of the stages that prepare and verify."""
+    return [f"--cpus-per-task={launch.prepare_cpus}", f"--time={launch.prepare_time_min}"]
+
+
+def small_stage_faults(launch: PipelineConfig, site: Mapping[str, str], todo: Sequence[str]) -> list[str]:
+    """Whether Slurm could ever start the jobs that prepare and verify, of the stages that are to be submitted."""
+    found = []
+    for name, options in (("prepare", ["--array=0"]), ("verify", [])):
+        if name not in todo:
+            continue
+        job_file = f"job_files/{name}_dataset.job"
+        try:
+            arguments = [*site_options(launch), *options, *small_options(launch), job_file]
+            slurm.sbatch("--test-only", *arguments, env=site, folder=REPOSITORY)
+        except SlurmError as error:
+            found.append(
+                f"Slurm could not start {job_file} with --prepare_cpus {launch.prepare_cpus} and --prepare_time_min {launch.prepare_time_min} ({error}): give less, or another --partition"
+            )
+    return found
 
 
 def site_options(launch: LaunchConfig) -> list[str]:
@@ -142,20 +164,28 @@ def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping
 def main(argv: Sequence[str]) -> int:
     launch, training, site = submit.read(argv, PipelineConfig, "python -m launch.pipeline", __doc__.splitlines()[0])
     training = dataclasses.replace(training, evaluate=False)  # the last stage's
+    preflight.say("checking flags, files and videos")
     faults = pipeline_faults(launch, training, site)
+    notes: list[str] = []
     folder = RunFolder(training.run_dir)
     if preflight.slurm_is_here(launch, faults):
         executor = submit.slurm_executor(launch, training, site, snapshot.place(folder.path))
         script = submit.script_of(executor, folder.jobs_dir)
-        faults += preflight.request_faults(script)
+        preflight.ask_slurm(script, launch, faults, notes)
+        if not faults:
+            todo = [stage.name for stage in stages(launch, training, site, REPOSITORY) if not stage.is_done]
+            faults += small_stage_faults(launch, site, todo)
     if faults:
         raise UserError.of(faults)
+    for note in notes:
+        print(note)
     if launch.dry_run:
         for stage in stages(launch, training, site, snapshot.place(folder.path)):
             print(f"{stage.name:<9} {'done' if stage.is_done else 'to submit'}")
         print(script)
         return 0
     record_file = folder.path / "pipeline.json"
+    preflight.say(f"keeping the code in {folder.path}, and submitting")
     with submit.submitting_into(folder.path / "pipeline"):
         code = snapshot.take(folder.path)
         jobs = read_json(record_file) or {}

@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_preparation.annotations import check_disjoint, load_annotations, load_split, load_vocabulary, select
@@ -18,6 +20,7 @@ from data_preparation.layout import prepared_videos, video_name
 from data_preparation.verified import unverified
 from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
+from launch.fitting import Request, excess, parse_nodes, parse_partitions
 from training.config import TrainConfig, differences, path_faults
 from training.run_folder import RunFolder
 
@@ -25,30 +28,51 @@ _LITTLE = 200 * 2**20  # bytes that logs, plots and metrics may come to
 _FORECAST_TIMEOUT_S = 600
 
 
-def check(launch: LaunchConfig, training: TrainConfig) -> tuple[list[str], list[str]]:
-    """(why this submission could not train, a sentence each; what could not be looked at)."""
-    found = request_flag_faults(launch, training) + run_faults(training)
+def say(what: str) -> None:
+    """Tell on stderr what is being done, since some of it takes seconds."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], notes: list[str]) -> Iterator[None]:
+    """Add to `faults` why this submission could not train, a sentence each, and to `notes` what could not be looked at.
+
+    The model is built by another process, which works while the block goes on and what is inside it is done.
+    """
+    say("checking flags, run folder and files")
+    faults += request_flag_faults(launch, training) + run_faults(training)
     files = path_faults(training)
-    if not files:
-        files = data_faults(training)
-    found += files
-    notes: list[str] = []
-    needed = _LITTLE
+    faults += files
+    forecast = None
     if files:
-        notes.append("weights and memory, before the files above are there")
+        notes.append("not checked: weights and memory, before the files above are there")
     elif not launch.forecast:
-        notes.append("weights and memory (--forecast False)")
+        notes.append("not checked: weights and memory (--forecast False)")
     else:
-        faults, forecast = forecast_of(launch, training)
-        found += faults
-        if forecast is None and not faults:
-            notes.append("weights and memory: there is no torch on this machine")
+        say("building the model in another process, to check weights and memory")
+        forecast = start_forecast(launch, training)
+    try:
+        if not files:
+            say(f"checking the data set in {training.root_dir}")
+            faults += data_faults(training)
+        yield
+        needed = _LITTLE
         if forecast is not None:
-            needed += forecast["checkpoint_bytes"] * (training.keep_checkpoints + 1) + forecast["best_bytes"]
-            found += memory_faults(launch, forecast)
-    found += space_faults(training.run_dir, needed, "--runs_dir")
-    found += space_faults(Path.home(), _LITTLE, "your home")
-    return found, notes
+            if forecast.poll() is None:
+                say("waiting for the model")
+            own, found = forecast_result(forecast)
+            faults += own
+            if found is not None:
+                needed += found["checkpoint_bytes"] * (training.keep_checkpoints + 1) + found["best_bytes"]
+                faults += memory_faults(launch, found)
+            elif not own:
+                notes.append("not checked: weights and memory: there is no torch on this machine")
+        faults += space_faults(training.run_dir, needed, "--runs_dir")
+        faults += space_faults(Path.home(), _LITTLE, "your home")
+    finally:
+        if forecast is not None and forecast.poll() is None:
+            forecast.kill()
+            forecast.wait()
 
 
 def run_faults(training: TrainConfig) -> list[str]:
@@ -103,13 +127,46 @@ def slurm_is_here(launch: LaunchConfig, found: list[str]) -> bool:
     return False
 
 
-def request_faults(script: str) -> list[str]:
-    """Whether Slurm would ever start the job: partition, account, QOS, GPUs, sizes (sbatch --test-only)."""
+def ask_slurm(script: str, launch: LaunchConfig, faults: list[str], notes: list[str]) -> None:
+    """Whether Slurm would ever start the job: partition, account, QOS, GPUs, sizes (sbatch --test-only). What is too much
+    is told from what the nodes have."""
+    say("asking Slurm whether it could start this job")
     try:
         slurm.test_only(script)
     except slurm.SlurmError as error:
-        return [f"Slurm could not start this job ({error}): mend the launch flags or job_files/environment.sh"]
-    return []
+        refusal = f"Slurm could not start this job ({error})"
+        too_much = excess_of(request_of(launch))
+        if too_much:
+            faults += [f"{refusal}:", *(f"  {line}" for line in too_much)]
+        else:
+            faults.append(f"{refusal}: fix the launch flags or job_files/environment.sh")
+    else:
+        notes += [f"warning, Slurm may keep this job waiting: {line}" for line in excess_of(request_of(launch))]
+
+
+def request_of(launch: LaunchConfig) -> Request:
+    """What the job of a submission asks for."""
+    return Request(
+        nodes=launch.nodes,
+        tasks=launch.tasks,
+        cpus=launch.cpus_per_task * launch.tasks,
+        memory=launch.mem_per_gpu_gb * launch.shares * 1024,
+        gpus=launch.gpus_per_node,
+        gpu_type=launch.gpu_type,
+        minutes=launch.time_min,
+        partition=launch.partition,
+        constraint=launch.constraint,
+        exclude=launch.exclude,
+    )
+
+
+def excess_of(request: Request) -> list[str]:
+    """What of a request is too much for its partition; [] where nothing is, or where Slurm does not tell its nodes."""
+    try:
+        nodes, partitions = slurm.nodes_and_partitions()
+    except slurm.SlurmError:
+        return []
+    return excess(request, parse_nodes(nodes), parse_partitions(partitions))
 
 
 def used_videos(training: TrainConfig) -> set[int]:
@@ -148,19 +205,27 @@ def data_faults(training: TrainConfig) -> list[str]:
     return found
 
 
-def forecast_of(launch: LaunchConfig, training: TrainConfig) -> tuple[list[str], dict | None]:
+def start_forecast(launch: LaunchConfig, training: TrainConfig) -> subprocess.Popen[str]:
+    """Start training.forecast. The memory of a step, which takes longest, is asked for only where it can be compared."""
+    wanted = launch.processes if launch.gpus_per_node and launch.gpu_mem_gb else 0
+    command = [sys.executable, "-m", "training.forecast", str(wanted), *to_argv(training)]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def forecast_result(process: subprocess.Popen[str]) -> tuple[list[str], dict | None]:
     """(faults, what training.forecast says, or None where it cannot say) about weights and memory."""
-    command = [sys.executable, "-m", "training.forecast", str(launch.processes), *to_argv(training)]
     try:
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=_FORECAST_TIMEOUT_S)
+        out, err = process.communicate(timeout=_FORECAST_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return [f"building the model took more than {_FORECAST_TIMEOUT_S} s: look why, or say --forecast False"], None
-    if done.returncode == 0:
-        return [], json.loads(done.stdout.splitlines()[-1])
-    if "No module named 'torch'" in done.stderr:
+    if process.returncode == 0:
+        return [], json.loads(out.splitlines()[-1])
+    if "No module named 'torch'" in err:
         return [], None
-    lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
-    return lines or [f"the model cannot be built ({(done.stderr.strip().splitlines() or ['killed'])[-1]})"], None
+    lines = [line.removeprefix("error: ") for line in err.splitlines() if line.startswith("error: ")]
+    return lines or [f"the model cannot be built ({(err.strip().splitlines() or ['killed'])[-1]})"], None
 
 
 def memory_faults(launch: LaunchConfig, forecast: dict) -> list[str]:

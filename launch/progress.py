@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,29 @@ def duration_text(seconds: float | None) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60}h{minutes % 60:02d}m"
     return f"{minutes // 1440}d{minutes % 1440 // 60:02d}h"
+
+
+def slurm_seconds(text: str) -> int | None:
+    """Seconds of a time as Slurm's commands print it ('0:38', '10:00', '00:00:38', '1-02:00:00'); None for others, such
+    as UNLIMITED."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text.strip())
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def clock_text(text: str) -> str:
+    """A time of squeue or sacct in one format: '0:38', '1:02:03', '2-03:04:05'; what is no time stays as it is."""
+    seconds = slurm_seconds(text)
+    if seconds is None:
+        return text.lower()
+    minutes, second = divmod(seconds, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}-{hour:02d}:{minute:02d}:{second:02d}"
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
 def number_text(value: float | None, digits: int = 3) -> str:
@@ -39,3 +63,10 @@ def progress_text(progress: Mapping[str, Any]) -> str:
     if progress["state"] == "running":
         parts.append(f"eta {duration_text(progress.get('eta_s'))}")
     return " ".join(parts)
+
+
+def starting_text(progress: Mapping[str, Any] | None) -> str:
+    """The comment of a job whose processes are being started; `progress` is what an earlier start left."""
+    if progress is None:
+        return "starting"
+    return progress_text({**progress, "state": "starting"})

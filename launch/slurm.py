@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from training.ranks import without_slurm
 
 NEVER = "DependencyNeverSatisfied"  # the reason of a job that is about to leave the queue
+_BAD_ENDS = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 _TIMEOUT_S = 30  # a busy controller answers late; a dead one must not hang the caller
 
 
@@ -70,6 +72,15 @@ def test_only(script: str) -> None:
         SlurmError: sbatch is missing or says why it could not.
     """
     _run("sbatch", "--test-only", text=script)
+
+
+def nodes_and_partitions() -> tuple[str, str]:
+    """What `scontrol show --oneliner` says of all nodes and of all partitions.
+
+    Raises:
+        SlurmError: scontrol is missing or fails.
+    """
+    return _run("scontrol", "show", "node", "--oneliner"), _run("scontrol", "show", "partition", "--oneliner")
 
 
 def cancel(*job_ids: str, signal: str | None = None) -> None:
@@ -131,11 +142,81 @@ def ended(job_ids: Iterable[str]) -> dict[str, EndedJob]:
     Raises:
         SlurmError: sacct is missing or fails (accounting off).
     """
-    listed = ",".join(job_ids)
+    # sacct finds tasks that never started by their array's number only
+    listed = ",".join(sorted({job_id.split("_")[0] for job_id in job_ids}))
     fields = "--format=JobID,State,Elapsed,Timelimit,NodeList"
     text = _run("sacct", "--noheader", "--allocations", "--parsable2", fields, f"--jobs={listed or '0'}")
     rows = (line.split("|", 4) for line in text.splitlines() if line.count("|") >= 4)
-    return {job_id: EndedJob(state.split()[0], *others) for job_id, state, *others in rows if state}
+    return {
+        task: EndedJob(state.split()[0], *others)
+        for job_id, state, *others in rows
+        if state
+        for task in array_tasks(job_id)
+    }
+
+
+def array_tasks(job_id: str) -> list[str]:
+    """The tasks of an array that ended before they started, which sacct names together: '12_[0,2-3%2]'."""
+    match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job_id)
+    if match is None:
+        return [job_id]
+    spans = [(span.split("-")[0], span.split("-")[-1]) for span in match[2].split(",")]
+    return [f"{match[1]}_{number}" for first, last in spans for number in range(int(first), int(last) + 1)]
+
+
+@dataclass(frozen=True)
+class FailedJob:
+    """A job that ended badly. `folder` is where it ran; `output` is None where Slurm does not tell it."""
+
+    job_id: str
+    name: str
+    state: str
+    elapsed: str
+    limit: str
+    folder: Path
+    output: Path | None = None
+
+
+def failed_today() -> list[FailedJob]:
+    """The user's jobs that ended badly within a day, oldest first, as far as Slurm still knows: from the accounting, and
+    for some minutes after their end also from the controller, which knows their output files.
+
+    Raises:
+        SlurmError: neither answers.
+    """
+    found = {}
+    try:
+        fields = "--format=JobID,JobName%100,State,Elapsed,Timelimit,WorkDir%1000"
+        period = ("--starttime=now-1days", "--endtime=now", f"--state={','.join(sorted(_BAD_ENDS))}")
+        text = _run("sacct", "--noheader", "--allocations", "--parsable2", f"--user={os.getuid()}", *period, fields)
+        rows = [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
+        found = {
+            job_id: FailedJob(job_id, name, state.split()[0], elapsed, limit, Path(folder))
+            for job_id, name, state, elapsed, limit, folder in rows
+        }
+        failed_to_ask = None
+    except SlurmError as error:
+        failed_to_ask = error
+    try:
+        lines = _run("scontrol", "show", "job", "--oneliner").splitlines()
+    except SlurmError:
+        if failed_to_ask is not None:
+            raise failed_to_ask from None
+        return list(found.values())
+    for values in map(oneliner_fields, lines):
+        if values.get("JobState") not in _BAD_ENDS or f"({os.getuid()})" not in values.get("UserId", ""):
+            continue
+        job_id = values["JobId"]
+        if "ArrayTaskId" in values:
+            job_id = f"{values['ArrayJobId']}_{values['ArrayTaskId']}"
+        known = [values.get(name, "") for name in ("JobName", "JobState", "RunTime", "TimeLimit", "WorkDir")]
+        found[job_id] = FailedJob(job_id, *known[:4], Path(known[4]), Path(values.get("StdOut", "")))
+    return list(found.values())
+
+
+def oneliner_fields(line: str) -> dict[str, str]:
+    """The fields of a line of `scontrol show --oneliner`; values may have spaces in them."""
+    return {name: value.strip() for name, value in re.findall(r"(?:^|\s)(\w+)=(.*?)(?=\s+\w+=|\s*$)", line)}
 
 
 def set_comment(job_id: str, comment: str) -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +20,17 @@ from typing import Any
 
 import submitit
 
-from data_preparation.cli import UserError, parse, run, to_argv
+from data_preparation.cli import UserError, collected, flag_faults, parse, run, to_argv
 from data_preparation.files import lock, writing
 from launch import preflight, snapshot
 from launch.begin import free_port
 from launch.config import (
+    ENVIRONMENT_FILE,
     REPOSITORY,
     SIGNAL_BEFORE_END_S,
     LaunchConfig,
     absolute,
+    named_config,
     read_flag_file,
     site_environment,
     site_flags,
@@ -40,6 +43,9 @@ from training.ranks import PORT_VARIABLE, without_slurm
 from training.run_folder import RunFolder
 
 _SITE_VARIABLES = ("DEEPSPORTS_VENV", "DEEPSPORTS_SCRATCH", "DEEPSPORTS_DATASET", "DEEPSPORTS_RUNS")
+HOLD_SIGNALS = "bash job_files/hold_signals.sh"  # seen from the folder of the job's code
+_AFTER = "it is a training flag, give it after --"
+_BEFORE = "it is a launch flag, give it before --"
 _A_YEAR_MIN = 365 * 24 * 60  # a workstation has no time limit
 
 
@@ -60,7 +66,6 @@ def job_setup(launch: LaunchConfig, site: Mapping[str, str], code: Path, jobs: S
 def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[str, Any]:
     """submitit's parameters for a submission."""
     gpus = f"{launch.gpu_type}:{launch.gpus_per_node}" if launch.gpu_type else launch.gpus_per_node
-    cpus = launch.cpus_per_gpu * launch.shares // launch.tasks or 1
     binding = {"cpu-bind": launch.cpu_bind, "gpu-bind": launch.gpu_bind}
     additional: dict[str, Any] = {"requeue": True}  # submitit writes no --requeue of its own
     if launch.dependency:
@@ -79,7 +84,7 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
         "job_name": f"deepsports-{name}",
         "nodes": launch.nodes,
         "ntasks_per_node": launch.tasks,
-        "cpus_per_task": cpus,
+        "cpus_per_task": launch.cpus_per_task,
         "mem": f"{launch.mem_per_gpu_gb * launch.shares}GB",
         "time": launch.time_min,
         "stderr_to_stdout": True,
@@ -133,7 +138,7 @@ def refuse_second(folder: RunFolder) -> None:
 def executor_of(launch: LaunchConfig, folder: Path, name: str, setup: list[str]) -> submitit.SlurmExecutor:
     """submitit's executor for one kind of job. Its files go into `folder` itself: one named after the job would not be
     there yet when a job starts at once, and Slurm does not make it."""
-    executor = submitit.SlurmExecutor(folder, python="python")  # the job's own environment, not this one's
+    executor = submitit.SlurmExecutor(folder, python=f"{HOLD_SIGNALS} python")  # the job's own environment's python
     executor.update_parameters(**slurm_parameters(launch, name, setup))
     return executor
 
@@ -187,6 +192,7 @@ def train_on_slurm(launch: LaunchConfig, training: TrainConfig, site: Mapping[st
     with submitting_into(folder.path):
         refuse_second(folder)
         folder.jobs_dir.mkdir(exist_ok=True)
+        preflight.say(f"keeping the code in {folder.path}, and submitting")
         code = snapshot.take(folder.path)
         (job_id,) = submit(slurm_executor(launch, training, site, code), [training])
         snapshot.keep(folder, job_id, training, code)
@@ -231,8 +237,9 @@ def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
 
 def _start_here(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) -> str:
     folder.jobs_dir.mkdir(exist_ok=True)
+    preflight.say(f"keeping the code in {folder.path}, and starting")
     code = snapshot.take(folder.path)
-    executor = submitit.LocalExecutor(folder.jobs_dir)
+    executor = submitit.LocalExecutor(folder.jobs_dir, python=f"{HOLD_SIGNALS} {shlex.quote(sys.executable)}")
     executor.update_parameters(
         tasks_per_node=launch.tasks,
         gpus_per_node=launch.gpus_per_node,
@@ -252,31 +259,43 @@ def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[A
     """(launch flags, training flags with absolute paths, environment) of a command line with `--` in it.
 
     Raises:
-        UserError: a flag that is wrong, a flag file or an environment that cannot be read.
+        UserError: flags that are wrong (all of them at once), a flag file or an environment that cannot be read.
     """
     os.chdir(REPOSITORY)  # what relative paths mean
     launch_argv, training_argv = split_argv(list(argv))
     if {"-h", "--help"} & set(launch_argv):
         parse(cls, launch_argv, prog=prog, description=description)
+    preflight.say(f"reading the flags and {ENVIRONMENT_FILE.relative_to(REPOSITORY)}")
     site = dict(site_environment())
-    launch = parse(cls, [*site_flags(site, cls), *launch_argv], prog=prog, description=description)
-    flags = [*read_flag_file(REPOSITORY / launch.config), *training_argv]
-    return launch, absolute(parse(TrainConfig, flags, prog=str(launch.config))), site
+    faults: list[str] = []
+    own = [*(collected(faults, site_flags, site, cls) or []), *launch_argv]
+    launch = collected(faults, parse, cls, own, prog, description, {_AFTER: TrainConfig})
+    config = named_config(own) if launch is None else launch.config
+    flags = collected(faults, read_flag_file, REPOSITORY / config)
+    if flags is None:
+        faults += flag_faults(TrainConfig, training_argv, {_BEFORE: cls})
+    else:
+        training = collected(faults, parse, TrainConfig, [*flags, *training_argv], str(config), None, {_BEFORE: cls})
+    if faults:
+        raise UserError.of(faults)
+    return launch, absolute(training), site
 
 
 def main(argv: Sequence[str]) -> int:
     launch, training, site = read(argv, LaunchConfig, "python -m launch.submit", __doc__.splitlines()[0])
     folder = RunFolder(training.run_dir)
-    faults, notes = preflight.check(launch, training)
+    faults: list[str] = []
+    notes: list[str] = []
     script = ""
-    if launch.cluster == "slurm" and preflight.slurm_is_here(launch, faults):
-        executor = slurm_executor(launch, training, site, snapshot.place(folder.path))
-        script = script_of(executor, folder.jobs_dir)
-        faults += preflight.request_faults(script)
+    with preflight.checking(launch, training, faults, notes):
+        if launch.cluster == "slurm" and preflight.slurm_is_here(launch, faults):
+            executor = slurm_executor(launch, training, site, snapshot.place(folder.path))
+            script = script_of(executor, folder.jobs_dir)
+            preflight.ask_slurm(script, launch, faults, notes)
     if faults:
-        raise UserError.of(faults)
+        raise UserError.of(dict.fromkeys(faults))
     for note in notes:
-        print(f"not checked: {note}")
+        print(note)
     if launch.dry_run:
         print(script or "--cluster local starts the training without a batch script")
         return 0

@@ -2,6 +2,7 @@
 
     python -m launch.sweep submit --name rates --grid learning_rate=1e-4,1e-5 batch_size=8,16 [launch flags] [-- training flags]
     python -m launch.sweep show rates
+    python -m launch.sweep cancel rates         let all its points save, then end them
 
 --grid takes every combination; --points FILE has the flags of one point in each line. The same command again submits the
 points that failed or are new, and no others. Points are compared by validation: unless they differ in seed and fold only,
@@ -23,17 +24,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, first_line, flag, parse, parse_command, run, to_argv
+from data_preparation.cli import UserError, collected, first_line, flag, parse, parse_command, parse_named, run, to_argv
 from data_preparation.files import write_whole, writing
 from launch import preflight, snapshot, submit
 from launch.config import LaunchConfig, absolute
 from launch.progress import number_text
-from launch.status import existing_runs_dir, last_job, look_at_cluster, run_state
+from launch.status import end_jobs, existing_runs_dir, last_job, look_at_cluster, run_state
 from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
-from training.run_folder import RunFolder, read_json, write_json
+from training.run_folder import REPEATS, SWEEP_FILE, RunFolder, read_json, sweep_points, write_json
 
-REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
+_LAUNCH = "it is a launch flag, and the points of a sweep differ in training flags"
 _MOST = 1000  # points; Slurm's MaxArraySize is 1001 where nobody changed it
 
 Point = dict[str, list[str]]  # training flag -> its words
@@ -54,12 +55,19 @@ class SweepConfig(LaunchConfig):
     parallel: int = flag(8, "Points that train at the same time.", minimum=1)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", self.name):
-            raise UserError(f"--name '{self.name}' is no folder name: give letters, digits, '-', '_' and '.'")
+        faults = []
+        if not self.name:
+            faults.append("--name is missing: give the sweep a name, such as rates")
+        elif not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", self.name):
+            faults.append(f"--name '{self.name}' is not a folder name: give letters, digits, '-', '_' and '.'")
         if self.cluster != "slurm":
-            raise UserError("a sweep is a Slurm array: drop --cluster local, or train the points one after the other")
+            faults.append(
+                "a sweep is a Slurm array: leave out --cluster local, or train the points one after the other"
+            )
         if not self.grid and self.points is None:
-            raise UserError("a sweep without points: give --grid learning_rate=1e-4,1e-5 or --points FILE")
+            faults.append("a sweep without points: give --grid learning_rate=1e-4,1e-5 or --points FILE")
+        if faults:
+            raise UserError.of(faults)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,11 @@ class ShowConfig:
     )
 
 
+@dataclass(frozen=True)
+class CancelConfig(ShowConfig):
+    """Let all points of a sweep save, then end them; the command that submitted the sweep goes on."""
+
+
 # ------------------------------------------------------------------------------------------- points (pure functions)
 
 
@@ -78,17 +91,21 @@ def grid_points(grid: Sequence[str]) -> list[Point]:
     """Every combination of a grid's values.
 
     Raises:
-        UserError: an item is not of the form flag=value,value, or names a flag twice.
+        UserError: items that are not of the form flag=value,value, or name a flag twice.
     """
     axes: dict[str, list[list[str]]] = {}
+    faults = []
     for item in grid:
         name, _, values = item.partition("=")
         name = name.lstrip("-")
         if not name or not values or name in axes:
-            raise UserError(f"--grid '{item}': give each flag once, with its values, such as learning_rate=1e-4,1e-5")
+            faults.append(f"--grid '{item}': give each flag once, with its values, such as learning_rate=1e-4,1e-5")
+            continue
         axes[name] = [value.split() for value in values.split(",")]
         if [] in axes[name]:
-            raise UserError(f"--grid '{item}' has an empty value: give a value between all commas")
+            faults.append(f"--grid '{item}' has an empty value: give a value between all commas")
+    if faults:
+        raise UserError.of(faults)
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -96,14 +113,15 @@ def listed_points(text: str) -> list[Point]:
     """The points of a file: in each line training flags with their values; '#' begins a comment.
 
     Raises:
-        UserError: a line does not begin with a flag, or is no shell-like text.
+        UserError: lines that do not begin with a flag, or are not shell-like text.
     """
-    points = []
+    points, faults = [], []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
-            raise UserError(f"--points line {number} cannot be read ({error}): close its quotes") from None
+            faults.append(f"--points line {number} cannot be read ({error}): close its quotes")
+            continue
         point: Point = {}
         for word in words:
             if word.startswith("--"):
@@ -112,11 +130,12 @@ def listed_points(text: str) -> list[Point]:
             elif point:
                 point[list(point)[-1]].append(word)
             else:
-                raise UserError(
-                    f"--points line {number} begins with '{word}': give flags, such as --learning_rate 1e-4"
-                )
+                faults.append(f"--points line {number} begins with '{word}': give flags, such as --learning_rate 1e-4")
+                break
         if point:
             points.append(point)
+    if faults:
+        raise UserError.of(faults)
     return points
 
 
@@ -155,45 +174,39 @@ def point_argv(point: Point) -> list[str]:
 
 def submit_sweep(argv: Sequence[str]) -> int:
     launch, base, site = submit.read(argv, SweepConfig, "python -m launch.sweep submit", "Submit a sweep.")
-    points = grid_points(launch.grid) if launch.grid else []
-    if launch.points is not None:
-        listed = listed_points(_text_of(launch.points))
-        points = [{**a, **b} for a in points for b in listed] if points else listed
-    if not points:
-        raise UserError(f"--points {launch.points} holds no point: give the flags of a point in each line")
-    if len(points) > _MOST:
-        raise UserError(f"{len(points)} points are more than the {_MOST} of most sites' arrays: give fewer values")
+    points = _points_of(launch)
     named = named_points(points)
     folder = base.runs_dir / launch.name
-    known = known_points(folder)
-    trainings = {name: _training(base, folder, name, point) for name, point in named.items()}
+    known = sweep_points(folder)
+    trainings = _trainings(base, folder, named)
     if twice := _same_training(trainings):
         raise UserError(f"points {twice[0]} and {twice[1]} are the same training: give each value once")
     if varied([*known.values(), *named.values()]) - REPEATS:
         trainings = {name: dataclasses.replace(each, evaluate=False) for name, each in trainings.items()}
     first = next(iter(trainings.values()))
-    faults, notes = preflight.check(launch, first)
-    for name, training in trainings.items():
-        if training != first:
-            own = (
-                preflight.run_faults(training) + path_faults(training) + preflight.request_flag_faults(launch, training)
-            )
-            faults += [f"point {name}: {fault}" for fault in own if fault not in faults]
-    if preflight.slurm_is_here(launch, faults):
-        executor = _executor(launch, folder, snapshot.place(folder), list(trainings.values()), site)
-        if len(trainings) > 1:
-            executor.parameters["map_count"] = len(trainings)  # as submitit does for an array
-        faults += preflight.request_faults(submit.script_of(executor, folder / "jobs"))
+    faults: list[str] = []
+    notes: list[str] = []
+    with preflight.checking(launch, first, faults, notes):
+        for name, training in trainings.items():
+            if training != first:
+                own = preflight.run_faults(training) + path_faults(training)
+                own += preflight.request_flag_faults(launch, training)
+                faults += [f"point {name}: {fault}" for fault in own if fault not in faults]
+        if preflight.slurm_is_here(launch, faults):
+            executor = _executor(launch, folder, snapshot.place(folder), list(trainings.values()), site)
+            if len(trainings) > 1:
+                executor.parameters["map_count"] = len(trainings)  # as submitit does for an array
+            preflight.ask_slurm(submit.script_of(executor, folder / "jobs"), launch, faults, notes)
     if faults:
-        raise UserError.of(faults)
-    notes += ["weights and memory of the other points"] if launch.forecast and len(trainings) > 1 else []
+        raise UserError.of(dict.fromkeys(faults))
+    notes += ["not checked: weights and memory of the other points"] if launch.forecast and len(trainings) > 1 else []
     for note in notes:
-        print(f"not checked: {note}")
+        print(note)
     if launch.dry_run:
         print(submit.script_of(executor, folder / "jobs"))
         return 0
     with submit.submitting_into(folder):
-        write_json(folder / "sweep.json", {"points": {**known, **named}})
+        write_json(folder / SWEEP_FILE, {"points": {**known, **named}})
         states = point_states(folder, trainings, to_submit=True)
         wanted = {name: each for name, each in trainings.items() if _is_wanted(states[name], each)}
         if wanted:
@@ -238,18 +251,61 @@ def _before(state: str, again: bool) -> str:
     return f" again (was {state})" if again and state != "new" else ""
 
 
+def _points_of(launch: SweepConfig) -> list[Point]:
+    """The points that the flags of a sweep name.
+
+    Raises:
+        UserError: there are none, too many, or some cannot be read.
+    """
+    faults: list[str] = []
+    points = collected(faults, grid_points, launch.grid) or []
+    if launch.points is not None:
+        text = collected(faults, _text_of, launch.points)
+        listed = collected(faults, listed_points, text or "") or []
+        if not listed and not faults:
+            faults.append(f"--points {launch.points} holds no point: give the flags of a point in each line")
+        points = [{**a, **b} for a in points for b in listed] if launch.grid else listed
+    if len(points) > _MOST:
+        faults.append(f"{len(points)} points are more than the {_MOST} of most sites' arrays: give fewer values")
+    if faults:
+        raise UserError.of(faults)
+    return points
+
+
+def _trainings(base: TrainConfig, folder: Path, named: Mapping[str, Point]) -> dict[str, TrainConfig]:
+    """The training of each point.
+
+    Raises:
+        UserError: all that is wrong with the points' flags, each once.
+    """
+    trainings: dict[str, TrainConfig] = {}
+    where: dict[str, list[str]] = {}  # fault -> points
+    for name, point in named.items():
+        faults: list[str] = []
+        training = collected(faults, _training, base, folder, name, point)
+        if training is not None:
+            trainings[name] = training
+        for fault in faults:
+            where.setdefault(fault, []).append(name)
+    if where:
+        raise UserError.of(
+            f"point {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {fault}"
+            for fault, names in where.items()
+        )
+    return trainings
+
+
 def _training(base: TrainConfig, folder: Path, name: str, point: Point) -> TrainConfig:
-    known = {f.name for f in dataclasses.fields(TrainConfig)}
-    if unknown := sorted({"runs_dir", "run_name"} & set(point)):
-        raise UserError(f"--{unknown[0]} names the runs of a sweep: vary something else")
-    if strange := sorted(set(point) - known):
-        raise UserError(f"point {name}: unknown flag --{strange[0]}; the flags of a sweep are training flags")
-    try:
-        given = parse(TrainConfig, [*to_argv(base), *point_argv(point)])
-    except UserError as error:
-        raise UserError.of(f"point {name}: {line}" for line in str(error).splitlines()) from None
+    faults = [
+        f"--{flag} names the runs of a sweep: vary something else" for flag in ("runs_dir", "run_name") if flag in point
+    ]
     if "evaluate" in point:
-        raise UserError("--evaluate is no choice that validation could make: leave it out of the sweep")
+        faults.append("--evaluate is not a choice that validation could make: leave it out of the sweep")
+    given = collected(
+        faults, parse, TrainConfig, [*to_argv(base), *point_argv(point)], None, None, {_LAUNCH: LaunchConfig}
+    )
+    if faults:
+        raise UserError.of(faults)
     return absolute(dataclasses.replace(given, runs_dir=folder, run_name=name))
 
 
@@ -286,21 +342,6 @@ def progress_of(run: Path) -> dict[str, Any] | None:
     if progress is not None and not (isinstance(progress, dict) and {"state", "updated"} <= set(progress)):
         raise UserError(f"{RunFolder(run).progress_file} is damaged: delete it, the training writes it anew")
     return progress
-
-
-def known_points(folder: Path) -> dict[str, Point]:
-    """The points that were submitted into a sweep's folder.
-
-    Raises:
-        UserError: the record is damaged.
-    """
-    record = read_json(folder / "sweep.json")
-    if record is None:
-        return {}
-    points = record.get("points") if isinstance(record, dict) else None
-    if not isinstance(points, dict) or not all(isinstance(point, dict) and point for point in points.values()):
-        raise UserError(f"{folder / 'sweep.json'} is damaged: restore it from a copy, or give another --name")
-    return points
 
 
 def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[str, str]:
@@ -350,14 +391,34 @@ def sweep_rows(folder: Path, points: Mapping[str, Point]) -> list[dict[str, Any]
     )
 
 
+def _named_sweep(name: str, runs_dir: Path | None) -> tuple[Path, dict[str, Point]]:
+    """The folder and the points of a sweep.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
+    runs_dir = existing_runs_dir(runs_dir)
+    if points := sweep_points(runs_dir / name):
+        return runs_dir / name, points
+    sweeps = ", ".join(sorted(path.parent.name for path in runs_dir.glob("*/sweep.json"))) or "none"
+    raise UserError(
+        f"{runs_dir / name} holds no sweep (no sweep.json): give the --name that it was submitted with; there are: {sweeps}"
+    )
+
+
+def cancel_sweep(argv: Sequence[str]) -> int:
+    name, options = parse_named(CancelConfig, argv, prog="python -m launch.sweep cancel SWEEP")
+    folder, points = _named_sweep(name, options.runs_dir)
+    ended = end_jobs({job for point in points if (job := last_job(folder / point))})
+    if not ended:
+        raise UserError(f"no point of {folder} waits or runs: there is nothing to cancel")
+    print(f"{len(ended)} of {len(points)} points are cancelled; submit the sweep again to go on")
+    return 0
+
+
 def show_sweep(argv: Sequence[str]) -> int:
-    if not argv or argv[0].startswith("-"):
-        raise UserError("name the sweep: python -m launch.sweep show NAME")
-    options = parse(ShowConfig, argv[1:], prog="python -m launch.sweep show NAME")
-    folder = existing_runs_dir(options.runs_dir) / argv[0]
-    points = known_points(folder)
-    if not points:
-        raise UserError(f"{folder} holds no sweep (no sweep.json): give the --name that it was submitted with")
+    name, options = parse_named(ShowConfig, argv, prog="python -m launch.sweep show SWEEP")
+    folder, points = _named_sweep(name, options.runs_dir)
     rows = sweep_rows(folder, points)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = [c for c in columns if c != "point"]
@@ -376,7 +437,7 @@ def show_sweep(argv: Sequence[str]) -> int:
     with writing(folder / "sweep.csv"):
         write_whole(folder / "sweep.csv", text.getvalue().encode())
         draw_sweep(
-            rows, sorted(varied(points.values())) or sorted(next(iter(points.values()))), folder / "sweep.png", argv[0]
+            rows, sorted(varied(points.values())) or sorted(next(iter(points.values()))), folder / "sweep.png", name
         )
     print(f"\n{folder / 'sweep.csv'}\n{folder / 'sweep.png'}")
     best = rows[0]
@@ -388,11 +449,10 @@ def show_sweep(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    if argv and argv[0] == "submit":
-        return submit_sweep(argv[1:])
-    if argv and argv[0] == "show":
-        return show_sweep(argv[1:])
-    parse_command({"submit": SweepConfig, "show": ShowConfig}, argv, "python -m launch.sweep")
+    commands = {"submit": submit_sweep, "show": show_sweep, "cancel": cancel_sweep}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
+    parse_command({"submit": SweepConfig, "show": ShowConfig, "cancel": CancelConfig}, argv, "python -m launch.sweep")
     return 2
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_preparation.cli import UserError, markdown_table, parse, to_argv
+from data_preparation.cli import UserError, build_parser, flag_faults, markdown_table, parse, to_argv
 from launch.config import LaunchConfig, read_flag_file, split_argv
 from tests.conftest import REPOSITORY, run_python
 from training.config import MAY_CHANGE, TrainConfig, as_record, differences, from_record
@@ -106,6 +107,70 @@ def test_a_bad_flag_is_one_sentence_with_the_mend(argv: list[str], words: list[s
     for word in words:
         assert word in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_all_wrong_flags_of_a_command_line_are_named_at_once():
+    argv = ["stray", "--batchsize", "8", "--epochs", "0", "-lr", "fast", "--gpu=Yes", "--dropout", "1.5", "0.1", "2"]
+    with pytest.raises(UserError) as error:
+        parse(
+            TrainConfig,
+            [*argv, "--fold", "1", "2", "--nodes", "2", "--seed"],
+            others={"give it before --": LaunchConfig},
+        )
+    expected = [
+        "'stray'", "did you mean --batch_size?", "-ep/--epochs: '0'", "--learning_rate: 'fast'", "--gpu: 'Yes'",
+        "--dropout: '1.5'", "--dropout: '2'", "--fold takes one value: leave out '2'",
+        "unknown flag '--nodes' here: give it before --", "--seed: expected one argument",
+    ]  # fmt: skip
+    lines = str(error.value).splitlines()
+    assert len(lines) == len(expected)
+    for line, words in zip(lines, expected, strict=True):
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["data_preparation.extract", "data_preparation.verify", "data_preparation.download annotations", "training.train",
+     "training.evaluate", "launch.submit", "launch.sweep submit", "launch.pipeline", "launch.status"],
+)  # fmt: skip
+def test_every_command_names_all_its_wrong_flags(command: str):
+    module, *words = command.split()
+    with pytest.raises(UserError) as error:
+        importlib.import_module(module).main([*words, "--nonsense", "3", "--fantasy"])
+    assert "--nonsense" in str(error.value)
+    assert "--fantasy" in str(error.value)
+
+
+WORDS = [
+    "--epochs",
+    "-ep",
+    "--gpu",
+    "--topology",
+    "--epochs=3",
+    "--bs=1",
+    "3",
+    "0",
+    "-1",
+    "-1e-3",
+    "x",
+    "",
+    "--",
+    "-",
+    "True",
+    "-h1",
+]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=5))
+def test_the_faults_of_a_command_line_are_argparses(argv: list[str]):
+    """What argparse accepts has no faults, and what it refuses has at least one."""
+    words = [f" {word}" if word in ("-1", "-1e-3") else word for word in argv]
+    try:
+        _, unknown = build_parser(TrainConfig).parse_known_args(words)
+        refused = bool(unknown)
+    except UserError:
+        refused = True
+    assert bool(flag_faults(TrainConfig, argv)) == refused
 
 
 def test_a_bad_flag_or_path_ends_with_status_2_before_anything_is_made(tmp_path: Path):

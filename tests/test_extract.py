@@ -406,7 +406,7 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_extraction_killed_whole_leaves_no_archive_and_no_process(tmp_path: Path, number: int):
     video = encode(tmp_path / "v.mp4", [4 * i for i in range(3000)])
     folder = make_dataset(
@@ -419,7 +419,7 @@ def test_an_extraction_killed_whole_leaves_no_archive_and_no_process(tmp_path: P
     while not (frames.exists() and list(frames.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(number)
-    assert running.wait(30) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert running.wait(30) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}[number]
     assert not list(frames.glob("*.zip"))
     deadline = time.monotonic() + 10
     while processes_of(folder) and time.monotonic() < deadline:

@@ -26,6 +26,7 @@ from tests.on_cluster import (
     SMALL_JOB,
     accounted,
     call,
+    comment_of,
     config_flags,
     environment,
     job_states,
@@ -259,7 +260,12 @@ def test_term_is_a_reason_to_go_on(dataset: Path, tmp_path: Path, undisturbed: P
     run = tmp_path / "my runs" / "quickstart"
     wait_for_step(run, 5)
     call("scancel", "--signal=TERM", job)
+    wait_for(lambda: job_states(job) == ["PENDING"], "the requeue")
+    assert comment_of(job).strip() == "waits to go on (it was told to stop, and saved)"
+    waiting = run_python("-m", "launch.status", "quickstart", env=env).stdout
+    assert re.search(rf"quickstart +pending \(\w+\) +{job} ", waiting)
     start_again(job)
+    wait_for(lambda: "starting epoch" in comment_of(job), "the comment of the start", 60)
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
     assert_same_run(undisturbed, run)
 
@@ -301,6 +307,52 @@ def test_a_sweep_with_a_failing_point(dataset: Path, tmp_path: Path):
     assert again.count("submitted again (was failed)") == 2
     assert again.count("finished") == 4
     wait_for_end(re.search(r"job (\d+)_0 ", again)[1])
+
+
+def test_a_sweep_is_cancelled_point_by_point(dataset: Path, tmp_path: Path):
+    """The points that train save and end; those that wait do not start when they do."""
+    env = slow(dataset, tmp_path)
+    command = ["-m", "launch.sweep", "submit", "--name", "seeds", "--config", env["DEEPSPORTS_CONFIG"], *SMALL_JOB, "--grid", "seed=0,1,2", "--parallel", 1, "--", *TINY_MODEL, "--epochs", 50, "--log_every", 1]  # fmt: skip
+    array = re.search(r"job (\d+)_0 ", run_python(*command, env=env).stdout)[1]
+    first = tmp_path / "runs" / "seeds" / "seed-0"
+    wait_for_step(first, 2)
+    out = run_python("-m", "launch.sweep", "cancel", "seeds", env=env).stdout
+    assert f"job {array}_0 is told to save and end" in out
+    assert "3 of 3 points are cancelled" in out
+    assert set(wait_for_end(array)) == {"CANCELLED"}
+    assert max(step_lines(first)) == int(RunFolder(first).checkpoints()[0].stem.split("-")[-1])
+    assert not (tmp_path / "runs" / "seeds" / "seed-1" / "progress.json").exists()
+    wait_for(lambda: "CANCELLED" in call("sacct", "-X", "-n", "-j", array, "-o", "state"), "sacct", 30)
+    table = run_python("-m", "launch.status", "seeds", env=env).stdout
+    assert table.count("cancelled") == 3
+    nothing = run_python("-m", "launch.sweep", "cancel", "seeds", env=env, check=False)
+    assert nothing.returncode == 2
+
+
+def test_a_job_that_failed_before_it_had_a_run_is_shown(dataset: Path, tmp_path: Path, log: Path):
+    env = environment(dataset, tmp_path)
+    (tmp_path / "runs").mkdir()
+    job = sbatch(*ON_TWO_NODES, "--nodes=1", "job_files/train_model.job", "--batchsize", 8, env=env, output=log)
+    assert wait_for_end(job) == ["FAILED"]
+    shown = run_python("-m", "launch.status", env=env).stdout
+    assert f"job {job} deepsports-train: failed" in shown
+    assert "unknown flag or value '--batchsize'; did you mean --batch_size?" in shown
+    assert str(log) in shown
+
+
+@pytest.mark.parametrize(
+    "command", ["launch.submit", "launch.sweep submit --name x --grid seed=0,1", "launch.pipeline"]
+)
+def test_what_is_too_much_for_the_nodes_is_told(dataset: Path, tmp_path: Path, command: str):
+    flags = ["--nodes", 9, "--gpus_per_node", 8, "--cpus_per_gpu", 8, "--mem_per_gpu_gb", 999, "--forecast", "False"]
+    env = environment(dataset, tmp_path)
+    training = [*TINY_MODEL, "--gpu", "True", "--batch_size", 144]
+    done = run_python("-m", *command.split(), "--config", env["DEEPSPORTS_CONFIG"], *flags, "--", *training, env=env, check=False)  # fmt: skip
+    assert done.returncode == 2
+    for words in ("asked 64 CPUs", "of memory on each node", "asked 8 GPUs", "asked 9 nodes", "partition gpu has: 2 nodes with 2 CPUs"):  # fmt: skip
+        assert words in done.stderr
+    assert done.stderr.startswith("reading the flags")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_pipeline_that_cannot_prepare_does_not_train_and_goes_on_when_mended(tmp_path: Path):

@@ -12,18 +12,33 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from data_preparation.cli import UserError, parse, to_argv
-from launch import snapshot
+from launch import snapshot, status, submit, sweep
 from launch.begin import check_restart, free_port
+from launch.begin import main as begin
 from launch.config import LaunchConfig, absolute, read_flag_file, site_flags
-from launch.progress import duration_text, progress_text
-from launch.slurm import EndedJob, QueuedJob
-from launch.status import COLUMNS, Cluster, run_folders, run_row, run_state, table
+from launch.fitting import Request, excess, gpu_counts, host_names, parse_nodes, parse_partitions
+from launch.progress import clock_text, duration_text, progress_text, slurm_seconds, starting_text
+from launch.slurm import EndedJob, QueuedJob, array_tasks
+from launch.status import (
+    COLUMNS,
+    Cluster,
+    error_lines,
+    last_error_line,
+    log_files,
+    overview,
+    run_folders,
+    run_row,
+    run_state,
+    split_patterns,
+    table,
+)
 from launch.submit import slurm_parameters
 from launch.sweep import grid_points, listed_points, named_points, varied
 from tests.conftest import REPOSITORY, TINY_MODEL, run_python
@@ -49,6 +64,35 @@ def test_durations(seconds, text):
     assert duration_text(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds", "shown"),
+    [("0:38", 38, "0:38"), ("00:00:38", 38, "0:38"), ("10:00", 600, "10:00"), ("00:10:00", 600, "10:00"),
+     ("2:00:00", 7200, "2:00:00"), ("02:00:00", 7200, "2:00:00"), ("1-02:03:04", 93784, "1-02:03:04"),
+     ("UNLIMITED", None, "unlimited"), ("Partition_Limit", None, "partition_limit"), ("", None, "")],
+)  # fmt: skip
+def test_times_of_squeue_and_sacct_have_one_format(text: str, seconds: int | None, shown: str):
+    assert slurm_seconds(text) == seconds
+    assert clock_text(text) == shown
+
+
+def test_a_job_that_waits_or_starts_has_no_stale_eta(tmp_path: Path):
+    (tmp_path / "a" / "jobs" / "7").mkdir(parents=True)
+    (tmp_path / "a" / "progress.json").write_text(json.dumps({**PROGRESS, "updated": 930.0}))
+    for queued, state in ((job("PENDING", "BeginTime"), "pending (BeginTime)"), (job("RUNNING"), "starting")):
+        cells, error = run_row("a", RunFolder(tmp_path / "a"), Cluster(queued={"7": queued}), 1000.0)
+        assert (cells["STATE"], cells["ETA"], cells["TIME"], error) == (state, "-", "1:00/2:00:00", "")
+    assert starting_text(None) == "starting"
+    assert starting_text(PROGRESS) == "starting epoch 3/20 step 318/2120 rho 0.710 best 0.730@2"
+
+
+def test_a_job_that_can_never_start_says_so(tmp_path: Path):
+    (tmp_path / "a" / "jobs" / "7").mkdir(parents=True)
+    cluster = Cluster(queued={"7": job("PENDING", "PartitionConfig")})
+    cells, error = run_row("a", RunFolder(tmp_path / "a"), cluster, 1000.0)
+    assert cells["STATE"] == "pending (PartitionConfig)"
+    assert "asks for more than the nodes of the partition have" in error
+
+
 def test_the_comment_is_one_plain_line():
     assert progress_text(PROGRESS) == "running epoch 3/20 step 318/2120 rho 0.710 best 0.730@2 eta 1h12m"
     early = {**PROGRESS, "epoch": 0, "val_spearman": None, "best_epoch": 0, "eta_s": None}
@@ -70,6 +114,9 @@ def test_the_comment_is_one_plain_line():
         ({**PROGRESS, "state": "finished"}, None, "COMPLETED", "finished"),
         ({**PROGRESS, "state": "interrupted"}, None, "", "interrupted"),
         ({**PROGRESS, "updated": 0.0}, None, "", "silent"),
+        ({**PROGRESS, "updated": 930.0}, job("RUNNING"), "", "starting"),  # what the start before has left
+        ({**PROGRESS, "state": "interrupted", "updated": 930.0}, job("RUNNING"), "", "starting"),
+        (None, job("RUNNING"), "", "starting"),
     ],
 )
 def test_states_are_what_a_person_would_say(progress, queued, ended, state):
@@ -141,6 +188,159 @@ def test_the_table_fits_the_terminal(tmp_path: Path, width: float):
         assert "a_run_of_quite_a_long_name_as_sweeps_have" in lines[2]
 
 
+@pytest.mark.parametrize("width", [30, 40, 80, 120])
+def test_a_long_error_is_wrapped_and_shows_both_its_ends(tmp_path: Path, width: int):
+    error = (
+        "begin of it: "
+        + " ".join(f"word{i}" for i in range(120))
+        + " /a/path/without/any/space/"
+        + 60 * "x"
+        + " the cause"
+    )
+    for most in (2, 6):
+        lines = error_lines(error, width, most)
+        assert 1 < len(lines) <= most
+        assert max(map(len, lines)) <= width
+        assert lines[0].startswith("  └ begin of it")
+        assert lines[-1].endswith("cause")
+        assert all(line.startswith("    ") for line in lines[1:])
+    assert error_lines("short", width, 6) == ["  └ short"]
+    assert error_lines("", width, 6) == []
+
+
+def many_runs(folder: Path, count: int) -> None:
+    """Runs of which the last by name are the newest, every third one failed."""
+    now = time.time()
+    for i in range(count):
+        run = folder / f"run_{i:02d}"
+        run.mkdir(parents=True)
+        record = {**PROGRESS, "state": "finished", "updated": now}
+        if i % 3 == 0:
+            record |= {"state": "failed", "error": "the begin " + 30 * "of a long error " + "and its end"}
+        (run / "progress.json").write_text(json.dumps(record))
+        (run / "config.json").write_text("{}")
+        for path in (run / "progress.json", run / "config.json"):
+            os.utime(path, (now - 100 * (count - i),) * 2)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("height", [2, 3, 5, 9, 14, 30, 200])
+def test_a_low_window_keeps_the_header_and_shows_the_latest(tmp_path, monkeypatch, width: int, height: int):
+    monkeypatch.setenv("PATH", "/nowhere")  # no Slurm
+    many_runs(tmp_path, 20)
+    lines = overview(tmp_path, width, height).splitlines()
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("RUN")
+    if height == 200:
+        assert [line.split()[0] for line in lines if line.startswith("run_")] == [f"run_{i:02d}" for i in range(20)]
+    else:
+        shown = [line.split()[0] for line in lines if line.startswith("run_")]
+        assert shown == [f"run_{i:02d}" for i in range(19, 19 - len(shown), -1)]
+        assert any(f"... {20 - len(shown)} more row" in line for line in lines)
+        assert shown or height < 5
+
+
+def test_runs_are_chosen_by_name_state_and_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    many_runs(tmp_path, 6)
+    many_runs(tmp_path / "rates", 3)
+    (tmp_path / "rates" / "sweep.json").write_text("{}")
+
+    def shown(**chosen: object) -> list[str]:
+        return re.findall(r"^((?:rates/)?run_\d+)", overview(tmp_path, math.inf, **chosen), re.MULTILINE)
+
+    assert len(shown()) == 9
+    assert shown(patterns=["rates"]) == shown(patterns=["rates/*"]) == [f"rates/run_{i:02d}" for i in range(3)]
+    assert shown(patterns=["run_01", "run_*3"]) == ["run_01", "run_03"]
+    assert shown(states=["failed"]) == ["rates/run_00", "run_00", "run_03"]
+    assert shown(patterns=["run_*"], last=2) == ["run_05", "run_04"]
+    assert overview(tmp_path, math.inf, states=["nope"]).startswith("No run is nope; there are: failed, finished.")
+    with pytest.raises(UserError, match="no run is named 'run_o1'; did you mean run_01") as error:
+        overview(tmp_path, 80, patterns=["run_o1", "cancle"])
+    assert "did you mean cancel" in str(error.value)
+    assert split_patterns(["a", "b*", "--last", "2", "--watch", "c"]) == (["a", "b*", "c"], ["--last", "2", "--watch"])
+    assert split_patterns(["--watch", "False"]) == ([], ["--watch", "False"])
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [(status, ["logs", "--help"]), (status, ["cancel", "-h"]), (status, ["logs", "run", "--help"]), (status, ["--help"]),
+     (sweep, ["show", "--help"]), (sweep, ["cancel", "--help"]), (sweep, ["submit", "--help"]), (sweep, ["--help"])],
+)  # fmt: skip
+def test_every_command_helps(module, words: list[str], capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        module.main(words)
+    assert not end.value.code
+    assert capsys.readouterr().out.startswith("usage: python -m launch.")
+
+
+def test_a_refused_start_is_told_when_slurm_has_forgotten_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = RunFolder(tmp_path / "a")
+    folder = run.job_dir("7")
+    folder.mkdir(parents=True)
+    run.progress_file.write_text(json.dumps({**PROGRESS, "state": "interrupted"}))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    monkeypatch.setenv("DEEPSPORTS_REQUEUES", "2")
+    with pytest.raises(UserError, match="restarted 2 times"):
+        begin([str(folder)])
+    cells, error = run_row("a", run, Cluster(), 1000.0)
+    assert cells["STATE"] == "failed"
+    assert "submit the run again to go on" in error
+    monkeypatch.setenv("DEEPSPORTS_REQUEUES", "9")
+    begin([str(folder)])
+    assert run_row("a", run, Cluster(), 1000.0)[0]["STATE"] == "interrupted"
+
+
+def test_the_log_of_a_job_is_found_when_slurm_has_forgotten_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    run = RunFolder(tmp_path / "a")
+    folder = run.job_dir("7")
+    folder.mkdir(parents=True)
+    with open(tmp_path / "slurm-7.out", "w") as output:
+        command = [sys.executable, "-m", "launch.begin", str(folder)]
+        subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=output, check=True)
+        output.write("error: the cause\n")
+    assert log_files(run, "7") == [folder / "output"]
+    assert last_error_line(run, "7") == "error: the cause"
+
+
+def test_tasks_that_never_started_are_known_one_by_one():
+    assert array_tasks("12_[0,2-3%2]") == ["12_0", "12_2", "12_3"]
+    assert array_tasks("12_4") == ["12_4"]
+    assert array_tasks("12") == ["12"]
+
+
+def test_launch_and_training_faults_are_named_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DEEPSPORTS_TIME_MIN", "0")
+    with pytest.raises(UserError) as error:
+        submit.main(["--ndes", "2", "--batch_size", "8", "--", "--nodes", "2", "--batchsize", "8", "--epochs", "x"])
+    lines = str(error.value).splitlines()
+    expected = [
+        "DEEPSPORTS_TIME_MIN in your environment", "did you mean --nodes", "'--batch_size' here: it is a training flag",
+        "'--nodes' here: it is a launch flag", "did you mean --batch_size", "--epochs: 'x'",
+    ]  # fmt: skip
+    assert len(lines) == len(expected)
+    assert all(words in line for words, line in zip(expected, lines, strict=True))
+    monkeypatch.delenv("DEEPSPORTS_TIME_MIN")
+    with pytest.raises(UserError, match=r"--nodes: '0'(.|\n)*--run_name 'a/b'"):
+        submit.main(["--config=job_files/quickstart_config.sh", "--nodes", "0", "--", "--run_name", "a/b"])
+
+
+def test_all_faults_of_a_sweep_are_named_at_once():
+    with pytest.raises(UserError, match=r"--name is missing(.|\n)*leave out --cluster local(.|\n)*without points"):
+        parse(sweep.SweepConfig, ["--cluster", "local"])
+    with pytest.raises(UserError, match=r"'lr'(.|\n)*'seed=1,,2'"):
+        grid_points(["lr", "seed=1,,2"])
+    points = named_points(grid_points(["seed=0,1", "lr=3", "epochs=x,2"]))
+    with pytest.raises(UserError) as error:
+        sweep._trainings(TrainConfig(), Path("rates"), points)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2  # not one for each point
+    assert "and 3 more: unknown flag or value '--lr'" in lines[0]
+    assert "and 1 more: argument -ep/--epochs: 'x'" in lines[1]
+
+
 def test_sweeps_are_shown_by_point(tmp_path: Path):
     for name in ("plain", "sweep/lr-1", "sweep/lr-2"):
         (tmp_path / name).mkdir(parents=True)
@@ -180,6 +380,74 @@ def test_flags_go_before_the_sites_values_before_defaults():
     assert (waiting["dependency"], waiting["mail_user"], waiting["exclude"], waiting["qos"]) == (
         "afterok:7", "me@uni", "n1", "long",
     )  # fmt: skip
+
+
+# as `scontrol show node --oneliner` prints them: a node of the tests' cluster, and two of a site with types and features
+NODES = """\
+NodeName=n1 Arch=x86_64 CoresPerSocket=1  CPUAlloc=0 CPUEfctv=2 CPUTot=2 CPULoad=0.44 AvailableFeatures=(null) ActiveFeatures=(null) Gres=gpu:2 NodeAddr=10.77.0.11 NodeHostName=n1 Version=22.05.8 OS=Linux 6.18.44 #1 SMP PREEMPT_DYNAMIC @0  RealMemory=8000 AllocMem=0 FreeMem=21848 Sockets=2 Boards=1 State=IDLE ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A Partitions=gpu,urgent  BootTime=2026-11-26T06:30:05 SlurmdStartTime=2026-11-26T06:35:06 LastBusyTime=2026-11-26T06:35:07 CfgTRES=cpu=2,mem=8000M,billing=2,gres/gpu=2 AllocTRES= CapWatts=n/a CurrentWatts=0 AveWatts=0 ExtSensorsJoules=n/s ExtSensorsWatts=0 ExtSensorsTemp=n/s
+NodeName=a1 Arch=x86_64 CoresPerSocket=32 CPUAlloc=0 CPUTot=64 CPULoad=0.01 AvailableFeatures=a100,ib ActiveFeatures=a100,ib Gres=gpu:a100:4(S:0-1) NodeAddr=a1 NodeHostName=a1 OS=Linux 5.14 #1 SMP RealMemory=512000 AllocMem=0 MemSpecLimit=2048 State=IDLE Partitions=long Reason=a b=c d [root@2026-01-01T00:00:00]
+NodeName=v2 Arch=x86_64 CoresPerSocket=16 CPUAlloc=0 CPUTot=128 CPULoad=0.01 AvailableFeatures=v100 ActiveFeatures=v100 Gres=gpu:v100:2(S:0),gpu:mps:v100:200 RealMemory=192000 State=DOWN*+DRAIN Partitions=long
+a line of something else
+"""
+PARTITIONS = """\
+PartitionName=gpu AllowGroups=ALL Default=YES QoS=N/A MaxNodes=UNLIMITED MaxTime=UNLIMITED MaxCPUsPerNode=UNLIMITED Nodes=n[1-2] State=UP MaxMemPerNode=UNLIMITED
+PartitionName=long AllowGroups=ALL Default=NO MaxNodes=1 MaxTime=2-00:00:00 MaxCPUsPerNode=48 Nodes=a1,v2 State=UP MaxMemPerNode=UNLIMITED
+"""
+
+
+def too_much(**asked: object) -> list[str]:
+    request = Request(**{"nodes": 1, "tasks": 1, "cpus": 1, "memory": 1024, "gpus": 1, "minutes": 60, **asked})
+    return excess(request, parse_nodes(NODES), parse_partitions(PARTITIONS))
+
+
+def test_nodes_and_partitions_are_read_as_slurm_prints_them():
+    n1, a1, v2 = parse_nodes(NODES)
+    assert (n1.cpus, n1.memory, n1.gpus, n1.features, n1.partitions) == (2, 8000, {"": 2}, set(), {"gpu", "urgent"})
+    assert (a1.cpus, a1.memory, a1.gpus, a1.features) == (64, 509952, {"a100": 4}, {"a100", "ib"})
+    assert (v2.gpus, v2.state) == ({"v100": 2}, "DOWN*+DRAIN")
+    limits = parse_partitions(PARTITIONS)
+    assert (limits["gpu"].is_default, limits["gpu"].minutes, limits["gpu"].nodes) == (True, None, None)
+    assert (limits["long"].minutes, limits["long"].nodes, limits["long"].cpus) == (2880, 1, 48)
+    assert gpu_counts("gpu") == {"": 1}
+    assert gpu_counts("(null)") == gpu_counts("") == {}
+    assert gpu_counts("gpu:h100:3(S:0),gpu:h100:1(S:1),gpu:2,shard:8") == {"h100": 4, "": 2}
+    assert host_names("gpu[003-004,7],n1,a[1-2]b") == {"gpu003", "gpu004", "gpu7", "n1", "a1b", "a2b"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"cpus": 8}, ["asked 8 CPUs on each node, the largest node of partition gpu has 2: give --cpus_per_gpu 2"]),
+        ({"memory": 32 * 1024}, ["asked 32 GB of memory on each node, .* has 7.81 GB: give --mem_per_gpu_gb 7"]),
+        ({"gpus": 4, "tasks": 4, "cpus": 32}, ["32 CPUs .* give --cpus_per_gpu 1 --gpus_per_node 2", "asked 4 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"gpu_type": "v100"}, ["the GPUs of partition gpu have no type: leave out --gpu_type"]),
+        ({"nodes": 3}, ["asked 3 nodes, partition gpu has 1: give --nodes 1"]),
+        ({"gpus": 0, "tasks": 4, "cpus": 4}, ["--cpus_per_gpu 1 --tasks_per_node 2"]),
+        ({"partition": "nope"}, ["--partition nope is not there: give one of gpu, long"]),
+        ({"partition": "long", "gpu_type": "h100"}, ["asked 1 h100 GPU .* has GPUs of type a100, v100: give one of them"]),
+        ({"partition": "long", "gpu_type": "v100", "gpus": 4}, ["asked 4 v100 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"partition": "long", "cpus": 64}, ["64 CPUs .* has 48"]),
+        ({"partition": "long", "minutes": 4000}, ["asked 4000 minutes, partition long allows 2880: give --time_min 2880"]),
+        ({"partition": "long", "nodes": 2}, ["asked 2 nodes, partition long allows 1 for a job: give --nodes 1"]),
+        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["asked 1 node with all of this on each, partition long has 0: ask for less"]),
+        ({"partition": "long", "constraint": "a100&h100"}, ["no node of partition long has these features; they have: a100, ib, v100"]),
+        ({"partition": "long", "exclude": "a1", "gpus": 3}, ["asked 3 GPUs on each node, the largest node of partition long has 2"]),
+        ({"cpus": 8, "memory": 9000, "gpus": 3, "nodes": 5}, ["8 CPUs", "8.79 GB", "3 GPUs", "5 nodes"]),
+    ],
+)  # fmt: skip
+def test_everything_that_is_too_much_for_the_nodes_is_named(asked: dict, words: list[str]):
+    found = too_much(**asked)
+    assert len(found) == len(words) + (0 if "nope" in asked.values() else 2)
+    for line, expected in zip(found, words, strict=False):
+        assert re.search(expected, line)
+
+
+def test_what_was_asked_and_what_there_is_are_told():
+    *_, asked, there = too_much(partition="long", gpus=9, tasks=9, memory=2048)
+    assert asked == "asked: 1 node with 9 tasks, 1 CPU, 2 GB and 9 GPUs each, partition long, 60 minutes"
+    assert there == "partition long has: 1 node with 64 CPUs, 498 GB, 4 a100 GPUs; 1 node with 128 CPUs, 188 GB, 2 v100 GPUs (1 of them down or drained)"  # fmt: skip
+    assert too_much() == too_much(partition="long") == too_much(partition="a,b") == []
+    assert excess(Request(1, 9, 9, 9, 9), [], {}) == []
 
 
 @given(
@@ -223,6 +491,19 @@ def test_the_plot_of_a_sweep_is_drawn_whatever_its_points(tmp_path: Path, states
     assert Image.open(tmp_path / "sweep.png").size[0] > 1000
 
 
+def test_failed_points_are_marked_in_the_plot(tmp_path: Path):
+    def red_pixels(state: str, number: float | None) -> int:
+        rows = [{"point": s, "seed": s, "state": "finished", "best_val_spearman": 0.5} for s in "01"]
+        rows.append({"point": "2", "seed": "2", "state": state, "best_val_spearman": number})
+        draw_sweep(rows, ["seed"], tmp_path / "sweep.png", "a sweep")
+        red, green, blue = np.asarray(Image.open(tmp_path / "sweep.png").convert("RGB")).transpose(2, 0, 1)
+        return int(((red > 180) & (green < 120) & (blue < 120)).sum())
+
+    assert red_pixels("failed", None) > 50
+    assert red_pixels("out_of_memory", 0.4) > 50
+    assert red_pixels("running", None) == red_pixels("finished", 0.4) == 0
+
+
 def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
     job = tmp_path / "jobs" / "7"
 
@@ -236,7 +517,7 @@ def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
     for restart, (position, why) in enumerate([("a", killed), ("b", killed), ("b", told), ("b", told), ("b", told)]):
         start(restart, position, why)
     start(5, "b", killed)  # the second one that was killed there; being preempted early is nobody's fault
-    with pytest.raises(UserError, match="started 2 times and saved no step after b"):
+    with pytest.raises(UserError, match="started 6 times, and the last 5 starts saved no step after b"):
         start(6, "b", killed)
     for restart in range(6, 9):
         start(restart, "c", told, minutes=1)  # however long it waited in the queue between
@@ -245,11 +526,68 @@ def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
     start(10, "c", told, minutes=60)
     (job / "starts.jsonl").write_text((job / "starts.jsonl").read_text() + "garbage\n{}\n3\n")
     start(11, "c", told, minutes=60)
-    with pytest.raises(UserError, match="started 2 times and saved no step after c"):
+    with pytest.raises(UserError, match="started 12 times, and the last 6 starts saved no step after c"):
         start(12, "c", told)
     with pytest.raises(UserError, match="restarted 3 times"):
         check_restart(tmp_path / "8", 4, 3, "a")
     check_restart(job, 0, 9, "c")  # submitted anew with the same number: nothing is held against it
+
+
+def test_a_time_limit_that_is_too_short_is_seen(tmp_path: Path):
+    """Told to stop near its limit, a start had all the time there is, however short that was."""
+    job = tmp_path / "jobs" / "7"
+    for restart in range(2):
+        check_restart(job, restart, 99, "the beginning")
+        (job / f"ended-{restart}" / "why").write_text("it was told to stop, and saved (near its time limit)")
+    with pytest.raises(UserError, match="7 started 2 times and saved no step after the beginning"):
+        check_restart(job, 2, 99, "the beginning")
+
+
+# status of srun, how each process ended, then: the script's own status, and what it writes down where it requeues
+@pytest.mark.parametrize("left", ["1:40", "1:00:30"])
+@pytest.mark.parametrize(
+    ("status", "ends", "expected", "why"),
+    [
+        (0, ["rank0-0", "rank1-0"], 0, None),
+        (75, ["rank0-75", "rank1-75"], 75, "it was told to stop, and saved"),
+        (129, ["rank0-129", "rank1-129"], 129, "it was told to stop, and saved"),
+        (143, ["rank0-143", "rank1-75"], 143, "it was told to stop, and saved"),
+        (140, [], 140, "it was told to stop"),
+        (140, ["rank0-75"], 140, "it was told to stop"),
+        (75, [], 75, "it was told to stop"),
+        (129, [], 129, "it was told to stop"),
+        (143, [], 143, "it was told to stop"),
+        (137, [], 137, "a process was killed (signal 9)"),
+        (137, ["rank0-76"], 137, "a process was killed (signal 9)"),
+        (76, ["rank0-76"], 76, "one of its processes was lost"),
+        (1, [], 1, "its processes could not be started (srun's status 1)"),
+        (2, ["rank0-2"], 2, None),
+        (130, ["rank0-130", "rank1-130"], 130, None),
+        (130, [], 130, None),
+    ],
+)
+def test_what_the_batch_script_makes_of_an_end(tmp_path: Path, status, ends, expected, why, left):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("scontrol", "scancel", "sleep"):  # they would end the job
+        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/called\n')
+    (tools / "squeue").write_text(f"#!/bin/sh\necho {left}\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (tmp_path / "ended-0").mkdir()
+    for end in ends:
+        (tmp_path / "ended-0" / end).touch()
+    script = f"set -eu; deepsports_job={tmp_path}; deepsports_status={status}; source job_files/requeue.sh"
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
+    done = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == expected, done.stderr
+    called = (tmp_path / "called").read_text() if (tmp_path / "called").exists() else ""
+    assert ("scontrol requeue 7" in called) == (why is not None)
+    assert ("scancel 7" in called) == (status == 130)
+    assert (tmp_path / "ended-0" / "why").exists() == (why is not None)
+    if why:
+        near = " (near its time limit)" if "told to stop" in why and left == "1:40" else ""
+        assert (tmp_path / "ended-0" / "why").read_text().strip() == why + near
 
 
 def test_a_free_port_is_free_and_the_jobs_own():
@@ -284,6 +622,15 @@ def test_paths_mean_the_same_wherever_the_job_runs(tmp_path: Path, monkeypatch: 
     assert parse(TrainConfig, to_argv(found)) == found
 
 
+def not_free(folder: RunFolder) -> bool:
+    """Whether a training is at work in a run's folder."""
+    try:
+        folder.refuse_if_held()
+    except UserError:
+        return True
+    return False
+
+
 def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
     """By submitit's LocalExecutor, with two processes that meet; told to stop, it saves; the same command goes on."""
     env = {"DEEPSPORTS_DATASET": str(dataset), "DEEPSPORTS_RUNS": str(tmp_path), "DEEPSPORTS_VENV": sys.prefix}
@@ -311,13 +658,15 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
             time.sleep(0.1)
         return found
 
-    out = run_python(*command, "--epochs", 500, env=env).stdout
-    assert "job        process" in out
+    done = run_python(*command, "--epochs", 500, env=env)
+    assert "job        process" in done.stdout
+    assert next(line for line in done.stderr.splitlines() if line.endswith(" ...")).startswith("reading the flags")
     wait_for_state("running")
     assert "told to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
     stopped = wait_for_state("interrupted")
     assert 0 < stopped["epoch"] < 500 or stopped["step"]
-    time.sleep(1)  # the processes end
+    while not_free(RunFolder(tmp_path / "quickstart")):  # the processes end
+        time.sleep(0.1)
     run_python(*command, "--epochs", stopped["epoch"] + 1, env=env)
     assert wait_for_state("finished")["epoch"] >= stopped["epoch"]
     assert "Resuming" in run_python("-m", "launch.status", "logs", "quickstart", "--follow", "False", env=env).stdout

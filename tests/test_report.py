@@ -51,11 +51,13 @@ def test_what_cannot_be_put_together_is_refused(tmp_path: Path):
     RunFolder(unopened).create(TrainConfig())
     damaged = write_run(tmp_path / "d", TrainConfig(), 0.9)
     RunFolder(damaged).summary_file.write_text("{}")
+    twin = write_run(tmp_path / "twin", TrainConfig(workers=5), 0.9)
     odd = write_run(tmp_path / "e", TrainConfig(), 0.9)
     RunFolder(odd).config_file.write_text('{"batch_size": "eight"}')
     for runs, words in (
         ([a, b], "different dives"),
-        ([a, a], "seed 0 of a has 2 runs"),
+        ([a, a], "are the same run: give each run once"),
+        ([a, twin], "a and twin have the same flags and seed 0: give one of them"),
         ([damaged], "is damaged"),
         ([odd], "is damaged"),
         ([unopened], "has no result"),
@@ -77,7 +79,53 @@ def test_folds_are_one_line(tmp_path: Path):
     assert "18 test dives, means over 2 folds of whole events." in out
     done = run_python("-m", "training.report", *runs[:3], check=False)
     assert done.returncode == 2
-    assert "seed 1 of a-f1-s0 has 1 runs where 2 are expected" in done.stderr
+    assert "a has no run for fold 2 of seed 1 (its other runs of that seed: a-f1-s1)" in done.stderr
+
+
+def write_sweep(folder: Path, points: list[dict[str, list[str]]]) -> list[Path]:
+    """What launch.sweep records of points; their folders are not made."""
+    named = {"_".join(f"{flag}-{words[0]}" for flag, words in point.items()): point for point in points}
+    write_json(folder / "sweep.json", {"points": named})
+    return [folder / name for name in named]
+
+
+def first_cells(out: str) -> list[str]:
+    return [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")][2:]
+
+
+def test_a_sweep_is_reported_as_a_whole(tmp_path: Path):
+    seeds = tmp_path / "repeat"
+    seeds.mkdir()
+    for seed, run in enumerate(write_sweep(seeds, [{"seed": [str(seed)]} for seed in range(3)])):
+        write_run(run, TrainConfig(seed=seed), 0.9)
+    assert first_cells(run_python("-m", "training.report", seeds).stdout) == ["repeat", "*without looking: train mean*"]
+    assert first_cells(run_python("-m", "training.report", *seeds.glob("seed-*")).stdout)[0] == "repeat"
+
+    rates = tmp_path / "rates"
+    rates.mkdir()
+    grid = [{"learning_rate": [rate], "seed": [seed]} for rate in ("1e-4", "1e-5") for seed in "01"]
+    *opened, failed, unopened = write_sweep(rates, grid)
+    for seed, run in enumerate(opened):
+        write_run(run, TrainConfig(seed=seed, learning_rate=1e-4), 0.8)
+    RunFolder(failed).create(TrainConfig())
+    progress = {"state": "failed", "error": "the loss became nan", "epoch": 1, "epochs": 5}
+    write_json(RunFolder(failed).progress_file, progress)
+    out = run_python("-m", "training.report", rates, seeds).stdout
+    assert first_cells(out)[:2] == ["rates/learning_rate-1e-4", "repeat"]
+    assert f"- rates/{failed.name}: failed at epoch 1 of 5 (the loss became nan)" in out
+    assert f"- rates/{unopened.name}: not started" in out
+    RunFolder(unopened).create(TrainConfig())
+    write_json(RunFolder(unopened).progress_file, {"state": "finished", "error": None, "epoch": 5, "epochs": 5})
+    assert (
+        f"- rates/{unopened.name}: trained, test split not opened" in run_python("-m", "training.report", rates).stdout
+    )
+
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    write_sweep(closed, [{"seed": ["0"]}])
+    done = run_python("-m", "training.report", closed, check=False)
+    assert done.returncode == 2
+    assert "has a result (closed/seed-0: not started)" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["results", "training flags"])

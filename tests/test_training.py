@@ -10,15 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from scipy import stats
+from submitit.core.utils import DelayedSubmission
 
-from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, loader_processes
+from launch.job import TrainingJob
+from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, loader_processes, run_python
 from training import checkpoint
+from training.config import DATA_PATHS
+from training.interruption import STATUS
 from training.run_folder import RunFolder
 
 TIMES = ("seconds", "data_s", "step_s")
@@ -129,6 +134,48 @@ def test_a_later_evaluation_gives_the_same_number(finished: Path, tmp_path: Path
     assert (copied / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
 
 
+def test_a_run_whose_data_were_moved_is_evaluated(finished: Path, dataset: Path, tmp_path: Path):
+    """The message names all that is missing and the flags; the first call says what the second one says."""
+    copied = tmp_path / "elsewhere" / "renamed"
+    shutil.copytree(finished, copied)
+    for name in ("summary.json", "predictions.csv"):
+        (copied / name).unlink()
+    config = (copied / "config.json").read_text().replace(str(dataset), "/old/cluster/data")
+    (copied / "config.json").write_text(config)
+    evaluate = ("-m", "training.evaluate", "--run", copied, "--workers", "0")
+    done = run_python(*evaluate, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    for name, path in zip(DATA_PATHS, data_flags(dataset)[1::2], strict=False):
+        inside = Path(path).relative_to(dataset)
+        assert f"--{name} /old/cluster/data/{inside}" in line
+        assert f"--{name} NEW/{inside}" in line
+    assert "--workers 0 --root_dir NEW" in line
+
+    annotations = dataset / "annotations"
+    swapped = ("--train_path", annotations / "test_split_0.pkl", "--test_path", annotations / "train_split_0.pkl")
+    refused = run_python(*evaluate, *data_flags(dataset), *swapped, check=False)
+    assert refused.returncode == 2
+    assert "was trained on other annotations or lists" in refused.stderr
+
+    first = run_python(*evaluate, *data_flags(dataset))
+    assert (copied / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
+    second = run_python(*evaluate)  # needs no data
+    assert first.stdout == second.stdout
+    assert "without looking, train mean" in first.stdout
+    assert json.loads((copied / "config.json").read_text()) == json.loads(config)
+
+
+def test_what_is_no_run_is_told_with_the_runs_beside_it(finished: Path):
+    for given, words in (
+        (finished.parent, f"holds no run (no config.json): give the folder of a run, such as {finished}"),
+        (finished.with_name("whol"), f"is not there: give the folder of a run, such as {finished}"),
+    ):
+        done = run_python("-m", "training.evaluate", "--run", given, check=False)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+
 def test_an_unfinished_run_is_not_judged(finished: Path, tmp_path: Path):
     run_to_end(*same_flags(finished, "--runs_dir", tmp_path, "--epochs", 1, "--evaluate", "False"))
     unfinished = tmp_path / "whole"
@@ -163,8 +210,8 @@ def test_any_number_of_interruptions_changes_nothing(finished: Path, tmp_path: P
     """Told to stop in each way and killed, after a few steps each, at other places each time, saving by the clock: the same
     lines and the same weights, bit for bit."""
     command = same_flags(finished, "--runs_dir", tmp_path, "--checkpoint_every", "0.002min")
-    status = {signal.SIGUSR2: 75, signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
-    for steps, kind in zip((1, 3, 5, 7), status, strict=True):
+    status = {signal.SIGUSR2: 75, signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+    for steps, kind in zip((1, 3, 5, 7, 9), status, strict=True):
         process = start(*command)
         out = interrupt_after_steps(process, tmp_path / "whole", kind, steps)
         assert process.returncode == status[kind], out
@@ -173,6 +220,98 @@ def test_any_number_of_interruptions_changes_nothing(finished: Path, tmp_path: P
     assert "Resuming" in run_to_end(*command)
     assert_same_run(finished, tmp_path / "whole")
     assert len(RunFolder(tmp_path / "whole").checkpoints()) == 2  # --keep_checkpoints
+
+
+def pending(kind: signal.Signals) -> Callable[[], None]:
+    """For Popen's preexec_fn: the process begins with this signal already sent to it, and all of them blocked, as
+    job_files/hold_signals.sh starts it."""
+
+    def send() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
+        os.kill(os.getpid(), kind)
+
+    return send
+
+
+@pytest.mark.parametrize("kind", STATUS)
+def test_a_signal_before_the_training_could_take_it_is_remembered(finished: Path, tmp_path: Path, kind):
+    """By every door: typed, in a Slurm step, and by submitit, which has handlers of its own."""
+    _, module, *flags = same_flags(finished, "--runs_dir", tmp_path / "runs")
+    flags = [str(word) for word in flags]
+    delayed = DelayedSubmission(TrainingJob(flags))
+    delayed.set_timeout(100, 3)
+    delayed.dump(tmp_path / "7_submitted.pkl")
+    local = dict.fromkeys(("NODEID", "GLOBALID", "LOCALID"), "0") | {
+        "NTASKS": "1",
+        "JOB_NUM_NODES": "1",
+        "JOB_ID": "7",
+    }
+    env = {f"SUBMITIT_LOCAL_{name}": value for name, value in local.items()}
+    env |= {"SUBMITIT_EXECUTOR": "local", "DEEPSPORTS_PORT": "20123"}
+    for command, more in (
+        (["-m", module, *flags], {}),
+        (["-m", "launch.job", *flags], {}),
+        (["-m", "submitit.core._submit", tmp_path], env),
+    ):
+        more |= {"DEEPSPORTS_JOB": str(tmp_path / command[1])}
+        process = start(*command, preexec_fn=pending(kind), env={**os.environ, **more})
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == STATUS[kind], out
+        assert "stopped by a signal before the first step" in out
+        assert not (tmp_path / "runs").exists()
+        if command[1] != module:
+            assert [end.name for end in (tmp_path / command[1]).rglob("rank*")] == [f"rank0-{STATUS[kind]}"]
+
+
+def test_a_signal_while_torch_is_imported_is_remembered(finished: Path, tmp_path: Path):
+    process = start(*same_flags(finished, "--runs_dir", tmp_path))
+    state, maps = (Path(f"/proc/{process.pid}/{name}") for name in ("status", "maps"))
+    caught = 0
+    while not caught >> (signal.SIGUSR2 - 1) & 1:
+        caught = int(state.read_text().split("SigCgt:")[1].split()[0], 16)
+    assert "libtorch" not in maps.read_text()
+    process.send_signal(signal.SIGUSR2)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, out
+    assert "before the first step" in out
+
+
+@pytest.mark.parametrize("newer_env", [True, False])
+def test_signals_wait_for_a_program_that_is_not_ready(tmp_path: Path, newer_env: bool):
+    if not newer_env:
+        (tmp_path / "env").write_text("#!/bin/sh\nexit 125\n")
+        (tmp_path / "env").chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    code = "import signal; print(*sorted(int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    done = subprocess.run(
+        ["bash", "job_files/hold_signals.sh", sys.executable, "-c", code],
+        cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout.split() == [str(int(number)) for number in sorted(STATUS)], done.stderr
+
+
+def test_a_training_without_its_terminal_saves(finished: Path, tmp_path: Path):
+    """Nobody reads what it prints any more, and then the shell's HUP comes; nohup keeps HUP away."""
+    command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500)
+    process = start(*command)
+    process.stdout.readline()
+    process.stdout.close()
+    lines = tmp_path / "whole" / "metrics.jsonl"
+    while not (lines.exists() and sum('"step"' in line for line in lines.open()) >= 6):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 129
+    at = newest(tmp_path / "whole")["position"]["global_step"]
+
+    process = start(*command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    while newest(tmp_path / "whole")["position"]["global_step"] < at + 8:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
 
 
 def test_term_to_all_processes_of_a_job_keeps_the_checkpoint(finished: Path, tmp_path: Path):

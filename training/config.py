@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
+import shlex
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from data_preparation.cli import UserError, flag
+from data_preparation.cli import UserError, flag, to_argv
 
 _HERE = Path(__file__).parent
 
@@ -321,19 +324,66 @@ def config_faults(c: TrainConfig) -> list[str]:
     return faults
 
 
+# where a run's data are, and how it computes: what a command that opens the run folder again may be told otherwise
+DATA_PATHS = ("root_dir", "annotation_path", "train_path", "test_path", "captions_path", "vocabulary_path")
+REOPENED = (*DATA_PATHS, "precision", "workers", "prefetch")
+
+
+def as_in_run(name: str) -> Any:
+    """The field of a training flag in the dataclass of a command that opens a run folder again: not given, it is as in the
+    run's config.json."""
+    metadata = TrainConfig.__dataclass_fields__[name].metadata
+    return dataclasses.field(default=None, metadata={**metadata, "default": "as in the run"})
+
+
+def reopened(saved: TrainConfig, options: Any) -> TrainConfig:
+    """The configuration of a run with what the flags of `as_in_run` in `options` say."""
+    given = {name: getattr(options, name) for name in REOPENED}
+    return dataclasses.replace(saved, **{name: value for name, value in given.items() if value is not None})
+
+
+def missing_data(c: TrainConfig) -> dict[str, Path]:
+    """The files and folders of the data set that are not there, by the names of their flags."""
+    files: dict[str, Path | None] = {name: getattr(c, name) for name in ("annotation_path", "train_path", "test_path")}
+    files |= {"captions_path": c.captions_file, "vocabulary_path": c.vocabulary_file}
+    missing = {name: file for name, file in files.items() if file and not file.is_file()}
+    return ({} if c.root_dir.is_dir() else {"root_dir": c.root_dir}) | missing
+
+
+def moved_data_fault(c: TrainConfig, options: Any, command: str) -> str | None:
+    """What to say where data of the run `options.run` are not at the paths of its config.json and of the given flags, or
+    None: all that is missing, and the whole command with the places to fill in."""
+    if not (missing := missing_data(c)):
+        return None
+    above = _common_folder([path.parent for path in missing.values()])
+    new = {name: f"NEW/{path.relative_to(above) if above else path.name}" for name, path in missing.items()}
+    given = to_argv(dataclasses.replace(options, **dict.fromkeys(missing)))
+    seen = f", seen from {Path.cwd()}" if any(not path.is_absolute() for path in missing.values()) else ""
+    listed = ", ".join(f"--{name} {path}" for name, path in missing.items())
+    flags = shlex.join([*given, *(word for name, path in new.items() for word in (f"--{name}", path))])
+    return f"the data of {options.run} are not where its flags say ({listed}{seen}): give their present paths: {command} {flags}"
+
+
+def _common_folder(folders: list[Path]) -> Path | None:
+    """The folder that all of them lie in, or None where that is the root or none."""
+    try:
+        common = Path(os.path.commonpath(folders))
+    except ValueError:  # absolute and relative ones
+        return None
+    return None if common == Path(common.anchor) else common
+
+
 def path_faults(c: TrainConfig) -> list[str]:
     """Which paths that a run needs are not there, a sentence each."""
     faults = []
-    if not c.root_dir.is_dir():
-        faults.append(
-            f"--root_dir {c.root_dir} is no folder: prepare the frames first (python -m data_preparation.extract)"
-        )
-    for name in ("annotation_path", "train_path", "test_path"):
-        if not getattr(c, name).is_file():
-            faults.append(f"--{name} {getattr(c, name)} is no file, seen from {Path.cwd()}: give its path")
-    for name, file in (("captions_path", c.captions_file), ("vocabulary_path", c.vocabulary_file)):
-        if file and not file.is_file():
-            faults.append(f"--{name} {file} is no file, seen from {Path.cwd()}: give its path, or none")
+    for name, path in missing_data(c).items():
+        if name == "root_dir":
+            faults.append(
+                f"--root_dir {path} is not a folder: prepare the frames first (python -m data_preparation.extract)"
+            )
+        else:
+            end = ", or none" if name in ("captions_path", "vocabulary_path") else ""
+            faults.append(f"--{name} {path} is not a file, seen from {Path.cwd()}: give its path{end}")
     if c.tensorboard and find_spec("tensorboard") is None:
         faults.append("--tensorboard True needs TensorBoard: pip install tensorboard, or say --tensorboard False")
     if c.weight_file and not c.weight_file.is_file():

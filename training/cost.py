@@ -37,6 +37,12 @@ def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
 _STATES = {"Adam": 2, "AdamW": 2, "SGD": 1, "RMSProp": 2}
 
 
+def optimizer_bytes(trainable: int, config: TrainConfig) -> float:
+    """Bytes of the optimizer's state for so many trainable parameters."""
+    copies = _STATES[config.optimizer] + (config.amsgrad and config.optimizer.startswith("Adam"))
+    return 4.0 * trainable * copies
+
+
 def step_memory(
     model: ScoringModel, config: TrainConfig, clips: int, half: bool, ranks: Ranks | None = None
 ) -> dict[str, float]:
@@ -62,14 +68,13 @@ def step_memory(
                 features.float().sum().backward()
         peak = sum(devices["Total"] for devices in tracker.get_tracker_snapshot("peak").values())
     backbone_weights = 4 * parameters(model.backbone)[0]
-    copies = _STATES[config.optimizer] + (config.amsgrad and config.optimizer.startswith("Adam"))
     weights = 4.0 * total * (2 if config.ema else 1)
     # DistributedDataParallel keeps a second copy of the gradients; the head's own are not among the backbone's activations
     buckets = trainable if ranks and ranks.world_size > 1 else 0
     gradients = 4.0 * (buckets + parameters(model.method)[1])
     parts = {
         "weights": weights,
-        "optimizer": 4.0 * trainable * copies,
+        "optimizer": optimizer_bytes(trainable, config),
         "activations": peak - backbone_weights + gradients,
     }
     return {**parts, "total": sum(parts.values())}

@@ -356,7 +356,7 @@ class Engine:
             self._record({**record, "seconds": time.perf_counter() - started})
         self.save(is_best)
         if self.ranks.is_first:
-            draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), title=self.run.path.name)
+            draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), title=self.run.title)
         log.info(
             "Epoch %d/%d  train loss %.4f  validation loss %.4f  Spearman %.4f  R-l2 x100 %.3f%s  %.1f s",
             at.epoch, self.config.epochs, result["train_loss"], result["val_loss"], spearman, result["val_r_l2_x100"],

@@ -1,6 +1,6 @@
 """Open the test split of a finished run, once, with the checkpoint that validation chose.
 
-    python -m training.evaluate --run runs/<name>
+    python -m training.evaluate --run runs/<name> [--root_dir ... where the data are now]
 
 A run whose test split was opened before answers with that result.
 
@@ -26,7 +26,7 @@ from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.dives import Dive
 from data_preparation.files import write_whole, writing
 from training import checkpoint, distributed
-from training.config import TrainConfig, path_faults
+from training.config import TrainConfig, as_in_run, moved_data_fault, reopened
 from training.data.dataset import DiveDataset, frame_faults, target_faults
 from training.data.processes import start_server
 from training.data.splits import Splits, load_splits
@@ -68,9 +68,8 @@ def open_test_split(
     if opened is not None:
         log.log(
             logging.WARNING if ranks.is_first else logging.DEBUG,
-            "The test split was opened before, with epoch %d; it is not opened again: %s",
+            "The test split was opened before, with epoch %d; it is not opened again",
             opened["checkpoint"]["epoch"],
-            result_line(opened),
         )
         return opened
     same = distributed.see_the_same(run.best_checkpoint, checkpoint.fingerprint)
@@ -91,13 +90,10 @@ def open_test_split(
         columns = model.method.columns(outputs)
         with writing(run.predictions_file):
             write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
-        draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.path.name}: {result_line(summary)}")
+        draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.title}: {result_line(summary)}")
         write_json(run.summary_file, summary)
         summary = run.summary()
-    summary = gather_objects(summary)[0]
-    for line in result_lines(summary):
-        log.info(line)
-    return summary
+    return gather_objects(summary)[0]
 
 
 def summarise(predicted: Sequence[float], splits: Splits, position: dict[str, Any]) -> dict[str, Any]:
@@ -133,9 +129,11 @@ def result_line(summary: dict[str, Any]) -> str:
 def result_lines(summary: dict[str, Any]) -> list[str]:
     """The result and what is reached without looking at a frame, a line each."""
     more = summary["method_metrics"]
+    flat = summary["test"]["spearman"] is None  # what JSON has for "undefined"
     far = (summary["test"]["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf)
     return [
         result_line(summary),
+        *(["  all predicted (or all true) scores are the same, so Spearman is undefined"] if flat else []),
         *(["  further from the true scores than the train mean: these scores are not learned yet"] if far else []),
         *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
         *(
@@ -159,10 +157,19 @@ def predictions_csv(predicted: Sequence[float], dives: Sequence[Dive], columns: 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Open the test split of a finished run, once."""
+    """Open the test split of a finished run, once. The paths are for data that were moved since the training."""
 
     run: Path = flag(None, "Run folder.")
     gpu: bool = flag(True, "Use the GPU where there is one.")
+    root_dir: Path | None = as_in_run("root_dir")
+    annotation_path: Path | None = as_in_run("annotation_path")
+    train_path: Path | None = as_in_run("train_path")
+    test_path: Path | None = as_in_run("test_path")
+    captions_path: str | None = as_in_run("captions_path")
+    vocabulary_path: str | None = as_in_run("vocabulary_path")
+    precision: str | None = as_in_run("precision")
+    workers: int | None = as_in_run("workers")
+    prefetch: int | None = as_in_run("prefetch")
 
     def __post_init__(self) -> None:
         if self.run is None:
@@ -172,9 +179,7 @@ class EvaluateConfig:
 def main(argv: Sequence[str]) -> int:
     options = parse(EvaluateConfig, argv, prog="python -m training.evaluate")
     folder = RunFolder(options.run)
-    config = folder.saved_config()
-    if config is None:
-        raise UserError(f"{options.run} holds no run (no config.json): give the folder of a run, such as runs/default")
+    config = folder.known_config()
     opened = folder.summary()
     if opened is not None:
         print("\n".join(result_lines(opened)))
@@ -187,9 +192,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"{options.run} has trained {trained} of {epochs} epochs: let it end first, the test split is opened once"
         )
-    config = dataclasses.replace(config, pretrained_model="none", evaluate=True)
-    if faults := path_faults(config):
-        raise UserError.of(faults)
+    # the network's weights come from best.pt
+    config = dataclasses.replace(reopened(config, options), pretrained_model="none", evaluate=True)
+    if fault := moved_data_fault(config, options, "python -m training.evaluate"):
+        raise UserError(fault)
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
     start_server(config.workers)
@@ -203,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
     distributed.on_first_rank(folder.hold)
     opened = open_test_split(folder, config, model, ranks, device, splits)
     if ranks.is_first:
-        print(result_line(opened))  # the rest is in the log above
+        print("\n".join(result_lines(opened)))
     distributed.leave()
     return 0
 

@@ -94,7 +94,7 @@ class FitAtOnce:
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": 1, "step": 0, **result, "seconds": time.perf_counter() - started}
             self.run.append_metrics(record)
-            draw_losses([record], self.run.plot_file(self.config), title=self.run.path.name)
+            draw_losses([record], self.run.plot_file(self.config), title=self.run.title)
             best = {"model": self.model.state_dict(), "position": asdict(self.position)}
             checkpoint.save(self.run.best_checkpoint, best)  # with it the fit is done
         barrier()

@@ -1,7 +1,8 @@
 """Signals that end a job (time limit, preemption) only set a flag here; the engine asks at each step boundary.
 
-Slurm sends USR2 (--signal=USR2@...) before a time limit or a preemption, and TERM with scancel. Imports no torch, so that
-the flag stands before seconds of imports begin.
+Slurm sends USR2 (--signal=USR2@...) before a time limit or a preemption, and TERM with scancel. A shell that is closed
+sends HUP. Imports no torch, so that the flag stands before seconds of imports begin. Until it stands, the signals wait:
+job_files/hold_signals.sh starts the process with them blocked.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from types import FrameType
 from data_preparation.cli import UserError
 
 # exit statuses of a training that was told to stop and saved: 75 (EX_TEMPFAIL) wants to go on, job files requeue on it;
-# 143 (128 + TERM) was cancelled or preempted, job files requeue where the job still stands; 130 (128 + INT) is Ctrl-C or
-# launch.status cancel
-STATUS = {signal.SIGUSR2: 75, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
+# 143 (128 + TERM) was cancelled or preempted and 129 (128 + HUP) lost its terminal, job files requeue where the job still
+# stands; 130 (128 + INT) is Ctrl-C or launch.status cancel. The same numbers are in job_files/hold_signals.sh
+STATUS = {
+    signal.SIGUSR2: 75,
+    signal.SIGTERM: 128 + signal.SIGTERM,
+    signal.SIGHUP: 128 + signal.SIGHUP,
+    signal.SIGINT: 128 + signal.SIGINT,
+}
 # 76 (EX_PROTOCOL): another process of the run is gone; job files requeue on it too
 PROCESS_LOST_STATUS = 76
 
@@ -38,8 +44,12 @@ class InterruptionFlag:
         self.status = 0
 
     def install(self) -> InterruptionFlag:
+        """Catch the signals from here on, and those that came while they were blocked. A SIGHUP that is ignored (nohup)
+        stays ignored."""
         for number in STATUS:
-            signal.signal(number, self._remember)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._remember)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STATUS)
         return self
 
     def ignore(self) -> None:

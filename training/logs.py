@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import sys
 from pathlib import Path
 
 from data_preparation.cli import UserError
@@ -11,11 +14,24 @@ from training.ranks import Ranks
 FORMAT = "%(asctime)s{who} %(levelname)-7s %(message)s"
 
 
+class _StderrHandler(logging.StreamHandler):
+    """Writes to stderr for as long as there is someone to read it. A terminal that was closed, or a pipe whose reader is
+    gone, must neither end the training nor change its exit status, which Python does when it cannot write what is left."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EPIPE):
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), self.stream.fileno())
+
+
 def start_log(level: str, ranks: Ranks) -> None:
     """Lines with the time; the first rank at `level`, the others from warnings up, with their rank."""
     who = f" rank {ranks.rank}" if ranks.world_size > 1 else ""
     logging.raiseExceptions = False  # a full disk is reported once, by what cannot be written, not with every line
-    logging.basicConfig(format=FORMAT.replace("{who}", who), datefmt="%H:%M:%S", force=True)
+    logging.basicConfig(
+        format=FORMAT.replace("{who}", who), datefmt="%H:%M:%S", handlers=[_StderrHandler()], force=True
+    )
     number = logging.getLevelName(level)
     logging.getLogger("training").setLevel(number if ranks.is_first else max(logging.WARNING, number))
 

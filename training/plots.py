@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,25 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from data_preparation.dives import Dive
 from data_preparation.files import whole_file, writing
 
-TRAIN, VALIDATION, BEST = "#1f77b4", "#d95f02", "#2ca02c"
+TRAIN, VALIDATION, BEST, FAILED = "#1f77b4", "#d95f02", "#2ca02c", "#d62728"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, with all that it shows: what the layout has left outside makes the picture larger."""
+    with writing(path), whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)
+    plt.close(figure)
+
+
+def _short(text: str, most: int = 24) -> str:
+    """A value as a tick label: the end of a long one, such as a path."""
+    return text if len(text) <= most else f"…{text[-most:]}"
 
 
 def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -33,7 +47,7 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
     marker = "o" if len(x) <= 40 else None
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    figure.suptitle(f"{title}: {len(x)} epoch{'s' if len(x) > 1 else ''}")
+    figure.suptitle(textwrap.fill(f"{title}: {len(x)} epoch{'s' if len(x) > 1 else ''}", 110))
     left.plot(x, [e["train_loss"] for e in epochs], color=TRAIN, marker=marker, markersize=3, label="train")
     left.plot(x, [e["val_loss"] for e in epochs], color=VALIDATION, marker=marker, markersize=3, label="validation")
     left.set(title="Loss", xlabel="epoch", ylabel="loss")
@@ -49,9 +63,7 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
         axes.legend(loc="best")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(min(x) - 0.5, max(x) + 0.5)
-    with writing(path), whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, title: str) -> None:
@@ -59,7 +71,7 @@ def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, t
     true = [d.final_score for d in dives]
     low, high = min([*true, *predicted]) - 2, max([*true, *predicted]) + 2
     figure, axes = plt.subplots(figsize=(7.5, 6.5), layout="constrained")
-    figure.suptitle(title, fontsize=9, wrap=True)
+    figure.suptitle(textwrap.fill(title, 110), fontsize=9)
     axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="predicted = true")
     points = axes.scatter(true, predicted, c=[d.difficulty for d in dives], cmap="viridis", s=16, alpha=0.8)
     figure.colorbar(points, ax=axes, label="difficulty")
@@ -68,45 +80,73 @@ def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, t
     axes.set_ylim(low, high)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
-    with writing(path), whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    _save(figure, path)
 
 
 def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Path, title: str) -> None:
     """Write the PNG of a sweep: for each flag that was varied, the best validation Spearman of every point by its value.
+    Points that ended badly are marked, those without a number below all others.
 
     A row has the flags' values as text, `state`, and `best_val_spearman` (None where there is none yet).
     """
     done = [row for row in rows if row["best_val_spearman"] is not None]
+    lacking = [row for row in rows if row["best_val_spearman"] is None]
     columns = min(len(flags), 3)
     shape = (-(-len(flags) // columns), columns)
     figure, panels = plt.subplots(
         *shape, figsize=(5 * columns, 4 * shape[0]), layout="constrained", squeeze=False, sharey=True
     )
-    without = len(rows) - len(done)
-    figure.suptitle(f"{title}: {len(rows)} points" + (f", {without} without a number" if without else ""))
+    figure.suptitle(f"{title}: {len(rows)} points" + (f", {len(lacking)} without a number" if lacking else ""))
+    numbers = [row["best_val_spearman"] for row in done] or [0.0, 1.0]
+    margin = max(max(numbers) - min(numbers), 0.02) * 0.12
+    floor = min(numbers) - 2 * margin  # where points without a number stand
     for axes, flag in zip(panels.flat, flags, strict=False):
         values = sorted({str(row.get(flag, "default")) for row in rows}, key=_as_number)
-        for row in done:
-            x = values.index(str(row.get(flag, "default")))
-            ended = row["state"] == "finished"
-            axes.plot(x, row["best_val_spearman"], "o", color=TRAIN, fillstyle="full" if ended else "none", alpha=0.8)
+        kinds: dict[str, tuple[list[int], list[float]]] = {}
+        for row in rows:
+            x, y = kinds.setdefault(_sweep_mark(row), ([], []))
+            x.append(values.index(str(row.get(flag, "default"))))
+            y.append(floor if row["best_val_spearman"] is None else row["best_val_spearman"])
+        for kind in (kind for kind in _SWEEP_MARKS if kind in kinds):
+            label = None if kind == "finished" else f"{kind}: {len(kinds[kind][0])}"
+            axes.plot(*kinds[kind], linestyle="none", alpha=0.8, label=label, **_SWEEP_MARKS[kind])
         if done:
             best = max(done, key=lambda row: row["best_val_spearman"])
             label = f"best: {best['best_val_spearman']:.3f}"
             axes.plot(values.index(str(best.get(flag, "default"))), best["best_val_spearman"], "*", color=BEST, markersize=14, label=label)  # fmt: skip
-            axes.legend(loc="best")
-        axes.set_xticks(range(len(values)), values, rotation=30 if len(values) > 5 else 0)
+        if lacking:
+            axes.axhline(floor + margin, color="grey", linewidth=0.8, linestyle=":")
+        labels = [_short(value) for value in values]
+        slanted = dict(rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_xticks(range(len(values)), labels, **(slanted if len("  ".join(labels)) > 40 else {}))
         axes.set(xlabel=flag, xlim=(-0.5, len(values) - 0.5))
+        bottom = floor - margin if lacking else min(numbers) - margin
+        lowest = floor + margin if lacking else bottom  # no number stands beside points that have none
+        axes.set_ylim(bottom, max(numbers) + margin)
+        axes.set_yticks([tick for tick in axes.get_yticks() if lowest < tick < max(numbers) + margin])
         axes.grid(alpha=0.3)
     for axes in panels[:, 0]:
-        axes.set_ylabel("best validation Spearman")
+        axes.set_ylabel("best validation Spearman" + ("\n(below the line: no number)" if lacking else ""))
     for axes in panels.flat[len(flags) :]:
         axes.set_visible(False)
-    with writing(path), whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    marks, labels = panels[0, 0].get_legend_handles_labels()
+    if labels:
+        figure.legend(marks, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
+    _save(figure, path)
+
+
+_SWEEP_MARKS: dict[str, dict[str, Any]] = {
+    "finished": {"marker": "o", "color": TRAIN},
+    "not finished": {"marker": "o", "color": TRAIN, "fillstyle": "none"},
+    "failed": {"marker": "x", "color": FAILED, "markersize": 9, "markeredgewidth": 2},
+}
+_BAD_ENDS = ("boot_fail", "damaged", "deadline", "failed", "killed", "node_fail", "out_of_memory", "timeout")
+
+
+def _sweep_mark(row: Mapping[str, Any]) -> str:
+    if row["state"].startswith(_BAD_ENDS):
+        return "failed"
+    return "finished" if row["state"] == "finished" else "not finished"
 
 
 def _as_number(text: str) -> tuple[float, str]:

@@ -1,14 +1,17 @@
 """Results of opened runs as a table: mean and standard deviation over seeds, beside the baselines of the same test dives.
 
     python -m training.report runs/a-s0 runs/a-s1 runs/b-s0 ...
+    python -m training.report runs/<sweep>      all opened points of a sweep
 
-Runs whose flags differ in --seed alone are one line, named by their run names without the seed ("-s0"). Folds of
---split event (run names ending in "-f1" before the seed) are one line too: the mean over the folds of each seed, then the
-spread over seeds. Markdown on stdout.
+Runs whose flags differ in --seed alone are one line, named by their run names without the seed ("-s0"); points of a sweep
+by the sweep's name and their flags without the seed. Folds of --split event (run names ending in "-f1" before the seed) are
+one line too: the mean over the folds of each seed, then the spread over seeds. Markdown on stdout; below the table, the
+points of a sweep that are left out, and why.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ from typing import Any
 
 from data_preparation.cli import UserError, run
 from training.config import MAY_CHANGE, TrainConfig, as_record
-from training.run_folder import RunFolder, read_json
+from training.run_folder import REPEATS, RunFolder, read_json, sweep_points
 
 _SUFFIX = re.compile(r"([-_.]?f(old)?\d+)?([-_.]?s(eed)?\d+)?$")
 
@@ -27,10 +30,27 @@ _SUFFIX = re.compile(r"([-_.]?f(old)?\d+)?([-_.]?s(eed)?\d+)?$")
 class OpenedRun:
     """A run whose test split was opened."""
 
-    name: str
+    path: Path
     config: TrainConfig
     summary: dict[str, Any]
     tested: list[list[int]]  # keys of the test dives
+
+    @property
+    def name(self) -> str:
+        return RunFolder(self.path).title
+
+    @property
+    def line_name(self) -> str:
+        """What a line of the table is called that this run stands in: its name without seed and fold."""
+        folder = Path(os.path.abspath(self.path))
+        points = sweep_points(folder.parent)
+        if folder.name not in points:
+            return _SUFFIX.sub("", folder.name) or folder.name
+        if not set(points[folder.name]) & REPEATS:
+            return self.name
+        # launch.sweep names a folder after the point's flags: 'learning_rate-1e-4_seed-0'
+        kept = re.sub(rf"(^|_)({'|'.join(sorted(REPEATS))})-\d+(?=_|$)", "", folder.name).strip("_")
+        return f"{folder.parent.name}/{kept}" if kept else folder.parent.name
 
     @property
     def fold(self) -> int | None:
@@ -44,12 +64,65 @@ def read_run(path: Path) -> OpenedRun:
         UserError: the folder holds no run, or its test split was not opened.
     """
     folder = RunFolder(path)
-    config, summary = folder.saved_config(), folder.summary()
-    if config is None:
-        raise UserError(f"{path} holds no run (no config.json): give folders of runs, such as runs/default")
+    config, summary = folder.known_config(), folder.summary()
     if summary is None:
         raise UserError(f"{path} has no result: open its test split first (python -m training.evaluate --run {path})")
-    return OpenedRun(path.name, config, summary, sorted(read_json(folder.splits_file)["test"]))
+    splits = read_json(folder.splits_file)
+    if not isinstance(splits, dict) or "test" not in splits:
+        raise UserError(
+            f"{folder.splits_file} is missing or damaged: restore it from a copy, it says which dives were tested"
+        )
+    return OpenedRun(path, config, summary, sorted(splits["test"]))
+
+
+def opened_points(folder: Path) -> tuple[list[Path], list[str]]:
+    """(the points of a sweep whose test split was opened, what is to be said of each other one).
+
+    Raises:
+        UserError: no point was opened.
+    """
+    opened, left_out = [], []
+    for name in sweep_points(folder):
+        run = RunFolder(folder / name)
+        if run.summary() is not None:
+            opened.append(run.path)
+        else:
+            left_out.append(f"{run.title}: {_why_not_opened(run)}")
+    if not opened:
+        raise UserError(
+            f"no point of the sweep {folder} has a result ({'; '.join(left_out)}): open the test split of the point that validation chose (python -m training.evaluate --run {folder}/POINT)"
+        )
+    return opened, left_out
+
+
+def _why_not_opened(run: RunFolder) -> str:
+    progress = read_json(run.progress_file)
+    if not isinstance(progress, dict):
+        return "not started"
+    if progress.get("state") == "finished":
+        return "trained, test split not opened"
+    at = f"epoch {progress.get('epoch', 0)} of {progress.get('epochs', '?')}"
+    if progress.get("state") == "failed":
+        return f"failed at {at} ({progress.get('error')})"
+    return f"not finished ({progress.get('state', 'unknown')}, {at})"
+
+
+def opened_runs(paths: Sequence[Path]) -> tuple[list[OpenedRun], list[str]]:
+    """The runs of a command line on which a sweep stands for its opened points, and what is said of the others.
+
+    Raises:
+        UserError: as `read_run` and `opened_points`; a run is given twice.
+    """
+    found: dict[Path, Path] = {}
+    notes: list[str] = []
+    for path in paths:
+        points, left_out = opened_points(path) if sweep_points(path) else ([path], [])
+        notes += left_out
+        for point in points:
+            if (place := point.resolve()) in found:
+                raise UserError(f"{point} and {found[place]} are the same run: give each run once")
+            found[place] = point
+    return [read_run(path) for path in found.values()], notes
 
 
 def grouped(runs: Sequence[OpenedRun]) -> list[list[OpenedRun]]:
@@ -80,16 +153,22 @@ def by_seed(group: Sequence[OpenedRun], folds: Sequence[int | None]) -> list[lis
     """The runs of each seed, a run for each fold.
 
     Raises:
-        UserError: a seed lacks a fold or has one twice.
+        UserError: a seed lacks a fold, or has one, or its only run, twice.
     """
     seeds: dict[int, list[OpenedRun]] = {}
     for each in group:
         seeds.setdefault(each.config.seed, []).append(each)
     for seed, runs in seeds.items():
-        if sorted(str(each.fold) for each in runs) != sorted(map(str, folds)):
-            raise UserError(
-                f"seed {seed} of {group[0].name} has {len(runs)} runs where {len(folds)} are expected: give each fold of each seed once"
-            )
+        given = [each.fold for each in runs]
+        for fold in folds:
+            names = " and ".join(each.name for each in runs if each.fold == fold)
+            where = f"seed {seed}" if fold is None else f"fold {fold} of seed {seed}"
+            if given.count(fold) > 1:
+                raise UserError(f"{names} have the same flags and {where}: give one of them")
+            if not names:
+                raise UserError(
+                    f"{group[0].line_name} has no run for {where} (its other runs of that seed: {', '.join(each.name for each in runs)}): give each fold of each seed once"
+                )
     return list(seeds.values())
 
 
@@ -112,7 +191,7 @@ def table(runs: Sequence[OpenedRun]) -> str:
         f"\n{dives} test dives" + (f", means over {len(tested)} folds of whole events." if None not in tested else ".")
     ]
     for group in grouped(runs):
-        name, config = _SUFFIX.sub("", group[0].name) or group[0].name, group[0].config
+        name, config = group[0].line_name, group[0].config
         seeds = by_seed(group, list(tested))
         tests = [mean_over_folds([_scores(each.summary["test"]) for each in folds]) for folds in seeds]
         lines.append([name, config.model, config.method, str(len(seeds)), *_figures(tests)])
@@ -143,8 +222,11 @@ def main(argv: Sequence[str]) -> None:
         print(__doc__)
         return
     if not argv:
-        raise UserError("give run folders: python -m training.report runs/a-s0 runs/a-s1")
-    print(table([read_run(Path(name)) for name in argv]))
+        raise UserError("give run folders, or the folder of a sweep: python -m training.report runs/a-s0 runs/a-s1")
+    runs, left_out = opened_runs([Path(name) for name in argv])
+    print(table(runs))
+    if left_out:
+        print("\nLeft out:\n" + "".join(f"\n- {note}" for note in left_out))
 
 
 if __name__ == "__main__":

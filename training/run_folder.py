@@ -16,6 +16,7 @@ runs/<name>/
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -34,6 +35,9 @@ from data_preparation.cli import UserError
 from data_preparation.files import lock, write_fault, write_whole, writing
 from training.config import TrainConfig, as_record, from_record
 from training.interruption import ProcessLost
+
+SWEEP_FILE = "sweep.json"  # in the folder of a sweep, beside the folders of its points
+REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
 
 _held: list[IO[str]] = []  # lock files; closing one would give its lock away
 
@@ -68,11 +72,36 @@ def read_json(path: Path) -> Any | None:
         raise UserError(f"{path} is no JSON ({error}): restore it or use another --run_name") from None
 
 
+def sweep_points(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """The points that launch.sweep has submitted into a sweep's folder: their names, and their flags with the words of each;
+    empty where the folder is not a sweep's.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    record = read_json(folder / SWEEP_FILE)
+    if record is None:
+        return {}
+    points = record.get("points") if isinstance(record, dict) else None
+    if not isinstance(points, dict) or not all(isinstance(point, dict) and point for point in points.values()):
+        raise UserError(f"{folder / SWEEP_FILE} is damaged: restore it from a copy, or give another --name")
+    return points
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of one run."""
 
     path: Path
+
+    @property
+    def title(self) -> str:
+        """What plots and tables call the run: the name of its folder, for a point of a sweep after the sweep's name."""
+        path = Path(os.path.abspath(self.path))
+        with suppress(UserError):  # a title is no reason to fail
+            if path.name in sweep_points(path.parent):
+                return f"{path.parent.name}/{path.name}"
+        return path.name
 
     @property
     def config_file(self) -> Path:
@@ -132,6 +161,23 @@ class RunFolder:
         """The configuration that the run was started with, or None for a new run."""
         record = read_json(self.config_file)
         return None if record is None else from_record(record)
+
+    def known_config(self) -> TrainConfig:
+        """The configuration of a run that there is.
+
+        Raises:
+            UserError: the folder holds none; the runs that are near by are named.
+        """
+        if (config := self.saved_config()) is not None:
+            return config
+        found = sorted(str(file.parent) for file in self.path.glob("*/config.json"))
+        if not found and self.path.parent.is_dir():
+            beside = [file.parent.name for file in self.path.parent.glob("*/config.json")]
+            found = [str(self.path.with_name(name)) for name in difflib.get_close_matches(self.path.name, beside, 3)]
+        more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
+        near = f", such as {', '.join(found[:5])}{more}" if found else ", such as runs/default"
+        what = "holds no run (no config.json)" if self.path.exists() else "is not there"
+        raise UserError(f"{self.path} {what}: give the folder of a run{near}")
 
     def summary(self) -> dict[str, Any] | None:
         """The result of the test split, or None where it was not opened.

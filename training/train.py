@@ -2,12 +2,17 @@
 
     python -m training.train --root_dir ... [flags]         see --help, or the table in the README
 
-Exit status: 0 done; 2 something to mend, named on stderr; 75 (told by USR2), 143 (by TERM) and 130 (by Ctrl-C) stopped with
-a checkpoint, the same command goes on; 76 another process of the run is gone, the same command goes on from the last
-checkpoint.
+Exit status: 0 done; 2 something to fix, named on stderr; 75 (told by USR2), 143 (by TERM), 129 (by HUP, a closed shell) and
+130 (by Ctrl-C) stopped with a checkpoint or before the first step, the same command goes on; 76 another process of the run
+is gone, the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # the imports below take seconds, and a signal that comes meanwhile must be remembered
+    from training.interruption import InterruptionFlag
+
+    _early_flag = InterruptionFlag().install()
 
 import logging
 from collections.abc import Sequence
@@ -25,7 +30,7 @@ from training.data.dataset import DiveDataset, frame_faults, target_faults
 from training.data.processes import start_server
 from training.data.splits import Splits, load_splits
 from training.engine import Engine, resolve_precision
-from training.evaluate import open_test_split
+from training.evaluate import open_test_split, result_lines
 from training.fitting import FitAtOnce
 from training.interruption import PROCESS_LOST_STATUS, Interrupted, InterruptionFlag, ProcessLost
 from training.logs import also_log_to, start_log
@@ -36,6 +41,7 @@ from training.run_folder import RunFolder, write_json
 
 log = logging.getLogger("training")
 
+_BEFORE_THE_FIRST_STEP = "stopped by a signal before the first step"
 _LEFT_OVER_S = 120  # how long a job that starts again waits for processes that its node's failure left over
 
 
@@ -72,7 +78,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     """One whole run: everything that can be wrong is looked at before the first step.
 
     Raises:
-        UserError: something to mend. Interrupted: a signal came, the checkpoint is written.
+        UserError: something to fix. Interrupted: a signal came; the checkpoint is written, or nothing was begun.
     """
     if faults := path_faults(config):
         raise UserError.of(faults)
@@ -82,6 +88,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError(
             f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes in --accumulate {config.accumulate} parts: give a multiple of {ranks.world_size * config.accumulate}"
         )
+    leave_early(interruption, ranks)
     start_server(config.workers)
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
@@ -95,7 +102,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     model = build_model(config)
     if faults := target_faults(used, model.method.targets):
         raise UserError.of(faults)
+    leave_early(interruption, ranks)
     distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    if status := distributed.largest(interruption.status, device):
+        raise Interrupted(_BEFORE_THE_FIRST_STEP, status)
     distributed.on_first_rank(partial(open_run, run, config, splits))
     with failure_recorded(run) if ranks.is_first else nullcontext():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
@@ -108,9 +118,20 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         engine.resume()
         engine.fit(train_data, val_data)
         if config.evaluate:
-            open_test_split(run, config, model, ranks, device, splits, engine.leave_if_told)
+            for line in result_lines(open_test_split(run, config, model, ranks, device, splits, engine.leave_if_told)):
+                log.info(line)
         engine.report_end()
         log.info("Loss plot: %s", run.plot_file(config))
+
+
+def leave_early(interruption: InterruptionFlag, ranks: Ranks) -> None:
+    """Stop before anything is made, if this process was told to. One of several must first meet the others and agree.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    if interruption.status and ranks.world_size == 1:
+        raise Interrupted(_BEFORE_THE_FIRST_STEP, interruption.status)
 
 
 def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
@@ -166,4 +187,4 @@ def describe(
 
 
 if __name__ == "__main__":
-    run(main)
+    run(partial(main, interruption=_early_flag))
