@@ -35,6 +35,7 @@ from data_preparation.files import Stopped, sha256
 from data_preparation.frame_numbers import VideoScan, scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.shares import ShareConfig, command_text
+from data_preparation.verified import remember
 from data_preparation.verify import VerifyConfig, report_text, verify
 from data_preparation.workers import follow_parent, kill_workers
 
@@ -370,6 +371,7 @@ def main(argv: Sequence[str]) -> int:
     if config.verify and made:
         reports = verify(layout, made, VerifyConfig(workers=config.workers))
         print(report_text(reports))
+        print(remember(layout.frames, [r.video for r in reports if not r.faults]))
         failed |= {
             r.video: "\n".join(f"video {video_name(r.video)}: {f}" for f in r.faults) for r in reports if r.faults
         }

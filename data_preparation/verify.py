@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from data_preparation.dives import Dive
 from data_preparation.files import sha256, whole_file, write_whole, writing
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.shares import ShareConfig, command_text
-from data_preparation.verified import mark_verified
+from data_preparation.verified import remember
 from data_preparation.workers import follow_parent
 
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
@@ -208,10 +207,6 @@ def verify(layout: DatasetLayout, work: dict[int, list[Dive]], config: VerifyCon
             reports = sorted((future.result() for future in done), key=lambda report: report.video)
         except BrokenProcessPool:
             raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
-    for report in reports:
-        if not report.faults:
-            with suppress(OSError):  # frames of others, read only: then nobody remembers
-                mark_verified(layout.frames, report.video)
     return reports
 
 
@@ -252,6 +247,7 @@ def main(argv: Sequence[str]) -> int:
     annotated = ShareConfig(dataset=config.dataset, annotation_path=config.annotation_path).dives_by_video()
     lists = list_faults({d.key: d for dives in annotated.values() for d in dives}, train, test)
     reports = verify(layout, work, config)
+    remembered = remember(layout.frames, [r.video for r in reports if not r.faults])
     odd_heights = height_faults(reports)
     text = (
         report_text(reports)
@@ -261,7 +257,7 @@ def main(argv: Sequence[str]) -> int:
     if faults:
         text += "\n\n" + "\n".join(faults)
     else:
-        text += "\n\nAll frames of all dives are there and decode; the splits are disjoint."
+        text += f"\n\nAll frames of all dives are there and decode; the splits are disjoint.\n{remembered}"
     if config.report:
         with writing(config.report):
             write_whole(config.report, (text + "\n").encode())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from data_preparation.annotations import check_disjoint, load_annotations, load_split, load_vocabulary, select
 from data_preparation.cli import UserError, to_argv
-from data_preparation.layout import prepared_videos, video_name
+from data_preparation.layout import DatasetLayout, prepared_videos, video_name
 from data_preparation.verified import unverified
 from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
@@ -135,15 +136,17 @@ def data_faults(training: TrainConfig) -> list[str]:
     except UserError as error:
         return str(error).splitlines()
     root = training.root_dir
+    # the commands below find a data set by its folder, which --root_dir is a part of
+    dataset = f" --dataset {shlex.quote(str(root.parent))}" if root == DatasetLayout(root.parent).frames else ""
     missing = sorted(videos - set(prepared_videos(root)))
     found = [
-        f"video {video_name(v)} has no frames in {root}: run python -m data_preparation.extract --videos {video_name(v)}"
+        f"video {video_name(v)} has no frames in {root}: run python -m data_preparation.extract{dataset} --videos {video_name(v)}"
         for v in missing
     ]
     if odd := unverified(root, sorted(videos - set(missing))):
         names = " ".join(map(video_name, odd))
         found.append(
-            f"the frames of {len(odd)} videos in {root} were not verified since they were extracted ({names}): run python -m data_preparation.verify"
+            f"the frames of {len(odd)} videos in {root} were not verified since they were extracted ({names}): run python -m data_preparation.verify{dataset}"
         )
     return found
 

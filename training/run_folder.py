@@ -172,10 +172,17 @@ class RunFolder:
         Raises:
             UserError: a training is at work here.
         """
-        if (self.path / ".lock").exists():
-            with open(self.path / ".lock", "w") as file:
+        path = self.path / ".lock"
+        try:
+            with open(path) as file:  # for reading: it may be another user's
                 if not lock(file, wait=False):
                     raise UserError(self._held_by_another())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): give another --run_name, or ask its owner"
+            ) from None
 
     def _held_by_another(self) -> str:
         return f"another training is at work in {self.path}: wait for it, or give another --run_name"
