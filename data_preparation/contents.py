@@ -41,9 +41,14 @@ def _is_git_annex(head: bytes) -> bool:
     return first.startswith((b"/annex/objects/", b"../.git/annex", b".git/annex")) or b"/.git/annex/objects/" in first
 
 
-def _is_zip_with(name: bytes) -> Callable[[bytes], bool]:
-    """Whether the first entry of a ZIP has a name that matches a pattern."""
-    return lambda head: head.startswith(b"PK\x03\x04") and bool(re.match(name, head[30:]))
+def _is_zip_with(pattern: bytes) -> Callable[[bytes], bool]:
+    """Whether the name of a ZIP's first entry matches a pattern."""
+
+    def fits(head: bytes) -> bool:
+        name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        return head.startswith(b"PK\x03\x04") and re.match(pattern, name) is not None
+
+    return fits
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -107,7 +112,7 @@ _KINDS: tuple[tuple[Content, Callable[[bytes], bool]], ...] = (
     ),
     (
         Content("npz", "an archive of numpy arrays (.npz)", _OTHER_FILE),
-        lambda head: _is_zip_with(rb"[^\0]{0,200}?\.npy")(head[: 30 + int.from_bytes(head[26:28], "little")]),
+        _is_zip_with(rb".*\.npy$"),
     ),
     (
         Content("frames", "a ZIP archive of frames", _OTHER_FILE),
@@ -115,7 +120,7 @@ _KINDS: tuple[tuple[Content, Callable[[bytes], bool]], ...] = (
     ),
     (
         Content("torch", "a file that torch.save wrote", "it is damaged or incomplete: download it again"),
-        _is_zip_with(rb"[^/]{1,200}/(data\.pkl|\.format_version|\.storage_alignment|byteorder|version|data/)"),
+        _is_zip_with(rb"[^/]+/(data\.pkl|\.format_version|\.storage_alignment|byteorder|version|data/|code/|constants)"),
     ),
     (Content("zip", "a ZIP archive", "unpack it: unzip '{}'"), _starts(b"PK\x03\x04", b"PK\x05\x06")),
     (Content("tar", "a tar archive", "unpack it: tar -xf '{}'"), lambda head: head[257:262] == b"ustar"),
@@ -149,7 +154,7 @@ _KINDS: tuple[tuple[Content, Callable[[bytes], bool]], ...] = (
         _starts(b"\xff\xfe", b"\xfe\xff"),
     ),
     (Content("json", "JSON text", "name it .json where annotations or lists are expected"), _text_starts(b"{", b"[")),
-    (Content("text", "text", "name it .csv if it is a table, else look into it: it may be a server's message"), _is_text),
+    (Content("text", "text", "look into it: it may be a message of a server (a table is to be named .csv)"), _is_text),
 )  # fmt: skip
 
 
