@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from data_preparation.cli import UserError, first_line, flag, parse_command, run
+from data_preparation.contents import description
 from data_preparation.dives import (
     ATTRIBUTE_CLASSES,
     POSITION_LETTERS,
@@ -59,6 +60,8 @@ _WORDS = {
 
 
 def _read_text(path: Path) -> str:
+    if told := description(Path(path), wanted={"text", "json", "empty"}):
+        raise UserError(f"{path} cannot be read as text: {told}")
     try:
         return Path(path).read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except (OSError, UnicodeDecodeError) as error:

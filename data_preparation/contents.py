@@ -12,6 +12,9 @@ from pathlib import Path
 
 from data_preparation.cli import UserError
 
+VIDEO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")  # of MP4 and QuickTime
+# what stands for another file, which no file of the project is
+POINTERS_AND_PACKED = {"git-lfs", "git-annex", "dvc", "gzip", "bzip2", "xz", "zstd", "lz4", "7z", "rar"}
 HEAD_BYTES = 512  # the magic of a tar archive is at byte 257
 
 
@@ -135,7 +138,7 @@ _KINDS: tuple[tuple[Content, Callable[[bytes], bool]], ...] = (
     (Content("jpeg", "a JPEG picture", _OTHER_FILE), _starts(b"\xff\xd8\xff")),
     (
         Content("video", "a video (MP4)", _OTHER_FILE),
-        lambda head: head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"),
+        lambda head: head[4:8] in VIDEO_BOXES,
     ),
     (Content("video", "a video (Matroska or WebM)", _OTHER_FILE), _starts(b"\x1a\x45\xdf\xa3")),
     (Content("video", "a video (AVI)", _OTHER_FILE), lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI "),
@@ -187,6 +190,13 @@ def description(path: Path, head: bytes | None = None, wanted: Collection[str] =
 
 def reading_fault(path: Path, reader: str, problem: str, wanted: Collection[str], fix: str = _AGAIN) -> UserError:
     """The sentence about a file that its reader could not read. `reader` names what was expected ("a readable pickle"),
-    `problem` is what the reader says and `fix` the advice, for a file that begins as one of the `wanted` kinds does."""
-    told = description(path, wanted=wanted)
-    return UserError(f"{path} is not {reader}: {told}" if told else f"{path} is not {reader} ({problem}): {fix}")
+    `problem` is what the reader says. `fix` is the advice for a file that is damaged, empty, or of one of the `wanted`
+    kinds at its beginning; other kinds have advice of their own."""
+    try:
+        content = content_of(head_of(path))
+    except OSError:
+        content = None
+    if content is None or content.kind in wanted:
+        return UserError(f"{path} is not {reader} ({problem}): {fix}")
+    own_fix = fix if content.fix == _AGAIN else content.fix.format(path)
+    return UserError(f"{path} is not {reader}: it is {content.name}: {own_fix}")

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from data_preparation.catalogue import CATALOGUE, KINDS, Artefact, content_fault, load_catalogue
 from data_preparation.cli import UserError, first_line, flag, parse_command, run
+from data_preparation.contents import HEAD_BYTES
 from data_preparation.files import Stopped, alone, lock, sha256, write_fault, write_whole
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
 from data_preparation.transfer import Partial, SourceFault, Space, Transfer, fetch, size_text
@@ -156,10 +157,15 @@ def _check_present(
         raise UserError(f"{target} {fault}; delete it to download it again")
     if known is None:
         with open(target, "rb") as file:
-            if fault := content_fault(artefact.name, file.read(64)):
+            if fault := content_fault(artefact.name, file.read(HEAD_BYTES)):
                 raise UserError(f"{target}: {fault}; delete it to download it again")
-        job.manifest.record(name, digest, size, "found in place")
-        return f"there already ({size_text(size)}), {'SHA-256 right' if artefact.sha256 else 'found in place and not compared with anything: its SHA-256 is recorded for the next time'}"
+        compared = "SHA-256 right" if artefact.sha256 else "found in place and not compared with anything"
+        try:
+            job.manifest.record(name, digest, size, "found in place")
+        except OSError as error:  # a shared data set that is mounted read-only
+            return f"there already ({size_text(size)}), {compared}; its SHA-256 is not recorded ({error.strerror})"
+        recorded = "" if artefact.sha256 else ": its SHA-256 is recorded for the next time"
+        return f"there already ({size_text(size)}), {compared}{recorded}"
     return f"there already ({size_text(size)}), SHA-256 right"
 
 

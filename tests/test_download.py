@@ -509,6 +509,10 @@ def test_contents_are_told_by_their_first_bytes():
     assert content_fault("a.json", b' {"a": 1}') is None
     assert "web page" in content_fault("a.pkl", b"\n<HTML>")
     assert "begins with" in content_fault("a.json", b"error")
+    for name in ("a.pkl", "a.json", "a.mp4", "a.pth", "a.csv"):  # whatever the file should be
+        assert "pointer of git-lfs" in content_fault(name, b"version https://git-lfs.github.com/spec/v1\n")
+        assert "gunzip" in content_fault(name, b"\x1f\x8b\x08")
+    assert "an HDF5 file" in content_fault("a.pth", b"\x89HDF\r\n\x1a\n")
 
 
 # --------------------------------------------------------------------------------------------------------------- YouTube

@@ -119,9 +119,9 @@ def test_without_locks_one_process_is_alone_and_a_killed_owner_is_forgotten(
     owner, host = tmp_path / "a.owner", socket.gethostname()
     for living in (f"{host} {os.getppid()}", f"other-node {os.getpid()}", ""):
         owner.write_text(living)
-        with pytest.raises(UserError, match=f"a is being made by process .* if it is gone, delete {owner}"):
-            with alone(tmp_path / "a", "a is being made"):
-                pass
+        told = pytest.raises(UserError, match=f"a is being made by process .* if it is gone, delete {owner}")
+        with told, alone(tmp_path / "a", "a is being made"):
+            pass
         assert owner.read_text() == living
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

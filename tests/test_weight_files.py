@@ -75,7 +75,7 @@ BESIDE = {
     "partial": functools.partial(print, 1),
     "path": Path("/x"),
     "set, bytes, range": [{1}, frozenset([2]), b"x", bytearray(b"y"), range(3), slice(1), 1j],
-    "random state": [np.random.get_state(), torch.get_rng_state()],
+    "random state": [np.random.RandomState(0), torch.get_rng_state()],
     "optimizer": torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))]).state_dict(),
 }
 
