@@ -157,9 +157,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "w")  # noqa: SIM115 (open for as long as the process lives)
         except OSError as error:
-            raise UserError(
-                f"run folder {self.path} cannot be made ({error.strerror}): choose another --runs_dir"
-            ) from None
+            fix = "copy it to where you may write" if self.config_file.exists() else "choose another --runs_dir"
+            raise UserError(f"run folder {self.path} cannot be written ({error.strerror}): {fix}") from None
         deadline = time.monotonic() + patience_s
         while not lock(file, wait=False):
             if time.monotonic() > deadline:
