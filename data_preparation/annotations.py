@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from data_preparation.cli import UserError, first_line, flag, parse_command, run
+from data_preparation.contents import description
 from data_preparation.dives import (
     ATTRIBUTE_CLASSES,
     POSITION_LETTERS,
@@ -71,6 +72,8 @@ _KNOWN_COLUMNS = {
 
 
 def _read_text(path: Path) -> str:
+    if told := description(Path(path), wanted={"text", "json", "empty"}):
+        raise UserError(f"{path} cannot be read as text: {told}")
     try:
         content = Path(path).read_bytes()
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"

@@ -24,6 +24,7 @@ import numpy as np
 import simplejpeg
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.contents import reading_fault
 from data_preparation.files import whole_file, writing
 from data_preparation.layout import archive_file, frame_name, loose_dir, prepared_videos, video_name
 from data_preparation.near_misses import names_in, numbered_alike, numberings
@@ -96,8 +97,12 @@ class FrameReader:
             try:
                 self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
             except _ZIP_FAULTS as error:
-                raise UserError(
-                    f"{self.path} is not a readable frame archive ({first_line(error)}): delete it and extract the video again"
+                raise reading_fault(
+                    self.path,
+                    "a readable frame archive",
+                    first_line(error),
+                    {"zip", "frames"},
+                    "delete it and extract the video again",
                 ) from None
         return self._archive
 

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from data_preparation.cli import UserError, first_line
 from data_preparation.dives import VideoFacts
+from data_preparation.contents import POINTERS_AND_PACKED, VIDEO_BOXES, content_of
 from data_preparation.layout import DatasetLayout
 
 KINDS = ("videos", "annotations", "weights")
@@ -145,22 +146,25 @@ def _resolved(source: str, folder: Path) -> str:
     return direct_link(source) if is_web(source) else str(folder / Path(os.path.expandvars(source)).expanduser())
 
 
-_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
-
-
 def content_fault(name: str, head: bytes) -> str | None:
-    """What is wrong with a file by its first bytes (64 will do), or None: a web page or a message in its place."""
-    start = head.lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+    """What is wrong with a file by its first bytes (`contents.HEAD_BYTES` of them), or None: a web page, a pointer, a
+    compressed file or a message in its place."""
+    content = content_of(head)
+    if content is not None and content.kind in ("html", "xml"):
         return "a web page came in its place: the link has expired, or wants a log-in or a confirmation in a browser"
     suffix = Path(name).suffix.lower()
     fits = {
-        (".mp4", ".m4v", ".mov"): head[4:8] in _BOXES,
+        (".mp4", ".m4v", ".mov"): head[4:8] in VIDEO_BOXES,
         (".mkv", ".webm"): head.startswith(b"\x1a\x45\xdf\xa3"),
         (".avi",): head.startswith(b"RIFF"),
         (".pyth", ".pth", ".pt", ".pickle"): head.startswith((b"\x80", b"PK\x03\x04")),
-        (".json",): start.startswith((b"{", b"[")),
+        (".json",): content is not None and content.kind == "json",
     }
-    if any(suffix in suffixes and not fit for suffixes, fit in fits.items()):
+    misfit = any(suffix in suffixes and not fit for suffixes, fit in fits.items())
+    if content is not None and (
+        content.kind in POINTERS_AND_PACKED or (misfit and content.kind not in ("text", "empty"))
+    ):
+        return f"what came is {content.name}: {content.fix.format(name)}"
+    if misfit:
         return f"what came does not begin as a {suffix} file does (it begins with {head[:16]!r})"
     return None

@@ -8,7 +8,6 @@ stopped; a finished file is checked against the SHA-256 recorded in manifest.jso
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import queue
@@ -21,13 +20,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from data_preparation.catalogue import CATALOGUE, KINDS, Artefact, content_fault, load_catalogue
 from data_preparation.cli import UserError, first_line, flag, parse_command, run
-from data_preparation.files import Stopped, sha256, write_fault, write_whole
+from data_preparation.contents import HEAD_BYTES
+from data_preparation.files import Stopped, alone, lock, sha256, write_fault, write_whole
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
 from data_preparation.transfer import Partial, SourceFault, Space, Transfer, fetch, size_text
 
@@ -77,8 +77,8 @@ class Manifest:
 
     def record(self, name: str, digest: str, size: int, source: str) -> None:
         """Add a file; safe beside other threads and processes that do the same."""
-        with self._lock, open(self.path.with_name(f".{self.path.name}.lock"), "w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)
+        with self._lock, open(self.path.with_name(f".{self.path.name}.lock"), "w") as file:
+            lock(file, wait=True)
             entry = {"sha256": digest, "bytes": size, "source": source, "recorded": date.today().isoformat()}
             entries = dict(sorted({**self.read(), name: entry}.items()))
             write_whole(self.path, (json.dumps(entries, indent=2) + "\n").encode())
@@ -127,7 +127,7 @@ def provide(job: Job, artefact: Artefact, say: Callable[[str], None]) -> str:
                 return _check_present(job, artefact, target, name, known, bar)
             target.parent.mkdir(parents=True, exist_ok=True)
             part = Partial(target.with_name(target.name + ".part"))
-            with _alone(part):
+            with alone(target.with_name(f".{part.path.name}.lock"), f"{target.name} is being downloaded"):
                 started = time.monotonic()
                 transfer = Transfer(
                     artefact, part, bar, say, job.space, job.stop, job.config.retries, job.config.timeout
@@ -157,10 +157,15 @@ def _check_present(
         raise UserError(f"{target} {fault}; delete it to download it again")
     if known is None:
         with open(target, "rb") as file:
-            if fault := content_fault(artefact.name, file.read(64)):
+            if fault := content_fault(artefact.name, file.read(HEAD_BYTES)):
                 raise UserError(f"{target}: {fault}; delete it to download it again")
-        job.manifest.record(name, digest, size, "found in place")
-        return f"there already ({size_text(size)}), {'SHA-256 right' if artefact.sha256 else 'found in place and not compared with anything: its SHA-256 is recorded for the next time'}"
+        compared = "SHA-256 right" if artefact.sha256 else "found in place and not compared with anything"
+        try:
+            job.manifest.record(name, digest, size, "found in place")
+        except OSError as error:  # a shared data set that is mounted read-only
+            return f"there already ({size_text(size)}), {compared}; its SHA-256 is not recorded ({error.strerror})"
+        recorded = "" if artefact.sha256 else ": its SHA-256 is recorded for the next time"
+        return f"there already ({size_text(size)}), {compared}{recorded}"
     return f"there already ({size_text(size)}), SHA-256 right"
 
 
@@ -203,30 +208,6 @@ def _from_any_source(transfer: Transfer, known: dict[str, Any] | None) -> str:
         except SourceFault as fault:
             faults.append(f"{source}: {fault}")
     raise UserError(f"{artefact.kind}/{artefact.name} could not be fetched: " + "; ".join(faults))
-
-
-@contextmanager
-def _alone(part: Partial) -> Iterator[None]:
-    """Hold a file against other downloads of it.
-
-    Raises:
-        UserError: another process is downloading it.
-    """
-    lock: IO[str]
-    path = part.path.with_name(f".{part.path.name}.lock")
-    with open(path, "w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock.fileno()).st_nlink == 0:  # the other has just finished
-                raise BlockingIOError
-        except OSError:
-            raise UserError(
-                f"{part.path.stem} is being downloaded by another process: wait for it, or stop it"
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ all files
@@ -309,13 +290,9 @@ def main(argv: Sequence[str]) -> int:
             if p.exists()
         ]
         more = [f"what has come of {', '.join(begun)} stays: the same command goes on from there"] if begun else []
-        raise UserError.of(
-            [
-                *faults.values(),
-                *more,
-                f"a way out: put the file into {folder} by hand, or give a mirror or the path of a copy in {config.catalogue or CATALOGUE}",
-            ]
-        )
+        way_out = f"a way out: put the file into {folder} by hand, or give a mirror or the path of a copy in {config.catalogue or CATALOGUE}"
+        unfetched = any("could not be fetched" in fault for fault in faults.values())
+        raise UserError.of([*faults.values(), *more, *([way_out] if unfetched else [])])
     return 0
 
 

@@ -36,6 +36,7 @@ from data_preparation.layout import DatasetLayout, archive_file, dataset_layout,
 from data_preparation.rates import RepeatWatch, fact_faults, pace_notes, rate_notes, repeat_note
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.under_way import under_way
+from data_preparation.verified import remember
 from data_preparation.verify import VerifyConfig, dive_frame_faults, report_text, verify
 from data_preparation.workers import follow_parent, kill_workers
 
@@ -420,6 +421,7 @@ def main(argv: Sequence[str]) -> int:
     if config.verify and made:
         reports = verify(layout, made, VerifyConfig(workers=config.workers), facts)
         print(report_text(reports))
+        print(remember(layout.frames, [r.video for r in reports if not r.faults]))
         failed |= {
             r.video: "\n".join(f"video {video_name(r.video)}: {f}" for f in r.faults) for r in reports if r.faults
         }

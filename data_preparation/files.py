@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,17 +102,91 @@ def writing(path: Path) -> Iterator[None]:
         raise write_fault(path, error) from None
 
 
+_UNLOCKABLE: set[int] = set()  # devices whose missing locks were said
+
+
 def lock(file: IO, wait: bool) -> bool:
     """Lock an open file for this process alone, which loses the lock however it ends; False where another one has it and
-    `wait` is False. Where the file system has no locks, that is said, and taken for a lock."""
+    `wait` is False. A file that is open for reading only is locked against those that write: it tells whether one has it.
+    Where the file system has no locks, that is said once, and taken for a lock."""
+    return _lock(file, wait) is not False
+
+
+def _lock(file: IO, wait: bool) -> bool | None:
+    """The same; None where the file system has no locks."""
+    kind = fcntl.LOCK_EX if file.writable() else fcntl.LOCK_SH
     try:
         # of this process alone: its children do not inherit it
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.lockf(file, kind | (0 if wait else fcntl.LOCK_NB))
     except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another holds
         return False
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): see yourself that nothing works there twice", file.name, error.strerror)
+    except OSError as error:  # ENOSYS, ENOLCK, EOPNOTSUPP, EINVAL ...: no other process is the reason
+        device = os.fstat(file.fileno()).st_dev
+        if device not in _UNLOCKABLE:
+            _UNLOCKABLE.add(device)
+            log.warning(
+                "%s cannot be locked (%s), as on Lustre mounted without flock: do not start the same work there twice",
+                file.name,
+                error.strerror,
+            )
+        return None
     return True
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Hold `path`, a file made for this, against other processes while the block runs. A file system without locks gets
+    a file beside it that names the owner; two processes on two hosts could still both take over an abandoned one.
+
+    Raises:
+        UserError: another process holds it; `what` begins the sentence.
+        OSError: the folder cannot be written.
+    """
+    with open(path, "w") as file:
+        locked = _lock(file, wait=False)
+        # without a name: the other process has just finished and deleted it
+        if locked is False or os.fstat(file.fileno()).st_nlink == 0:
+            raise UserError(f"{what} by another process: wait for it, or stop it")
+        with nullcontext() if locked else _owner_file(path.with_name(path.name + ".owner"), what):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _owner_file(path: Path, what: str) -> Iterator[None]:
+    """Hold a name by a file that only one process can create. That of a process that was killed is taken over."""
+    for _ in range(3):  # another process may take over the same file at the same moment
+        try:
+            with open(path, "x") as file:
+                file.write(f"{socket.gethostname()} {os.getpid()}")
+            break
+        except FileExistsError:
+            owner = _words_of(path)
+            if owner is None:  # gone meanwhile
+                continue
+            host, pid = owner
+            if _may_live(path, host, pid):
+                raise UserError(
+                    f"{what} by process {pid} on {host}: wait for it, or stop it; if it is gone, delete {path}"
+                ) from None
+            path.unlink(missing_ok=True)
+    else:
+        raise UserError(f"{what} by another process: wait for it, or stop it; if there is none, delete {path}")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _words_of(path: Path) -> tuple[str, int] | None:
+    """(host, process) of an owner file; None where it is gone. One that is still empty has an unknown owner."""
+    try:
+        host, _, pid = path.read_text().partition(" ")
+        return (host, int(pid)) if pid.isdigit() else ("an unknown host", 0)
+    except FileNotFoundError:
+        return None
 
 
 class Stopped(Exception):

@@ -17,6 +17,7 @@ import av
 import numpy as np
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.contents import description
 from data_preparation.dives import LAST_FRAME
 
 DEFAULT_DISPOSITION_BONUS = 5_000_000  # ffmpeg's preference for a stream marked default, in pixels
@@ -105,10 +106,16 @@ def open_video(path: Path) -> av.container.InputContainer:
     try:
         container = av.open(os.path.abspath(path))  # 'a:b' would be a protocol
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be opened as a video ({first_line(error)}): download it again") from None
+        told = description(path, wanted={"video"})
+        raise UserError(
+            f"{path} cannot be opened as a video{f', {told}' if told else f' ({first_line(error)}): download it again'}"
+        ) from None
     if container.format.name not in _FORMATS:  # a playlist would bring in other files
         container.close()
-        raise UserError(f"{path} is no video but '{container.format.name}': download it again")
+        told = description(path, wanted={"video"})
+        raise UserError(
+            f"{path} is not a video but '{container.format.name}'{f', {told}' if told else ': download it again'}"
+        )
     return container
 
 

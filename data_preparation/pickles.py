@@ -1,23 +1,37 @@
 """Reading pickles that nobody vouches for (leaf).
 
-Annotation files are downloads, and a pickle can run code: this unpickler builds builtins and numpy scalars and arrays
-and refuses everything else by name.
+Annotation files are downloads, and a pickle can run code: this unpickler builds builtins, numpy scalars and arrays, and
+what a few harmless classes hold. It calls its own functions only, and refuses every other name.
 """
 
 from __future__ import annotations
 
+import _compat_pickle
+import datetime
 import io
 import pickle
+import pickletools
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
-from data_preparation.cli import UserError
+from data_preparation.cli import UserError, first_line
+from data_preparation.contents import reading_fault
 
 _PLAIN_TYPE = re.compile(r"[biuf][0-9]{1,2}|[SU][0-9]{1,6}")  # numbers and text; never objects, which are pointers
+_LONGEST_RANGE = 10_000_000
+
+# Python 2 wrote text as bytes, mostly in UTF-8. Bytes that are not UTF-8 become lone surrogates, which stand for them
+# and give them back; raw numbers of numpy are bytes of the same type.
+_TEXT, _ESCAPED = "utf-8", "surrogateescape"
+
+
+def _bytes(raw: Any) -> bytes:
+    """Bytes that a pickle holds; those of Python 2 come as text."""
+    return raw.encode(_TEXT, _ESCAPED) if isinstance(raw, str) else bytes(memoryview(raw))
 
 
 class _Dtype:
@@ -25,7 +39,9 @@ class _Dtype:
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         if not (isinstance(code, str) and _PLAIN_TYPE.fullmatch(code)):
-            raise UserError(f"refused: the pickle holds an array of type '{code}', which no annotation needs")
+            raise UserError(
+                f"refused: the pickle holds an array of type '{code}', which no annotation needs: save lists instead (.tolist())"
+            )
         self.type = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -50,42 +66,226 @@ class _Array:
         return self._values.tolist()
 
 
-def _values(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
-    return np.frombuffer(raw, dtype.type).reshape(shape, order=order)
+def _values(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+    return np.frombuffer(_bytes(raw), dtype.type).reshape(shape, order=order)
 
 
-def _scalar(dtype: _Dtype, raw: bytes) -> Any:
+def _scalar(dtype: _Dtype, raw: Any) -> Any:
     return _values(raw, dtype, (1,))[0]
 
 
-def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
-    """What pickles of protocol 2 call `_codecs.encode` for: bytes written as text."""
+def _latin1_bytes(text: str = "", encoding: str = "latin1") -> bytes:
+    """What pickles of protocol 2 call `_codecs.encode` and `bytes` for: bytes written as text."""
     return text.encode(encoding)
+
+
+def _bytearray(raw: Any = b"", encoding: str = "latin1") -> bytearray:
+    return bytearray(raw.encode(encoding) if isinstance(raw, str) else _bytes(raw))
+
+
+def _items(items: Any) -> list[Any]:
+    if not isinstance(items, (list, tuple, set, frozenset)):  # a range could be endless
+        raise UserError(f"refused: the pickle makes a set of '{type(items).__name__}'")
+    return list(items)
+
+
+def _dict(*content: Any) -> dict[Any, Any]:
+    """Stands in for OrderedDict, Counter and their kind, whose order a dict keeps as well."""
+    (first,) = content or ({},)
+    return dict(first if isinstance(first, dict) else _items(first))
+
+
+def _defaultdict(factory: Any = None, *content: Any) -> dict[Any, Any]:
+    return _dict(*content)
+
+
+def _range(*bounds: int) -> range:
+    found = range(*bounds)
+    if not -_LONGEST_RANGE < found.stop - found.start < _LONGEST_RANGE:
+        raise UserError(f"refused: the pickle holds a range of {found.start} to {found.stop}")
+    return found
+
+
+def _number(text: Any) -> float:
+    """Stands in for decimal.Decimal."""
+    return float(text)
+
+
+def _path(kind: type[PurePosixPath | PureWindowsPath]) -> Callable[..., str]:
+    return lambda *parts: str(kind(*map(str, parts)))
+
+
+def _moment(kind: type) -> Callable[..., Any]:
+    """Stands in for date, time and datetime: made from their packed bytes; time zones are dropped."""
+    return lambda packed, zone=None: kind(_bytes(packed))
+
+
+def _no_zone(*_: Any) -> None:
+    return None
+
+
+def _type_only(name: str) -> Callable[..., Any]:
+    """Stands in for a type that a pickle may name (the default of a defaultdict) and not call."""
+
+    def call(*_: Any) -> Any:
+        raise UserError(f"refused: the pickle calls '{name}', which no annotation needs; do not trust this file")
+
+    return call
+
+
+class _Maker:
+    """Calls a function for a pickle, which cannot change it."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise UserError("refused: the pickle changes what reads it; do not trust this file")
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _latin1_bytes,
+    ("builtins", "bytes"): _latin1_bytes,
+    ("builtins", "bytearray"): _bytearray,
+    ("builtins", "set"): lambda items=(): set(_items(items)),
+    ("builtins", "frozenset"): lambda items=(): frozenset(_items(items)),
+    ("builtins", "slice"): slice,
+    ("builtins", "range"): _range,
+    ("builtins", "complex"): complex,
+    ("collections", "OrderedDict"): _dict,
+    ("collections", "Counter"): _dict,
+    ("collections", "defaultdict"): _defaultdict,
+    ("datetime", "date"): _moment(datetime.date),
+    ("datetime", "time"): _moment(datetime.time),
+    ("datetime", "datetime"): _moment(datetime.datetime),
+    ("datetime", "timedelta"): datetime.timedelta,
+    ("datetime", "timezone"): _no_zone,
+    ("decimal", "Decimal"): _number,
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
 }
+for _name in ("int", "float", "bool", "str", "list", "tuple", "dict", "object"):
+    _ALLOWED[("builtins", _name)] = _type_only(_name)
+for _home in ("pathlib", "pathlib._local"):
+    for _name, _kind in (("Posix", PurePosixPath), ("Windows", PureWindowsPath)):
+        _ALLOWED[(_home, f"{_name}Path")] = _ALLOWED[(_home, f"Pure{_name}Path")] = _path(_kind)
 for _home in ("numpy.core", "numpy._core"):  # before and since numpy 2
     _ALLOWED[(f"{_home}.multiarray", "scalar")] = _scalar
     _ALLOWED[(f"{_home}.multiarray", "_reconstruct")] = lambda *_: _Array()
     _ALLOWED[(f"{_home}.numeric", "_frombuffer")] = _values  # arrays of protocol 5
 
+_ALLOWED = {name: make if isinstance(make, type) else _Maker(make) for name, make in _ALLOWED.items()}
+
+_CONVERT = "write plain lists, dictionaries, numbers and text instead, or a CSV"
+
+
+def current_name(module: str, name: str) -> tuple[str, str]:
+    """The name in Python 3 of what a pickle of Python 2 names."""
+    if (module, name) in _compat_pickle.NAME_MAPPING:
+        return _compat_pickle.NAME_MAPPING[(module, name)]
+    return _compat_pickle.IMPORT_MAPPING.get(module, module), name
+
+
+# what runs programs, opens files, or gets at either: no file of numbers holds it by accident
+_PROGRAMS = {
+    *(
+        "os",
+        "posix",
+        "nt",
+        "sys",
+        "subprocess",
+        "importlib",
+        "runpy",
+        "pty",
+        "shutil",
+        "socket",
+        "ctypes",
+        "code",
+        "pdb",
+    ),
+    *("bdb", "pickle", "_pickle", "webbrowser", "commands", "popen2", "timeit", "pip", "marshal", "imp", "asyncio"),
+    *("torch.hub", "torch.utils.cpp_extension", "types.FunctionType", "types.CodeType", "types.LambdaType"),
+    *(
+        f"builtins.{name}"
+        for name in ("eval", "exec", "compile", "open", "__import__", "input", "breakpoint", "globals")
+    ),
+    *(f"builtins.{name}" for name in ("execfile", "file", "apply")),
+}
+
+
+def runs_programs(module: str, name: str) -> bool:
+    """Whether a name (as `current_name` gives it) makes a pickle an attack rather than a file of numbers."""
+    parts = f"{module}.{name}".split(".")
+    return any(".".join(parts[:length]) in _PROGRAMS for length in range(1, len(parts) + 1))
+
+
+def _refusal(module: str, name: str) -> UserError:
+    """Why a name is not loaded, and what helps: where it is an attack, nothing does."""
+    wanted = f"refused: the pickle wants to load '{module}.{name}'"
+    if runs_programs(module, name):
+        return UserError(f"{wanted}, which no annotation needs; do not trust this file")
+    if module.split(".")[0] == "pandas":
+        return UserError(
+            f"{wanted}, a table of pandas: write it as CSV where you made it (table.to_csv('dives.csv', index=False))"
+        )
+    if module.split(".")[0] == "torch":
+        return UserError(f"{wanted}, a tensor: write numbers or lists instead (.item(), .tolist())")
+    return UserError(
+        f"{wanted}, which no annotation needs and which is never loaded, since a class can run code: {_CONVERT}"
+    )
+
 
 class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ALLOWED[(module, name)]
+            return _ALLOWED[current_name(module, name)]
         except KeyError:
-            raise UserError(
-                f"refused: the pickle wants to load '{module}.{name}', which no annotation needs; do not trust this file"
-            ) from None
+            raise _refusal(*current_name(module, name)) from None
+
+
+def has_old_text(data: bytes) -> bool:
+    """Whether a pickle holds text as Python 2 wrote it. Reads it without building anything.
+
+    Raises:
+        UserError: it numbers its objects far beyond their count: Python would make a table of that length.
+        ValueError: it is no whole pickle.
+    """
+    highest = count = 0
+    old_text = False
+    for operation, argument, _ in pickletools.genops(data):
+        count += 1
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            highest = max(highest, int(argument))
+        old_text = old_text or operation.name in ("STRING", "BINSTRING", "SHORT_BINSTRING")
+    if highest > 10 * count + 1000:
+        raise UserError("refused: the pickle asks for more memory than its objects need; do not trust this file")
+    return old_text
+
+
+def _readable(value: Any, done: dict[int, Any]) -> Any:
+    """The same with text that is not UTF-8 read as Latin-1; `done` holds what was converted, by identity."""
+    if isinstance(value, str):
+        escaped = any("\udc80" <= letter <= "\udcff" for letter in value)
+        return _bytes(value).decode("latin1") if escaped else value
+    if id(value) in done:
+        return done[id(value)]
+    if type(value) is dict:
+        done[id(value)] = {_readable(key, done): _readable(item, done) for key, item in value.items()}
+    elif type(value) in (list, tuple, set, frozenset):
+        done[id(value)] = type(value)(_readable(item, done) for item in value)
+    else:
+        return value
+    return done[id(value)]
 
 
 def load_pickle(path: Path) -> Any:
-    """The content of an untrusted pickle of builtins and numpy scalars and arrays.
+    """The content of an untrusted pickle of builtins, numpy scalars and arrays, and harmless containers: OrderedDict,
+    defaultdict and Counter become dict, paths text, Decimal float.
 
     Raises:
         UserError: the file is missing, is no pickle, or names anything else (which is then not loaded).
@@ -95,10 +295,11 @@ def load_pickle(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a pickle") from None
     try:
-        return _RestrictedUnpickler(io.BytesIO(data)).load()
+        old_text = has_old_text(data)
+        content = _RestrictedUnpickler(io.BytesIO(data), encoding=_TEXT, errors=_ESCAPED).load()
+        return _readable(content, {}) if old_text else content
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(
-            f"{path} is not a readable pickle ({type(error).__name__}: {error}): download it again"
-        ) from None
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise reading_fault(path, "a readable pickle", problem, {"pickle"}) from None

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data_preparation.catalogue import Artefact, content_fault, is_web, is_youtube
 from data_preparation.cli import UserError, first_line
+from data_preparation.contents import HEAD_BYTES
 from data_preparation.files import Stopped, write_whole
 
 _BLOCK = 1 << 14  # bytes; what a broken connection may lose
@@ -203,7 +204,7 @@ def _attempt(transfer: Transfer, url: str) -> None:
                         else "it ignores Range"
                     )
                     transfer.say(f"{size_text(have)} that were here come again from the beginning: {cause} ({url})")
-                if fault := content_fault(artefact.name, first[:64]):
+                if fault := content_fault(artefact.name, first[:HEAD_BYTES]):
                     raise SourceFault(fault)
                 have = 0
                 part.begin(url, _version(answer))
@@ -295,7 +296,7 @@ def _fetch_local(transfer: Transfer, source: Path) -> None:
         if source.exists() and not source.is_file():
             raise SourceFault("no file")
         with open(source, "rb") as original:
-            if fault := content_fault(transfer.artefact.name, original.read(64)):
+            if fault := content_fault(transfer.artefact.name, original.read(HEAD_BYTES)):
                 raise SourceFault(fault)
             original.seek(0)
             transfer.bar.total = os.fstat(original.fileno()).st_size
@@ -353,7 +354,7 @@ def _fetch_youtube(transfer: Transfer, url: str) -> None:
     finally:
         fetched.unlink(missing_ok=True)
     with open(part.path, "rb") as file:
-        if fault := content_fault(transfer.artefact.name, file.read(64)):
+        if fault := content_fault(transfer.artefact.name, file.read(HEAD_BYTES)):
             raise SourceFault(fault)
 
 

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -39,7 +38,7 @@ from data_preparation.near_misses import names_in, numberings
 from data_preparation.rates import fact_faults, rate_notes
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.under_way import Extraction, extractions
-from data_preparation.verified import mark_verified
+from data_preparation.verified import remember
 from data_preparation.workers import follow_parent
 
 _MOST_DIVES = 5  # dives of a video whose missing frames are told of one by one
@@ -276,10 +275,6 @@ def verify(
             raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
     reports = [_with_stated_faults(report, facts.get(report.video, ())) for report in reports]
     reports = [_with_extraction(layout, report, [*at_work, *extractions(layout.frames)]) for report in reports]
-    for report in reports:
-        if not report.faults:
-            with suppress(OSError):  # frames of others, read only: then nobody remembers
-                mark_verified(layout.frames, report.video)
     return reports
 
 
@@ -357,6 +352,7 @@ def main(argv: Sequence[str]) -> int:
     lists = list_faults({d.key: d for dives in annotated.values() for d in dives}, train, test)
     facts = config.stated_facts()
     reports = verify(layout, work, config, facts)
+    remembered = remember(layout.frames, [r.video for r in reports if not r.faults])
     odd_heights = height_faults(reports)
     waiting = [r for r in reports if r.extracting]
     faulty = [r for r in reports if r.faults and not r.extracting]
@@ -378,6 +374,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         text += "\n\nAll frames of all dives are there and decode; the splits are disjoint."
         text += " Read the notes above." if notes else ""
+        text += f"\n{remembered}"
     if config.report:
         with writing(config.report):
             write_whole(config.report, (text + "\n").encode())

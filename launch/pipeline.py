@@ -157,7 +157,8 @@ def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping
             f"{len(absent)} source videos are not in {layout.videos} ({names}): run python -m data_preparation.download videos"
         )
     frames = sum(d.frame_count for d in load_annotations(training.annotation_path).values() if d.video in missing)
-    found += preflight.space_faults(layout.root, frames * _BYTES_OF_A_FRAME, "scratch (DEEPSPORTS_DATASET)")
+    if missing:  # a data set that is prepared already may be read-only
+        found += preflight.space_faults(layout.root, frames * _BYTES_OF_A_FRAME, "scratch (DEEPSPORTS_DATASET)")
     return found
 
 

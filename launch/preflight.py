@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from data_preparation.annotations import check_disjoint, load_annotations, load_split, load_vocabulary, select
 from data_preparation.cli import UserError, to_argv
-from data_preparation.layout import prepared_videos, video_name
+from data_preparation.layout import DatasetLayout, prepared_videos, video_name
 from data_preparation.verified import unverified
 from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
@@ -192,15 +193,25 @@ def data_faults(training: TrainConfig) -> list[str]:
     except UserError as error:
         return str(error).splitlines()
     root = training.root_dir
+    layout = DatasetLayout(root.parent)
+    data = [("dataset", layout.root)] if root == layout.frames else []
+    if training.annotation_path != layout.annotation_file:
+        data.append(("annotation_path", training.annotation_path))
+    lists = [("train_path", training.train_path), ("test_path", training.test_path)]
+    if [path for _, path in lists] == [layout.train_file, layout.test_file]:
+        lists = []
+    flags, list_flags = (
+        "".join(f" --{name} {shlex.quote(str(path))}" for name, path in part) for part in (data, lists)
+    )
     missing = sorted(videos - set(prepared_videos(root)))
     found = [
-        f"video {video_name(v)} has no frames in {root}: run python -m data_preparation.extract --videos {video_name(v)}"
+        f"video {video_name(v)} has no frames in {root}: run python -m data_preparation.extract{flags} --videos {video_name(v)}"
         for v in missing
     ]
     if odd := unverified(root, sorted(videos - set(missing))):
         names = " ".join(map(video_name, odd))
         found.append(
-            f"the frames of {len(odd)} videos in {root} were not verified since they were extracted ({names}): run python -m data_preparation.verify"
+            f"the frames of {len(odd)} videos in {root} were not verified since they were extracted ({names}): run python -m data_preparation.verify{flags}{list_flags}"
         )
     return found
 

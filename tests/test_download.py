@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_preparation import download, transfer
+from data_preparation import download, files, transfer
 from data_preparation.catalogue import Artefact, content_fault, direct_link, load_catalogue
 from data_preparation.cli import UserError
 from data_preparation.layout import DatasetLayout
@@ -301,6 +302,24 @@ def test_a_killed_download_goes_on(server: Server, tmp_path: Path):
     assert leftovers(tmp_path) == []
 
 
+def test_files_come_where_the_file_system_has_no_locks(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(files.fcntl, "lockf", lockf)
+    wanted = [section(f"videos/{name}.mp4", server.url("good")) for name in ("01", "02", "03")]
+    fetch(tmp_path, *wanted)
+    assert video(tmp_path).read_bytes() == BODY
+    assert len(json.loads((tmp_path / "set" / "manifest.json").read_text())) == 3
+    assert leftovers(tmp_path) == []
+    video(tmp_path).unlink()
+    owner = video(tmp_path, ".01.mp4.part.lock.owner")
+    owner.write_text("other-node 1")
+    with pytest.raises(UserError, match=r"01\.mp4 is being downloaded by process 1 on other-node: .* delete ") as error:
+        fetch(tmp_path, *wanted)
+    assert "a way out" not in str(error.value)  # a mirror would not help
+
+
 # ---------------------------------------------------------------------------------------------- what goes wrong, and how
 
 
@@ -509,6 +528,10 @@ def test_contents_are_told_by_their_first_bytes():
     assert content_fault("a.json", b' {"a": 1}') is None
     assert "web page" in content_fault("a.pkl", b"\n<HTML>")
     assert "begins with" in content_fault("a.json", b"error")
+    for name in ("a.pkl", "a.json", "a.mp4", "a.pth", "a.csv"):  # whatever the file should be
+        assert "pointer of git-lfs" in content_fault(name, b"version https://git-lfs.github.com/spec/v1\n")
+        assert "gunzip" in content_fault(name, b"\x1f\x8b\x08")
+    assert "an HDF5 file" in content_fault("a.pth", b"\x89HDF\r\n\x1a\n")
 
 
 # --------------------------------------------------------------------------------------------------------------- YouTube

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import socket
@@ -14,7 +15,18 @@ from pathlib import Path
 import pytest
 
 from data_preparation import files
-from data_preparation.files import Stopped, remove_abandoned, sha256, whole_file, whole_folder, write_whole
+from data_preparation.cli import UserError
+from data_preparation.files import (
+    Stopped,
+    alone,
+    lock,
+    remove_abandoned,
+    sha256,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
+from tests.conftest import run_python
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path):
@@ -60,3 +72,70 @@ def test_sha256_is_sha256_and_can_be_stopped(tmp_path: Path):
     assert sum(seen) == len(content)
     with pytest.raises(Stopped):
         sha256(tmp_path / "a", stopped=lambda: True)
+
+
+# what a file system without locks answers, and what it answers where another process has the lock
+NO_LOCKS = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO]
+HELD = [errno.EACCES, errno.EAGAIN]
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    def lockf(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(files.fcntl, "lockf", lockf)
+    monkeypatch.setattr(files, "_UNLOCKABLE", set())
+
+
+@pytest.mark.parametrize("error", NO_LOCKS)
+def test_a_file_system_without_locks_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: int
+):
+    without_locks(monkeypatch, error)
+    for _ in range(2):
+        with open(tmp_path / "lock", "w") as file:
+            assert lock(file, wait=False)
+    assert [record.getMessage() for record in caplog.records if "cannot be locked" in record.getMessage()] == [
+        caplog.records[0].getMessage()
+    ]
+    with alone(tmp_path / "a", "a is being made"):  # goes on, with a file that names the owner
+        assert (tmp_path / "a.owner").read_text() == f"{socket.gethostname()} {os.getpid()}"
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("error", HELD)
+def test_a_lock_of_another_process_is_no_missing_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int):
+    without_locks(monkeypatch, error)
+    with open(tmp_path / "lock", "w") as file:
+        assert not lock(file, wait=False)
+    with pytest.raises(UserError, match="a is being made by another process"), alone(tmp_path / "a", "a is being made"):
+        pass
+
+
+def test_without_locks_one_process_is_alone_and_a_killed_owner_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    without_locks(monkeypatch, errno.ENOSYS)
+    owner, host = tmp_path / "a.owner", socket.gethostname()
+    for living in (f"{host} {os.getppid()}", f"other-node {os.getpid()}", ""):
+        owner.write_text(living)
+        told = pytest.raises(UserError, match=f"a is being made by process .* if it is gone, delete {owner}")
+        with told, alone(tmp_path / "a", "a is being made"):
+            pass
+        assert owner.read_text() == living
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    owner.write_text(f"{host} {dead.pid}")
+    with alone(tmp_path / "a", "a is being made"):
+        assert owner.read_text() == f"{host} {os.getpid()}"
+    assert not owner.exists()
+
+
+def test_a_lock_is_seen_by_who_may_only_read(tmp_path: Path):
+    look = (
+        f"from data_preparation.files import lock; import sys; sys.exit(lock(open({str(tmp_path / 'lock')!r}), False))"
+    )
+    with open(tmp_path / "lock", "w") as file:
+        assert lock(file, wait=False)
+        assert run_python("-c", look, check=False).returncode == 0
+    assert run_python("-c", look, check=False).returncode == 1

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.contents import content_of, head_of
 from data_preparation.files import whole_file
 
 
@@ -59,7 +60,9 @@ def load(path: Path, device: torch.device | str = "cpu", parts: Set[str] = froze
         raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): mend its folder or disk") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError, zlib.error,
             pickle.UnpicklingError) as error:  # fmt: skip
-        problem = first_line(error)
+        content = content_of(head_of(path))
+        known = content is not None and content.kind not in ("torch", "zip")
+        problem = f"it is {content.name}" if known else first_line(error)
     raise Damaged(f"checkpoint {path} is damaged ({problem}): restore it from a copy")
 
 

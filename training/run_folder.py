@@ -203,9 +203,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "w")  # noqa: SIM115 (open for as long as the process lives)
         except OSError as error:
-            raise UserError(
-                f"run folder {self.path} cannot be made ({error.strerror}): choose another --runs_dir"
-            ) from None
+            fix = "copy it to where you may write" if self.config_file.exists() else "choose another --runs_dir"
+            raise UserError(f"run folder {self.path} cannot be written ({error.strerror}): {fix}") from None
         deadline = time.monotonic() + patience_s
         while not lock(file, wait=False):
             if time.monotonic() > deadline:
@@ -218,10 +217,17 @@ class RunFolder:
         Raises:
             UserError: a training is at work here.
         """
-        if (self.path / ".lock").exists():
-            with open(self.path / ".lock", "w") as file:
+        path = self.path / ".lock"
+        try:
+            with open(path) as file:  # for reading: it may be another user's
                 if not lock(file, wait=False):
                     raise UserError(self._held_by_another())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): give another --run_name, or ask its owner"
+            ) from None
 
     def _held_by_another(self) -> str:
         return f"another training is at work in {self.path}: wait for it, or give another --run_name"

@@ -3,63 +3,146 @@
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.cli import UserError
+from data_preparation.contents import content_of, description, head_of
+from training.backbones import _standins
+
+_WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "base_model")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "base_model.")  # of DataParallel, torch.compile, SlowFast, CoRe
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a weight file by name, without the wrappers' prefixes.
 
     Reads SlowFast's layout (`model_state`, keys `model.*`; TimeSformer's .pyth files), `state_dict` (keys
-    `module.*`), a bare state dict (c3d.pickle), and .safetensors (timm's ViT files).
+    `module.*`), `base_model` (CoRe), a bare state dict (c3d.pickle), and .safetensors (timm's ViT files). What else a
+    file holds (flags, scores, an optimizer) is not loaded.
 
     Raises:
-        UserError: the file is missing or damaged, holds more than tensors and plain values, or holds no tensors.
+        UserError: the file is missing or damaged, cannot be read without running its code, or holds no tensors.
     """
     try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _standins.load(path)
     except OSError as error:
         raise UserError(
             f"weight file {path} cannot be read ({error.strerror}): give the path of a downloaded file"
         ) from None
-    except pickle.UnpicklingError as error:
+    except _standins.Hostile as error:
         raise UserError(
-            f"weight file {path} is refused, it holds more than weights{_unwanted(error)} or is damaged: download it again"
+            f"weight file {path} is refused, it holds more than weights ({error}): do not trust it, choose another file"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"weight file {path} is damaged ({first_line(error)}): download it again") from None
-    for wrapper in ("model_state", "state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    items = content.items() if isinstance(content, Mapping) else ()
-    tensors = {k: v for k, v in items if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    except Exception as error:  # a damaged or hostile file can raise anything
+        raise _fault(path, error) from None
+    tensors = named_tensors(content)
     if not tensors:
-        raise UserError(f"weight file {path} holds no weights by name: give a .pyth, .pth or c3d.pickle file")
+        raise _without_weights(path, content)
     odd = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if odd:
         raise UserError(
             f"weight file {path} holds values that are no numbers, in {len(odd)} of its tensors ({odd[0]}, ...): choose another file"
         )
-    return {_strip(name, ("module.", "model.")): tensor for name, tensor in tensors.items()}
+    return {_strip(name, _PREFIXES): tensor for name, tensor in tensors.items()}
 
 
-def _unwanted(error: pickle.UnpicklingError) -> str:
-    """What the file wanted to have run; never torch's advice on how to let it."""
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    return f" (it wants {found[1]})" if found else ""
+def named_tensors(content: Any) -> dict[str, torch.Tensor]:
+    """The state dict of a file's content: under a key that is usual for it, or under the only one that holds tensors by
+    name; {} where there is none."""
+    for _ in _WRAPPERS:  # a wrapper may hold another, and a hostile one itself
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    tensors = _tensors(content)
+    if not tensors and isinstance(content, Mapping):
+        candidates = [found for value in content.values() if (found := _tensors(value))]
+        return candidates[0] if len(candidates) == 1 else {}
+    return tensors
 
 
-def _strip(name: str, prefixes: Iterable[str]) -> str:
-    for prefix in prefixes:
+def _tensors(content: Any) -> dict[str, torch.Tensor]:
+    items = content.items() if isinstance(content, Mapping) else ()
+    return {k: v for k, v in items if isinstance(k, str) and isinstance(v, torch.Tensor)}
+
+
+def _without_weights(path: Path, content: Any) -> UserError:
+    """The sentence about a file that was read and has no state dict: what it has, and what to do."""
+    entries = content if isinstance(content, Mapping) else {}
+    models = [key for key, value in entries.items() if _is_model(value)]
+    if models or _is_model(content):
+        of = entries[models[0]].of if models else content.of
+        part = f"[{models[0]!r}]" if models else ""
+        return UserError(
+            f"weight file {path} holds no weights by name, but a whole model ({of}), which is not loaded, since its class can run code: {_TRUSTED}{_conversion(path, _LOADED, part + '.state_dict()')}"
+        )
+    if several := [key for key, value in entries.items() if _tensors(value)]:
+        return UserError(
+            f"weight file {path} holds several sets of weights ({', '.join(map(str, several))}): {_TRUSTED}{_conversion(path, _LOADED, f'[{several[0]!r}]')}"
+        )
+    keys = f" (its entries are {', '.join(map(str, list(entries)[:6]))})" if entries else ""
+    return UserError(f"weight file {path} holds no weights by name{keys}: give a .pyth, .pth or c3d.pickle file")
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, _standins.StandIn) and value.is_model
+
+
+_TRUSTED = "if you trust whoever made it, keep its weights alone, once: "  # what follows runs what the file says
+_LOADED = "torch.load('{0}', map_location='cpu', weights_only=False)"
+
+
+def _conversion(path: Path, loaded: str, part: str = "", modules: str = "torch") -> str:
+    """The command that makes a file of weights alone of what the code `loaded` reads, or of a part of it."""
+    new = path.with_suffix(".weights.pth").name
+    return f"python -c \"import {modules}; torch.save({loaded.format(path)}{part}, '{new}')\""
+
+
+def _fault(path: Path, error: Exception) -> UserError:
+    """The sentence about a weight file that its reader could not read: by what it is, else by the error."""
+    head = head_of(path)
+    content, cause = content_of(head), _standins.cause_of(error)
+    kind = content.kind if content else None
+    if kind == "safetensors" and path.suffix != ".safetensors":
+        return UserError(f"weight file {path} is of safetensors: name it {path.with_suffix('.safetensors').name}")
+    if kind == "torch" and path.suffix == ".safetensors":
+        return UserError(f"weight file {path} was written by torch.save: name it {path.with_suffix('.pth').name}")
+    if kind == "npz":
+        loaded = "{{name: torch.from_numpy(array) for name, array in numpy.load('{0}').items()}}"
+        return UserError(
+            f"weight file {path} is {content.name}: convert it: {_conversion(path, loaded, modules='numpy, torch')}"
+        )
+    if told := description(path, head, wanted={"torch", "pickle", "safetensors"}):
+        return UserError(f"weight file {path} holds no weights, {told}")
+    if "TorchScript" in str(error):
+        loaded = "torch.jit.load('{0}')"
+        return UserError(
+            f"weight file {path} is a TorchScript program: {_TRUSTED}{_conversion(path, loaded, '.state_dict()')}"
+        )
+    form = "damaged" if path.suffix == ".safetensors" else _standins.scan(path).form
+    if form == "pickle":
+        loaded = "{{name: torch.as_tensor(array) for name, array in pickle.load(open('{0}', 'rb')).items()}}"
+        return UserError(
+            f"weight file {path} is a pickle that torch.save did not write, and holds more than arrays: {_TRUSTED}{_conversion(path, loaded, modules='pickle, torch')}"
+        )
+    if form == "torch" and isinstance(error, (pickle.UnpicklingError, TypeError, AttributeError)):
+        if "Unsupported operand" in str(error):
+            return UserError(
+                f"weight file {path} was written with another pickle protocol than torch.save's own: {_TRUSTED}{_conversion(path, _LOADED)}"
+            )
+        part = "['state_dict']"  # the usual one; the user sees the others' names where it is not there
+        return UserError(
+            f"weight file {path} holds more than weights ({cause}): {_TRUSTED}{_conversion(path, _LOADED, part)}"
+        )
+    return UserError(f"weight file {path} is damaged ({cause}): download it again")
+
+
+def _strip(name: str, prefixes: tuple[str, ...]) -> str:
+    """A parameter's name without the prefixes of wrappers, in whatever order they were put around the network."""
+    while prefix := next((p for p in prefixes if name.startswith(p)), ""):
         name = name.removeprefix(prefix)
     return name
 

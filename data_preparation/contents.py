@@ -1,0 +1,202 @@
+"""What a file is by its first bytes, and what to do about it (leaf: imports only cli).
+
+The suffix of a file decides which reader opens it. When that reader fails, the first bytes decide what the message says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_preparation.cli import UserError
+
+VIDEO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")  # of MP4 and QuickTime
+# what stands for another file, which no file of the project is
+POINTERS_AND_PACKED = {"git-lfs", "git-annex", "dvc", "gzip", "bzip2", "xz", "zstd", "lz4", "7z", "rar"}
+HEAD_BYTES = 512  # the magic of a tar archive is at byte 257
+
+
+@dataclass(frozen=True)
+class Content:
+    """A kind of file: `name` says what it is, `fix` what makes the wanted file of it; "{}" stands for the path."""
+
+    kind: str
+    name: str
+    fix: str
+
+
+_AGAIN = "download it again"
+_OTHER_FILE = "give another file"
+
+
+def _starts(*magics: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(magics)
+
+
+def _text_starts(*words: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(words)
+
+
+def _is_git_annex(head: bytes) -> bool:
+    first = head.split(b"\n", 1)[0]
+    return first.startswith((b"/annex/objects/", b"../.git/annex", b".git/annex")) or b"/.git/annex/objects/" in first
+
+
+def _is_zip_with(pattern: bytes) -> Callable[[bytes], bool]:
+    """Whether the name of a ZIP's first entry matches a pattern."""
+
+    def fits(head: bytes) -> bool:
+        name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        return head.startswith(b"PK\x03\x04") and re.match(pattern, name) is not None
+
+    return fits
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+
+
+def _is_text(head: bytes) -> bool:
+    return not re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]", head) and bool(head.strip())
+
+
+# in this order: the first that fits is the answer
+_KINDS: tuple[tuple[Content, Callable[[bytes], bool]], ...] = (
+    (Content("empty", "empty (0 bytes)", _AGAIN), lambda head: not head),
+    (Content("zeros", "nothing but zero bytes, as an interrupted copy leaves it", _AGAIN), lambda head: not head.strip(b"\0")),
+    (
+        Content(
+            "git-lfs",
+            "a pointer of git-lfs, not the file itself",
+            "run 'git lfs pull' in its repository, or download the file itself",
+        ),
+        _starts(b"version https://git-lfs", b"version https://hawser"),
+    ),
+    (
+        Content(
+            "git-annex",
+            "a pointer of git-annex, not the file itself",
+            "run 'git annex get' for it in its repository, or download the file itself",
+        ),
+        _is_git_annex,
+    ),
+    (
+        Content("dvc", "a pointer of DVC, not the file itself", "run 'dvc pull' in its repository"),
+        _starts(b"outs:\n- md5:", b"outs:\n- hash:"),
+    ),
+    (
+        Content(
+            "html",
+            "a web page that came in its place",
+            "the link has expired, or wants a log-in or a confirmation in a browser: download the file there",
+        ),
+        _text_starts(b"<!doctype html", b"<html", b"<head"),
+    ),
+    (
+        Content("xml", "an XML message that a server sent in its place", "look into it, then download the file again"),
+        _text_starts(b"<?xml", b"<error"),
+    ),
+    (Content("gzip", "compressed with gzip", "unpack it: gunzip < '{}' > NEW_FILE"), _starts(b"\x1f\x8b")),
+    (Content("bzip2", "compressed with bzip2", "unpack it: bunzip2 < '{}' > NEW_FILE"), _starts(b"BZh")),
+    (Content("xz", "compressed with xz", "unpack it: unxz < '{}' > NEW_FILE"), _starts(b"\xfd7zXZ\0")),
+    (Content("zstd", "compressed with zstd", "unpack it: unzstd < '{}' > NEW_FILE"), _starts(b"\x28\xb5\x2f\xfd")),
+    (Content("lz4", "compressed with lz4", "unpack it: unlz4 < '{}' > NEW_FILE"), _starts(b"\x04\x22\x4d\x18")),
+    (Content("7z", "a 7z archive", "unpack it: 7z x '{}'"), _starts(b"7z\xbc\xaf\x27\x1c")),
+    (Content("rar", "a RAR archive", "unpack it: unrar x '{}'"), _starts(b"Rar!\x1a\x07")),
+    (
+        Content("workbook", "a workbook of a spreadsheet program", "open it there and save it as CSV (UTF-8)"),
+        _is_zip_with(rb"\[Content_Types\]\.xml|_rels/|xl/|docProps/|mimetype"),
+    ),
+    (
+        Content("workbook", "a workbook of a spreadsheet program", "open it there and save it as CSV (UTF-8)"),
+        _starts(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),
+    ),
+    (
+        Content("npz", "an archive of numpy arrays (.npz)", _OTHER_FILE),
+        _is_zip_with(rb".*\.npy$"),
+    ),
+    (
+        Content("frames", "a ZIP archive of frames", _OTHER_FILE),
+        _is_zip_with(rb"[0-9]{6,9}\.jpg"),
+    ),
+    (
+        Content("torch", "a file that torch.save wrote", "it is damaged or incomplete: download it again"),
+        _is_zip_with(rb"[^/]+/(data\.pkl|\.format_version|\.storage_alignment|byteorder|version|data/|code/|constants)"),
+    ),
+    (Content("zip", "a ZIP archive", "unpack it: unzip '{}'"), _starts(b"PK\x03\x04", b"PK\x05\x06")),
+    (Content("tar", "a tar archive", "unpack it: tar -xf '{}'"), lambda head: head[257:262] == b"ustar"),
+    (Content("hdf5", "an HDF5 file", "convert it with h5py"), _starts(b"\x89HDF\r\n\x1a\n")),
+    (Content("npy", "a numpy array (.npy)", "load it with numpy.load and write it as CSV or JSON"), _starts(b"\x93NUMPY")),
+    (Content("matlab", "a MATLAB file", "convert it with scipy.io.loadmat to CSV"), _starts(b"MATLAB 5.0")),
+    (Content("parquet", "a Parquet table", "convert it with pandas.read_parquet to CSV"), _starts(b"PAR1")),
+    (Content("sqlite", "an SQLite database", "export its table as CSV"), _starts(b"SQLite format 3\0")),
+    (Content("gguf", "a GGUF file of a language model", _OTHER_FILE), _starts(b"GGUF")),
+    (Content("pdf", "a PDF document", _OTHER_FILE), _starts(b"%PDF")),
+    (Content("png", "a PNG picture", _OTHER_FILE), _starts(b"\x89PNG\r\n\x1a\n")),
+    (Content("jpeg", "a JPEG picture", _OTHER_FILE), _starts(b"\xff\xd8\xff")),
+    (
+        Content("video", "a video (MP4)", _OTHER_FILE),
+        lambda head: head[4:8] in VIDEO_BOXES,
+    ),
+    (Content("video", "a video (Matroska or WebM)", _OTHER_FILE), _starts(b"\x1a\x45\xdf\xa3")),
+    (Content("video", "a video (AVI)", _OTHER_FILE), lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI "),
+    (
+        Content("video", "a video (MPEG)", _OTHER_FILE),
+        lambda head: head.startswith((b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1"))
+        or (head[:1] == b"G" and head[188:189] == b"G" and head[376:377] == b"G"),
+    ),
+    (
+        Content("pickle", "a pickle", "it is damaged or incomplete: download it again"),
+        lambda head: len(head) > 2 and head[0] == 0x80 and head[1] in range(1, 6),
+    ),
+    (Content("safetensors", "a .safetensors file", "name it so, and give it where weights are expected"), _is_safetensors),
+    (
+        Content("utf-16", "text in UTF-16", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 < '{}' > NEW_FILE"),
+        _starts(b"\xff\xfe", b"\xfe\xff"),
+    ),
+    (Content("json", "JSON text", "name it .json where annotations or lists are expected"), _text_starts(b"{", b"[")),
+    (Content("text", "text", "look into it: it may be a message of a server (a table is to be named .csv)"), _is_text),
+)  # fmt: skip
+
+
+def content_of(head: bytes) -> Content | None:
+    """The kind of a file by its first `HEAD_BYTES` bytes; None where they are of no known kind."""
+    return next((content for content, fits in _KINDS if fits(head)), None)
+
+
+def head_of(path: Path) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def description(path: Path, head: bytes | None = None, wanted: Collection[str] = ()) -> str | None:
+    """What a file is and what to do, as "it is THIS: DO THAT"; None where its first bytes are of one of the `wanted` kinds
+    (the file is damaged further on), or of no known kind, or cannot be read."""
+    try:
+        content = content_of(head_of(path) if head is None else head)
+    except OSError:
+        return None
+    if content is None or content.kind in wanted:
+        return None
+    return f"it is {content.name}: {content.fix.format(path)}"
+
+
+def reading_fault(path: Path, reader: str, problem: str, wanted: Collection[str], fix: str = _AGAIN) -> UserError:
+    """The sentence about a file that its reader could not read. `reader` names what was expected ("a readable pickle"),
+    `problem` is what the reader says. `fix` is the advice for a file that is damaged, empty, or of one of the `wanted`
+    kinds at its beginning; other kinds have advice of their own."""
+    try:
+        content = content_of(head_of(path))
+    except OSError:
+        content = None
+    if content is None or content.kind in wanted:
+        return UserError(f"{path} is not {reader} ({problem}): {fix}")
+    own_fix = fix if content.fix == _AGAIN else content.fix.format(path)
+    return UserError(f"{path} is not {reader}: it is {content.name}: {own_fix}")
