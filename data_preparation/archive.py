@@ -23,6 +23,7 @@ import simplejpeg
 from data_preparation.cli import UserError, first_line
 from data_preparation.files import whole_file, writing
 from data_preparation.layout import archive_file, frame_name, loose_dir
+from data_preparation.limits import shortage
 
 PROVENANCE = "provenance.json"
 _FRAME_FILE = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})\.jpg")
@@ -90,6 +91,8 @@ class FrameReader:
             try:
                 self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
             except _ZIP_FAULTS as error:
+                if text := shortage(error):  # nothing is wrong with the archive
+                    raise UserError(text) from None
                 raise UserError(
                     f"{self.path} is no readable frame archive ({first_line(error)}): delete it and extract the video again"
                 ) from None
@@ -124,6 +127,8 @@ class FrameReader:
         except (KeyError, FileNotFoundError):
             raise UserError(f"{self.path} has no frame {number}: extract the video again") from None
         except _ZIP_FAULTS as error:
+            if text := shortage(error):
+                raise UserError(text) from None
             raise UserError(
                 f"{self.path}: frame {number} is damaged ({first_line(error)}): delete the archive and extract the video again"
             ) from None

@@ -33,7 +33,7 @@ from data_preparation.files import sha256, whole_file, write_whole, writing
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.verified import mark_verified
-from data_preparation.workers import follow_parent
+from data_preparation.workers import check_workers, follow_parent
 
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
 _SHEET_COLUMNS = 4  # dives in a row
@@ -197,6 +197,7 @@ def contact_sheet(reader: FrameReader, dives: Sequence[Dive]) -> Image.Image:
 
 def verify(layout: DatasetLayout, work: dict[int, list[Dive]], config: VerifyConfig) -> list[VideoReport]:
     """Check several videos, `config.processes` at a time, with a progress bar."""
+    check_workers(min(config.processes, len(work)))
     # spawned, not forked: nothing of a parent with threads is carried over
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(config.processes, len(work)), context, follow_parent) as pool:

@@ -25,7 +25,6 @@ from launch import preflight, snapshot
 from launch.begin import free_port
 from launch.config import (
     REPOSITORY,
-    SIGNAL_BEFORE_END_S,
     LaunchConfig,
     absolute,
     read_flag_file,
@@ -36,6 +35,7 @@ from launch.config import (
 from launch.job import TrainingJob
 from launch.slurm import NEVER, QueuedJob, SlurmError, queue
 from training.config import TrainConfig
+from training.interruption import SIGNAL_BEFORE_END_S
 from training.ranks import PORT_VARIABLE, without_slurm
 from training.run_folder import RunFolder
 

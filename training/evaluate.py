@@ -28,6 +28,7 @@ from data_preparation.files import write_whole, writing
 from training import checkpoint, distributed
 from training.config import TrainConfig, path_faults
 from training.data.dataset import DiveDataset, frame_faults, target_faults
+from training.data.machine import check_machine
 from training.data.processes import start_server
 from training.data.splits import Splits, load_splits
 from training.distributed import gather_objects
@@ -37,7 +38,9 @@ from training.metrics import (
     baselines,
     bootstrap_interval,
     group_metrics,
+    predicted_range,
     relative_l2_rows,
+    sameness_remark,
     score_metrics,
     spearman_rows,
 )
@@ -108,6 +111,7 @@ def summarise(predicted: Sequence[float], splits: Splits, position: dict[str, An
         "test": {
             "dives": len(splits.test),
             **score_metrics(predicted, true),
+            "predicted_range": predicted_range(predicted),
             "spearman_ci95": bootstrap_interval(predicted, true, spearman_rows),
             "r_l2_x100_ci95": bootstrap_interval(predicted, true, relative_l2_rows),
         },
@@ -136,6 +140,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     far = (summary["test"]["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf)
     return [
         result_line(summary),
+        *([f"  {remark}"] if (remark := sameness_remark(summary["test"].get("predicted_range"))) else []),
         *(["  further from the true scores than the train mean: these scores are not learned yet"] if far else []),
         *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
         *(
@@ -199,6 +204,7 @@ def main(argv: Sequence[str]) -> int:
     model = build_model(config).to(device)
     if faults := frame_faults(splits.test, config) + target_faults(splits.test, model.method.targets):
         raise UserError.of(faults)
+    check_machine(config, model, ranks, device, splits, trains=False)
     distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
     distributed.on_first_rank(folder.hold)
     opened = open_test_split(folder, config, model, ranks, device, splits)

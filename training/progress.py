@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.cli import UserError
+from data_preparation.limits import shortage
+from training.distributed import plain_reason
 from training.interruption import Interrupted
 from training.ranks import Ranks, restart_count, slurm_job_id
 from training.run_folder import RunFolder, read_json
@@ -67,7 +69,13 @@ def failure_recorded(run: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:
         with suppress(OSError, UserError):  # a full disk, say: the error itself is what counts
-            run.write_progress({**(read_json(run.progress_file) or {}), "state": "failed", "error": first_line(error)})
+            run.write_progress(
+                {
+                    **(read_json(run.progress_file) or {}),
+                    "state": "failed",
+                    "error": shortage(error) or plain_reason(error),
+                }
+            )
         raise
 
 
