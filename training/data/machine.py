@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # measured: what a worker adds to the memory of the server that it is forked from, its threads, its files besides frames
 _WORKER_BYTES = 30 * 2**20
+_SERVER_BYTES = 90 * 2**20
 _WORKER_THREADS = 3
 _WORKER_FILES = 14
 _SERVED_FILES = 5  # of the training for each worker
@@ -89,7 +90,8 @@ def needs(
         processes=here * (_WORKER_THREADS * workers + _OTHER_THREADS),
         workers=bool(workers),
         shared_bytes=here * shared,
-        memory_bytes=here * (resident_bytes() + trained + workers * _WORKER_BYTES + shared),
+        memory_bytes=here
+        * (resident_bytes() + trained + bool(workers) * _SERVER_BYTES + workers * _WORKER_BYTES + shared),
         address_bytes=trained + 2 * shared // max(batches, 1) if workers else trained,
         file_bytes=max(shared // max(batches, 1), weights if training else 0),
     )
