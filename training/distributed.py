@@ -162,11 +162,11 @@ def lost_contact_text(reason: str, here: str, silent: Sequence[str], job_id: str
     killed could not write it down."""
     who = f"no answer from {', '.join(silent)}" if silent else "nobody can say which"
     slurm = (
-        f"sacct -j {job_id} --format=JobID,State,ExitCode,MaxRSS,NodeList (OUT_OF_MEMORY: ask for more --mem, or give fewer --workers), sinfo -R (a node that went down) and "
+        f"sacct -j {job_id} --format=JobID,State,ExitCode,MaxRSS,NodeList (OUT_OF_MEMORY: ask for more --mem, or give fewer --workers), at sinfo -R (a node that went down) and at "
         if job_id
         else ""
     )
-    return f"{here} lost contact with other processes of the run ({reason}; {who}): if the log of such a rank ends without an error, it was killed, and {slurm}dmesg on its host say why"
+    return f"{here} lost contact with other processes of the run ({reason}; {who}): if the log of such a rank ends without an error, it was killed: look at {slurm}dmesg on its host"
 
 
 def lost_contact(error: BaseException) -> str:
