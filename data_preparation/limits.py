@@ -242,6 +242,8 @@ def temporary_remark() -> str | None:
         used = tempfile.gettempdir()
         if wanted and os.path.abspath(wanted) != os.path.abspath(used):
             return f"TMPDIR {wanted} is missing, full or not writable here: {used} is used instead"
+        if not wanted and used == os.getcwd() and used not in ("/tmp", "/var/tmp"):
+            return f"/tmp and /var/tmp are missing, full or not writable here: {used} is used instead; set TMPDIR to a folder with a short name"
     return None
 
 
@@ -265,7 +267,9 @@ def shortage(error: BaseException) -> str | None:
         left = "" if free is None else f", of which {_size(free)} are free now"
         return f"shared memory ran out ({SHARED_MEMORY}{left}): {_SHARED_FIX}"
     if "can't start new thread" in text or (isinstance(error, BlockingIOError) and "temporarily unavailable" in text):
-        return f"no more processes or threads can be started: {_PROCESSES_FIX}"
+        stacks = _limit(resource.RLIMIT_AS) is not None  # of threads take address space
+        cause = "no more processes or threads can be started"
+        return f"{cause}{' in the address space of ulimit -v' if stacks else ''}: {_PROCESSES_FIX}{', or raise ulimit -v' if stacks else ''}"
     if "CUDA out of memory" in text:
         return "the GPU's memory ran out: give more --accumulate, --checkpoint_activations True, fewer dives a step (--batch_size), or a larger GPU"
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(text):
