@@ -27,6 +27,7 @@ from data_preparation.cli import UserError, first_line
 from data_preparation.contents import reading_fault
 from data_preparation.files import whole_file, writing
 from data_preparation.layout import archive_file, frame_name, loose_dir, prepared_videos, video_name
+from data_preparation.limits import shortage
 from data_preparation.near_misses import names_in, numbered_alike, numberings
 
 PROVENANCE = "provenance.json"
@@ -97,6 +98,8 @@ class FrameReader:
             try:
                 self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
             except _ZIP_FAULTS as error:
+                if text := shortage(error):  # nothing is wrong with the archive
+                    raise UserError(text) from None
                 raise reading_fault(
                     self.path,
                     "a readable frame archive",
@@ -135,6 +138,8 @@ class FrameReader:
         except (KeyError, FileNotFoundError):
             raise UserError(f"{self.path} has no frame {number}: extract the video again") from None
         except _ZIP_FAULTS as error:
+            if text := shortage(error):
+                raise UserError(text) from None
             raise UserError(
                 f"{self.path}: frame {number} is damaged ({first_line(error)}): delete the archive and extract the video again"
             ) from None

@@ -1,4 +1,4 @@
-"""Command lines from dataclasses, and errors that a person can act on (leaf: imports nothing of the project).
+"""Command lines from dataclasses, and errors that a person can act on (leaf: imports only limits).
 
 A dataclass whose fields are made with `flag()` is the only place where a flag, its default, its help and its allowed
 values are written. `parse` turns it into a command line, `to_argv` turns an instance back into one, and
@@ -18,6 +18,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
+
+from data_preparation.limits import shortage
 
 T = TypeVar("T")
 
@@ -334,7 +336,9 @@ def markdown_table(cls: type) -> str:
 
 
 def os_error_text(error: OSError) -> str:
-    """The sentence about a file or folder that the system refused."""
+    """The sentence about what the system refused: a file or folder, or more of something that is limited."""
+    if text := shortage(error):
+        return text
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or first_line(error)}: mend its folder's permissions or disk"
 
@@ -356,6 +360,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     except KeyboardInterrupt:
         _say(["stopped by Ctrl-C"])
         status = 130
+    except (RuntimeError, MemoryError) as error:
+        if not (text := shortage(error)):
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        status = 2
     raise SystemExit(status or 0)
 
 

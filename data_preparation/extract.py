@@ -33,12 +33,13 @@ from data_preparation.dives import Dive, VideoFacts, list_names
 from data_preparation.files import Stopped, sha256
 from data_preparation.frame_numbers import VideoScan, scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
+from data_preparation.limits import shortage
 from data_preparation.rates import RepeatWatch, fact_faults, pace_notes, rate_notes, repeat_note
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.under_way import under_way
 from data_preparation.verified import remember
 from data_preparation.verify import VerifyConfig, dive_frame_faults, report_text, verify
-from data_preparation.workers import follow_parent, kill_workers
+from data_preparation.workers import check_workers, follow_parent, kill_workers
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
 
@@ -353,6 +354,7 @@ def extract_videos(
         for dives in work.values()
         for first, last in needed_ranges(dives, config.window, config.after, 10**9)
     )
+    check_workers(config.processes)
     pool = DecodingPool(config.processes)
     bar = tqdm(total=expected, unit="frame", unit_scale=True, desc="extracting", disable=not sys.stderr.isatty())
 
@@ -364,7 +366,9 @@ def extract_videos(
             return Outcome(False, str(error))
         except Stopped:
             return Outcome(False, f"video {video_name(video)}: interrupted")
-        except Exception:
+        except Exception as error:
+            if text := shortage(error):
+                return Outcome(False, f"video {video_name(video)}: {text}")
             return Outcome(False, f"video {video_name(video)}: unexpected, please report it\n{traceback.format_exc()}")
 
     told: list[int] = []

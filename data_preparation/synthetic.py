@@ -41,6 +41,7 @@ from data_preparation.dives import ATTRIBUTE_CLASSES, POSITIONS, ROTATION_TYPES,
 from data_preparation.files import whole_file, write_whole
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
 from data_preparation.synthetic_diver import BOARDS, FILLERS, Board, Performance, Stage, look, performance
+from data_preparation.workers import check_workers
 
 DRAWING = 1  # raised whenever the same flags would give other pixels or labels
 DEFAULT_VIDEOS = 8
@@ -582,6 +583,7 @@ def write_videos(config: SyntheticConfig, plans: Sequence[VideoPlan], layout: Da
     todo = sorted((p for p in plans if not paths[p.video].exists()), key=lambda p: -p.frames)
     if not todo:
         return
+    check_workers(min(config.workers, len(todo)))
     context = multiprocessing.get_context("spawn")  # ffmpeg's and tqdm's threads do not survive a fork
     count = context.Value("q", 0)
     with (

@@ -39,7 +39,7 @@ from data_preparation.rates import fact_faults, rate_notes
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.under_way import Extraction, extractions
 from data_preparation.verified import remember
-from data_preparation.workers import follow_parent
+from data_preparation.workers import check_workers, follow_parent
 
 _MOST_DIVES = 5  # dives of a video whose missing frames are told of one by one
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
@@ -262,6 +262,7 @@ def verify(
     What is missing because its extraction has not come to it yet is told apart from what is faulty.
     """
     at_work = extractions(layout.frames)
+    check_workers(min(config.processes, len(work)))
     # spawned, not forked: nothing of a parent with threads is carried over
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(config.processes, len(work)), context, follow_parent) as pool:

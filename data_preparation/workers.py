@@ -1,4 +1,4 @@
-"""What every worker process does first, and how all of them are ended (leaf)."""
+"""Worker processes: whether the machine allows them, what each does first, and how all of them are ended."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ import os
 import signal
 import threading
 import time
+
+from data_preparation.cli import UserError
+from data_preparation.limits import Need, open_files, raise_open_files, read_room, room_faults, temporary_faults
+
+_FILES = 6  # of the command itself: a video, an archive, queues
+_SERVED_FILES = 3  # for each worker
+_THREADS = 2  # of one worker
+
+
+def check_workers(workers: int) -> None:
+    """See that so many workers can be started here.
+
+    Raises:
+        UserError: what there is too little of.
+    """
+    raise_open_files()
+    need = Need(files=open_files() + _FILES + _SERVED_FILES * workers, processes=_THREADS * workers + 2, workers=True)
+    if faults := room_faults(need, read_room()) + temporary_faults():
+        raise UserError.of(faults)
 
 
 def follow_parent() -> None:

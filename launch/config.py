@@ -14,7 +14,6 @@ from training.config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT_FILE = REPOSITORY / "job_files" / "environment.sh"
-SIGNAL_BEFORE_END_S = 120  # seconds between Slurm's USR2 and the time limit: enough to finish a step and save
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data_preparation.cli import UserError, os_error_text, run
+from data_preparation.limits import shortage
 from launch.progress import progress_text
 from launch.slurm import SlurmError, set_comment
 from training.interruption import InterruptionFlag
@@ -74,9 +75,13 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"error: {os_error_text(error)}", file=sys.stderr, flush=True)
         status = 2
-    except Exception:
-        traceback.print_exc()
-        status = MISTAKE
+    except Exception as error:
+        if text := shortage(error):
+            print(f"error: {text}", file=sys.stderr, flush=True)
+            status = 2
+        else:
+            traceback.print_exc()
+            status = MISTAKE
     interruption.ignore()  # what srun sends now, because another process ended, must not spoil the status
     write_end(status)
     return status

@@ -27,7 +27,6 @@ from launch.begin import free_port
 from launch.config import (
     ENVIRONMENT_FILE,
     REPOSITORY,
-    SIGNAL_BEFORE_END_S,
     LaunchConfig,
     absolute,
     named_config,
@@ -39,6 +38,7 @@ from launch.config import (
 from launch.job import TrainingJob
 from launch.slurm import NEVER, QueuedJob, SlurmError, queue
 from training.config import TrainConfig
+from training.interruption import SIGNAL_BEFORE_END_S
 from training.ranks import PORT_VARIABLE, without_slurm
 from training.run_folder import RunFolder
 

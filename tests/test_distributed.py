@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from datetime import timedelta
@@ -16,9 +17,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preparation.cli import UserError
-from training.distributed import gather, gather_objects, join, leave, see_the_same
+from training.distributed import (
+    gather,
+    gather_objects,
+    is_about_peers,
+    join,
+    leave,
+    lost_contact,
+    lost_contact_text,
+    plain_reason,
+    see_the_same,
+)
+from training.interruption import time_limit_remark
 from training.losses import mse, soft_spearman
-from training.ranks import Ranks, allocated_gpus, first_host, read_ranks, rendezvous_port, slurm_job_id
+from training.ranks import (
+    Ranks,
+    allocated_gpus,
+    allocated_memory,
+    first_host,
+    job_times,
+    ranks_on_node,
+    read_ranks,
+    rendezvous_port,
+    slurm_job_id,
+    tasks_of_nodes,
+)
 
 STEP = {
     "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4",
@@ -111,6 +134,102 @@ def test_a_port_that_another_program_holds_is_named():
         ranks = Ranks(0, 2, 0, "127.0.0.1", other.getsockname()[1], "Slurm")
         with pytest.raises(UserError, match="another program holds that port"):
             join(ranks, torch.device("cpu"), timedelta(seconds=4))
+
+
+def _lose(rank: int, world: int, port: int, lost: int, how: int, answers: mp.SimpleQueue) -> None:
+    ranks = Ranks(rank, world, rank, "127.0.0.1", port, "Slurm")
+    join(ranks, torch.device("cpu"), timedelta(seconds=4))
+    gather_objects(rank)
+    if rank == lost:
+        os.kill(os.getpid(), how)
+    try:
+        gather_objects(rank)
+    except RuntimeError as error:
+        answers.put((is_about_peers(error), str(error), lost_contact(error)))
+
+
+@pytest.mark.parametrize(
+    ("world", "lost", "how"), [(2, 1, signal.SIGKILL), (3, 0, signal.SIGKILL), (3, 1, signal.SIGSTOP)]
+)
+def test_a_lost_rank_is_named_in_plain_words(world: int, lost: int, how: int):
+    """Killed, or silent for longer than the others wait."""
+    context = mp.get_context("spawn")
+    answers = context.SimpleQueue()
+    port = 20000 + os.getpid() % 9000 + 40 + world + lost
+    processes = [context.Process(target=_lose, args=(r, world, port, lost, how, answers)) for r in range(world)]
+    for process in processes:
+        process.start()
+    said = [answers.get() for _ in range(world - 1)]
+    for process in processes:
+        process.kill()
+        process.join()
+    for about_peers, raw, text in said:
+        assert about_peers
+        assert ".cc:" in raw  # what gloo says has its source path
+        assert f"no answer from rank {lost} on {socket.gethostname()})" in text
+        assert "killed" in text
+        assert "dmesg" in text
+        assert ".cc" not in text
+        assert text.isascii()
+        assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("said", "plain"),
+    [
+        (
+            "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:29892. This is typically caused by a remote worker crashing. Check the logs of the remote worker before reporting an error. GLHF! \U0001f3d6\ufe0f",
+            "Connection closed by peer [10.0.0.2]:29892",
+        ),
+        (
+            "[/__w/pytorch/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation to complete",
+            "Timed out waiting 3000ms for recv operation to complete",
+        ),
+        (
+            "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3384, remote process exited or there was a network error, NCCL version 2.21.5\nncclRemoteError: A call failed",
+            "NCCL error, remote process exited or there was a network error, NCCL version 2.21.5",
+        ),
+        ("the disk is full: make room", "the disk is full: make room"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_libraries_say_their_reason_without_their_source(said: str, plain: str):
+    assert plain_reason(RuntimeError(said)) == plain
+
+
+def test_where_to_look_for_what_killed_a_rank():
+    text = lost_contact_text("Connection closed by peer", "rank 0 on a", ["rank 3 on b"], "12_1")
+    assert "sacct -j 12_1" in text
+    assert "OUT_OF_MEMORY" in text
+    assert "sacct" not in lost_contact_text("Connection closed by peer", "rank 0 on a", [], None)
+
+
+@pytest.mark.parametrize(("text", "counts"), [("2(x3),1", [2, 2, 2, 1]), ("4", [4]), ("1,2(x2)", [1, 2, 2]), ("", [])])
+def test_tasks_of_nodes(text: str, counts: list[int]):
+    assert tasks_of_nodes(text) == counts
+
+
+def test_ranks_and_memory_of_this_node():
+    step = {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_NODEID": "2"}
+    assert ranks_on_node(Ranks(4, 5, 0, "a", 1, "Slurm"), step) == 1
+    assert ranks_on_node(Ranks(1, 5, 1, "a", 1, "Slurm"), {**step, "SLURM_NODEID": "0"}) == 2
+    assert ranks_on_node(Ranks(1, 4, 1, "a", 5, "torchrun"), {"LOCAL_WORLD_SIZE": "2"}) == 2
+    assert ranks_on_node(Ranks(1, 2, 1, "a", 5, "submitit"), {}) == 2
+    assert ranks_on_node(Ranks(), {}) == 1
+    assert allocated_memory({}) is None
+    assert allocated_memory({"SLURM_MEM_PER_NODE": "2048"}) == 2**31
+    assert allocated_memory({"SLURM_MEM_PER_NODE": "0"}) is None
+    assert allocated_memory({"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_ON_NODE": "4"}) == 2**31
+
+
+def test_a_time_limit_that_leaves_little_to_train():
+    assert time_limit_remark(0, 30, 7200) is None
+    assert "0.2 are left" in time_limit_remark(0, 20, 60)  # a minute: 30 s of it are for saving
+    assert "0.0 are left" in time_limit_remark(0, 200, 300)
+    assert time_limit_remark(0, 300, 700)  # 280 s are left, less than each start takes
+    assert time_limit_remark(0, 300, 800) is None
+    assert job_times({}) is None
+    assert job_times({"SLURM_JOB_START_TIME": "5", "SLURM_JOB_END_TIME": "65"}) == (5, 65)
 
 
 def _see(rank: int, port: int, path: Path, late: float, answers: mp.SimpleQueue) -> None:

@@ -16,12 +16,13 @@ ALLOWED = {
     "launch": {"launch", "training", "data_preparation"},
 }
 LEAVES = {
-    "data_preparation/cli.py": set(),
+    "data_preparation/limits.py": set(),
+    "data_preparation/cli.py": {"data_preparation.limits"},
     "data_preparation/layout.py": {"data_preparation.cli", "data_preparation.near_misses"},
     "data_preparation/near_misses.py": set(),
     "data_preparation/dives.py": set(),
     "data_preparation/files.py": {"data_preparation.cli"},
-    "data_preparation/workers.py": set(),
+    "data_preparation/workers.py": {"data_preparation.cli", "data_preparation.limits"},
     "data_preparation/contents.py": {"data_preparation.cli"},
     "data_preparation/pickles.py": {"data_preparation.cli", "data_preparation.contents"},
     "training/config.py": {"data_preparation.cli"},

@@ -14,7 +14,15 @@ from scipy import stats
 
 from data_preparation.dives import Dive
 from training.losses import average_ranks, soft_spearman
-from training.metrics import baselines, bootstrap_interval, relative_l2, score_metrics, spearman_rows
+from training.metrics import (
+    baselines,
+    bootstrap_interval,
+    predicted_range,
+    relative_l2,
+    sameness_remark,
+    score_metrics,
+    spearman_rows,
+)
 
 scores = st.lists(st.integers(0, 12).map(lambda i: i * 8.5), min_size=2, max_size=40)
 
@@ -143,3 +151,9 @@ def test_baselines_of_the_official_split(shared):
     assert found["dive number mean"]["spearman"] == pytest.approx(0.596, abs=0.001)
     assert found["event mean"]["spearman"] == pytest.approx(0.637, abs=0.001)
     assert found["one judge alone"]["spearman"] == pytest.approx(0.979, abs=0.003)
+
+
+def test_predictions_that_are_all_the_same_are_remarked():
+    assert "all predicted scores are the same" in sameness_remark(predicted_range([61.2, 61.2001, 61.2]))
+    assert sameness_remark(predicted_range([61.2, 61.3, 61.2])) is None
+    assert sameness_remark(None) is None  # a result of an earlier version

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -15,11 +19,18 @@ import torch.distributed as dist
 
 from data_preparation.cli import UserError, first_line
 from training.interruption import ProcessLost
-from training.ranks import Ranks, allocated_gpus, gpus_on_node
+from training.ranks import Ranks, allocated_gpus, gpus_on_node, slurm_job_id
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# what torch, gloo and nccl put around what they say: the place in their source, and advice after the first sentence
+_SOURCE = re.compile(r"\[[^\]\s]*\.(?:cc|cpp|cu|h|hpp):\d+\]\s*|\s+in: \S+\.(?:cc|cpp|cu|h|hpp):\d+(?=,)")
+_NEXT_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
+
+_store: dist.Store | None = None  # of this run, once its ranks have met
+_hosts: list[str] = []  # of each rank
 
 
 def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
@@ -72,7 +83,7 @@ def join(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise ProcessLost(
-            f"rank {ranks.rank} of {ranks.world_size} could not connect to the others ({first_line(error)}): see their logs"
+            f"rank {ranks.rank} of {ranks.world_size} could not connect to the others ({plain_reason(error)}): see their logs"
         ) from None
 
 
@@ -87,10 +98,10 @@ def _meet(ranks: Ranks, timeout: timedelta) -> dist.Store:
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
         if ranks.is_first:
             raise ProcessLost(
-                f"the first rank cannot serve {place} ({first_line(error)}): another program holds that port, start the job again"
+                f"the first rank cannot serve {place} ({plain_reason(error)}): another program holds that port, start the job again"
             ) from None
         raise ProcessLost(
-            f"rank {ranks.rank} on {socket.gethostname()} found no first rank at {place} within {minutes} ({first_line(error)}): see the log of rank 0"
+            f"rank {ranks.rank} on {socket.gethostname()} found no first rank at {place} within {minutes} ({plain_reason(error)}): see the log of rank 0"
         ) from None
     store.set(f"come/{ranks.rank}", socket.gethostname())
     if ranks.is_first:
@@ -103,15 +114,65 @@ def _meet(ranks: Ranks, timeout: timedelta) -> dist.Store:
                     f"of {ranks.world_size} ranks these did not come to {place} within {minutes}: {names}; see their logs and the state of their nodes"
                 )
             time.sleep(0.05)
-        store.set("all", "come")
-        return store
+        store.set("all", json.dumps([store.get(f"come/{rank}").decode() for rank in range(ranks.world_size)]))
     try:
         store.wait(["all"], timeout)
     except (dist.DistError, RuntimeError) as error:
         raise ProcessLost(
-            f"rank {ranks.rank} on {socket.gethostname()} waited {minutes} at {place} for the others ({first_line(error)}): the log of rank 0 names them"
+            f"rank {ranks.rank} on {socket.gethostname()} waited {minutes} at {place} for the others ({plain_reason(error)}): the log of rank 0 names them"
         ) from None
+    global _store
+    _store, _hosts[:] = store, json.loads(store.get("all"))
     return store
+
+
+def plain_reason(error: BaseException) -> str:
+    """What torch, gloo or nccl say: their first sentence, without their source paths, advice and pictures."""
+    text = _NEXT_SENTENCE.split(_SOURCE.sub("", first_line(error)))[0]
+    return " ".join(text.encode("ascii", "ignore").decode().split()).rstrip(".:")
+
+
+def silent_ranks(patience_s: float = 5) -> list[str]:
+    """Ranks, with their hosts, that do not say within `patience_s` that they lost contact, as this one does by asking;
+    [] where nobody can say."""
+    if _store is None:
+        return []
+    missing = list(range(dist.get_world_size()))
+
+    def ask() -> None:
+        with suppress(dist.DistError, RuntimeError, ValueError):
+            _store.set(f"lost/{dist.get_rank()}", "")
+            deadline = time.monotonic() + patience_s
+            while missing and time.monotonic() < deadline:
+                missing[:] = [rank for rank in missing if not _store.check([f"lost/{rank}"])]
+                time.sleep(0.1)
+            return
+        missing[:] = [0]  # it serves the store
+
+    asking = threading.Thread(target=ask, daemon=True)  # a dead node does not even refuse
+    asking.start()
+    asking.join(patience_s + 1)
+    if asking.is_alive():
+        missing[:] = [0]
+    return [f"rank {rank} on {_hosts[rank]}" for rank in missing if rank != dist.get_rank()]
+
+
+def lost_contact_text(reason: str, here: str, silent: Sequence[str], job_id: str | None) -> str:
+    """One line for the log of a rank (`here`) that lost others: who, and where the cause can be found. A process that was
+    killed could not write it down."""
+    who = f"no answer from {', '.join(silent)}" if silent else "nobody can say which"
+    slurm = (
+        f"sacct -j {job_id} --format=JobID,State,ExitCode,MaxRSS,NodeList (OUT_OF_MEMORY: ask for more --mem, or give fewer --workers), at sinfo -R (a node that went down) and at "
+        if job_id
+        else ""
+    )
+    return f"{here} lost contact with other processes of the run ({reason}; {who}): if the log of such a rank ends without an error, it was killed: look at {slurm}dmesg on its host"
+
+
+def lost_contact(error: BaseException) -> str:
+    """What this rank says when `is_about_peers(error)`, after asking which ranks are gone."""
+    here = f"rank {dist.get_rank()} on {socket.gethostname()}"
+    return lost_contact_text(plain_reason(error), here, silent_ranks(), slurm_job_id())
 
 
 def is_about_peers(error: Exception) -> bool:

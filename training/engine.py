@@ -27,7 +27,7 @@ from training.data.loader import evaluation_batches, steps_per_epoch, training_b
 from training.distributed import barrier, gather, gather_objects, largest, on_first_rank, see_the_same
 from training.interruption import Interrupted, InterruptionFlag
 from training.methods import Tensors
-from training.metrics import score_metrics
+from training.metrics import predicted_range, sameness_remark, score_metrics
 from training.model import ScoringModel
 from training.plots import draw_losses
 from training.progress import Meter, Progress, ProgressHook
@@ -156,6 +156,8 @@ def validation_metrics(
         raise UserError(
             "the model predicts validation scores that are no numbers: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
         )
+    if remark := sameness_remark(predicted_range(scores)):
+        log.warning("Validation: %s", remark)
     besides = model.method.metrics(outputs, targets)
     if besides:
         log.info("Validation: %s", ", ".join(f"{name} {value:.3f}" for name, value in besides.items()))

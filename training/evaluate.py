@@ -28,6 +28,7 @@ from data_preparation.files import write_whole, writing
 from training import checkpoint, distributed
 from training.config import TrainConfig, as_in_run, moved_data_fault, reopened
 from training.data.dataset import DiveDataset, frame_faults, target_faults
+from training.data.machine import check_machine
 from training.data.processes import start_server
 from training.data.splits import Splits, load_splits
 from training.distributed import gather_objects
@@ -37,7 +38,9 @@ from training.metrics import (
     baselines,
     bootstrap_interval,
     group_metrics,
+    predicted_range,
     relative_l2_rows,
+    sameness_remark,
     score_metrics,
     spearman_rows,
 )
@@ -104,6 +107,7 @@ def summarise(predicted: Sequence[float], splits: Splits, position: dict[str, An
         "test": {
             "dives": len(splits.test),
             **score_metrics(predicted, true),
+            "predicted_range": predicted_range(predicted),
             "spearman_ci95": bootstrap_interval(predicted, true, spearman_rows),
             "r_l2_x100_ci95": bootstrap_interval(predicted, true, relative_l2_rows),
         },
@@ -129,11 +133,10 @@ def result_line(summary: dict[str, Any]) -> str:
 def result_lines(summary: dict[str, Any]) -> list[str]:
     """The result and what is reached without looking at a frame, a line each."""
     more = summary["method_metrics"]
-    flat = summary["test"]["spearman"] is None  # what JSON has for "undefined"
     far = (summary["test"]["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf)
     return [
         result_line(summary),
-        *(["  all predicted (or all true) scores are the same, so Spearman is undefined"] if flat else []),
+        *([f"  {remark}"] if (remark := sameness_remark(summary["test"].get("predicted_range"))) else []),
         *(["  further from the true scores than the train mean: these scores are not learned yet"] if far else []),
         *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
         *(
@@ -205,6 +208,7 @@ def main(argv: Sequence[str]) -> int:
     model = build_model(config).to(device)
     if faults := frame_faults(splits.test, config) + target_faults(splits.test, model.method.targets):
         raise UserError.of(faults)
+    check_machine(config, model, ranks, device, splits, trains=False)
     distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
     distributed.on_first_rank(folder.hold)
     opened = open_test_split(folder, config, model, ranks, device, splits)

@@ -25,6 +25,23 @@ STATUS = {
 PROCESS_LOST_STATUS = 76
 
 
+# seconds between Slurm's USR2 and the time limit (--signal): enough to finish a step and save
+SIGNAL_BEFORE_END_S = 120
+_SHORT_S = 60  # less time to train than this is worth a remark
+
+
+def time_limit_remark(started: float, now: float, end: float) -> str | None:
+    """A sentence where a job's time limit leaves little between its start-up and the signal before its end.
+
+    `started` and `end` are those of the job, `now` is when its start-up is done, all in seconds of one clock.
+    """
+    lead = min(SIGNAL_BEFORE_END_S, (end - started) / 2)
+    start_up, left = now - started, end - lead - now
+    if left >= max(start_up, _SHORT_S):
+        return None
+    return f"of the job's {(end - started) / 60:.1f} minutes {start_up / 60:.1f} went into the start and the last {lead / 60:.1f} are for saving: {max(left, 0) / 60:.1f} are left to train each time it starts; ask for a longer time limit (--time, --time_min)"
+
+
 class ProcessLost(UserError):
     """Another process of the run is gone, silent or did not come: nothing that this one could mend; the job may start again."""
 

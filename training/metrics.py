@@ -14,6 +14,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from data_preparation.dives import POSITIONS, Dive
 
+_SAME_POINTS = 0.01  # of predicted scores: no judge could tell less
 RESAMPLES = 2000  # of the bootstrap; the interval's ends then move by about a hundredth of its width
 
 
@@ -56,6 +57,19 @@ def score_metrics(predicted: Sequence[float], true: Sequence[float]) -> dict[str
         "rmse": math.sqrt(mse),
         "mae": float(mean_absolute_error(y, p)),
     }
+
+
+def predicted_range(predicted: Sequence[float]) -> float:
+    """The largest minus the smallest predicted score, in points."""
+    return float(np.ptp(np.asarray(predicted, np.float64)))
+
+
+def sameness_remark(spread: float | None) -> str | None:
+    """A sentence where a `predicted_range` says that all predictions are the same; None where they differ, or where a
+    result of an earlier version does not say."""
+    if spread is None or spread >= _SAME_POINTS:
+        return None
+    return f"all predicted scores are the same to {_SAME_POINTS:g} points: the model does not tell the dives apart (train longer, raise --learning_rate, or give --loss_spcoef_weight)"
 
 
 def bootstrap_interval(

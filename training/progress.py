@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.limits import shortage
+from training.distributed import is_about_peers, plain_reason
 from training.interruption import Interrupted
 from training.ranks import Ranks, restart_count, slurm_job_id
 from training.run_folder import RunFolder, read_json
@@ -58,6 +60,13 @@ def seconds_left(news: dict[str, Any]) -> float | None:
     return None if news.get("seconds_per_step") is None else left * news["seconds_per_step"]
 
 
+def _short(error: Exception) -> str:
+    """An error in one line."""
+    if is_about_peers(error):
+        return f"lost contact with another process of the run ({plain_reason(error)})"
+    return shortage(error) or first_line(error)
+
+
 @contextmanager
 def failure_recorded(run: RunFolder) -> Iterator[None]:
     """An error that ends the training is also the last word of progress.json, where launch.status finds it."""
@@ -67,7 +76,13 @@ def failure_recorded(run: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:
         with suppress(OSError, UserError):  # a full disk, say: the error itself is what counts
-            run.write_progress({**(read_json(run.progress_file) or {}), "state": "failed", "error": first_line(error)})
+            run.write_progress(
+                {
+                    **(read_json(run.progress_file) or {}),
+                    "state": "failed",
+                    "error": _short(error),
+                }
+            )
         raise
 
 

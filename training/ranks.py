@@ -146,6 +146,43 @@ def allocated_cpus(env: Mapping[str, str] = os.environ) -> int | None:
     return int(env["SLURM_CPUS_PER_TASK"]) if env.get("SLURM_CPUS_PER_TASK") else None
 
 
+def ranks_on_node(ranks: Ranks, env: Mapping[str, str] = os.environ) -> int:
+    """How many processes of the run are on this node."""
+    if ranks.source == "torchrun":
+        return int(env.get("LOCAL_WORLD_SIZE") or 1)
+    if ranks.source == "Slurm":
+        counts = tasks_of_nodes(env.get("SLURM_STEP_TASKS_PER_NODE") or "")
+        node = int(env.get("SLURM_NODEID") or 0)
+        return counts[node] if node < len(counts) else 1
+    return ranks.world_size
+
+
+def tasks_of_nodes(text: str) -> list[int]:
+    """Slurm's short form of the number of tasks of each node: '2(x3),1' -> [2, 2, 2, 1]."""
+    found: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        found += [int(count)] * int(times or 1)
+    return found
+
+
+def allocated_memory(env: Mapping[str, str] = os.environ) -> int | None:
+    """Bytes of this node's memory that Slurm gave the job, or None where it does not say."""
+    if env.get("SLURM_MEM_PER_NODE"):
+        return int(env["SLURM_MEM_PER_NODE"]) * 2**20 or None  # 0 is all
+    if env.get("SLURM_MEM_PER_CPU") and env.get("SLURM_CPUS_ON_NODE"):
+        return int(env["SLURM_MEM_PER_CPU"]) * int(env["SLURM_CPUS_ON_NODE"]) * 2**20 or None
+    return None
+
+
+def job_times(env: Mapping[str, str] = os.environ) -> tuple[float, float] | None:
+    """When this start of the job began and when its time limit ends it (seconds since 1970), or None where Slurm does not
+    say (before 22.05, or outside of a job)."""
+    try:
+        return float(env["SLURM_JOB_START_TIME"]), float(env["SLURM_JOB_END_TIME"])
+    except (KeyError, ValueError):
+        return None
+
+
 def without_slurm(env: Mapping[str, str]) -> dict[str, str]:
     """The environment without an enclosing job's variables, which would leak into jobs that are submitted from it, and
     without those of sbatch and srun, which would win over what a job's script says."""

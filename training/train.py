@@ -15,6 +15,7 @@ if __name__ == "__main__":  # the imports below take seconds, and a signal that 
     _early_flag = InterruptionFlag().install()
 
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -22,21 +23,28 @@ from functools import partial
 
 import torch
 
-from data_preparation.cli import UserError, first_line, parse, run
+from data_preparation.cli import UserError, parse, run
 from training import distributed
 from training.config import TrainConfig, differences, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import DiveDataset, frame_faults, target_faults
+from training.data.machine import check_machine
 from training.data.processes import start_server
 from training.data.splits import Splits, load_splits
 from training.engine import Engine, resolve_precision
 from training.evaluate import open_test_split, result_lines
 from training.fitting import FitAtOnce
-from training.interruption import PROCESS_LOST_STATUS, Interrupted, InterruptionFlag, ProcessLost
+from training.interruption import (
+    PROCESS_LOST_STATUS,
+    Interrupted,
+    InterruptionFlag,
+    ProcessLost,
+    time_limit_remark,
+)
 from training.logs import also_log_to, start_log
 from training.model import ScoringModel, build_model
 from training.progress import ProgressHook, failure_recorded
-from training.ranks import Ranks, allocated_cpus, read_ranks, restart_count, slurm_job_id
+from training.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.run_folder import RunFolder, write_json
 
 log = logging.getLogger("training")
@@ -65,9 +73,7 @@ def main(
     except RuntimeError as error:
         if not distributed.is_about_peers(error):
             raise
-        log.error(
-            "another process of the run is gone (%s): the log of the one that went first says why", first_line(error)
-        )
+        log.error(distributed.lost_contact(error))
         return PROCESS_LOST_STATUS
     interruption.ignore()
     distributed.leave()
@@ -103,6 +109,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     if faults := target_faults(used, model.method.targets):
         raise UserError.of(faults)
     leave_early(interruption, ranks)
+    check_machine(config, model, ranks, device, splits, trains=True)
     distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := distributed.largest(interruption.status, device):
         raise Interrupted(_BEFORE_THE_FIRST_STEP, status)
@@ -116,6 +123,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         trainer = FitAtOnce if model.method.fits_at_once else Engine
         engine = trainer(model, config, run, ranks, device, interruption, on_progress)
         engine.resume()
+        warn_of_time_limit(ranks)
         engine.fit(train_data, val_data)
         if config.evaluate:
             for line in result_lines(open_test_split(run, config, model, ranks, device, splits, engine.leave_if_told)):
@@ -132,6 +140,14 @@ def leave_early(interruption: InterruptionFlag, ranks: Ranks) -> None:
     """
     if interruption.status and ranks.world_size == 1:
         raise Interrupted(_BEFORE_THE_FIRST_STEP, interruption.status)
+
+
+def warn_of_time_limit(ranks: Ranks) -> None:
+    """Say where a job's time limit leaves little to train; called when the start-up is done."""
+    if ranks.is_first and (times := job_times()):
+        started, end = times
+        if remark := time_limit_remark(started, time.time(), end):
+            log.warning(remark)
 
 
 def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.limits import shortage
 from data_preparation.workers import kill_workers
 from training.config import TrainConfig
 from training.data import processes
@@ -18,6 +21,11 @@ from training.ranks import Ranks
 
 # dives of a process at once: without a graph to keep, eight clips take about what one takes in training
 EVALUATION_BATCH = 8
+
+# where its workers cannot be started, the destructor of the half-made iterator would print a traceback of its own
+_MultiProcessingDataLoaderIter._shutdown = True
+# the limits of the machine are told once, by training.data.machine
+warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 _given_up: list[object] = []  # iterators of DataLoaders that nobody waits for any more
 
@@ -53,17 +61,17 @@ def _watched(batches: DataLoader, minutes: float) -> Generator[dict[str, torch.T
 def _explained(error: Exception) -> Exception:
     """What a DataLoader with processes raised, as the sentence that it is about; as it is where it is none."""
     text = str(error).rstrip()
-    if text.startswith("Caught "):  # by a loader process, in its dataset; its traceback follows
-        if isinstance(error, UserError):
-            return UserError(text.rsplit("UserError: ", 1)[-1])
-        return UserError(f"{text.splitlines()[-1]}: mend the disk") if isinstance(error, OSError) else error
-    if isinstance(error, UserError):
-        return error
+    if isinstance(error, UserError):  # of a worker it begins with a traceback
+        return UserError(text.rsplit("UserError: ", 1)[-1]) if text.startswith("Caught ") else error
+    if limit := shortage(error):
+        return UserError(limit)
+    if text.startswith("Caught "):  # by a worker, in its dataset; its traceback follows
+        return UserError(f"{text.splitlines()[-1]}: fix the disk") if isinstance(error, OSError) else error
     if isinstance(error, RuntimeError) and not text.startswith(("DataLoader ", "Pin memory thread ")):
         return error
     # the others are of the socket that a process hands its memory over by
     return ProcessLost(
-        f"a loader process is gone ({first_line(error)}): if it was killed for memory, ask for more of it or give fewer --workers"
+        f"a worker is gone ({first_line(error)}): if it was killed for memory, ask for more of it or give fewer --workers"
     )
 
 

@@ -21,6 +21,7 @@ from types import ModuleType
 import torch
 
 from data_preparation.cli import UserError, first_line
+from data_preparation.limits import raise_open_files, shortage, temporary_faults
 from data_preparation.workers import kill_workers
 from training.interruption import STATUS, ProcessLost
 
@@ -40,6 +41,7 @@ def start_server(workers: int) -> None:
     """
     if not workers:
         return
+    raise_open_files()  # the server and its workers have the limit of this process
     CONTEXT.set_forkserver_preload([__name__, "training.data.dataset"])
     # Ctrl-C, and what Slurm sends to all processes of a job, are for the training, which stops at a step boundary; what
     # is blocked here stays blocked in the server and in all that come from it
@@ -50,7 +52,9 @@ def start_server(workers: int) -> None:
         forkserver.ensure_running()
     except OSError as error:
         raise UserError(
-            f"loader processes cannot be started ({first_line(error)}): set TMPDIR to a folder with a short name and some room, or give --workers 0"
+            next(iter(temporary_faults()), None)
+            or shortage(error)
+            or f"workers cannot be started ({first_line(error)}): set TMPDIR to a folder with a short name and some room, or give --workers 0"
         ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -58,8 +62,14 @@ def start_server(workers: int) -> None:
 
 def start_worker(_: int) -> None:
     """What each loader process does first."""
-    torch.set_num_threads(1)  # the loader processes are the parallelism
+    torch.set_num_threads(1)  # the workers are the parallelism
+    sys.excepthook = _say_in_one_line
     threading.Thread(target=_end_with_training, daemon=True).start()
+
+
+def _say_in_one_line(kind: type[BaseException], error: BaseException, _: object) -> None:
+    """What a thread that hands batches over could not do; the training says what it means."""
+    print(f"worker {os.getpid()}: {kind.__name__}: {error}", file=sys.stderr, flush=True)
 
 
 def _end_with_training() -> None:

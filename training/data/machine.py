@@ -1,0 +1,143 @@
+"""Whether this machine allows what a training will need: looked at before the first step."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from data_preparation.cli import UserError
+from data_preparation.dives import Dive
+from data_preparation.limits import (
+    Need,
+    Room,
+    cores,
+    cpu_seconds,
+    open_files,
+    read_room,
+    resident_bytes,
+    room_faults,
+    temporary_faults,
+    temporary_remark,
+)
+from training.config import TrainConfig
+from training.data.loader import EVALUATION_BATCH, steps_per_epoch
+from training.data.splits import Splits
+from training.model import ScoringModel
+from training.ranks import Ranks, allocated_memory, ranks_on_node
+
+log = logging.getLogger(__name__)
+
+# measured: what a worker adds to the memory of the server that it is forked from, its threads, its files besides frames
+_WORKER_BYTES = 30 * 2**20
+_SERVER_BYTES = 90 * 2**20
+_WORKER_THREADS = 3
+_WORKER_FILES = 14
+_SERVED_FILES = 5  # of the training for each worker
+_OTHER_FILES = 12  # of the training: logs, metrics, a checkpoint, sockets of other ranks
+_OTHER_THREADS = 3  # of the training: what saves, what pins, what watches
+_PAGE = 4096
+
+
+def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated: int) -> tuple[int, int]:
+    """(clips of a batch, batches that are ready or in use at the same time) of one rank, where their product is largest."""
+
+    def load(clips: int, batches: int) -> tuple[int, int]:
+        return clips, min(min(config.workers, batches) * config.prefetch + 1, batches)
+
+    size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
+    loads = [load(size, -(-evaluated // size // world_size))]
+    if training:
+        loads.append(load(config.batch_size // world_size, steps_per_epoch(training, config.batch_size)))
+    return max(loads, key=lambda of: of[0] * of[1])
+
+
+def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated: int, tensors: int) -> int:
+    """Shared memory of one rank: its workers hand over each tensor of a batch in a piece of its own.
+
+    `training` and `evaluated` are numbers of dives; `tensors` those of a sample.
+    """
+    if not config.workers:
+        return 0
+    clips, batches = _largest_load(config, world_size, training, evaluated)
+    clip = config.frame_num * 3 * config.spatial_size**2  # uint8
+    return batches * (-(-clips * clip // _PAGE) + tensors - 1) * _PAGE
+
+
+def needs(
+    config: TrainConfig,
+    model: ScoringModel,
+    ranks: Ranks,
+    device: torch.device,
+    training: list[Dive],
+    evaluated: list[Dive],
+) -> Need:
+    """What a training (without `training`: an evaluation) needs on this machine at least."""
+    here = ranks_on_node(ranks)
+    workers = config.workers
+    tensors = 2 + len(model.method.targets(evaluated[0]))
+    shared = shared_bytes(config, ranks.world_size, len(training), len(evaluated), tensors)
+    _, batches = _largest_load(config, ranks.world_size, len(training), len(evaluated))
+    videos = len({d.video for d in [*training, *evaluated]})  # a reader keeps its archives open
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    moving = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) if training else 0
+    # gradients, and two averages of Adam, where the model is in this machine's memory
+    trained = moving * (3 if config.optimizer.startswith("Adam") else 1) if device.type == "cpu" else 0
+    files = open_files() + _OTHER_FILES + _SERVED_FILES * workers + 2 * tensors + (0 if workers else videos)
+    of_worker = _WORKER_FILES + videos + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
+    return Need(
+        files=max(files, of_worker if workers else 0),
+        processes=here * (_WORKER_THREADS * workers + _OTHER_THREADS),
+        workers=bool(workers),
+        shared_bytes=here * shared,
+        memory_bytes=here
+        * (resident_bytes() + trained + bool(workers) * _SERVER_BYTES + workers * _WORKER_BYTES + shared),
+        address_bytes=trained + 2 * shared // max(batches, 1) if workers else trained,
+        file_bytes=max(shared // max(batches, 1), weights if training else 0),
+    )
+
+
+def check_machine(
+    config: TrainConfig, model: ScoringModel, ranks: Ranks, device: torch.device, splits: Splits, *, trains: bool
+) -> None:
+    """Look at every limit of this machine that the training or, without `trains`, the evaluation will meet.
+
+    Raises:
+        UserError: what there is too little of, all at once.
+    """
+    training = list(splits.train) if trains else []
+    evaluated = list(
+        max(
+            splits.train if trains and model.method.fits_at_once else (),
+            splits.val if trains else (),
+            splits.test,
+            key=len,
+        )
+    )
+    room = read_room()
+    given = allocated_memory()
+    if given is not None and (room.memory_bytes is None or given < room.memory_bytes):
+        room = Room(**{**vars(room), "memory_bytes": given})
+    faults = room_faults(needs(config, model, ranks, device, training, evaluated), room)
+    if config.workers:
+        faults += temporary_faults()
+    if faults:
+        raise UserError.of(faults)
+    for remark in remarks(config):
+        log.warning(remark)
+
+
+def remarks(config: TrainConfig) -> list[str]:
+    """What will work, and perhaps not as wished."""
+    found = []
+    if config.workers > (there := cores()):
+        found.append(
+            f"--workers {config.workers} and this process may use {there} CPU core{'s' if there > 1 else ''}: give it as many cores as workers (--cpus-per-task, --cpus_per_gpu), or fewer --workers"
+        )
+    if config.workers and (text := temporary_remark()):
+        found.append(text)
+    if (seconds := cpu_seconds()) is not None:
+        found.append(
+            f"the system ends this process after {seconds} s of CPU time (ulimit -t), as login nodes do: train in a job, or raise that limit"
+        )
+    return found
