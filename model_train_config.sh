@@ -6,8 +6,8 @@
 #     python -m launch.submit --nodes 2 --gpus_per_node 2   train on Slurm, by submitit
 #
 # All flags: python -m training.train --help. Flags given after a command win over this file.
-
-source "$(dirname "${BASH_SOURCE[0]}")/job_files/environment.sh"
+#
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/job_files/environment.sh" || exit 2
 
 flags=(
     # where things are
@@ -52,4 +52,4 @@ flags=(
     --output losses.png
 )
 
-source "$DEEPSPORTS_HOME/job_files/with_flags.sh"
+builtin source "$DEEPSPORTS_HOME/job_files/with_flags.sh"

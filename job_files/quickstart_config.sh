@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The flags of the quick start: a small TimeSformer on synthetic dives, on two CPU cores. Same form as model_train_config.sh.
-
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+#
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" || exit 2
 
 flags=(
     --root_dir "$DEEPSPORTS_DATASET/whole_videos_frames"
@@ -39,4 +39,4 @@ flags=(
     --evaluate True
 )
 
-source "$DEEPSPORTS_HOME/job_files/with_flags.sh"
+builtin source "$DEEPSPORTS_HOME/job_files/with_flags.sh"

@@ -12,7 +12,7 @@ deepsports_told=" $({ ls "$deepsports_end" 2>/dev/null || true; } | sed -n 's/^r
 deepsports_ends="$(wc -w <<<"$deepsports_told")"
 deepsports_why=""
 case "$deepsports_told" in
-    *" 2 "*) deepsports_status=2 ;;   # something to mend
+    *" 2 "*) deepsports_status=2 ;;   # something to fix
     *" 70 "*) deepsports_status=70 ;; # a mistake in the program
     *" 130 "*)                        # launch.status cancel: it saved first, and is to end as a cancelled job
         deepsports_status=130
@@ -36,7 +36,7 @@ case "$deepsports_why $deepsports_status" in
         ;;
 esac
 if [ -n "$deepsports_why" ]; then
-    mkdir -p "$deepsports_end" && echo "$deepsports_why" >"$deepsports_end/why" || true
+    mkdir -p "$deepsports_end" && echo "$deepsports_why" >|"$deepsports_end/why" || true
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${DEEPSPORTS_REQUEUES:-30}" ]; then
         echo "error: job $deepsports_id ended ($deepsports_why) and was restarted ${SLURM_RESTART_COUNT:-0} times already: submit the run again to go on" >&2
     else

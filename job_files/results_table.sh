@@ -3,10 +3,10 @@
 # start, on two CPU cores in about an hour. Trainings that are done are not done again.
 #
 #     bash job_files/quickstart.sh && bash job_files/results_table.sh
-
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source job_files/environment.sh
+#
+set -euo pipefail #
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+builtin cd "$DEEPSPORTS_HOME"
 export DEEPSPORTS_DATASET="$DEEPSPORTS_SCRATCH/DeepSports_quickstart"
 export DEEPSPORTS_CONFIG=job_files/quickstart_config.sh
 
