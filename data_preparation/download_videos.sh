@@ -3,7 +3,8 @@
 #
 #     bash data_preparation/download_videos.sh [--only 01 02] [flags of data_preparation.download]
 #
-set -euo pipefail #
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/../job_files/environment.sh"
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+set -euo pipefail # stop at the first error
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/../job_files/environment.sh" # refuses Windows line ends, too
 builtin cd "$DEEPSPORTS_HOME"
 exec python -m data_preparation.download videos "$@"

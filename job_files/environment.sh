@@ -5,9 +5,9 @@
 #
 # A value that is set already (in your shell, by a test) is kept. A relative path is relative to the repository.
 #
-[ -n "${BASH_VERSION:-}${ZSH_VERSION:-}" ] || { echo "error: this shell cannot source job_files/environment.sh: type bash or zsh first" >&2; return 2 || exit 2; } # each line up to here ends in a comment, so that it also runs with Windows line ends
+[ -n "${BASH_VERSION:-}${ZSH_VERSION:-}" ] || { echo "error: this shell cannot source job_files/environment.sh: type bash or zsh first" >&2; return 2 || exit 2; } # a comment ends these three lines, so that they also run with Windows line ends
 if [ -n "${ZSH_VERSION:-}" ]; then eval 'deepsports_file="${(%):-%x}"'; else deepsports_file="${BASH_SOURCE[0]}"; fi # fish and csh cannot read this: type bash or zsh first
-if command grep -q $'\r' "$deepsports_file"; then echo "error: $deepsports_file has Windows line ends: convert it (sed -i 's/\\r\$//' '$deepsports_file')" >&2; return 2 2>/dev/null || exit 2; fi #
+if command grep -q $'\r' "$deepsports_file"; then printf '%s\n' "error: $deepsports_file has Windows line ends: convert the scripts (in the repository: sed -i 's/\\r\$//' *.sh */*.sh */*.job)" >&2; return 2 2>/dev/null || exit 2; fi #
 
 builtin source "$(dirname -- "$deepsports_file")/shell.sh" || return 2
 

@@ -3,9 +3,10 @@
 #
 #     bash job_files/setup.sh [--tests]
 #
-set -euo pipefail #
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+set -euo pipefail # stop at the first error
 deepsports_setup=yes # environment.sh: there need not be a Python with the packages yet
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" # refuses Windows line ends, too
 builtin cd "$DEEPSPORTS_HOME"
 
 venv="$DEEPSPORTS_VENV"

@@ -20,9 +20,10 @@ if [ -z "$deepsports_sourced" ]; then
     echo "error: $deepsports_file sets variables of your shell, so source it: source $deepsports_file" >&2
     exit 2
 fi
-deepsports_windows="$(command grep -l -- $'\r' "$deepsports_home"/job_files/*.sh "$0" 2>/dev/null | head -n 1)" || true
+case "$0" in *.sh) deepsports_script="$0" ;; *) deepsports_script=/dev/null ;; esac
+deepsports_windows="$(command grep -l -- $'\r' "$deepsports_home"/job_files/*.sh "$deepsports_script" 2>/dev/null | head -n 1)" || true
 if [ -n "$deepsports_windows" ]; then
-    echo "error: $deepsports_windows has Windows line ends: convert it (sed -i 's/\\r\$//' '$deepsports_windows')" >&2
+    printf '%s\n' "error: $deepsports_windows has Windows line ends: convert the scripts (in the repository: sed -i 's/\\r\$//' *.sh */*.sh */*.job)" >&2
     return 2
 fi
 
@@ -66,7 +67,7 @@ deepsports_path() {
 deepsports_settle() {
     if [ -e "$DEEPSPORTS_VENV/bin/activate" ] && [ -n "${VIRTUAL_ENV:-}" ]; then
         if [ ! -x "$DEEPSPORTS_VENV/bin/python" ]; then
-            echo "error: $DEEPSPORTS_VENV/bin/python cannot be run here (it is $(readlink "$DEEPSPORTS_VENV/bin/python" 2>/dev/null)): load the module that it was made with in job_files/environment.sh, or delete it and run bash job_files/setup.sh" >&2
+            echo "error: $DEEPSPORTS_VENV/bin/python cannot be run here (it is $(readlink -f "$DEEPSPORTS_VENV/bin/python" 2>/dev/null)): load the module that it was made with in job_files/environment.sh, or delete it and run bash job_files/setup.sh" >&2
             return 2
         fi
         if ! [ "$VIRTUAL_ENV" -ef "$DEEPSPORTS_VENV" ]; then
@@ -83,7 +84,8 @@ deepsports_settle() {
     if [ -n "${PYTHONPATH:-}" ] && [ "$PYTHONPATH" != "${DEEPSPORTS_PYTHONPATH:-}" ]; then
         echo "note: PYTHONPATH ($PYTHONPATH) is left out, its packages would replace those of $(command -v python); DEEPSPORTS_PYTHONPATH is taken instead" >&2
     fi
-    unset PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONINSPECT PYTHONOPTIMIZE PYTHONPLATLIBDIR
+    # and these change what Python finds, prints or leaves out
+    unset PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONINSPECT PYTHONOPTIMIZE PYTHONPLATLIBDIR PYTHONIOENCODING PYTHONUTF8
     [ -z "${DEEPSPORTS_PYTHONPATH:-}" ] || export PYTHONPATH="$DEEPSPORTS_PYTHONPATH"
     # so would ~/.local, which conda's Python reads and a virtual environment's does not
     [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || export PYTHONNOUSERSITE="${PYTHONNOUSERSITE:-1}"
@@ -103,5 +105,5 @@ deepsports_settle() {
 
     deepsports_ready=yes
     unset -f deepsports_path deepsports_settle
-    unset deepsports_file deepsports_home deepsports_old deepsports_sourced deepsports_windows deepsports_value
+    unset deepsports_file deepsports_home deepsports_old deepsports_sourced deepsports_windows deepsports_script deepsports_value
 }

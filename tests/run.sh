@@ -4,6 +4,7 @@
 #
 #     bash tests/run.sh [pytest arguments]
 #
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
 set -euo pipefail
 unset CDPATH
 cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
