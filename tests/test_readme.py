@@ -51,7 +51,9 @@ def test_the_commands_for_the_small_cluster_run_there(cluster: None, tmp_path: P
     done = subprocess.run(
         ["bash", "-ec", SMALL_CLUSTER], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=600
     )
-    jobs = sorted(set(re.findall(r"\bjob +(\d+)", done.stdout)), key=int)
+    jobs = sorted(
+        set(re.findall(r"(?:^job|Submitted batch job|submitted, job) +(\d+)", done.stdout, re.MULTILINE)), key=int
+    )
     outputs = [path for job in jobs for path in (REPOSITORY / "slurm_logs").glob(f"*-{job}[._]*")]
     try:
         assert done.returncode == 0, done.stdout + done.stderr

@@ -19,6 +19,7 @@ SCRIPTS = [
     "job_files/setup.sh",
     "job_files/results_table.sh",
     "job_files/quickstart_config.sh",
+    "job_files/small_cpu_config.sh",
     "model_train_config.sh",
     "data_preparation/download_videos.sh",
 ]
