@@ -38,7 +38,8 @@ if [ -n "$deepsports_old" ] && [ "$deepsports_old" != "$deepsports_home" ] && [ 
 fi
 export DEEPSPORTS_HOME="$deepsports_home"
 
-# Containers run under numbers that have no name
+# Containers run under numbers that have no name and no home
+export HOME="${HOME:-$(unset HOME && printf '%s' ~)}"
 export USER="${USER:-${LOGNAME:-$(id -un 2>/dev/null || id -u)}}"
 export LOGNAME="${LOGNAME:-$USER}"
 
@@ -50,13 +51,7 @@ deepsports_path() {
             echo "error: $1 is '$deepsports_value', which was not expanded: give a path without '\$', '~name' and line ends" >&2
             return 2
             ;;
-        '~'*)
-            if [ -z "${HOME:-}" ]; then
-                echo "error: $1 is '$deepsports_value' and HOME is not set: give an absolute path" >&2
-                return 2
-            fi
-            deepsports_value="$HOME${deepsports_value#\~}"
-            ;;
+        '~'*) deepsports_value="$HOME${deepsports_value#\~}" ;;
         /*) ;;
         *) deepsports_value="$DEEPSPORTS_HOME/$deepsports_value" ;;
     esac

@@ -20,6 +20,9 @@ SMALL_CLUSTER = re.search(
     r"<!-- commands for the small cluster -->\n```bash\n(.*?)```\n<!-- end of commands", TEXT, re.DOTALL
 )[1]
 
+# as sbatch, launch.submit, launch.pipeline and launch.sweep name what they submitted; launch.status also shows others' jobs
+JOB = r"(?:^Submitted batch job |^job +|submitted, job )(\d+)(?:$|,|_\d+ +/)"
+
 
 def commands() -> list[list[str]]:
     """The words of each command in the README's blocks."""
@@ -51,9 +54,7 @@ def test_the_commands_for_the_small_cluster_run_there(cluster: None, tmp_path: P
     done = subprocess.run(
         ["bash", "-ec", SMALL_CLUSTER], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=600
     )
-    jobs = sorted(
-        set(re.findall(r"(?:^job|Submitted batch job|submitted, job) +(\d+)", done.stdout, re.MULTILINE)), key=int
-    )
+    jobs = sorted(set(re.findall(JOB, done.stdout, re.MULTILINE)), key=int)
     outputs = [path for job in jobs for path in (REPOSITORY / "slurm_logs").glob(f"*-{job}[._]*")]
     try:
         assert done.returncode == 0, done.stdout + done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -193,8 +194,8 @@ def test_a_container_without_names(checkout: Path, tmp_path: Path):
     program.write_text('#!/bin/sh\n[ "$1" = -u ] && echo 54321 && exit\necho "id: cannot find name" >&2; exit 1\n')
     program.chmod(0o755)
     env = {"HOME": None, "USER": None, "LOGNAME": None, "TMPDIR": "/nowhere", "PATH": f"{tmp_path}:/usr/bin:/bin"}
-    done = shell(f'set -eu; {SOURCE}; echo "$USER $LOGNAME"', checkout, env=env)
-    assert (done.stdout, done.stderr) == ("54321 54321\n", "")
+    done = shell(f'set -eu; {SOURCE}; echo "$USER $LOGNAME $HOME"', checkout, env=env)
+    assert (done.stdout, done.stderr) == (f"54321 54321 {pwd.getpwuid(os.getuid()).pw_dir}\n", "")
 
 
 def test_a_job_gives_srun_what_it_needs(checkout: Path):
