@@ -8,7 +8,7 @@
 # All flags: python -m training.train --help. Flags given after a command win over this file.
 #
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/job_files/environment.sh" || exit 2 # refuses Windows line ends, too
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/job_files/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # refuses Windows line ends, too
 
 flags=(
     # where things are

@@ -9,6 +9,7 @@
 if [ -n "${ZSH_VERSION:-}" ]; then eval 'deepsports_file="${(%):-%x}"'; else deepsports_file="${BASH_SOURCE[0]}"; fi # fish and csh cannot read this: type bash or zsh first
 if command grep -q $'\r' "$deepsports_file"; then printf '%s\n' "error: $deepsports_file has Windows line ends: convert the scripts (in the repository: sed -i 's/\\r\$//' *.sh */*.sh */*.job)" >&2; return 2 2>/dev/null || exit 2; fi #
 
+[ ! -L "$deepsports_file" ] || deepsports_file="$(readlink -f -- "$deepsports_file")"
 builtin source "$(dirname -- "$deepsports_file")/shell.sh" || return 2
 
 case $- in *u*) deepsports_strict=u ;; *) deepsports_strict="" ;; esac

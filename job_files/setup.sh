@@ -14,6 +14,10 @@ python="${DEEPSPORTS_PYTHON:-python3}"
 requirements=(requirements.txt)
 [ "${1:-}" != "--tests" ] || requirements+=(tests/requirements.txt)
 
+if ! command -v "$python" >/dev/null; then
+    echo "error: $python is not on PATH: load your site's Python module in job_files/environment.sh, or set DEEPSPORTS_PYTHON to a Python of 3.10 or newer" >&2
+    exit 2
+fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     echo "error: $python is $("$python" --version 2>&1), DeepSports needs Python 3.10 or newer: set DEEPSPORTS_PYTHON to one" >&2
     exit 2

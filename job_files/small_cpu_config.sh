@@ -3,7 +3,7 @@
 # of a cluster with, not to score well. Same form as model_train_config.sh.
 #
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" || exit 2 # refuses Windows line ends, too
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # refuses Windows line ends, too
 
 flags=(
     --root_dir "$DEEPSPORTS_DATASET/whole_videos_frames"

@@ -106,6 +106,16 @@ def test_flag_files_work_whatever_shell_is_asked(checkout: Path, program: str):
     assert f"{checkout}/runs" in done.stdout.split("\0")
 
 
+def test_a_flag_file_may_lie_elsewhere(checkout: Path, tmp_path: Path):
+    shutil.copy(checkout / "model_train_config.sh", tmp_path / "mine.sh")
+    done = shell(f"{SOURCE}; bash {tmp_path}/mine.sh --print_flags", checkout)
+    assert done.returncode == 0
+    assert f"{checkout}/runs" in done.stdout.split("\0")
+    refused = shell(f"bash {tmp_path}/mine.sh --print_flags", checkout, env={"DEEPSPORTS_HOME": str(checkout), "DEEPSPORTS_RUNS": "$HOME"})  # fmt: skip
+    assert refused.returncode == 2
+    assert "DEEPSPORTS_RUNS is '$HOME'" in refused.stderr
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_clone_with_windows_line_ends_is_told(checkout: Path, script: str):
     for file in checkout.rglob("*.sh"):
