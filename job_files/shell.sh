@@ -27,11 +27,12 @@ if [ -n "$deepsports_windows" ]; then
     return 2
 fi
 
-# What another checkout's environment.sh has put into this shell is that checkout's. A run's copy of the code (code.json
+# What another checkout's environment.sh has put into this shell is that checkout's (but its
+# virtual environment will do where this one has none). A run's copy of the code (code.json
 # lies in it) keeps the folders of the checkout that it was submitted from.
 deepsports_old="${DEEPSPORTS_HOME:-}"
 if [ -n "$deepsports_old" ] && [ "$deepsports_old" != "$deepsports_home" ] && [ ! -f "$deepsports_home/code.json" ]; then
-    [ "${DEEPSPORTS_VENV:-}" != "$deepsports_old/.venv" ] || unset DEEPSPORTS_VENV
+    [ "${DEEPSPORTS_VENV:-}" != "$deepsports_old/.venv" ] || [ ! -e "$deepsports_home/.venv" ] || unset DEEPSPORTS_VENV
     [ "${DEEPSPORTS_RUNS:-}" != "$deepsports_old/runs" ] || unset DEEPSPORTS_RUNS
     [ "${DEEPSPORTS_SCRATCH:-}" != "$deepsports_old/scratch" ] || unset DEEPSPORTS_SCRATCH
     [ "${DEEPSPORTS_DATASET:-}" != "$deepsports_old/scratch/DeepSports_dataset" ] || unset DEEPSPORTS_DATASET
