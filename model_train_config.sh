@@ -6,8 +6,9 @@
 #     python -m launch.submit --nodes 2 --gpus_per_node 2   train on Slurm, by submitit
 #
 # All flags: python -m training.train --help. Flags given after a command win over this file.
-
-source "$(dirname "${BASH_SOURCE[0]}")/job_files/environment.sh"
+#
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/job_files/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # refuses Windows line ends, too
 
 flags=(
     # where things are
@@ -52,4 +53,4 @@ flags=(
     --output losses.png
 )
 
-source "$DEEPSPORTS_HOME/job_files/with_flags.sh"
+builtin source "$DEEPSPORTS_HOME/job_files/with_flags.sh"

@@ -2,8 +2,9 @@
 # Download the videos of the data set, on the login node:
 #
 #     bash data_preparation/download_videos.sh [--only 01 02] [flags of data_preparation.download]
-
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source job_files/environment.sh
+#
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+set -euo pipefail # stop at the first error
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/../job_files/environment.sh" # refuses Windows line ends, too
+builtin cd "$DEEPSPORTS_HOME"
 exec python -m data_preparation.download videos "$@"

@@ -1,12 +1,16 @@
 # The one place where a site is described. Every job file and script sources it; source it yourself once in a login
-# shell, so that sbatch and squeue know your account too:
+# shell (bash or zsh), so that sbatch and squeue know your account too:
 #
 #     source job_files/environment.sh
 #
-# A value that is set already (in your shell, by a test) is kept.
+# A value that is set already (in your shell, by a test) is kept. A relative path is relative to the repository.
+#
+[ -n "${BASH_VERSION:-}${ZSH_VERSION:-}" ] || { echo "error: this shell cannot source job_files/environment.sh: type bash or zsh first" >&2; return 2 || exit 2; } # a comment ends these three lines, so that they also run with Windows line ends
+if [ -n "${ZSH_VERSION:-}" ]; then eval 'deepsports_file="${(%):-%x}"'; else deepsports_file="${BASH_SOURCE[0]}"; fi # fish and csh cannot read this: type bash or zsh first
+if command grep -q $'\r' "$deepsports_file"; then printf '%s\n' "error: $deepsports_file has Windows line ends: convert the scripts (in the repository: sed -i 's/\\r\$//' *.sh */*.sh */*.job)" >&2; return 2 2>/dev/null || exit 2; fi #
 
-DEEPSPORTS_HOME="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-export DEEPSPORTS_HOME
+[ ! -L "$deepsports_file" ] || deepsports_file="$(readlink -f -- "$deepsports_file")"
+builtin source "$(dirname -- "$deepsports_file")/shell.sh" || return 2
 
 case $- in *u*) deepsports_strict=u ;; *) deepsports_strict="" ;; esac
 set +u # modules and conda use variables that are not set
@@ -17,8 +21,9 @@ set +u # modules and conda use variables that are not set
 
 # --- 2. Python: the virtual environment that job_files/setup.sh makes; for conda, activate that here instead -----------
 export DEEPSPORTS_VENV="${DEEPSPORTS_VENV:-$DEEPSPORTS_HOME/.venv}"
+deepsports_path DEEPSPORTS_VENV || return 2
 if [ -f "$DEEPSPORTS_VENV/bin/activate" ]; then
-    source "$DEEPSPORTS_VENV/bin/activate"
+    builtin source "$DEEPSPORTS_VENV/bin/activate"
 fi
 # source "$(conda info --base)/etc/profile.d/conda.sh" && conda activate deepsports
 
@@ -32,8 +37,8 @@ deepsports_partition=""
 
 # --- 4. Scratch: large and fast, for videos and frames -------------------------------------------------------------
 if [ -z "${DEEPSPORTS_SCRATCH:-}" ]; then
-    if [ -d "/scratch1/${USER:-$(id -un)}" ]; then
-        DEEPSPORTS_SCRATCH="/scratch1/${USER:-$(id -un)}"
+    if [ -d "/scratch1/$USER" ]; then
+        DEEPSPORTS_SCRATCH="/scratch1/$USER"
     elif [ -n "${SCRATCH:-}" ]; then
         DEEPSPORTS_SCRATCH="$SCRATCH"
     else
@@ -41,13 +46,18 @@ if [ -z "${DEEPSPORTS_SCRATCH:-}" ]; then
     fi
 fi
 export DEEPSPORTS_SCRATCH
+deepsports_path DEEPSPORTS_SCRATCH || return 2
 export DEEPSPORTS_DATASET="${DEEPSPORTS_DATASET:-$DEEPSPORTS_SCRATCH/DeepSports_dataset}"
+deepsports_path DEEPSPORTS_DATASET || return 2
 
 # --- 5. Runs: checkpoints, plots, results; back up this folder ----------------------------------------------------------
 export DEEPSPORTS_RUNS="${DEEPSPORTS_RUNS:-$DEEPSPORTS_HOME/runs}"
+deepsports_path DEEPSPORTS_RUNS || return 2
 
 # torch's C++ remarks (host names of sockets, DDP's options) that no user could act on
 export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 
 # Threads that wait should sleep: spinning ones made a training 15 x slower on a machine that did something else as well
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
+deepsports_settle || return 2

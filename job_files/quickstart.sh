@@ -4,23 +4,24 @@
 # same code as the real thing, and opens its test split once. A second call reuses what is there.
 #
 #     bash job_files/quickstart.sh
-
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-bash job_files/setup.sh
-source job_files/environment.sh
+#
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+set -euo pipefail # stop at the first error
+bash "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh" # refuses Windows line ends, too
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+builtin cd "$DEEPSPORTS_HOME"
 export DEEPSPORTS_DATASET="$DEEPSPORTS_SCRATCH/DeepSports_quickstart"
 
 started=$SECONDS
+echo "== The quick start takes about four minutes on two idle CPU cores"
 echo "== 1/3  Drawing synthetic dives in $DEEPSPORTS_DATASET"
-python -m data_preparation.synthetic --dataset "$DEEPSPORTS_DATASET" --workers "$(nproc)"
+python -m data_preparation.synthetic --dataset "$DEEPSPORTS_DATASET"
 
 echo "== 2/3  Extracting the frames that the dives need"
-python -m data_preparation.extract --dataset "$DEEPSPORTS_DATASET" --height 72 --window 0 --workers "$(nproc)"
+python -m data_preparation.extract --dataset "$DEEPSPORTS_DATASET" --height 72 --window 0
 python -m data_preparation.verify --dataset "$DEEPSPORTS_DATASET"
 
-echo "== 3/3  Training a small TimeSformer"
+echo "== 3/3  Training a small TimeSformer (each line ends with the time that is left)"
 bash job_files/quickstart_config.sh
 
 echo

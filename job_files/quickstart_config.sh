@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The flags of the quick start: a small TimeSformer on synthetic dives, on two CPU cores. Same form as model_train_config.sh.
-
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+#
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # refuses Windows line ends, too
 
 flags=(
     --root_dir "$DEEPSPORTS_DATASET/whole_videos_frames"
@@ -29,7 +30,7 @@ flags=(
 
     --loss_mse_weight 1
     --loss_spcoef_weight 0.1
-    --epochs 12
+    --epochs 8
     --optimizer AdamW
     --learning_rate 0.0005
     --weight_decay 0.01
@@ -39,4 +40,4 @@ flags=(
     --evaluate True
 )
 
-source "$DEEPSPORTS_HOME/job_files/with_flags.sh"
+builtin source "$DEEPSPORTS_HOME/job_files/with_flags.sh"

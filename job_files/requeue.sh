@@ -15,7 +15,7 @@ if [ "$deepsports_ends" -eq 0 ] && [ "$deepsports_status" -eq 130 ]; then # ende
     deepsports_told=" 130 "
 fi
 case "$deepsports_told" in
-    *" 2 "*) deepsports_status=2 ;;   # something to mend
+    *" 2 "*) deepsports_status=2 ;;   # something to fix
     *" 70 "*) deepsports_status=70 ;; # a mistake in the program
     *" 130 "*)                        # launch.status cancel: it saved first, and is to end as a cancelled job
         deepsports_status=130
@@ -46,7 +46,7 @@ case "$deepsports_why" in
         ;;
 esac
 if [ -n "$deepsports_why" ]; then
-    mkdir -p "$deepsports_end" && echo "$deepsports_why" >"$deepsports_end/why" || true
+    mkdir -p "$deepsports_end" && echo "$deepsports_why" >|"$deepsports_end/why" || true
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "${DEEPSPORTS_REQUEUES:-30}" ]; then
         echo "error: job $deepsports_id ended ($deepsports_why) and was restarted ${SLURM_RESTART_COUNT:-0} times already: submit the run again to go on" >&2
     else

@@ -3,10 +3,11 @@
 # start, on two CPU cores in about an hour. Trainings that are done are not done again.
 #
 #     bash job_files/quickstart.sh && bash job_files/results_table.sh
-
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source job_files/environment.sh
+#
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+set -euo pipefail # stop at the first error
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" # refuses Windows line ends, too
+builtin cd "$DEEPSPORTS_HOME"
 export DEEPSPORTS_DATASET="$DEEPSPORTS_SCRATCH/DeepSports_quickstart"
 export DEEPSPORTS_CONFIG=job_files/quickstart_config.sh
 
@@ -26,8 +27,8 @@ train() { # name, flags: three seeds
     done
 }
 
-train timesformer-mse --loss_spcoef_weight 0
-train timesformer-mse-spearman --loss_spcoef_weight 0.1
+train timesformer-mse --loss_spcoef_weight 0 --epochs 12
+train timesformer-mse-spearman --loss_spcoef_weight 0.1 --epochs 12
 multitask=(--method multitask "${captions[@]}" --epochs 6)
 train timesformer-multitask --loss_spcoef_weight 0 "${multitask[@]}"
 train timesformer-multitask-spearman --loss_spcoef_weight 3 --learning_rate 0.0003 "${multitask[@]}"

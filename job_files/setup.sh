@@ -2,15 +2,22 @@
 # Make the virtual environment and install the pinned requirements; a second call with nothing changed does nothing.
 #
 #     bash job_files/setup.sh [--tests]
+#
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+set -euo pipefail # stop at the first error
+deepsports_setup=yes # environment.sh: there need not be a Python with the packages yet
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" # refuses Windows line ends, too
+builtin cd "$DEEPSPORTS_HOME"
 
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-venv="${DEEPSPORTS_VENV:-$PWD/.venv}"
+venv="$DEEPSPORTS_VENV"
 python="${DEEPSPORTS_PYTHON:-python3}"
 requirements=(requirements.txt)
 [ "${1:-}" != "--tests" ] || requirements+=(tests/requirements.txt)
 
+if ! command -v "$python" >/dev/null; then
+    echo "error: $python is not on PATH: load your site's Python module in job_files/environment.sh, or set DEEPSPORTS_PYTHON to a Python of 3.10 or newer" >&2
+    exit 2
+fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     echo "error: $python is $("$python" --version 2>&1), DeepSports needs Python 3.10 or newer: set DEEPSPORTS_PYTHON to one" >&2
     exit 2
@@ -20,7 +27,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     exit 2
 fi
 
-if [ ! -x "$venv/bin/python" ]; then
+if [ ! -f "$venv/bin/activate" ]; then # the last file that venv writes
     echo "Making the virtual environment $venv"
     "$python" -m venv "$venv"
 fi
@@ -39,9 +46,15 @@ if [ ! -f "$stamp" ]; then
         exit 2
     fi
 
-    echo "Installing the requirements (some minutes the first time)"
-    pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
-    "${pip[@]}" $(grep -oE '^(torch|setuptools|wheel)==[^ ;]+' requirements.txt)
+    # pip shows a bar for each download in a terminal, and a line in a log
+    unset PIP_TARGET PIP_PREFIX PIP_QUIET
+    export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1
+    pip=("$venv/bin/python" -m pip install --progress-bar "$([ -t 1 ] && echo on || echo off)")
+    started=$SECONDS
+    echo "== Installing into $venv, 1 of 2: torch, the largest part (some minutes the first time)"
+    mapfile -t first < <(command grep -oE '^(torch|setuptools|wheel)==[^ ;]+' requirements.txt)
+    "${pip[@]}" "${first[@]}"
+    echo "== Installing, 2 of 2: the others; torchsort is compiled, which takes a minute or two"
 
     # torchsort compiles a CUDA extension wherever it finds nvcc, which fails beside a CPU-only torch. There, a folder
     # of PATH that holds nvcc is replaced by links to all else in it.
@@ -60,4 +73,5 @@ if [ ! -f "$stamp" ]; then
     PATH="$venv/bin:$build_path" "${pip[@]}" --no-build-isolation "${requirements[@]/#/--requirement=}"
     rm -rf "$venv"/path-without-nvcc.*
     touch "$stamp" "$(stamp_of requirements.txt)"
+    echo "== Installed in $((SECONDS - started)) s"
 fi

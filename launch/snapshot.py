@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     options = parse(SnapshotConfig, own, prog="python -m launch.snapshot")
     job_id = slurm_job_id()
     if job_id is None:
-        raise UserError("this is no Slurm job: sbatch job_files/train_model.job calls launch.snapshot")
+        raise UserError("this is not a Slurm job: sbatch job_files/train_model.job calls launch.snapshot")
     flags = [*read_flag_file(REPOSITORY / options.config), *training_argv]
     training = absolute(parse(TrainConfig, flags, prog=str(options.config)))
     folder = RunFolder(training.run_dir)

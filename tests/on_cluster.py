@@ -98,7 +98,7 @@ SMALL_JOB = ["--gpus_per_node", 0, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 3, "
 def slow(dataset: Path, tmp_path: Path, step_s: float = 0.4) -> dict[str, str]:
     """The environment of a job whose steps take long enough to meet it in the middle."""
     path = str(REPOSITORY / "tests" / "slow_steps")
-    return {**environment(dataset, tmp_path), "PYTHONPATH": path, "DEEPSPORTS_TEST_STEP_S": str(step_s)}
+    return {**environment(dataset, tmp_path), "DEEPSPORTS_PYTHONPATH": path, "DEEPSPORTS_TEST_STEP_S": str(step_s)}
 
 
 def step_lines(run: Path) -> list[int]:

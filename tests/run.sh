@@ -3,9 +3,11 @@
 # Debian/Ubuntu), runs pytest, and stops what it started.
 #
 #     bash tests/run.sh [pytest arguments]
-
+#
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset CDPATH
+cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 no_slurm=""
 if [ "$(id -u)" -ne 0 ]; then

@@ -207,7 +207,9 @@ def test_the_last_of_repeated_flags_wins():
     assert parse(TrainConfig, ["--epochs", "3", "--epochs", "4"]).epochs == 4
 
 
-@pytest.mark.parametrize("file", ["model_train_config.sh", "job_files/quickstart_config.sh"])
+@pytest.mark.parametrize(
+    "file", ["model_train_config.sh", "job_files/quickstart_config.sh", "job_files/small_cpu_config.sh"]
+)
 def test_shipped_flag_files_are_understood(file: str):
     parse(TrainConfig, read_flag_file(REPOSITORY / file))
 

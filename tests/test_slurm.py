@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ import torch
 from scipy import stats
 
 from data_preparation.layout import DatasetLayout
-from tests.conftest import TINY_MODEL, data_flags, run_python
+from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
 from tests.on_cluster import (
     SMALL_JOB,
     accounted,
@@ -114,6 +118,33 @@ def test_a_training_that_fails_is_a_failed_job(dataset, tmp_path, log, options, 
     assert wait_for_end(job) == ["FAILED"], log.read_text()
     assert sentence in log.read_text()
     assert accounted(job, "ExitCode") == "2:0"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sbatch", "--export=NONE"],  # srun would pass on nothing, not even PATH
+        ["salloc", "--quiet", "--ntasks=1", "--mem-per-cpu=300", "srun", "sbatch"],  # from inside another job
+    ],
+)
+def test_a_job_starts_whatever_environment_it_is_given(tmp_path: Path, command: list[str]):
+    """In a clone whose name has a space and whose .venv is where environment.sh looks for it; the output file is where
+    #SBATCH says."""
+    checkout = tmp_path / "my clone"
+    for part in ("data_preparation", "training", "launch", "job_files", "slurm_logs"):
+        shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__", "*.out"))
+    (checkout / ".venv").symlink_to(sys.prefix)
+    options = ["--parsable", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=1G", "--time=5"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSPORTS_")}
+    done = subprocess.run(
+        [*command, *options, "job_files/evaluate_model.job", "--run", "/nowhere"],
+        cwd=checkout, env=env, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    job = done.stdout.strip()
+    assert wait_for_end(job) == ["FAILED"]
+    text = (checkout / "slurm_logs" / f"deepsports-evaluate-{job}.out").read_text()
+    assert "error: " in text, text
+    assert "/nowhere" in text, text  # training.evaluate itself speaks: srun found its Python
 
 
 def signal_in_the_middle(job: str, run: Path) -> None:

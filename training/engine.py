@@ -508,19 +508,19 @@ class Engine:
     def _log_step(self, steps: int, losses: dict[str, float], rate: float) -> None:
         at = self.position
         times = self.meter.means()
+        self._report({"state": "running", **self.meter.news(self.config.batch_size)})
         memory = (
             f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else ""
         )
         log.info(
-            "epoch %d/%d step %d/%d  %s  lr %.2e  data %.0f ms  step %.0f ms%s",
+            "epoch %d/%d step %d/%d  %s  lr %.2e  data %.0f ms  step %.0f ms%s%s",
             at.epoch + 1, self.config.epochs, at.step, steps,
             "  ".join(f"{name} {value:.4f}" for name, value in losses.items()),
-            rate, times["data_s"] * 1e3, times["step_s"] * 1e3, memory,
+            rate, times["data_s"] * 1e3, times["step_s"] * 1e3, memory, self.progress.time_left_text(),
         )  # fmt: skip
         if self.ranks.is_first:
             record = {"type": "step", "epoch": at.epoch + 1, "step": at.global_step, **losses, "lr": rate}
             self._record({**record, **times})
-        self._report({"state": "running", **self.meter.news(self.config.batch_size)})
         self.meter = Meter()
 
     def _record(self, record: dict[str, Any]) -> None:

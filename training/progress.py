@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -98,6 +99,11 @@ class Progress:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
+
+    def time_left_text(self) -> str:
+        """'  eta 0:02:40' for a log line, by what was told last; '' where it is not known."""
+        seconds = self.known.get("eta_s")
+        return "" if seconds is None else f"  eta {timedelta(seconds=round(seconds))}"
 
     def tell(self, news: dict[str, Any]) -> None:
         """Say what is new; what was said before and is not said now stays."""

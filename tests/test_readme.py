@@ -1,0 +1,73 @@
+"""The commands that README.md prints."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.on_cluster import wait_for_end
+
+TEXT = (REPOSITORY / "README.md").read_text()
+SMALL_CLUSTER = re.search(
+    r"<!-- commands for the small cluster -->\n```bash\n(.*?)```\n<!-- end of commands", TEXT, re.DOTALL
+)[1]
+
+# as sbatch, launch.submit, launch.pipeline and launch.sweep name what they submitted; launch.status also shows others' jobs
+JOB = r"(?:^Submitted batch job |^job +|submitted, job )(\d+)(?:$|,|_\d+ +/)"
+
+
+def commands() -> list[list[str]]:
+    """The words of each command in the README's blocks."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL):
+        for line in block.splitlines():
+            found += [shlex.split(part, comments=True) for part in line.split(" && ")]
+    return [words for words in found if words]
+
+
+def test_every_command_names_what_is_there():
+    files = {word for words in commands() for word in words if re.fullmatch(r"[\w/]+\.(sh|job)", word)}
+    assert len(files) >= 8
+    assert not [file for file in files if not (REPOSITORY / file).is_file()]
+    modules = {words[words.index("-m") + 1] for words in commands() if words[0] == "python" and "-m" in words}
+    assert len(modules) >= 8
+    assert not [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+@pytest.mark.slurm
+def test_the_commands_for_the_small_cluster_run_there(cluster: None, tmp_path: Path):
+    ours = ("DEEPSPORTS_", "SBATCH_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    env |= {
+        "DEEPSPORTS_VENV": sys.prefix,
+        "DEEPSPORTS_SCRATCH": str(tmp_path / "my scratch"),
+        "DEEPSPORTS_RUNS": str(tmp_path / "runs"),
+    }
+    done = subprocess.run(
+        ["bash", "-ec", SMALL_CLUSTER], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=600
+    )
+    jobs = sorted(set(re.findall(JOB, done.stdout, re.MULTILINE)), key=int)
+    outputs = [path for job in jobs for path in (REPOSITORY / "slurm_logs").glob(f"*-{job}[._]*")]
+    try:
+        assert done.returncode == 0, done.stdout + done.stderr
+        # prepare, verify, by_sbatch, by_submitit, the pipeline's two that were left, the sweep
+        assert len(jobs) == 7, done.stdout
+        for job in jobs:
+            states = wait_for_end(job)
+            assert set(states) == {"COMPLETED"}, (job, done.stdout, [path.read_text() for path in outputs])
+        for name in ("by_sbatch", "by_submitit", "by_pipeline"):
+            assert (tmp_path / "runs" / name / "summary.json").is_file(), name
+        assert "by_sbatch" in done.stdout  # launch.status
+    finally:
+        if jobs:
+            subprocess.run(["scancel", *jobs], check=False)
+        for path in outputs:
+            path.unlink(missing_ok=True)
