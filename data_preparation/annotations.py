@@ -72,7 +72,7 @@ _KNOWN_COLUMNS = {
 
 
 def _read_text(path: Path) -> str:
-    if told := description(Path(path), wanted={"text", "json", "empty"}):
+    if told := description(Path(path), wanted={"text", "utf-16", "json", "empty"}):
         raise UserError(f"{path} cannot be read as text: {told}")
     try:
         content = Path(path).read_bytes()

@@ -383,7 +383,7 @@ def extract_videos(
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores HUP
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores HUP
             signal.signal(number, stop)
     outcomes: dict[int, Outcome] = {}
     announced = under_way(layout.frames, work, config.shard_count)
