@@ -47,13 +47,18 @@ def flag(
     minimum: float | None = None,
     maximum: float | None = None,
     allowed: str | None = None,
+    may_change: bool = False,
+    path: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line flag.
 
     `choices` are compared without regard to case and stored as spelled here. `minimum` and `maximum` are inclusive and
     hold for each item of a list. `allowed` words the allowed values for the help where the type does not say enough.
+    `may_change` marks a flag that a resumed run may change: it says how or where a run computes, not what. `path` marks one
+    that names a file or folder which a job must find from wherever it starts.
     """
     metadata = dict(help=help, short=short, choices=choices, minimum=minimum, maximum=maximum, allowed=allowed)
+    metadata |= dict(may_change=may_change, path=path)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -176,6 +181,7 @@ def parse(
     Raises:
         UserError: everything that `flag_faults` finds, or else what the dataclass's own `__post_init__` refuses.
     """
+    cls = _class_for(cls, argv)
     parser = build_parser(cls, prog, description)
     try:
         known, unknown = parser.parse_known_args(_words(argv))
@@ -193,6 +199,7 @@ def flag_faults(cls: type, argv: Sequence[str], others: Mapping[str, type] | Non
 
     `others` are dataclasses with flags that belong elsewhere on the command line, by the words that say where.
     """
+    cls = _class_for(cls, argv)
     parser = build_parser(cls)
     types, spellings = _types(cls), _spellings(cls)
     found = []
@@ -213,6 +220,28 @@ def flag_faults(cls: type, argv: Sequence[str], others: Mapping[str, type] | Non
         if extra:
             found.append(f"{name} takes one value: leave out '{' '.join(extra)}'")
     return list(dict.fromkeys(found))
+
+
+def split_flags(cls: type[T], argv: Sequence[str], prog: str, also: type) -> tuple[T, list[str]]:
+    """(an instance of `cls`, the words that are not its flags) of a command line that also has the flags of `also`.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    if {"-h", "--help"} & set(argv):
+        build_parser(cls, prog).print_help()
+        print("\nBesides, the flags of training:\n")
+        parse(also, argv, prog=prog)
+    own, rest = [], []
+    for name, values in _flags_with_values(argv, {**_spellings(_class_for(also, argv)), **_spellings(cls)}):
+        words = [name, *values] if name else values
+        (own if name in _spellings(cls) else rest).extend(words)
+    return parse(cls, own, prog), rest
+
+
+def _class_for(cls: type, argv: Sequence[str]) -> type:
+    """`cls`, or what its own `for_argv` makes of it: some flags choose which others there are."""
+    return getattr(cls, "for_argv", lambda _: cls)(argv)
 
 
 def _words(argv: Sequence[str]) -> list[str]:
@@ -289,13 +318,20 @@ def unknown_flag_text(cls: type, text: str, others: Mapping[str, type] | None = 
     text = text.strip()
     given = text.split("=")[0]
     for where, other in (others or {}).items():
-        if given in _spellings(other):
+        if given in _spellings(other) or _of_another(other, given):
             return f"unknown flag '{given}' here: {where}"
+    if known := _of_another(cls, given):
+        return known
     bare = {spelling.lstrip("-"): flag_name for spelling, flag_name in _spellings(cls).items()}
     close = difflib.get_close_matches(given.lstrip("-"), bare, 1) if given.startswith("-") else []
     return f"unknown flag or value '{text}'; " + (
         f"did you mean {bare[close[0]]}?" if close else "see --help for all flags"
     )
+
+
+def _of_another(cls: type, given: str) -> str | None:
+    """The sentence about a flag that `cls` would have if other flags chose it, or None."""
+    return getattr(cls, "unknown_flag_text", lambda _: None)(given)
 
 
 def _spellings(cls: type) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_preparation.cli import UserError, flag, flag_faults
-from training.config import TrainConfig
+from training.config import NO_WEIGHTS, TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT_FILE = REPOSITORY / "job_files" / "environment.sh"
@@ -100,11 +100,14 @@ def site_flags(env: Mapping[str, str], cls: type = LaunchConfig) -> list[str]:
 
 def absolute(training: TrainConfig) -> TrainConfig:
     """The same training, wherever its process is started."""
-    names = ["root_dir", "annotation_path", "train_path", "test_path", "runs_dir"]
-    paths: dict[str, Any] = {name: getattr(training, name).resolve() for name in names}
-    others = {"captions_path": training.captions_file, "vocabulary_path": training.vocabulary_file}
-    others["pretrained_model"] = training.weight_file
-    paths |= {name: str(path.resolve()) for name, path in others.items() if path is not None}
+    names = [field.name for field in dataclasses.fields(training) if field.metadata["path"]]
+    given = {name: getattr(training, name) for name in names}
+    paths: dict[str, Any] = {
+        # text may also say that there is no such file
+        name: value.resolve() if isinstance(value, Path) else str(Path(value).resolve())
+        for name, value in given.items()
+        if isinstance(value, Path) or value.lower() not in NO_WEIGHTS
+    }
     return dataclasses.replace(training, **paths)
 
 

@@ -22,7 +22,7 @@ from data_preparation.verified import unverified
 from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
 from launch.fitting import Request, excess, parse_nodes, parse_partitions
-from training.config import TrainConfig, differences, path_faults
+from training.config import TrainConfig, batch_norm_fault, differences, path_faults
 from training.run_folder import RunFolder
 
 _LITTLE = 200 * 2**20  # bytes that logs, plots and metrics may come to
@@ -103,6 +103,8 @@ def request_flag_faults(launch: LaunchConfig, training: TrainConfig) -> list[str
         found.append(
             f"--batch_size {training.batch_size} cannot be shared by {launch.processes} processes ({launch.nodes} nodes x {launch.tasks}) in --accumulate {training.accumulate} parts: give a multiple of {parts}"
         )
+    if fault := batch_norm_fault(training, launch.processes):
+        found.append(fault)
     if training.gpu and 0 < launch.gpus_per_node < launch.tasks:
         found.append(
             f"--tasks_per_node {launch.tasks} processes cannot share --gpus_per_node {launch.gpus_per_node} GPUs: give as many GPUs as tasks"
@@ -192,6 +194,8 @@ def data_faults(training: TrainConfig) -> list[str]:
         videos = used_videos(training)
     except UserError as error:
         return str(error).splitlines()
+    if training.reads != "video":
+        return []
     root = training.root_dir
     layout = DatasetLayout(root.parent)
     data = [("dataset", layout.root)] if root == layout.frames else []

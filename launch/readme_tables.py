@@ -5,6 +5,7 @@ python -m launch.readme_tables [results.md]                    job_files/results
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_preparation.cli import UserError, markdown_table, run
 from data_preparation.download import DownloadConfig
 from data_preparation.extract import ExtractConfig
 from launch.config import REPOSITORY, LaunchConfig
+from training import plugins
 from training.config import TrainConfig
 
 TABLES = {
@@ -31,7 +33,19 @@ def with_tables(text: str) -> str:
     """
     for name, config in TABLES.items():
         text = _replaced(text, name, markdown_table(config))
+    for kind, flag_name in plugins.FLAG_OF.items():
+        text = _replaced(text, f"{kind} flags", plugin_tables(kind, flag_name))
     return text
+
+
+def plugin_tables(kind: str, flag_name: str) -> str:
+    """A heading and a table for each plug-in of a kind that has flags of its own."""
+    parts = []
+    for name in plugins.names(kind):
+        flags = plugins.flags_of(kind, name)
+        none = "no flags of its own" if not dataclasses.fields(flags) else ""
+        parts.append(f"`--{flag_name} {name}`" + (f": {none}" if none else f"\n\n{markdown_table(flags)}"))
+    return "\n\n".join(["", *parts, ""])
 
 
 def _replaced(text: str, name: str, table: str) -> str:

@@ -16,10 +16,16 @@ def recipe_tensor(name: str, shape, scale: float) -> torch.Tensor:
 
 
 def recipe_state(shapes: dict[str, list[int]], scale: float = 0.05) -> dict[str, torch.Tensor]:
-    return {
-        name: recipe_tensor(name, shape, scale) + float(name.endswith(".weight") and len(shape) == 1)
-        for name, shape in shapes.items()
-    }
+    """Weights from the recipe: norms' scales about 1, running variances from 1 up, counters at 0."""
+    state = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(0)
+        elif name.endswith("running_var"):
+            state[name] = 1 + recipe_tensor(name, shape, scale).abs()
+        else:
+            state[name] = recipe_tensor(name, shape, scale) + float(name.endswith(".weight") and len(shape) == 1)
+    return state
 
 
 def golden(shared: Path, name: str):

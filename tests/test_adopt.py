@@ -19,7 +19,7 @@ from data_preparation.layout import DatasetLayout, prepared_videos
 from data_preparation.near_misses import numberings
 from tests.conftest import run_python
 from training.config import TrainConfig
-from training.data.dataset import frame_faults
+from training.data.sources import frame_faults
 
 COUNT = 210  # frames of the video
 

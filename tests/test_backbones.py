@@ -13,14 +13,17 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from data_preparation.cli import UserError
-from data_preparation.dives import Dive
 from tests.golden import difference, golden, recipe_state, recipe_tensor
+from tests.small import config_of
 from training.backbones import build_backbone
 from training.backbones._weights import read_state_dict
-from training.backbones.c3d import C3D, window_starts
-from training.backbones.timesformer import TimeSformer, resize_pos_embed, resize_time_embed
-from training.config import ATTENTION_TYPES, INPUT_SCALES, TrainConfig
+from training.backbones.c3d.network import C3D
+from training.backbones.timesformer.flags import ATTENTION_TYPES
+from training.backbones.timesformer.network import TimeSformer, resize_pos_embed, resize_time_embed
+from training.backbones.windows import window_starts
+from training.config import INPUT_SCALES, TrainConfig
 from training.cost import multiply_adds
+from training.data.batch import Batch
 from training.data.transforms import to_video
 from training.model import build_model
 
@@ -122,6 +125,9 @@ def test_windows():
     assert window_starts(103, "full") == [0, 16, 32, 48, 64, 80, 87]
     assert window_starts(16, "full") == [0]
     assert window_starts(48, "full") == [0, 16, 32]
+    assert window_starts(103, "10x16") == [0, 10, 20, 30, 40, 50, 60, 70, 80, 86]
+    assert window_starts(103, "10x16_end") == [0, 10, 20, 30, 40, 50, 60, 70, 80, 87]
+    assert window_starts(103, "20x8") == list(range(0, 96, 5))
 
 
 @pytest.mark.parametrize(
@@ -149,44 +155,10 @@ def clips(count: int, frames: int, size: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (count, frames, 3, size, size), generator=torch.Generator().manual_seed(0)).byte()
 
 
-@pytest.mark.parametrize("decoder", [False, True])
-@pytest.mark.parametrize("method", TrainConfig.__dataclass_fields__["method"].metadata["choices"])
-@pytest.mark.parametrize("name", TrainConfig.__dataclass_fields__["model"].metadata["choices"])
-def test_every_backbone_runs_with_every_method(name: str, method: str, decoder: bool):
-    if decoder and method != "regression":
-        with pytest.raises(UserError, match="use_decoder"):
-            TrainConfig(method=method, use_decoder=True)
-        return
-    config = TrainConfig(model=name, method=method, use_decoder=decoder, dropout=(0, 0), drop_path=0, **SMALL[name])
-    model = build_model(config).eval()
-    batch = {"clip": clips(3, config.frame_num)}
-    features = model.backbone(torch.rand(3, 3, config.frame_num, 32, 32))
-    assert features.ndim == 3
-    assert features.shape[0] == 3
-    assert features.shape[2] == model.backbone.feature_dim
-    dives = [Dive(1, i, 1, 99, 3.0 + i / 10, 60.0 + 5 * i, i % 3, 0, i % 4, i, i) for i in range(3)]
-    rows = [model.method.targets(dive) for dive in dives]
-    targets = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    outputs = model(batch)
-    if model.method.fits_at_once:
-        model.method.fit(outputs, targets, outputs, targets)
-        assert not any(p.requires_grad for p in model.parameters())
-    else:
-        model.method.loss(outputs, targets)["loss"].backward()
-        sum(t.sum() for t in model(batch).values()).backward()
-        assert all(p.grad is not None for p in model.parameters())
-    scores = model.method.scores(outputs).detach()
-    assert scores.shape == (3,)
-    assert all(len(column) == 3 for column in model.method.columns(outputs).values())
-    # a prediction does not depend on its batch mates
-    alone = model.method.scores(model({"clip": batch["clip"][1:2]})).detach()
-    assert float(alone) == pytest.approx(float(scores[1]), abs=1e-3)
-
-
 def test_scores_are_not_rounded_to_half_precision():
     model = build_model(TrainConfig(**SMALL["timesformer"])).eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = model({"clip": clips(16, 4)})["execution_and_difficulty"]
+        outputs = model(Batch({"clip": clips(16, 4)}, {}, {}, torch.arange(16)))["execution_and_difficulty"]
     assert outputs.dtype == torch.float32
     assert not torch.equal(outputs, outputs.to(torch.bfloat16).float())
 
@@ -308,7 +280,7 @@ def test_weights_bring_their_normalisation(tmp_path: Path):
         ({**c3d, "pretrained_model": str(tmp_path / "c3d.pickle")}, "imagenet"),
         ({**c3d, "input_scale": "0_255"}, "0_255"),
     ):
-        model = build_model(TrainConfig(**{**SMALL["timesformer"], **flags}))
+        model = build_model(config_of(**{**SMALL["timesformer"], **flags}))
         mean, std = INPUT_SCALES[name]
         assert scale_of(model) == (pytest.approx(mean), pytest.approx(std)), flags
     white = torch.full((1, 1, 3, 2, 2), 255, dtype=torch.uint8)

@@ -9,47 +9,40 @@ import pytest
 import torch
 
 from data_preparation.cli import UserError
-from data_preparation.dives import Dive
+from tests import small
+from tests.small import DIVES, config_of
 from training.config import TrainConfig
 from training.cost import step_memory
-from training.data.dataset import DiveDataset
-from training.engine import Engine, cut, joined, non_finite_rows
+from training.data.batch import Batch, cut, cut_batch, joined
+from training.data.dataset import ActionDataset
+from training.engine.loop import Engine
+from training.engine.prediction import non_finite_rows
+from training.engine.step import StepFault
 from training.interruption import InterruptionFlag
 from training.losses import mse
 from training.model import build_model
 from training.ranks import Ranks
-from training.row_noise import RowDropout, RowDropPath, rows_of
+from training.rows import RowDropout, RowDropPath, rows_of
 from training.run_folder import RunFolder
 from training.seeding import seed_all
 
 SMALL = {"spatial_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "frame_num": 4, "topology": (16,)}
-DIVES = [Dive(1, i, 1 + 100 * i, 80 + 100 * i, 2.0 + i / 8, 30.0 + 5 * i, i % 3, i % 2, i % 4, i, i) for i in range(8)]
 
 
 def engine_of(tmp_path: Path, **flags) -> Engine:
-    values = {"dropout": (0.0,), "drop_path": 0.0, "batch_size": 8, "optimizer": "SGD", **SMALL, **flags}
-    config = TrainConfig(**values)
+    config = config_of(batch_size=8, optimizer="SGD", **{**SMALL, "dropout": (0.0,), "drop_path": 0.0, **flags})
     engine = Engine(build_model(config), config, RunFolder(tmp_path), Ranks(), torch.device("cpu"), InterruptionFlag())
-    engine.train_data = DiveDataset(DIVES, config, engine.model.method.targets, augment=True)
+    engine.train_data = ActionDataset(DIVES, config, engine.model.method, augment=True)
     engine.model.train()
     return engine
 
 
-def batch_of(engine: Engine) -> dict[str, torch.Tensor]:
-    c = engine.config
-    generator = torch.Generator().manual_seed(1)
-    shape = (len(DIVES), c.frame_num, 3, c.spatial_size, c.spatial_size)
-    rows = [engine.model.method.targets(dive) for dive in DIVES]
-    targets = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    return {
-        "clip": torch.randint(0, 256, shape, generator=generator).byte(),
-        "index": torch.arange(len(DIVES)),
-        **targets,
-    }
+def batch_of(engine: Engine) -> Batch:
+    return small.batch_of(engine.config, engine.model.method)
 
 
 def weights_after_a_step(engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    losses = engine.training_step(batch_of(engine), 0.05)
+    losses = engine.step(batch_of(engine), 0.05, 0)
     return {name: p.detach().clone() for name, p in engine.model.named_parameters()}, losses
 
 
@@ -70,8 +63,8 @@ def test_a_batch_in_parts_moves_the_weights_as_the_whole_does(tmp_path: Path, me
     assert distance(in_parts) < 1e-3
     # adding up the parts' own losses, as accumulation is mostly done, ranks within the parts: another direction
     naive = engine_of(tmp_path, **flags)
-    for part in cut(batch_of(naive), parts):
-        (naive.model.method.loss(naive.model(part), part)["loss"] / parts).backward()
+    for part in cut_batch(batch_of(naive), parts):
+        (naive.model.method.loss(naive.model(part), part.given, part.labels)["loss"] / parts).backward()
     with torch.no_grad():
         for p in naive.model.parameters():
             p -= 0.05 * p.grad
@@ -109,13 +102,13 @@ def test_noise_has_its_rate_and_mean():
 
 def test_both_passes_of_a_part_draw_the_same_dropout(tmp_path: Path):
     engine = engine_of(tmp_path, dropout=(0.5,), drop_path=0.3, accumulate=2)
-    first, second = cut(batch_of(engine), 2)
+    first, second = cut_batch(batch_of(engine), 2)
     with torch.no_grad():
-        once, other = engine._forward(first, 0), engine._forward(second, 1)
-        again = engine._forward(first, 0)
+        once, other = engine.step._forward(first, 0, 0), engine.step._forward(second, 0, 1)
+        again = engine.step._forward(first, 0, 0)
     assert torch.equal(once["execution_and_difficulty"], again["execution_and_difficulty"])
-    engine._forward(second, 0)  # other draws than part 1's
-    assert not torch.equal(engine._forward(second, 0)["execution_and_difficulty"], other["execution_and_difficulty"])
+    as_first = engine.step._forward(second, 0, 0)  # other draws than part 1's
+    assert not torch.equal(as_first["execution_and_difficulty"], other["execution_and_difficulty"])
 
 
 def test_cut_and_joined():
@@ -131,17 +124,22 @@ def test_the_average_follows_the_weights(tmp_path: Path):
     for _ in range(3):
         weights, _ = weights_after_a_step(engine)
         expected = weights if expected is None else {n: 0.9 * expected[n] + 0.1 * weights[n] for n in weights}
-    judged = dict(engine.evaluated_model.named_parameters())
+    judged = dict(engine.step.evaluated_model.named_parameters())
     assert all(torch.allclose(judged[n], expected[n], atol=1e-6) for n in expected)
-    assert engine.evaluated_model is not engine.model
+    assert engine.step.evaluated_model is not engine.model
     resumed = engine_of(tmp_path, ema=0.9)
     resumed.load_state(copy.deepcopy(engine.state()))
-    assert all(torch.equal(p, judged[n]) for n, p in resumed.evaluated_model.named_parameters())
+    assert all(torch.equal(p, judged[n]) for n, p in resumed.step.evaluated_model.named_parameters())
 
 
 @pytest.mark.parametrize("model", ["timesformer", "c3d"])
 def test_recomputed_activations_change_nothing(tmp_path: Path, model: str):
-    flags = {"model": model, "drop_path": 0.3, "dropout": (0.5,), "frame_num": 16, "ema": 0}
+    flags = {
+        "model": model,
+        "dropout": (0.5,),
+        "frame_num": 16,
+        **({"drop_path": 0.3} if model == "timesformer" else {}),
+    }
     kept, _ = weights_after_a_step(engine_of(tmp_path, **flags))
     recomputed, _ = weights_after_a_step(engine_of(tmp_path, checkpoint_activations=True, **flags))
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
@@ -184,11 +182,8 @@ def test_expected_memory_is_what_a_step_keeps(tmp_path: Path):
 
 def test_a_loss_that_is_no_number_names_ranks_and_dives(tmp_path: Path):
     engine = engine_of(tmp_path)
-    outputs = {"execution_and_difficulty": torch.ones(8, 2)}
-    outputs["execution_and_difficulty"][5, 1] = torch.nan
     engine.ranks = Ranks(0, 4)
-    with pytest.raises(UserError, match=r"rank 2: dives 01/005\)"):
-        engine._refuse_non_finite(torch.tensor(torch.nan), outputs, torch.arange(8))
+    assert "rank 2: dives 01/005)" in engine._fault_text(StepFault(float("nan"), [5]), torch.arange(8))
     assert non_finite_rows({"a": torch.tensor([1.0, torch.inf]), "n": torch.tensor([1, 2])}) == [1]
 
 
@@ -196,10 +191,12 @@ def test_nothing_moves_when_the_loss_or_the_gradient_is_no_number(tmp_path: Path
     engine = engine_of(tmp_path)
     before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
     batch = batch_of(engine)
-    batch["execution_and_difficulty"][3] = torch.inf
-    with pytest.raises(UserError, match="before the optimizer moved"):
-        engine.training_step(batch, 0.05)
-    monkeypatch.setattr("training.methods.regression.mse", lambda p, t: mse(p, t) + (p.sum() * 0).sqrt())  # 0 * inf
+    batch.labels["execution_and_difficulty"][3] = torch.inf
+    with pytest.raises(StepFault, match="the loss became inf"):
+        engine.step(batch, 0.05, 0)
+    monkeypatch.setattr(
+        "training.methods.regression.method.mse", lambda p, t: mse(p, t) + (p.sum() * 0).sqrt()
+    )  # 0 * inf
     with pytest.raises(UserError, match="the gradient became nan"):
-        engine.training_step(batch_of(engine), 0.05)
+        engine.step(batch_of(engine), 0.05, 0)
     assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())

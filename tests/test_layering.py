@@ -25,10 +25,10 @@ LEAVES = {
     "data_preparation/workers.py": {"data_preparation.cli", "data_preparation.limits"},
     "data_preparation/contents.py": {"data_preparation.cli"},
     "data_preparation/pickles.py": {"data_preparation.cli", "data_preparation.contents"},
-    "training/config.py": {"data_preparation.cli"},
+    "training/config.py": {"data_preparation.cli", "training", "training.plugins"},
     "training/interruption.py": {"data_preparation.cli"},
     "training/ranks.py": {"data_preparation.cli"},
-    "training/row_noise.py": set(),
+    "training/rows.py": set(),
     "training/losses.py": set(),
     "training/metrics.py": {"data_preparation.dives"},
 }

@@ -20,10 +20,19 @@ from training.ranks import Ranks
 
 
 class Numbers(Dataset):
-    """Four samples; one of them may take an hour, or raise something."""
+    """Four samples; one of them may take an hour, or raise something. Its plans are (epoch, index), its own reader reads them."""
+
+    repeats = None
 
     def __init__(self, slow: int | None = None, raising: Exception | None = None) -> None:
         self.slow, self.raising = slow, raising
+
+    @property
+    def reader(self) -> Numbers:
+        return self
+
+    def plan(self, epoch: int, index: int) -> tuple[int, int]:
+        return epoch, index
 
     def __len__(self) -> int:
         return 4

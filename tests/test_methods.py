@@ -16,11 +16,13 @@ from sklearn.svm import SVR
 from data_preparation.cli import UserError
 from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from tests.golden import difference, golden, recipe_state, recipe_tensor
+from tests.small import labels_of
 from training import checkpoint
 from training.config import TrainConfig
-from training.methods._s2vt import S2VT, caption_mask, encode_caption
-from training.methods.multitask import Multitask, caption_metrics, caption_nll
-from training.methods.svr import SupportVectorRegression
+from training.data.batch import Rows
+from training.methods.multitask.method import Multitask, caption_metrics, caption_nll
+from training.methods.multitask.s2vt import S2VT, caption_mask, encode_caption
+from training.methods.svr.method import SupportVectorRegression
 
 DIVE = Dive(1, 7, 100, 200, 3.2, 80.0, 2, 0, 2, 7, 0, caption=("<sos>", "a", "dive", "<eos>"))
 
@@ -83,7 +85,9 @@ def test_the_multitask_heads_are_the_originals(shared: Path, index: int):
         }
     )
     with torch.no_grad():
-        outputs = model.method(model.backbone, {"video": recipe_tensor("input:" + case["name"], case["input"], 1.0)})
+        outputs = model.method(
+            model.backbone, {"clip": recipe_tensor("input:" + case["name"], case["input"], 1.0)}, {}, {}
+        )
     assert difference(outputs["score"][:, None], case["score"]) < 1e-4
     for name in ATTRIBUTE_CLASSES:
         assert difference(outputs[name], case[name]) < 1e-4
@@ -93,7 +97,7 @@ def test_the_multitask_heads_are_the_originals(shared: Path, index: int):
 def multitask(tmp_path: Path, words: list[str]) -> Multitask:
     vocabulary = {"ix_to_word": {str(i): w for i, w in enumerate(words)}}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    from training.methods.multitask import build
+    from training.methods.multitask.method import build
 
     paths = {"captions_path": str(tmp_path / "c.pkl"), "vocabulary_path": str(tmp_path / "vocab.json")}
     return build(TrainConfig(method="multitask", **paths), 24)
@@ -102,8 +106,7 @@ def multitask(tmp_path: Path, words: list[str]) -> Multitask:
 def test_the_multitask_loss_is_the_papers(tmp_path: Path):
     method = multitask(tmp_path, ["<eos>", "<sos>", "a", "dive"])
     dives = [DIVE, dataclasses.replace(DIVE, final_score=51.0, position=0)]
-    rows = [method.targets(d) for d in dives]
-    targets = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    targets = labels_of(method, dives)
     outputs = {n: torch.randn(2, k) for n, k in ATTRIBUTE_CLASSES.items()}
     outputs |= {"score": torch.tensor([4.0, 3.5]), "caption_nll": torch.tensor([8.0, 6.0])}
     true = np.array([80 / 17, 3.0])
@@ -111,8 +114,8 @@ def test_the_multitask_loss_is_the_papers(tmp_path: Path):
     expected = np.mean((found - true) ** 2) + np.mean(np.abs(found - true)) + 0.01 * 7
     for name in ATTRIBUTE_CLASSES:
         expected += torch.nn.functional.cross_entropy(outputs[name], targets[name]).item()
-    assert method.loss(outputs, targets)["loss"].item() == pytest.approx(expected, rel=1e-5)
-    assert method.scores(outputs).tolist() == pytest.approx([68.0, 59.5])
+    assert method.loss(outputs, {}, targets)["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert method.predict(outputs, {})["score"].tolist() == pytest.approx([68.0, 59.5])
 
 
 def test_attributes_are_counted_and_captions_written(tmp_path: Path):
@@ -148,7 +151,7 @@ def test_caption_metrics():
 def test_a_dive_that_lacks_what_is_learned_is_named(tmp_path: Path, change: dict, words: str):
     method = multitask(tmp_path, ["<eos>", "<sos>", "a", "dive"])
     with pytest.raises(UserError, match=words) as error:
-        method.targets(dataclasses.replace(DIVE, **change))
+        method.labels(dataclasses.replace(DIVE, **change))
     assert "01/007" in str(error.value)
 
 
@@ -169,24 +172,25 @@ def test_captions_end_once(words: list[int], length: int):
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_svr_predicts_as_scikit_learn_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: str):
-    monkeypatch.setattr("training.methods.svr.KERNELS", (kernel,))
+    monkeypatch.setattr("training.methods.svr.method.KERNELS", (kernel,))
     rng = np.random.default_rng(0)
     features = rng.normal(3, 2, (60, 12))
     scores = 60 + 10 * np.tanh(features[:, 0]) + features[:, 1]
     rows = [
-        ({"features": torch.tensor(features[part])}, {"final_score": torch.tensor(scores[part])})
+        Rows({"features": torch.tensor(features[part])}, {}, {"final_score": torch.tensor(scores[part])})
         for part in (slice(0, 40), slice(40, 60))
     ]
     method = SupportVectorRegression()
-    text = method.fit(*rows[0], *rows[1])
+    text = method.fit(*rows)
     assert kernel in text
     cost = float(text.split("C ")[1].split(",")[0])
     epsilon = float(text.split("epsilon ")[1].split(",")[0])
     mean, scale = features[:40].mean(0), features[:40].std(0)
     theirs = SVR(kernel=kernel, C=cost, epsilon=epsilon, gamma=1 / 12).fit((features[:40] - mean) / scale, scores[:40])
     expected = theirs.predict((features[40:] - mean) / scale)
-    assert method.scores(rows[1][0]).numpy() == pytest.approx(expected, abs=1e-6)
+    found = method.predict(rows[1].outputs, {})["score"]
+    assert found.numpy() == pytest.approx(expected, abs=1e-6)
     checkpoint.save(tmp_path / "svr.pt", {"model": method.state_dict()})
     other = SupportVectorRegression()
     other.load_state_dict(checkpoint.load(tmp_path / "svr.pt")["model"])
-    assert torch.equal(other.scores(rows[1][0]), method.scores(rows[1][0]))
+    assert torch.equal(other.predict(rows[1].outputs, {})["score"], found)

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from data_preparation.dives import Dive
 from training.config import FRAME_METHODS
-from training.data.loader import steps_per_epoch
-from training.data.sampling import clip_frames, epoch_order, needed_frames, rank_rows
+from training.data.sampling import balancing_repeats, clip_frames, epoch_order, needed_frames, rank_rows
 from training.data.splits import split_train_val
 from training.seeding import draw_seed, generator
 
@@ -85,7 +84,7 @@ def test_split_parts_the_list_and_is_seeded(count, ratio, seed):
 def test_every_number_of_ranks_sees_the_same_global_batches(count, share, world, epoch):
     size = share * world
     order = epoch_order(count, 3, epoch)
-    for step in range(steps_per_epoch(count, size)):
+    for step in range(count // size):
         batch = order[step * size : (step + 1) * size]
         assert np.concatenate([rank_rows(batch, r, world) for r in range(world)]).tolist() == batch.tolist()
 
@@ -95,3 +94,16 @@ def test_draws_depend_on_every_part_and_nothing_else():
     assert len({draw_seed(1, "a"), draw_seed(1, "b"), draw_seed("1a"), draw_seed(11), draw_seed(1, 1)}) == 5
     assert epoch_order(50, 0, 0).tolist() != epoch_order(50, 0, 1).tolist()
     assert epoch_order(50, 0, 0).tolist() != epoch_order(50, 1, 0).tolist()
+
+
+@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=60), seed=st.integers(0, 99), epoch=st.integers(0, 9))
+def test_an_epoch_may_repeat_samples_so_that_classes_balance(labels: list[int], seed: int, epoch: int):
+    repeats = balancing_repeats(labels)
+    order = epoch_order(len(labels), seed, epoch, repeats)
+    assert np.array_equal(order, epoch_order(len(labels), seed, epoch, repeats))
+    seen = np.bincount(order, minlength=len(labels))
+    assert seen.tolist() == repeats
+    of_class = {label: seen[np.array(labels) == label].sum() for label in set(labels)}
+    largest = max(labels.count(label) for label in labels)
+    # rounded to whole repeats of each sample
+    assert all(abs(of_class[label] - largest) <= labels.count(label) / 2 for label in of_class)

@@ -100,7 +100,11 @@ def test_the_job_file_trains_on_two_nodes(dataset: Path, tmp_path: Path, log: Pa
     ("options", "flags", "sentence"),
     [
         (["--gpus-per-node=0"], ["--frame_method", "space_fixed"], "did you mean spaced_fixed"),
-        (["--gpus-per-node=0"], ["--gpu", "False", "--root_dir", "/nowhere/frames"], "--root_dir /nowhere/frames is not a folder"),
+        (
+            ["--gpus-per-node=0"],
+            ["--gpu", "False", "--root_dir", "/nowhere/frames"],
+            "--root_dir /nowhere/frames is not a folder",
+        ),
         (["--gpus-per-node=1"], ["--gpu", "True"], "CUDA sees none"),
     ],
 )

@@ -1,7 +1,8 @@
-"""TrainConfig: the one source of training flags, their defaults, help and README table. Imports no torch.
+"""TrainConfig: the flags of a training. Imports no torch.
 
-A backbone is a file in backbones/, a method a file in methods/: their names are the allowed values of --model and
---method, so a new one is a new file and nothing else.
+The common flags stand here. A backbone's own flags stand in backbones/NAME/flags.py, a method's in methods/NAME/flags.py;
+`config_class` composes those of the chosen two and the common ones into one flat dataclass. `TrainConfig(...)` and
+`parse(TrainConfig, argv)` give an instance of the composed class.
 """
 
 from __future__ import annotations
@@ -11,24 +12,20 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from data_preparation.cli import UserError, flag, to_argv
-
-_HERE = Path(__file__).parent
-
-
-def _rooms(folder: str) -> tuple[str, ...]:
-    return tuple(sorted(p.stem for p in (_HERE / folder).glob("*.py") if not p.stem.startswith("_")))
-
+from training import plugins
+from training.plugins import BACKBONES, METHODS, BackboneFlags, MethodFlags
 
 FRAME_METHODS = ("random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", "spaced_varied_new", "end_aligned")
-ATTENTION_TYPES = ("divided_space_time", "space_only", "joint_space_time")
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
-ACTIVATIONS = ("None", "ReLU", "LeakyReLU", "ELU", "GELU")
 NO_WEIGHTS = ("none", "scratch")
 
 # (mean, standard deviation) of each RGB channel, of pixels in [0, 1], that a network's input is normalised with
@@ -44,64 +41,51 @@ INPUT_SCALES: dict[str, tuple[tuple[float, float, float], tuple[float, float, fl
     "0_255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),  # the Sports-1M port of C3D
 }
 
-# Fields that a resumed run may change: they say how and where a run computes, not what it computes.
-MAY_CHANGE = frozenset(
-    [
-        "loglevel",
-        "gpu",
-        "root_dir",
-        "train_path",
-        "test_path",
-        "annotation_path",
-        "output",
-        "evaluate",
-        "epochs",
-        "workers",
-        "prefetch",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "peer_timeout_min",
-        "runs_dir",
-        "run_name",
-        "resume",
-        "patience",
-        "captions_path",
-        "vocabulary_path",
-        "checkpoint_activations",
-        "compile",
-        "tensorboard",
-    ]
-)
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(BackboneFlags, MethodFlags):
     """Train a dive-scoring model and, with --evaluate True, open the test split once at the end."""
 
     # --- where things are
-    root_dir: Path = flag(Path("./"), "Folder of the prepared frames (whole_videos_frames).", short="-root")
-    annotation_path: Path = flag(
-        Path("./final_annotations_dict.pkl"), "Annotation file (.pkl, .csv, .json).", short="-ann"
+    root_dir: Path = flag(
+        Path("./"), "Folder of the prepared frames (whole_videos_frames).", short="-root", may_change=True, path=True
     )
-    train_path: Path = flag(Path("./train_split_0.pkl"), "Train list (.pkl, .csv, .json).", short="-tr")
-    test_path: Path = flag(Path("./test_split_0.pkl"), "Test list (.pkl, .csv, .json).", short="-te")
+    annotation_path: Path = flag(
+        Path("./final_annotations_dict.pkl"),
+        "Annotation file (.pkl, .csv, .json).",
+        short="-ann",
+        may_change=True,
+        path=True,
+    )
+    train_path: Path = flag(
+        Path("./train_split_0.pkl"), "Train list (.pkl, .csv, .json).", short="-tr", may_change=True, path=True
+    )
+    test_path: Path = flag(
+        Path("./test_split_0.pkl"), "Test list (.pkl, .csv, .json).", short="-te", may_change=True, path=True
+    )
     captions_path: str = flag(
         "none",
         "Captions (final_captions_dict.pkl) for --method multitask; none leaves the caption task out.",
         allowed="path, none",
+        may_change=True,
+        path=True,
     )
-    vocabulary_path: str = flag("none", "Words of the captions (vocab.json).", allowed="path, none")
+    vocabulary_path: str = flag(
+        "none", "Words of the captions (vocab.json).", allowed="path, none", may_change=True, path=True
+    )
     videos: tuple[str, ...] = flag(
         ("all",), "Videos to use: all, or numbers such as 01 02.", short="-vid", allowed="all, or video numbers"
     )
-    runs_dir: Path = flag(Path("./runs"), "Folder of all run folders.")
-    run_name: str = flag("default", "Name of the run folder. A run that stopped is resumed by its name.")
+    runs_dir: Path = flag(Path("./runs"), "Folder of all run folders.", may_change=True, path=True)
+    run_name: str = flag(
+        "default", "Name of the run folder. A run that stopped is resumed by its name.", may_change=True
+    )
     output: Path = flag(
         Path("./losses.png"),
         "PNG file of the loss plot; a relative path is inside the run folder.",
         short="-out",
         allowed=".png path",
+        may_change=True,
     )
 
     # --- the data a step sees
@@ -138,64 +122,57 @@ class TrainConfig:
         "Parts that a step's dives go through the network in, to save memory; the loss still ranks the whole batch.",
         minimum=1,
     )
-    workers: int = flag(2, "Loader processes of each training process; 0 loads in the process itself.", minimum=0)
-    prefetch: int = flag(4, "Batches that each loader process keeps ready.", minimum=1)
+    workers: int = flag(
+        2, "Loader processes of each training process; 0 loads in the process itself.", minimum=0, may_change=True
+    )
+    prefetch: int = flag(4, "Batches that each loader process keeps ready.", minimum=1, may_change=True)
 
     # --- the backbone
-    model: str = flag("timesformer", "Backbone: video to features.", choices=_rooms("backbones"))
+    model: str = flag("timesformer", "Backbone: video to features.", choices=plugins.names(BACKBONES))
     pretrained_model: str = flag(
         "none",
         "Weight file (.pyth, .pth, .safetensors, c3d.pickle) to start from; none and scratch both mean random weights.",
         short="-pm",
         allowed="path, none, scratch",
+        path=True,
     )
     freeze: bool = flag(False, "Keep the backbone's weights as they are and train the head only.", short="-f")
-    attention_type: str = flag("divided_space_time", "TimeSformer's attention.", short="-at", choices=ATTENTION_TYPES)
-    patch_size: int = flag(16, "TimeSformer's patch size in pixels.", short="-ps", minimum=1)
-    embed_dim: int = flag(768, "TimeSformer's width.", short="-ed", minimum=1)
-    depth: int = flag(12, "TimeSformer's number of blocks.", minimum=1)
-    num_heads: int = flag(12, "TimeSformer's attention heads.", minimum=1)
-    drop_path: float = flag(0.1, "TimeSformer's stochastic depth at the last block.", minimum=0, maximum=0.99)
-    time_embed_resize: str = flag(
-        "nearest",
-        "How a weight file's time embedding is fitted to another --frame_num; nearest is the original's.",
-        choices=("nearest", "linear"),
+    batch_norm: str = flag(
+        "frozen",
+        "Batch norm of the backbone: frozen uses the weight file's running statistics; trained those of the batch.",
+        choices=("frozen", "trained"),
+    )
+    bn_group: int = flag(2, "Actions of the global batch that share the statistics of --batch_norm trained.", minimum=1)
+    bn_windows: str = flag(
+        "apart",
+        "Whether the windows of a clip are normalised apart or together by --batch_norm trained.",
+        choices=("apart", "together"),
     )
     checkpoint_activations: bool = flag(
         False,
         "Keep only each block's input for the backward pass and compute the block again: less memory, a third slower.",
-    )
-    window_layout: str = flag(
-        "full",
-        "C3D's windows of 16 frames: full reaches the last frame, reference leaves it out as C3D-AVG's code does.",
-        choices=("full", "reference"),
+        may_change=True,
     )
 
     # --- the method: features to score
-    method: str = flag("regression", "What is learned from the features.", choices=_rooms("methods"))
-    topology: tuple[int, ...] = flag((512, 256), "Hidden widths of the MLP head.", short="-top", minimum=1)
-    dropout: tuple[float, ...] = flag(
-        (0.5, 0.5), "Dropout before each layer of the head, one for each width.", short="-dr", minimum=0, maximum=1
-    )
-    activation: str = flag("None", "Activation after each hidden layer of the head.", short="-act", choices=ACTIVATIONS)
-    use_decoder: bool = flag(False, "A Transformer decoder over the clip's own tokens instead of the MLP head.")
-    loss_mse_weight: float = flag(1.0, "Weight of the mean squared error.")
-    loss_spcoef_weight: float = flag(0.0, "Weight of the soft Spearman correlation of the batch's final scores.")
-    spcoef_strength: float = flag(
-        10.0, "Softness of the soft ranks in points: gaps in score below it count partly.", minimum=1e-6
-    )
-    spcoef_norm: str = flag("l2", "Regularisation of the soft ranks (torchsort).", choices=("l2", "kl"))
+    method: str = flag("regression", "What is learned from the features.", choices=plugins.names(METHODS))
 
     # --- optimisation
-    epochs: int = flag(5, "Passes over the training dives.", short="-ep", minimum=1)
+    epochs: int = flag(5, "Passes over the training dives.", short="-ep", minimum=1, may_change=True)
     optimizer: str = flag("AdamW", "Optimizer.", short="-opt", choices=OPTIMIZERS)
     amsgrad: bool = flag(False, "AMSGrad variant of Adam and AdamW.", short="-ams")
     learning_rate: float = flag(0.00001, "Learning rate (its peak, with a schedule).", short="-lr", minimum=0)
     weight_decay: float = flag(0.00001, "Weight decay.", short="-wd", minimum=0)
     momentum: float = flag(0.9, "Momentum of SGD and RMSProp.", short="-mom", minimum=0)
+    nesterov: bool = flag(False, "Nesterov momentum of SGD.")
+    backbone_lr_scale: float = flag(1.0, "Factor of the backbone's learning rate.", minimum=0)
     lr_schedule: str = flag(
-        "constant", "Learning rate over the steps, after the warm-up.", choices=("constant", "cosine")
+        "constant",
+        "Learning rate over the steps, after the warm-up; steps multiplies it by --lr_gamma after each epoch of --lr_steps.",
+        choices=("constant", "cosine", "steps"),
     )
+    lr_steps: tuple[int, ...] = flag((30, 60), "Epochs after which --lr_schedule steps lowers the rate.", minimum=1)
+    lr_gamma: float = flag(0.1, "What --lr_schedule steps multiplies the rate by.", minimum=0)
     warmup_steps: int = flag(0, "Steps over which the learning rate rises from zero.", minimum=0)
     clip_grad: float = flag(0.0, "Largest norm of the gradient; 0 does not clip.", minimum=0)
     ema: float = flag(
@@ -204,39 +181,83 @@ class TrainConfig:
         minimum=0,
         maximum=0.999999,
     )
-    patience: int = flag(0, "Stop after so many epochs without a better validation Spearman; 0 never stops.", minimum=0)
+    patience: int = flag(
+        0, "Stop after so many epochs without a better validation Spearman; 0 never stops.", minimum=0, may_change=True
+    )
 
     # --- how it runs
-    gpu: bool = flag(True, "Use the GPU where there is one; False keeps to the CPU.", short="-gpu")
+    gpu: bool = flag(True, "Use the GPU where there is one; False keeps to the CPU.", short="-gpu", may_change=True)
     precision: str = flag(
         "auto", "Arithmetic of the forward pass; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )  # fmt: skip
-    compile: bool = flag(False, "Compile the backbone with torch.compile: minutes at the start, faster steps.")
+    compile: bool = flag(
+        False, "Compile the backbone with torch.compile: minutes at the start, faster steps.", may_change=True
+    )
     seed: int = flag(0, "Seed of every draw: weights, split, order, frames, crops, dropout.", minimum=0)
-    resume: bool = flag(True, "Continue what the run folder holds; False refuses a folder that holds a run.")
+    resume: bool = flag(
+        True, "Continue what the run folder holds; False refuses a folder that holds a run.", may_change=True
+    )
     checkpoint_every: str = flag(
         "10min",
         "Also save every so many steps or minutes: no more than that is lost when a process is killed. 0 saves after each epoch only.",
         allowed="whole number of steps, or minutes such as 10min",
+        may_change=True,
     )
-    keep_checkpoints: int = flag(2, "Checkpoints to keep besides the best one; the last two or more.", minimum=2)
+    keep_checkpoints: int = flag(
+        2, "Checkpoints to keep besides the best one; the last two or more.", minimum=2, may_change=True
+    )
     peer_timeout_min: float = flag(
         10.0,
         "Minutes that processes of a run wait for one another, loader processes included, before they give up.",
         minimum=0.05,
         maximum=10080,
+        may_change=True,
     )
-    evaluate: bool = flag(False, "Open the test split once, at the end, with the best checkpoint.", short="-eval")
-    log_every: int = flag(10, "Steps between two log lines.", minimum=1)
-    tensorboard: bool = flag(False, "Also write events for TensorBoard to the run folder (pip install tensorboard).")
+    evaluate: bool = flag(
+        False, "Open the test split once, at the end, with the best checkpoint.", short="-eval", may_change=True
+    )
+    log_every: int = flag(10, "Steps between two log lines.", minimum=1, may_change=True)
+    tensorboard: bool = flag(
+        False, "Also write events for TensorBoard to the run folder (pip install tensorboard).", may_change=True
+    )
     loglevel: str = flag(
-        "INFO", "How much is logged.", short="-log", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+        "INFO",
+        "How much is logged.",
+        short="-log",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+        may_change=True,
     )
+
+    def __new__(cls, *_: Any, **values: Any) -> TrainConfig:
+        if cls is TrainConfig:
+            cls = config_class(*(str(values.get(name, cls.__dataclass_fields__[name].default)) for name in CHOOSING))
+            if foreign := [name for name in values if name not in cls.__dataclass_fields__]:
+                raise UserError.of(map(cls.unknown_flag_text, foreign))
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if faults := config_faults(self):
             raise UserError.of(faults)
+
+    def __reduce__(self) -> tuple:
+        # a composed class has no module that pickle could import it from
+        return _restored, ({field.name: getattr(self, field.name) for field in dataclasses.fields(self)},)
+
+    @classmethod
+    def for_argv(cls, argv: Sequence[str]) -> type[TrainConfig]:
+        """The composed class for the --model and --method that a command line names, or their defaults; data_preparation.cli
+        asks before it parses."""
+        if cls is not TrainConfig:
+            return cls
+        return config_class(*(_chosen(name, argv) for name in CHOOSING))
+
+    @classmethod
+    def unknown_flag_text(cls, name: str) -> str | None:
+        """The sentence about a flag that belongs to another backbone or method than those chosen, or None."""
+        name = name.removeprefix("--")
+        owners = plugins.owners(name)
+        return f"--{name} belongs to {' and '.join(owners)}: leave it out, or choose that" if owners else None
 
     @property
     def run_dir(self) -> Path:
@@ -246,6 +267,11 @@ class TrainConfig:
     def weight_file(self) -> Path | None:
         """The pretrained weights, or None for random ones."""
         return None if self.pretrained_model.lower() in NO_WEIGHTS else Path(self.pretrained_model)
+
+    @property
+    def loaders(self) -> int:
+        """Workers of each training process; rows of a feature file are read without any."""
+        return self.workers if self.reads == "video" else 0
 
     @property
     def save_steps(self) -> int:
@@ -272,12 +298,48 @@ class TrainConfig:
         return None if [v.lower() for v in self.videos] == ["all"] else frozenset(int(v) for v in self.videos)
 
 
+def _chosen(name: str, argv: Sequence[str]) -> str:
+    """The value that a command line gives a flag, the last one where it is given more than once; else its default."""
+    field = TrainConfig.__dataclass_fields__[name]
+    chosen = str(field.default)
+    for word, following in pairwise([*argv, ""]):
+        flag_name, equals, value = word.partition("=")
+        if flag_name == f"--{name}":
+            chosen = (value if equals else following).strip()
+    known = {choice.lower(): choice for choice in field.metadata["choices"]}
+    return known.get(chosen.lower(), str(field.default))  # an unknown one is refused when the command line is parsed
+
+
+CHOOSING = (plugins.FLAG_OF[BACKBONES], plugins.FLAG_OF[METHODS])  # the flags that choose the plug-ins
+
+
+@cache
+def config_class(model: str, method: str) -> type[TrainConfig]:
+    """The flat dataclass of the common flags, then those of a backbone, then those of a method.
+
+    Raises:
+        UserError: there is no such backbone or method.
+    """
+    parts = []
+    for kind, name in ((BACKBONES, model), (METHODS, method)):
+        if name not in plugins.names(kind):
+            raise UserError(f"--{plugins.FLAG_OF[kind]} {name}: give one of {', '.join(plugins.names(kind))}")
+        parts.append(plugins.flags_of(kind, name))
+    # dataclass collects fields from the last base to the first
+    own = [part for part in reversed(parts) if part not in TrainConfig.__bases__]
+    return dataclass(frozen=True)(type("TrainConfig", (*own, TrainConfig), {"__doc__": TrainConfig.__doc__}))
+
+
+def _restored(values: dict[str, Any]) -> TrainConfig:
+    return TrainConfig(**values)
+
+
 def config_faults(c: TrainConfig) -> list[str]:
     """What is wrong with the flags taken together, a sentence each."""
-    faults = []
-    if len(c.topology) != len(c.dropout):
+    faults = [*c.backbone_faults(), *c.method_faults()]
+    if c.needs not in c.offers:
         faults.append(
-            f"--topology has {len(c.topology)} widths and --dropout {len(c.dropout)} values: give one dropout for each width"
+            f"--method {c.method} needs {c.needs} of the backbone and --model {c.model} offers {', '.join(sorted(c.offers))}: choose another --model"
         )
     if not 0 < c.train_val_split_ratio < 1:
         faults.append(
@@ -295,10 +357,6 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(
             f"--batch_size {c.batch_size} cannot be cut into --accumulate {c.accumulate} parts: give a multiple of {c.accumulate}"
         )
-    if c.use_decoder and c.method != "regression":
-        faults.append(
-            f"--use_decoder True is a head of --method regression and --method says {c.method}: drop one of them"
-        )
     if c.split == "event" and c.fold > c.folds:
         faults.append(f"--fold {c.fold} is past the last of --folds {c.folds}: give 1 to {c.folds}")
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
@@ -309,45 +367,64 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(
             f"--checkpoint_every {c.checkpoint_every} is neither steps nor minutes: give a number such as 500, or 10min, or 0"
         )
+    if fault := batch_norm_fault(c, 1):
+        faults.append(fault)
+    if c.nesterov and not (c.optimizer == "SGD" and c.momentum > 0):
+        faults.append(
+            "--nesterov True is momentum of SGD: give --optimizer SGD and --momentum above 0, or leave it out"
+        )
     if (c.captions_file is None) != (c.vocabulary_file is None):
         faults.append("--captions_path and --vocabulary_path go together: give both, or none for both")
-    if c.model == "timesformer" and c.spatial_size % c.patch_size:
-        faults.append(
-            f"--spatial_size {c.spatial_size} is not a multiple of --patch_size {c.patch_size}: change one of them"
-        )
-    if c.model == "timesformer" and c.embed_dim % c.num_heads:
-        faults.append(f"--embed_dim {c.embed_dim} is not a multiple of --num_heads {c.num_heads}: change one of them")
-    if c.model == "c3d" and c.frame_num < (18 if c.window_layout == "reference" else 16):
-        faults.append(
-            f"--model c3d looks at windows of 16 frames and --frame_num is {c.frame_num}: give 16 or more (18 for the reference layout)"
-        )
     return faults
+
+
+def batch_norm_fault(c: TrainConfig, processes: int) -> str | None:
+    """Whether a share of the batch holds whole groups of --batch_norm trained, on so many processes; else the sentence."""
+    parts = processes * c.accumulate
+    if c.batch_norm != "trained" or c.batch_size % parts or c.batch_size // parts % c.bn_group == 0:
+        return None
+    return f"--batch_size {c.batch_size} in {parts} parts ({processes} processes, --accumulate {c.accumulate}) leaves {c.batch_size // parts} actions each, not a multiple of --bn_group {c.bn_group}: change one of them"
 
 
 # where a run's data are, and how it computes: what a command that opens the run folder again may be told otherwise
 DATA_PATHS = ("root_dir", "annotation_path", "train_path", "test_path", "captions_path", "vocabulary_path")
-REOPENED = (*DATA_PATHS, "precision", "workers", "prefetch")
+
+
+def plugin_paths() -> dict[str, dataclasses.Field]:
+    """The flags of all backbones and methods that name files of the data, by name."""
+    flags = [plugins.flags_of(kind, name) for kind in (BACKBONES, METHODS) for name in plugins.names(kind)]
+    return {field.name: field for each in flags for field in dataclasses.fields(each) if field.metadata["path"]}
+
+
+REOPENED = (*DATA_PATHS, *plugin_paths(), "precision", "workers", "prefetch")
 
 
 def as_in_run(name: str) -> Any:
     """The field of a training flag in the dataclass of a command that opens a run folder again: not given, it is as in the
     run's config.json."""
-    metadata = TrainConfig.__dataclass_fields__[name].metadata
+    metadata = {**plugin_paths(), **TrainConfig.__dataclass_fields__}[name].metadata
     return dataclasses.field(default=None, metadata={**metadata, "default": "as in the run"})
 
 
 def reopened(saved: TrainConfig, options: Any) -> TrainConfig:
-    """The configuration of a run with what the flags of `as_in_run` in `options` say."""
-    given = {name: getattr(options, name) for name in REOPENED}
-    return dataclasses.replace(saved, **{name: value for name, value in given.items() if value is not None})
+    """The configuration of a run with what the flags of `as_in_run` in `options` say.
+
+    Raises:
+        UserError: a flag belongs to another backbone or method than the run's.
+    """
+    given = {name: value for name in REOPENED if (value := getattr(options, name)) is not None}
+    if foreign := [name for name in given if not hasattr(saved, name)]:
+        raise UserError.of(filter(None, map(saved.unknown_flag_text, foreign)))
+    return dataclasses.replace(saved, **given)
 
 
 def missing_data(c: TrainConfig) -> dict[str, Path]:
     """The files and folders of the data set that are not there, by the names of their flags."""
     files: dict[str, Path | None] = {name: getattr(c, name) for name in ("annotation_path", "train_path", "test_path")}
     files |= {"captions_path": c.captions_file, "vocabulary_path": c.vocabulary_file}
+    files |= {name: Path(getattr(c, name)) for name in plugin_paths() if hasattr(c, name)}
     missing = {name: file for name, file in files.items() if file and not file.is_file()}
-    return ({} if c.root_dir.is_dir() else {"root_dir": c.root_dir}) | missing
+    return ({} if c.reads != "video" or c.root_dir.is_dir() else {"root_dir": c.root_dir}) | missing
 
 
 def moved_data_fault(c: TrainConfig, options: Any, command: str) -> str | None:
@@ -405,9 +482,12 @@ def from_record(record: dict) -> TrainConfig:
     Raises:
         UserError: the record has a field that this version does not know.
     """
-    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
     if not isinstance(record, dict):
         raise UserError("the run's configuration is damaged: restore config.json from a copy")
+    cls = config_class(*(str(record.get(name, TrainConfig.__dataclass_fields__[name].default)) for name in CHOOSING))
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    # once every run had the flags of all backbones and methods, which only their owners looked at
+    record = {name: value for name, value in record.items() if name in fields or not plugins.owners(name)}
     if unknown := sorted(set(record) - set(fields)):
         raise UserError(
             f"the run's configuration has fields that this version does not know: {', '.join(unknown)}; use the code revision that wrote it"
@@ -432,19 +512,26 @@ def from_record(record: dict) -> TrainConfig:
                 f"the run's configuration is damaged ({name} is {value!r}): restore config.json from a copy"
             )
     try:
-        return TrainConfig(**values)
+        return cls(**values)
     except (TypeError, AttributeError) as error:
         raise UserError(f"the run's configuration is damaged ({error}): restore config.json from a copy") from None
+
+
+def changeable(config: TrainConfig) -> set[str]:
+    """The flags that a resumed run may change."""
+    return {field.name for field in dataclasses.fields(config) if field.metadata["may_change"]}
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str]]:
     """Fields that differ, as 'name: old -> new': those that a resumed run may not change, and those that it may."""
     fixed: list[str] = []
     free: list[str] = []
-    for name in (f.name for f in dataclasses.fields(TrainConfig)):
-        was, is_now = getattr(old, name), getattr(new, name)
-        if was != is_now:
+    fields = {f.name: f for config in (old, new) for f in dataclasses.fields(config)}
+    for name, field in fields.items():
+        # a flag of another backbone or method: the difference is in --model or --method
+        was, is_now = (getattr(config, name, None) for config in (old, new))
+        if was != is_now and hasattr(old, name) and hasattr(new, name):
             # a schedule ends with the last epoch
-            may = name in MAY_CHANGE and not (name == "epochs" and new.lr_schedule != "constant")
+            may = field.metadata["may_change"] and not (name == "epochs" and new.lr_schedule != "constant")
             (free if may else fixed).append(f"--{name}: {was} -> {is_now}")
     return fixed, free

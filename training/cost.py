@@ -22,9 +22,9 @@ def parameters(model: torch.nn.Module) -> tuple[int, int]:
 
 def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
     """Multiply-adds of one clip's forward pass (convolutions and matrix products, attention included)."""
-    device = next(model.parameters()).device
+    device = model.input_mean.device
     backbone = model.backbone.eval()
-    video = torch.zeros(1, 3, config.frame_num, config.spatial_size, config.spatial_size, device=device)
+    video = backbone.example(config, 1).to(device)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's remarks on shapes that depend on the input
         count = FlopCountAnalysis(backbone, video).set_op_handle(**backbone.flop_counters())
@@ -62,7 +62,7 @@ def step_memory(
         tracker.track_external(backbone)
         grad = torch.set_grad_enabled(not model.frozen)
         with tracker, grad, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            video = torch.rand(clips, 3, config.frame_num, config.spatial_size, config.spatial_size)
+            video = backbone.example(config, clips)
             features = backbone(video)
             if features.requires_grad:
                 features.float().sum().backward()

@@ -26,13 +26,14 @@ from data_preparation.cli import UserError, flag, parse, run
 from data_preparation.dives import Dive
 from data_preparation.files import write_whole, writing
 from training import checkpoint, distributed
-from training.config import TrainConfig, as_in_run, moved_data_fault, reopened
-from training.data.dataset import DiveDataset, frame_faults, target_faults
+from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
+from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
 from training.data.processes import start_server
+from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
 from training.distributed import gather_objects
-from training.engine import predict
+from training.engine.prediction import predict, remember_references
 from training.logs import start_log
 from training.metrics import (
     baselines,
@@ -83,14 +84,16 @@ def open_test_split(
         raise UserError(
             f"{run.best_checkpoint} holds another network than {run.config_file} says: restore both from a copy"
         ) from None
-    data = DiveDataset(splits.test, config, model.method.targets, augment=False)
-    outputs, targets = predict(model, data, config, ranks, device, between_batches)
-    predicted = model.method.scores(outputs).tolist()
+    data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known)
+    where = (config, ranks, device, between_batches)
+    remember_references(model, data.references, *where)
+    rows = predict(model, data, *where)
+    predicted = model.method.predict(rows.outputs, rows.given)["score"].tolist()
     summary = None
     if ranks.is_first:
         summary = summarise(predicted, splits, best["position"])
-        summary["method_metrics"] = model.method.metrics(outputs, targets)
-        columns = model.method.columns(outputs)
+        summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
+        columns = model.method.columns(rows.outputs)
         with writing(run.predictions_file):
             write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
         draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.title}: {result_line(summary)}")
@@ -159,7 +162,7 @@ def predictions_csv(predicted: Sequence[float], dives: Sequence[Dive], columns: 
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class _EvaluateConfig:
     """Open the test split of a finished run, once. The paths are for data that were moved since the training."""
 
     run: Path = flag(None, "Run folder.")
@@ -177,6 +180,16 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.run is None:
             raise UserError("--run is missing: give the run folder, such as runs/default")
+
+
+# with the paths that backbones and methods have of their own
+EvaluateConfig = dataclasses.make_dataclass(
+    "EvaluateConfig",
+    [(name, Path | None, as_in_run(name)) for name in plugin_paths()],
+    bases=(_EvaluateConfig,),
+    namespace={"__doc__": _EvaluateConfig.__doc__},
+    frozen=True,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -201,12 +214,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(fault)
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
-    start_server(config.workers)
+    start_server(config.loaders)
     splits = load_splits(config)
     folder.check_splits(splits.record())
     device = distributed.choose_device(options.gpu, ranks)
     model = build_model(config).to(device)
-    if faults := frame_faults(splits.test, config) + target_faults(splits.test, model.method.targets):
+    if faults := source_of(config).faults(splits.test) + label_faults(splits.test, model.method):
         raise UserError.of(faults)
     check_machine(config, model, ranks, device, splits, trains=False)
     distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))

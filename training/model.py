@@ -7,11 +7,14 @@ import logging
 import torch
 from torch import nn
 
-from training.backbones import Backbone, build_backbone
+from training.backbones import build_backbone
 from training.backbones._weights import read_state_dict
+from training.backbones.base import Backbone
 from training.config import INPUT_SCALES, TrainConfig
-from training.data.transforms import to_video
-from training.methods import Method, Tensors, build_method
+from training.data.batch import Batch, Tensors
+from training.methods import build_method
+from training.methods.base import Method, ParameterGroup
+from training.rows import RowBatchNorm, counted, set_batch_norm
 from training.seeding import one_thread, seed_all
 
 log = logging.getLogger(__name__)
@@ -24,10 +27,19 @@ class ScoringModel(nn.Module):
     with another one.
     """
 
-    def __init__(self, backbone: Backbone, method: Method, *, freeze: bool = False, input_scale: str = "unit") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        method: Method,
+        *,
+        freeze: bool = False,
+        input_scale: str = "unit",
+        trains_batch_norm: bool = False,
+    ) -> None:
         super().__init__()
-        self.backbone, self.method, self.frozen = backbone, method, freeze
-        backbone.requires_grad_(not freeze)
+        self.backbone, self.method, self.frozen, self.trains_batch_norm = backbone, method, freeze, trains_batch_norm
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(not freeze and backbone.trains(name))
         self.input_scale = input_scale
         mean, std = INPUT_SCALES[input_scale]
         self.register_buffer("input_mean", torch.tensor(mean))
@@ -37,12 +49,34 @@ class ScoringModel(nn.Module):
         super().train(mode)
         if self.frozen:  # frozen means frozen: no dropout, no running statistics
             self.backbone.eval()
+        if not self.trains_batch_norm:
+            for module in self.modules():
+                if isinstance(module, RowBatchNorm):
+                    module.eval()
         return self
 
-    def forward(self, batch: Tensors) -> Tensors:
-        """Outputs of the method for a batch whose `clip` is (B, T, 3, S, S) uint8."""
-        video_BCTHW = to_video(batch["clip"], self.input_mean, self.input_std)
-        return self.method(self.backbone, {**batch, "video": video_BCTHW})
+    def groups(self, config: TrainConfig) -> list[ParameterGroup]:
+        """The trained parameters as the optimizer's groups: the method's, with the backbone's rate scaled."""
+        groups = self.method.groups([name for name, p in self.named_parameters() if p.requires_grad])
+        if config.backbone_lr_scale == 1:
+            return groups
+        scaled: list[ParameterGroup] = []
+        for names, rate, decay in groups:
+            of_backbone = [name for name in names if name.startswith("backbone.")]
+            others = [name for name in names if not name.startswith("backbone.")]
+            scaled += [ParameterGroup(of_backbone, rate * config.backbone_lr_scale, decay)] if of_backbone else []
+            scaled += [ParameterGroup(others, rate, decay)] if others else []
+        return scaled
+
+    def prepare(self, clip: torch.Tensor) -> torch.Tensor:
+        """What the backbone sees of a clip as the loader gives it."""
+        return self.backbone.prepare(clip, self.input_mean, self.input_std)
+
+    def forward(self, batch: Batch) -> Tensors:
+        """Outputs of the method for a batch as the loader gives it."""
+        clips = {name: self.prepare(clip) for name, clip in batch.clips.items()}
+        with counted(len(batch.index)):
+            return self.method(self.backbone, clips, batch.given, batch.labels)
 
 
 def build_model(config: TrainConfig) -> ScoringModel:
@@ -67,7 +101,14 @@ def build_model(config: TrainConfig) -> ScoringModel:
             log.info("%s: %s", config.weight_file.name, note)
     scale = "mtl_aqa" if config.normalize else config.input_scale
     chosen = backbone.input_scale if scale == "auto" else scale
-    model = ScoringModel(backbone, method, freeze=config.freeze or method.freezes_backbone, input_scale=chosen)
+    model = ScoringModel(
+        backbone,
+        method,
+        freeze=config.freeze or method.freezes_backbone,
+        input_scale=chosen,
+        trains_batch_norm=config.batch_norm == "trained",
+    )
+    set_batch_norm(model, group=config.bn_group, together=config.bn_windows == "together")
     if own_scale and scale == "auto":
         model.load_state_dict(own_scale, strict=False)
         model.input_scale = "as in the checkpoint"

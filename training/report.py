@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data_preparation.cli import UserError, run
-from training.config import MAY_CHANGE, TrainConfig, as_record
+from training.config import TrainConfig, as_record, changeable
 from training.run_folder import REPEATS, RunFolder, read_json, sweep_points
 
 _SUFFIX = re.compile(r"([-_.]?f(old)?\d+)?([-_.]?s(eed)?\d+)?$")
@@ -127,9 +127,9 @@ def opened_runs(paths: Sequence[Path]) -> tuple[list[OpenedRun], list[str]]:
 
 def grouped(runs: Sequence[OpenedRun]) -> list[list[OpenedRun]]:
     """Runs with the same flags but for the seed and the fold, in the order of their first ones."""
-    ignored = MAY_CHANGE - {"patience"} | {"seed", "fold"}
     groups: dict[str, list[OpenedRun]] = {}
     for each in runs:
+        ignored = changeable(each.config) - {"patience"} | {"seed", "fold"}
         flags = {name: value for name, value in as_record(each.config).items() if name not in ignored}
         groups.setdefault(f"{each.config.epochs} {sorted(flags.items())}", []).append(each)
     return list(groups.values())

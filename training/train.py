@@ -25,15 +25,18 @@ import torch
 
 from data_preparation.cli import UserError, parse, run
 from training import distributed
-from training.config import TrainConfig, differences, path_faults
+from training.config import TrainConfig, batch_norm_fault, differences, path_faults
 from training.cost import describe_cost, describe_memory
-from training.data.dataset import DiveDataset, frame_faults, target_faults
+from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
 from training.data.processes import start_server
+from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
-from training.engine import Engine, resolve_precision
+from training.engine.at_once import FitAtOnce
+from training.engine.loop import Engine
+from training.engine.prediction import resolve_precision
+from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
-from training.fitting import FitAtOnce
 from training.interruption import (
     PROCESS_LOST_STATUS,
     Interrupted,
@@ -95,18 +98,20 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes in --accumulate {config.accumulate} parts: give a multiple of {ranks.world_size * config.accumulate}"
         )
     leave_early(interruption, ranks)
-    start_server(config.workers)
+    if fault := batch_norm_fault(config, ranks.world_size):
+        raise UserError(fault)
+    start_server(config.loaders)
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = distributed.choose_device(config.gpu, ranks)
     precision = resolve_precision(config.precision, device)
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
-    if faults := frame_faults(used, config):
+    if faults := source_of(config).faults(used):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
     model = build_model(config)
-    if faults := target_faults(used, model.method.targets):
+    if faults := label_faults(used, model.method):
         raise UserError.of(faults)
     leave_early(interruption, ranks)
     check_machine(config, model, ranks, device, splits, trains=True)
@@ -118,17 +123,20 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
         describe(config, ranks, device, precision, model, splits)
-        train_data = DiveDataset(splits.train, config, model.method.targets, augment=not model.method.fits_at_once)
-        val_data = DiveDataset(splits.val, config, model.method.targets, augment=False)
-        trainer = FitAtOnce if model.method.fits_at_once else Engine
-        engine = trainer(model, config, run, ranks, device, interruption, on_progress)
-        engine.resume()
+        method, pool = model.method, splits.train
+        train_data = ActionDataset(splits.train, config, method, augment=not method.fits_at_once, pool=pool)
+        val_data = ActionDataset(splits.val, config, method, augment=False, pool=pool)
+        trainer: Trainer = (FitAtOnce if method.fits_at_once else Engine)(
+            model, config, run, ranks, device, interruption, on_progress
+        )
+        trainer.resume()
         warn_of_time_limit(ranks)
-        engine.fit(train_data, val_data)
+        trainer.fit(train_data, val_data)
         if config.evaluate:
-            for line in result_lines(open_test_split(run, config, model, ranks, device, splits, engine.leave_if_told)):
+            summary = open_test_split(run, config, model, ranks, device, splits, trainer.leave_if_told)
+            for line in result_lines(summary):
                 log.info(line)
-        engine.report_end()
+        trainer.report_end()
         log.info("Loss plot: %s", run.plot_file(config))
 
 

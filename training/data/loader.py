@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader
@@ -14,7 +14,8 @@ from data_preparation.limits import shortage
 from data_preparation.workers import kill_workers
 from training.config import TrainConfig
 from training.data import processes
-from training.data.dataset import DiveDataset
+from training.data.batch import Batch
+from training.data.dataset import ActionDataset, Planned
 from training.data.sampling import epoch_order, rank_rows
 from training.interruption import ProcessLost
 from training.ranks import Ranks
@@ -30,12 +31,17 @@ warnings.filterwarnings("ignore", message="This DataLoader will create")
 _given_up: list[object] = []  # iterators of DataLoaders that nobody waits for any more
 
 
-def steps_per_epoch(dives: int, batch_size: int) -> int:
-    """Whole batches only: the rest of an epoch's order (other dives each time) is left out."""
-    return dives // batch_size
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Whole batches only: the rest of an epoch's order (other actions each time) is left out."""
+    return samples // batch_size
 
 
-def _watched(batches: DataLoader, minutes: float) -> Generator[dict[str, torch.Tensor]]:
+def epoch_length(dataset: ActionDataset, batch_size: int) -> int:
+    """Steps of an epoch of a data set."""
+    return steps_per_epoch(len(dataset) if dataset.repeats is None else sum(dataset.repeats), batch_size)
+
+
+def _watched(batches: DataLoader, minutes: float) -> Generator[Batch]:
     """The batches, while loader processes are well; what one of them raises keeps its type and its sentence.
 
     Raises:
@@ -75,14 +81,28 @@ def _explained(error: Exception) -> Exception:
     )
 
 
+class PlannedBatches:
+    """The samples of each batch, planned when a worker is about to read them. `batches` holds (epoch, index) pairs."""
+
+    def __init__(self, dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, int]]]) -> None:
+        self.dataset, self.batches = dataset, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Planned]]:
+        for batch in self.batches:
+            yield [self.dataset.plan(epoch, index) for epoch, index in batch]
+
+
 def _load(
-    dataset: DiveDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
+    dataset: ActionDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
 ) -> DataLoader:
-    workers = min(config.workers, len(batches))
+    workers = min(config.loaders, len(batches))
     processes.start_server(workers)
     return DataLoader(
-        dataset,
-        batch_sampler=batches,
+        dataset.reader,
+        batch_sampler=PlannedBatches(dataset, batches),
         num_workers=workers,
         prefetch_factor=config.prefetch if workers else None,
         pin_memory=device.type == "cuda",
@@ -92,21 +112,30 @@ def _load(
 
 
 def training_batches(
-    dataset: DiveDataset, config: TrainConfig, ranks: Ranks, device: torch.device, epoch: int, first_step: int
-) -> Generator[dict[str, torch.Tensor]]:
+    dataset: ActionDataset, config: TrainConfig, ranks: Ranks, device: torch.device, epoch: int, first_step: int
+) -> Generator[Batch]:
     """This rank's share of each global batch of an epoch, from `first_step` on."""
-    order = epoch_order(len(dataset), config.seed, epoch).tolist()
+    order = epoch_order(len(dataset), config.seed, epoch, dataset.repeats).tolist()
     size = config.batch_size
     batches = [
         [(epoch, index) for index in rank_rows(order[step * size : (step + 1) * size], ranks.rank, ranks.world_size)]
-        for step in range(first_step, steps_per_epoch(len(dataset), size))
+        for step in range(first_step, epoch_length(dataset, size))
     ]
     return _watched(_load(dataset, batches, config, device), config.peer_timeout_min)
 
 
+def batches_of(
+    dataset: ActionDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
+) -> Generator[Batch]:
+    """Batches of the given (epoch, index) pairs, cut to what is evaluated at once."""
+    size = EVALUATION_BATCH
+    pieces = [batch[start : start + size] for batch in batches for start in range(0, len(batch), size)]
+    return _watched(_load(dataset, pieces, config, device), config.peer_timeout_min)
+
+
 def evaluation_batches(
-    dataset: DiveDataset, config: TrainConfig, ranks: Ranks, device: torch.device
-) -> Generator[dict[str, torch.Tensor] | None]:
+    dataset: ActionDataset, config: TrainConfig, ranks: Ranks, device: torch.device
+) -> Generator[Batch | None]:
     """Batches that hold each dive exactly once over all ranks, nothing padded; None where only others have one left, so
     that all ranks go through the same number of rounds.
 

@@ -56,9 +56,18 @@ def clip_frames(
     return start + np.floor((bins + offsets) * (n / count)).astype(int)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which `count` training dives are seen in an epoch, whatever the number of processes."""
-    return generator(seed, "order", epoch).permutation(count)
+def epoch_order(count: int, seed: int, epoch: int, repeats: Sequence[int] | None = None) -> np.ndarray:
+    """The order in which `count` training actions are seen in an epoch, whatever the number of processes; `repeats` says
+    how often each of them comes (none: once)."""
+    order = generator(seed, "order", epoch)
+    return order.permutation(count) if repeats is None else order.permutation(np.repeat(np.arange(count), repeats))
+
+
+def balancing_repeats(labels: Sequence[int]) -> list[int]:
+    """How often each sample comes so that all classes come about equally often, the largest class once each."""
+    counts = {label: labels.count(label) for label in set(labels)}
+    most = max(counts.values())
+    return [round(most / counts[label]) for label in labels]
 
 
 def rank_rows(batch: Sequence, rank: int, world_size: int) -> Sequence:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from training.data.plan import View
+
 
 def crop_source_size(spatial_size: int) -> tuple[int, int]:
     """(height, width) that frames are resized to before a crop of `spatial_size`: DeepSports' 256 x 455 for 224."""
@@ -20,26 +22,32 @@ def resize(frames_THWC: np.ndarray, height: int, width: int) -> torch.Tensor:
     return F.interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
 
 
-def squash(frames_THWC: np.ndarray, size: int) -> torch.Tensor:
-    """The whole frame in a square: (T, H, W, 3) uint8 -> (T, 3, size, size) uint8."""
-    return resize(frames_THWC, size, size).contiguous()
+def squash_view(size: int) -> View:
+    """The whole frame in a square of `size`."""
+    return View((size, size), (0, 0, size, size))
 
 
-def crop(frames_THWC: np.ndarray, size: int, draws: np.random.Generator | None) -> torch.Tensor:
-    """One crop for the whole clip: (T, H, W, 3) uint8 -> (T, 3, size, size) uint8.
+def crop_view(size: int, draws: np.random.Generator | None) -> View:
+    """One crop of `size` for the whole clip.
 
     With `draws` its place is random and the clip is flipped in half of the cases (DeepSports' --data_aug); without, it
     is the centre and nothing is flipped.
     """
-    frames_TCHW = resize(frames_THWC, *crop_source_size(size))
-    height, width = frames_TCHW.shape[-2:]
+    height, width = crop_source_size(size)
     if draws is None:
-        top, left, flipped = (height - size) // 2, (width - size) // 2, False
+        top, left, flip = (height - size) // 2, (width - size) // 2, False
     else:
         top, left = (int(draws.integers(0, extent - size + 1)) for extent in (height, width))
-        flipped = bool(draws.random() < 0.5)
-    frames_TCHW = frames_TCHW[..., top : top + size, left : left + size]
-    return (frames_TCHW.flip(-1) if flipped else frames_TCHW).contiguous()
+        flip = bool(draws.random() < 0.5)
+    return View((height, width), (top, left, size, size), flip)
+
+
+def seen_through(view: View, frames_THWC: np.ndarray) -> torch.Tensor:
+    """(T, H, W, 3) uint8 -> (T, 3, *view.size) uint8."""
+    frames_TCHW = resize(frames_THWC, *view.resize)
+    top, left, height, width = view.crop
+    frames_TCHW = frames_TCHW[..., top : top + height, left : left + width]
+    return (frames_TCHW.flip(-1) if view.flip else frames_TCHW).contiguous()
 
 
 def to_video(clip_BTCHW: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor) -> torch.Tensor:

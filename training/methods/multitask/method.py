@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,11 +23,13 @@ from torch.nn import functional as F
 from data_preparation.annotations import load_vocabulary
 from data_preparation.cli import UserError
 from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
-from training.backbones import Backbone
+from training.backbones.base import Backbone
 from training.config import TrainConfig
+from training.data.batch import Tensors
+from training.data.plan import Arrays
 from training.losses import mse, soft_spearman
-from training.methods import Method, Tensors
-from training.methods._s2vt import END, S2VT, START, caption_mask, encode_caption
+from training.methods.base import Method
+from training.methods.multitask.s2vt import END, S2VT, START, caption_mask, encode_caption
 
 HIDDEN = 4096
 SCORE_UNIT = 17.0  # points: MTL-AQA's deviation of the final score, rounded
@@ -55,14 +58,14 @@ class Multitask(Method):
         self.captioner = None if words is None else S2VT(len(words), feature_dim)
         self._numbers = {word: number for number, word in enumerate(words or ())}
 
-    def targets(self, dive: Dive) -> Tensors:
+    def labels(self, dive: Dive) -> Arrays:
         if missing := [name for name in ATTRIBUTE_CLASSES if getattr(dive, name) is None]:
             raise UserError(
                 f"dive {dive.name} has no {', '.join(missing)}, which --method multitask learns: add them to the annotations, or choose another --method"
             )
-        classes = {name: torch.tensor(getattr(dive, name)) for name in ATTRIBUTE_CLASSES}
-        caption = {} if self.words is None else {"caption": self._encoded(dive)}
-        return {"final_score": torch.tensor(dive.final_score, dtype=torch.float32), **classes, **caption}
+        classes = {name: np.int64(getattr(dive, name)) for name in ATTRIBUTE_CLASSES}
+        caption = {} if self.words is None else {"caption": self._encoded(dive).numpy()}
+        return {"final_score": np.float32(dive.final_score), **classes, **caption}
 
     def get_extra_state(self) -> list[str] | None:
         return None if self.words is None else list(self.words)
@@ -84,8 +87,8 @@ class Multitask(Method):
             )
         return encode_caption([self._numbers[word] for word in dive.caption], CAPTION_LENGTH)
 
-    def forward(self, backbone: Backbone, batch: Tensors) -> Tensors:
-        features_BND = backbone(batch["video"])
+    def forward(self, backbone: Backbone, clips: Tensors, given: Tensors, labels: Tensors) -> Tensors:
+        features_BND = backbone(clips["clip"])
         with torch.autocast(features_BND.device.type, enabled=False):  # scores in bf16 have steps of half a point
             features_BND = features_BND.float()
             hidden_BH = F.relu(self.fc6(features_BND.mean(dim=1)))
@@ -93,20 +96,21 @@ class Multitask(Method):
             outputs |= {name: layer(hidden_BH) for name, layer in self.attributes.items()}  # (B, classes)
             if self.captioner is None:
                 return outputs
-            if "caption" in batch:  # what the true caption costs: of use to the loss alone
-                words_BL = batch["caption"][:, : int(caption_mask(batch["caption"]).sum(dim=1).max())]
+            if "caption" in labels:  # what the true caption costs: of use to the loss alone
+                words_BL = labels["caption"][:, : int(caption_mask(labels["caption"]).sum(dim=1).max())]
                 outputs["caption_nll"] = caption_nll(self.captioner(features_BND, words_BL), words_BL)
             if not self.training:
                 outputs["caption_words"] = self.captioner.greedy(features_BND, CAPTION_LENGTH)
         return outputs
 
-    def loss(self, outputs: Tensors, targets: Tensors) -> Tensors:
+    def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
         c = self.config
-        true_B = targets["final_score"] / SCORE_UNIT
+        true_B = labels["final_score"] / SCORE_UNIT
         error = mse(outputs["score"], true_B)
         l1_error = F.l1_loss(outputs["score"], true_B)
-        cross_entropy = sum(F.cross_entropy(outputs[name], targets[name]) for name in ATTRIBUTE_CLASSES)
-        correlation = soft_spearman(self.scores(outputs), targets["final_score"], c.spcoef_strength, c.spcoef_norm)
+        cross_entropy = sum(F.cross_entropy(outputs[name], labels[name]) for name in ATTRIBUTE_CLASSES)
+        scores = self.predict(outputs, given)["score"]
+        correlation = soft_spearman(scores, labels["final_score"], c.spcoef_strength, c.spcoef_norm)
         parts = {"mse": error, "l1": l1_error, "attributes": cross_entropy, "soft_spearman": correlation}
         loss = c.loss_mse_weight * (error + l1_error) + cross_entropy - c.loss_spcoef_weight * correlation
         if "caption_nll" in outputs:
@@ -114,17 +118,17 @@ class Multitask(Method):
             loss = loss + CAPTION_WEIGHT * parts["caption"]
         return {"loss": loss, **parts}
 
-    def scores(self, outputs: Tensors) -> torch.Tensor:
-        return outputs["score"] * SCORE_UNIT
+    def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
+        return {"score": outputs["score"] * SCORE_UNIT}
 
-    def metrics(self, outputs: Tensors, targets: Tensors) -> dict[str, float]:
+    def metrics(self, outputs: Tensors, labels: Tensors) -> dict[str, float]:
         """Accuracy of each attribute (0 to 1); BLEU-4 and ROUGE-L F of the captions (0 to 1)."""
         found = {
-            f"{name}_accuracy": float((outputs[name].argmax(dim=1) == targets[name]).double().mean())
+            f"{name}_accuracy": float((outputs[name].argmax(dim=1) == labels[name]).double().mean())
             for name in ATTRIBUTE_CLASSES
         }
         if "caption_words" in outputs:
-            found |= caption_metrics(self._sentences(outputs["caption_words"]), self._sentences(targets["caption"]))
+            found |= caption_metrics(self._sentences(outputs["caption_words"]), self._sentences(labels["caption"]))
         return found
 
     def columns(self, outputs: Tensors) -> dict[str, list]:

@@ -6,15 +6,18 @@ the (negative) soft Spearman correlation of the final scores over the batch.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
 from data_preparation.dives import Dive
-from training.backbones import Backbone
+from training.backbones.base import Backbone
 from training.config import TrainConfig
+from training.data.batch import Tensors
+from training.data.plan import Arrays
 from training.losses import mse, soft_spearman
-from training.methods import Method, Tensors
-from training.row_noise import RowDropout
+from training.methods.base import Method
+from training.rows import RowDecoderLayer, RowDropout
 
 PERFECT_EXECUTION = 30.0  # points: three judges' tens before difficulty
 
@@ -44,8 +47,7 @@ class TokenDecoder(nn.Module):
     def __init__(self, feature_dim: int, layers: int = 4, heads: int = 8) -> None:
         super().__init__()
         heads = max(h for h in range(1, heads + 1) if feature_dim % h == 0)
-        layer = nn.TransformerDecoderLayer(feature_dim, heads, batch_first=True)
-        self.decoder = nn.TransformerDecoder(layer, layers)
+        self.decoder = nn.TransformerDecoder(RowDecoderLayer(feature_dim, heads), layers)
         self.output = nn.Linear(feature_dim, 2)
 
     def forward(self, tokens_BND: torch.Tensor) -> torch.Tensor:
@@ -59,26 +61,27 @@ class Regression(Method):
         super().__init__()
         self.head, self.config = head, config
 
-    def targets(self, dive: Dive) -> Tensors:
-        execution = dive.final_score / dive.difficulty / PERFECT_EXECUTION
+    def labels(self, action: Dive) -> Arrays:
+        execution = action.final_score / action.difficulty / PERFECT_EXECUTION
         return {
-            "execution_and_difficulty": torch.tensor([execution, dive.difficulty], dtype=torch.float32),
-            "final_score": torch.tensor(dive.final_score, dtype=torch.float32),
+            "execution_and_difficulty": np.array([execution, action.difficulty], np.float32),
+            "final_score": np.float32(action.final_score),
         }
 
-    def forward(self, backbone: Backbone, batch: Tensors) -> Tensors:
-        features_BND = backbone(batch["video"])
+    def encode(self, backbone: Backbone, clip: torch.Tensor) -> Tensors:
+        features_BND = backbone(clip)
         tokens = features_BND if isinstance(self.head, TokenDecoder) else features_BND.mean(dim=1)
         # the head computes in float32 whatever the autocast: a difficulty in bf16 has steps of 0.016, half a point of score
         with torch.autocast(tokens.device.type, enabled=False):
             return {"execution_and_difficulty": self.head(tokens.float())}  # (B, 2)
 
-    def loss(self, outputs: Tensors, targets: Tensors) -> Tensors:
+    def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
         c = self.config
-        error = mse(outputs["execution_and_difficulty"], targets["execution_and_difficulty"])
-        correlation = soft_spearman(self.scores(outputs), targets["final_score"], c.spcoef_strength, c.spcoef_norm)
+        error = mse(outputs["execution_and_difficulty"], labels["execution_and_difficulty"])
+        scores = self.predict(outputs, given)["score"]
+        correlation = soft_spearman(scores, labels["final_score"], c.spcoef_strength, c.spcoef_norm)
         loss = c.loss_mse_weight * error - c.loss_spcoef_weight * correlation
         return {"loss": loss, "mse": error, "soft_spearman": correlation}
 
-    def scores(self, outputs: Tensors) -> torch.Tensor:
-        return outputs["execution_and_difficulty"].prod(dim=1) * PERFECT_EXECUTION
+    def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
+        return {"score": outputs["execution_and_difficulty"].prod(dim=1) * PERFECT_EXECUTION}

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.rows import RowGRU
+
 END, START = 0, 1  # <eos> and <sos> of MTL-AQA's vocabulary
 
 
@@ -40,8 +42,8 @@ class S2VT(nn.Module):
     def __init__(self, words: int, feature_dim: int, hidden: int = 512, word_dim: int = 512, layers: int = 2) -> None:
         super().__init__()
         dropout = 0.5 if layers > 1 else 0.0
-        self.rnn1 = nn.GRU(feature_dim, hidden, layers, batch_first=True, dropout=dropout)
-        self.rnn2 = nn.GRU(hidden + word_dim, hidden, layers, batch_first=True, dropout=dropout)
+        self.rnn1 = RowGRU(feature_dim, hidden, layers, dropout)
+        self.rnn2 = RowGRU(hidden + word_dim, hidden, layers, dropout)
         self.embedding = nn.Embedding(words, word_dim)
         self.out = nn.Linear(hidden, words)
 

@@ -10,27 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.backbones import Backbone
 from training.backbones._weights import load_exactly
+from training.backbones.base import Backbone
+from training.backbones.windows import LAYOUTS
 from training.config import TrainConfig
-
-WINDOW = 16  # frames
 
 
 def build(config: TrainConfig) -> C3D:
     return C3D(config.spatial_size, config.window_layout)
-
-
-def window_starts(frames: int, layout: str) -> list[int]:
-    """First frames (0-based) of the windows of a clip.
-
-    `reference` is the loop of C3D-AVG's code, which ends 17 frames early: six windows of 103 frames, and the last seven
-    frames, where the diver enters the water, are never seen. `full` adds the window that ends at the last frame.
-    """
-    if layout == "reference":
-        return list(range(0, frames - WINDOW - 1, WINDOW))
-    starts = list(range(0, frames - WINDOW + 1, WINDOW))
-    return starts if starts[-1] == frames - WINDOW else [*starts, frames - WINDOW]
 
 
 class C3D(Backbone):
@@ -40,7 +27,7 @@ class C3D(Backbone):
 
     def __init__(self, image_size: int = 112, layout: str = "full") -> None:
         super().__init__()
-        self.layout = layout
+        self.layout = LAYOUTS[layout]
 
         def conv(inputs: int, outputs: int) -> nn.Conv3d:
             return nn.Conv3d(inputs, outputs, kernel_size=3, padding=1)
@@ -56,8 +43,10 @@ class C3D(Backbone):
         self.feature_dim = 512 * side * side
 
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
-        starts = window_starts(video_BCTHW.shape[2], self.layout)
-        windows = torch.stack([video_BCTHW[:, :, s : s + WINDOW] for s in starts], dim=1)  # (B, N, 3, 16, H, W)
+        starts = self.layout.starts(video_BCTHW.shape[2])
+        windows = torch.stack(
+            [video_BCTHW[:, :, s : s + self.layout.length] for s in starts], dim=1
+        )  # (B, N, 3, 16, H, W)
         return self._window_features(windows.flatten(0, 1)).view(len(video_BCTHW), len(starts), -1)
 
     def _window_features(self, x: torch.Tensor) -> torch.Tensor:

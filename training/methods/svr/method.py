@@ -17,10 +17,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
 
 from data_preparation.dives import Dive
-from training.backbones import Backbone
+from training.backbones.base import Backbone
 from training.config import TrainConfig
+from training.data.batch import Rows, Tensors
+from training.data.plan import Arrays
 from training.losses import mse
-from training.methods import Method, Tensors
+from training.methods.base import Method
 from training.metrics import spearman
 
 KERNELS, COSTS, EPSILONS = ("linear", "rbf"), (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), (0.5, 2.0)  # epsilon in points
@@ -40,16 +42,15 @@ class SupportVectorRegression(Method):
         super().__init__()
         self.fitted: dict[str, Any] = {}
 
-    def targets(self, dive: Dive) -> Tensors:
-        return {"final_score": torch.tensor(dive.final_score, dtype=torch.float64)}
+    def labels(self, action: Dive) -> Arrays:
+        return {"final_score": np.float64(action.final_score)}
 
-    def forward(self, backbone: Backbone, batch: Tensors) -> Tensors:
-        return {"features": backbone(batch["video"]).float().mean(dim=1)}  # (B, D)
+    def encode(self, backbone: Backbone, clip: torch.Tensor) -> Tensors:
+        return {"features": backbone(clip).float().mean(dim=1)}  # (B, D)
 
-    def fit(self, outputs: Tensors, targets: Tensors, val_outputs: Tensors, val_targets: Tensors) -> str:
-        features, scores, val_features, val_scores = (
-            t.double().numpy()
-            for t in (outputs["features"], targets["final_score"], val_outputs["features"], val_targets["final_score"])
+    def fit(self, train: Rows, val: Rows) -> str:
+        (features, scores), (val_features, val_scores) = (
+            (rows.outputs["features"].double().numpy(), rows.labels["final_score"].numpy()) for rows in (train, val)
         )
         scaler = StandardScaler().fit(features)
         features, val_features = scaler.transform(features), scaler.transform(val_features)
@@ -83,11 +84,11 @@ class SupportVectorRegression(Method):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.fitted = state
 
-    def loss(self, outputs: Tensors, targets: Tensors) -> Tensors:
-        error = mse(self.scores(outputs), targets["final_score"])
+    def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
+        error = mse(self.predict(outputs, given)["score"], labels["final_score"])
         return {"loss": error, "mse": error}
 
-    def scores(self, outputs: Tensors) -> torch.Tensor:
+    def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         """The decision function of the fitted SVR in float64: the kernel with the support vectors, weighted, shifted."""
         fitted = {name: v.cpu() if isinstance(v, torch.Tensor) else v for name, v in self.fitted.items()}
         x = (outputs["features"].double().cpu() - fitted["mean"]) / fitted["scale"]
@@ -95,4 +96,4 @@ class SupportVectorRegression(Method):
             kernel_BS = x @ fitted["support"].T
         else:
             kernel_BS = torch.exp(-fitted["gamma"] * torch.cdist(x, fitted["support"]).square())
-        return kernel_BS @ fitted["dual"] + fitted["intercept"]
+        return {"score": kernel_BS @ fitted["dual"] + fitted["intercept"]}

@@ -15,9 +15,10 @@ import torch
 from data_preparation.cli import UserError
 from training import checkpoint
 from training.config import TrainConfig
-from training.data.dataset import DiveDataset
+from training.data.dataset import ActionDataset
 from training.distributed import barrier, gather_objects, largest, on_first_rank, see_the_same
-from training.engine import Position, non_finite_rows, predict, validation_metrics
+from training.engine.prediction import non_finite_rows, predict, validation_metrics
+from training.engine.state import Position
 from training.interruption import Interrupted, InterruptionFlag
 from training.model import ScoringModel
 from training.plots import draw_losses
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class FitAtOnce:
-    """What the Engine is to a method with steps, for one without: the same functions, called in the same order."""
+    """A run without steps: what engine.trainer.Trainer asks for."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class FitAtOnce:
             self.run.rewind_metrics(0, 0)
         barrier()
 
-    def fit(self, train_data: DiveDataset, val_data: DiveDataset) -> None:
+    def fit(self, train_data: ActionDataset, val_data: ActionDataset) -> None:
         """Compute all features, fit on the first rank, give the others what was fitted, save it as the best checkpoint.
 
         Raises:
@@ -75,18 +76,18 @@ class FitAtOnce:
             for data in (train_data, val_data)
         )
         log.info("Features of %d dives: %.1f s", len(train_data) + len(val_data), time.perf_counter() - started)
-        for (outputs, _), data in ((train_rows, train_data), (val_rows, val_data)):
+        for (outputs, _, _), data in ((train_rows, train_data), (val_rows, val_data)):
             if odd := non_finite_rows(outputs):
-                names = ", ".join(data.dives[row].name for row in odd[:10])
+                names = ", ".join(data.actions[row].name for row in odd[:10])
                 raise UserError(
                     f"the features of {len(odd)} dives are no numbers ({names}): say --precision fp32, or choose another --input_scale"
                 )
         if self.ranks.is_first:
-            log.info("Chosen on validation: %s", method.fit(*train_rows, *val_rows))
+            log.info("Chosen on validation: %s", method.fit(train_rows, val_rows))
         method.set_extra_state(gather_objects(method.get_extra_state() if self.ranks.is_first else None)[0])
         result = {
             "train_loss": float(method.loss(*train_rows)["loss"]),
-            **validation_metrics(self.model, *val_rows, val_data.dives),
+            **validation_metrics(self.model, val_rows, val_data.actions),
         }
         if math.isnan(result["val_spearman"]):
             log.warning("Validation Spearman is undefined, so it chose nothing: give more validation dives")

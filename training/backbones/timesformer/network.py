@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_preparation.cli import UserError
-from training.backbones import Backbone
 from training.backbones._weights import load_exactly
-from training.config import ATTENTION_TYPES, TrainConfig
-from training.row_noise import RowDropPath
+from training.backbones.base import Backbone
+from training.backbones.timesformer.flags import ATTENTION_TYPES
+from training.config import TrainConfig
+from training.rows import RowDropPath
 
 DIVIDED, SPACE_ONLY, JOINT = ATTENTION_TYPES
 
@@ -33,7 +34,7 @@ def build(config: TrainConfig) -> TimeSformer:
         num_heads=config.num_heads,
         attention_type=config.attention_type,
         drop_path=config.drop_path,
-        frame_tokens=config.use_decoder,
+        frame_tokens=config.needs == "tokens",
         time_embed_resize=config.time_embed_resize,
     )
 

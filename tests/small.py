@@ -1,0 +1,55 @@
+"""Small configurations, actions and batches for tests of networks, methods and steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import default_collate
+
+from data_preparation.cli import parse
+from data_preparation.dives import Dive
+from training import plugins
+from training.config import TrainConfig, config_class
+from training.data.batch import Batch
+from training.methods.base import Method
+
+MODELS, METHODS = plugins.names(plugins.BACKBONES), plugins.names(plugins.METHODS)
+VIDEO_MODELS = tuple(name for name in MODELS if plugins.flags_of(plugins.BACKBONES, name).reads == "video")
+DIVES = [Dive(1, i, 1 + 100 * i, 80 + 100 * i, 2.0 + i / 8, 30.0 + 5 * i, i % 3, i % 2, i % 4, i, i) for i in range(8)]
+
+
+def config_of(model: str = "timesformer", method: str = "regression", **flags) -> TrainConfig:
+    """A configuration of those flags that the chosen backbone and method have."""
+    owned = {field.name for field in dataclasses.fields(config_class(model, method))}
+    return TrainConfig(model=model, method=method, **{name: value for name, value in flags.items() if name in owned})
+
+
+def tiny_argv(model: str, method: str) -> list[str]:
+    """The command line of the small configuration that a backbone and a method ship for tests."""
+    tiny = [*plugins.flags_of(plugins.BACKBONES, model).TINY, *plugins.flags_of(plugins.METHODS, method).TINY]
+    return ["--model", model, "--method", method, "--gpu", "False", *tiny]
+
+
+def tiny_config(model: str, method: str, **flags) -> TrainConfig:
+    """That configuration, with other common flags changed."""
+    return dataclasses.replace(parse(TrainConfig, tiny_argv(model, method)), **flags)
+
+
+def labels_of(method: Method, actions: Sequence[Dive], part: str = "labels") -> dict[str, torch.Tensor]:
+    """The labels (or what is `given`) of some actions as the loader stacks them."""
+    return default_collate([{n: torch.as_tensor(v) for n, v in getattr(method, part)(a).items()} for a in actions])
+
+
+def clips_of(config: TrainConfig, count: int, seed: int = 1) -> torch.Tensor:
+    """(count, T, 3, S, S) uint8 noise."""
+    shape = (count, config.frame_num, 3, config.spatial_size, config.spatial_size)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def batch_of(config: TrainConfig, method: Method, actions: Sequence[Dive] = DIVES) -> Batch:
+    """A batch of noise clips with the labels of some actions."""
+    clips = {"clip": clips_of(config, len(actions))}
+    given, labels = (labels_of(method, actions, part) for part in ("given", "labels"))
+    return Batch(clips, given, labels, torch.arange(len(actions)))

@@ -1,0 +1,282 @@
+"""What every backbone and method owes, found by their names: a new one is tested by being there."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from data_preparation.dives import Dive
+from tests.small import DIVES, METHODS, MODELS, VIDEO_MODELS, batch_of, labels_of, tiny_config
+from training import checkpoint
+from training.config import TrainConfig
+from training.data.batch import Batch, Rows, cut_batch
+from training.engine.loop import Engine
+from training.engine.step import Step
+from training.interruption import InterruptionFlag
+from training.methods.base import ComparingMethod
+from training.model import ScoringModel, build_model
+from training.ranks import Ranks
+from training.rows import RowBatchNorm
+from training.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+# every backbone with the default method, every method with the fastest backbone
+PAIRS = [(model, "regression") for model in MODELS] + [("features", m) for m in METHODS if m != "regression"]
+NAMES = [f"{model}-{method}" for model, method in PAIRS]
+
+
+@pytest.fixture(scope="module")
+def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features that tell the score: 3 vectors of 12 numbers for each of DIVES."""
+    file = tmp_path_factory.mktemp("features") / "f.npz"
+    draws = np.random.default_rng(0)
+    rows = {dive.name: draws.normal(size=(3, 12)) * 0.3 + dive.final_score / 30 for dive in DIVES}
+    np.savez(file, **rows)
+    return file
+
+
+def config_for(model: str, method: str, features: Path, **flags) -> TrainConfig:
+    more = {"features": features} if model == "features" else {}
+    return tiny_config(model, method, **{"batch_size": 8, "optimizer": "SGD", "learning_rate": 0.01, **more, **flags})
+
+
+def batch_for(config: TrainConfig, model: ScoringModel) -> Batch:
+    batch = batch_of(config, model.method)
+    if config.reads == "features":
+        rows = np.load(config.features)
+        clips = torch.stack([torch.from_numpy(rows[dive.name]).float() for dive in DIVES])
+        batch = batch._replace(clips={"clip": clips})
+    return batch
+
+
+def with_batch_norm(model: ScoringModel) -> bool:
+    return any(isinstance(module, RowBatchNorm) for module in model.modules())
+
+
+def after_steps(config: TrainConfig, ranks: Ranks, steps: int = 2) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The model's tensors after the first of some steps on this rank's share of one batch, and the losses of all."""
+    model = build_model(config)
+    if model.method.fits_at_once:
+        return {}, []
+    step = Step(model, config, ranks, CPU)
+    model.train()
+    batch = cut_batch(batch_for(config, model), ranks.world_size)[ranks.rank]
+    losses = [step(batch, config.learning_rate, 0)["loss"]]
+    moved = {name: t.clone() for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    return moved, losses + [step(batch, config.learning_rate, number)["loss"] for number in range(1, steps)]
+
+
+def _on_rank(rank: int, world: int, join: str, configs: dict[str, TrainConfig], out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{join}", rank=rank, world_size=world)
+    torch.save({name: after_steps(config, Ranks(rank, world)) for name, config in configs.items()}, f"{out}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def on_ranks(features_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    """What `after_steps` gives on every rank of 2 and of 4, for every pair of plug-ins."""
+    folder = tmp_path_factory.mktemp("ranks")
+    configs = {name: stepping(*pair, features_file) for name, pair in zip(NAMES, PAIRS, strict=True)}
+    found: dict[str, list] = {name: [] for name in NAMES}
+    for world in (2, 4):
+        mp.spawn(_on_rank, (world, str(folder / f"join{world}"), configs, str(folder / str(world))), nprocs=world)
+        for rank in range(world):
+            for name, result in torch.load(folder / f"{world}-{rank}.pt").items():
+                found[name].append(result)
+    return found
+
+
+def stepping(model: str, method: str, features: Path) -> TrainConfig:
+    return config_for(model, method, features, batch_norm="trained", bn_group=2, learning_rate=0.001)
+
+
+def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two models, relative to how far the first has moved as a whole."""
+    floats = [name for name in a if a[name].is_floating_point()]
+    moved = torch.stack([(a[n] - start[n]).norm() for n in floats]).norm()
+    return float(torch.stack([(a[n] - b[n]).norm() for n in floats]).norm() / moved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_step_on_any_number_of_ranks_and_with_any_accumulation(
+    name: str, features_file: Path, on_ranks: dict[str, list]
+):
+    """With dropout, stochastic depth and trained batch norm, running statistics included."""
+    config = stepping(*dict(zip(NAMES, PAIRS, strict=True))[name], features_file)
+    start = {n: t for n, t in build_model(config).state_dict().items() if isinstance(t, torch.Tensor)}
+    whole, losses = after_steps(config, Ranks())
+    if not losses:
+        pytest.skip("fitted at once: there are no steps")
+    in_parts = [after_steps(dataclasses.replace(config, accumulate=parts), Ranks()) for parts in (2, 4)]
+    for found, same in [*in_parts, *on_ranks[name]]:
+        assert same[0] == pytest.approx(losses[0], rel=1e-5)
+        assert close(whole, found, start) < 1e-3
+        running = [name for name in whole if "running" in name]
+        assert all(torch.allclose(whole[name], found[name], rtol=1e-4, atol=1e-6) for name in running)
+        # statistics of a few values, as in so small a network, magnify the last digits of the first step
+        assert same[1] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_recomputed_parts_with_checkpointed_activations_change_nothing(model: str, method: str, features_file: Path):
+    config = config_for(model, method, features_file, batch_norm="trained", accumulate=2)
+    kept, losses = after_steps(config, Ranks())
+    again, same = after_steps(dataclasses.replace(config, checkpoint_activations=True), Ranks())
+    assert losses == same
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_a_run_resumes_bit_for_bit(model: str, method: str, features_file: Path, tmp_path: Path):
+    config = config_for(model, method, features_file, batch_norm="trained", ema=0.9, optimizer="AdamW")
+
+    def engine() -> Engine:
+        made = Engine(build_model(config), config, RunFolder(tmp_path), Ranks(), CPU, InterruptionFlag())
+        made.model.train()
+        return made
+
+    first = engine()
+    if first.model.method.fits_at_once:
+        pytest.skip("fitted at once: there are no steps")
+    batch = batch_for(config, first.model)
+    first.step(batch, 0.01, 0)
+    checkpoint.save(tmp_path / "c.pt", copy.deepcopy(first.state()))
+    resumed = engine()
+    resumed.load_state(checkpoint.load(tmp_path / "c.pt"))
+    assert first.step(batch, 0.01, 1) == resumed.step(batch, 0.01, 1)
+    for a, b in zip(first.step.state()["average"].values(), resumed.step.state()["average"].values(), strict=True):
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, features_file: Path):
+    config = config_for(model, method, features_file)
+    network = build_model(config).eval()
+    batch = batch_for(config, network)
+    with torch.no_grad():
+        outputs = network(batch)
+        if network.method.fits_at_once:
+            network.method.fit(*[type("R", (), {"outputs": outputs, "labels": batch.labels})] * 2)
+        if isinstance(network.method, ComparingMethod):
+            pytest.skip("compares with references: tested where they are")
+        together = network.method.predict(outputs, batch.given)["score"]
+        assert together.shape == (len(DIVES),)
+        one = cut_batch(batch, len(DIVES))[3]
+        alone = network.method.predict(network(one), one.given)["score"]
+        assert float(alone) == pytest.approx(float(together[3]), abs=1e-3)
+        # and not at the labels
+        unlabelled = network.method.predict(network(one._replace(labels={})), one.given)["score"]
+        assert float(unlabelled) == float(alone)
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_eight_samples_are_learned_by_heart(model: str, method: str, features_file: Path):
+    config = config_for(model, method, features_file, optimizer="AdamW", batch_norm="trained")
+    noise = {"dropout": (0.0,), "drop_path": 0.0}
+    config = dataclasses.replace(config, **{n: v for n, v in noise.items() if n in config.__dataclass_fields__})
+    network = build_model(config)
+    if network.method.fits_at_once:
+        pytest.skip("fitted at once: there are no steps")
+    step = Step(network, config, Ranks(), CPU)
+    network.train()
+    batch = batch_for(config, network)
+    first = step(batch, 3e-3, 0)["loss"]
+    assert any(step(batch, 3e-3, number)["loss"] < 0.2 * first for number in range(1, 60))
+
+
+def unexplained(method: str, folder: Path, permuted: bool) -> float:
+    """Mean squared error on 64 other actions, as a share of their variance, after 300 steps on 64 whose features tell the
+    score."""
+    draws = np.random.default_rng(1)
+    dives = [
+        Dive(1, i, 1 + 100 * i, 80 + 100 * i, 2.0 + i % 9 / 8, 30.0 + i * 37 % 60, i % 3, i % 2, i % 4, i % 10, i % 8)
+        for i in range(128)
+    ]
+    rows = torch.tensor(draws.normal(size=(128, 1, 12)) * 0.1, dtype=torch.float32)
+    rows[:, 0, 0] += torch.tensor([dive.final_score / 30 for dive in dives])
+    rows[:, 0, 1] += torch.tensor([dive.difficulty for dive in dives])
+    np.savez(folder / "f.npz", **{dive.name: row.numpy() for dive, row in zip(dives, rows, strict=True)})
+    config = config_for("features", method, folder / "f.npz", optimizer="AdamW")
+    model = build_model(config)
+    scores = np.random.default_rng(2).permutation(64) if permuted else np.arange(64)
+    shown = [
+        dataclasses.replace(dives[i], final_score=dives[j].final_score, difficulty=dives[j].difficulty)
+        for i, j in enumerate(scores)
+    ]
+    parts = [
+        Batch({"clip": rows[part]}, labels_of(model.method, actions, "given"), labels_of(model.method, actions), torch.arange(64))
+        for part, actions in ((slice(0, 64), shown), (slice(64, 128), dives[64:]))
+    ]  # fmt: skip
+    if model.method.fits_at_once:
+        with torch.no_grad():
+            train, val = (Rows(model(part), part.given, part.labels) for part in parts)
+        model.method.fit(train, val)
+    else:
+        step = Step(model, dataclasses.replace(config, batch_size=64), Ranks(), CPU)
+        model.train()
+        for number in range(300):
+            step(parts[0], 1e-2, number)
+    model.eval()
+    with torch.no_grad():
+        found = model.method.predict(model(parts[1]), parts[1].given)["score"]
+    true = np.array([dive.final_score for dive in dives[64:]])
+    return float(np.mean((found.double().numpy() - true) ** 2) / true.var())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_there_is_learned_and_permuted_labels_give_nothing(method: str, tmp_path: Path):
+    assert unexplained(method, tmp_path, permuted=False) < 0.5
+    assert unexplained(method, tmp_path, permuted=True) > 0.8
+
+
+@pytest.mark.parametrize("model", VIDEO_MODELS)
+def test_a_frozen_backbone_does_not_move(model: str, features_file: Path):
+    config = config_for(model, "regression", features_file, freeze=True, batch_norm="trained")
+    start = build_model(config).backbone.state_dict()
+    after, _ = after_steps(config, Ranks())
+    assert all(torch.equal(after[f"backbone.{name}"], tensor) for name, tensor in start.items())
+
+
+@pytest.mark.parametrize("model", VIDEO_MODELS)
+def test_half_precision_runs_and_scores_stay_whole(model: str, features_file: Path):
+    config = config_for(model, "regression", features_file)
+    network = build_model(config).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = network(batch_for(config, network))
+    assert all(t.dtype == torch.float32 for t in outputs.values() if t.is_floating_point())
+    assert all(torch.isfinite(t).all() for t in outputs.values() if t.is_floating_point())
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_the_configuration_of_a_plug_in_is_whole(model: str, method: str, features_file: Path):
+    """It pickles (workers and submitit need that), and its command line gives it again."""
+    import pickle
+
+    from data_preparation.cli import parse, to_argv
+    from training.config import as_record, from_record
+
+    config = config_for(model, method, features_file)
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert from_record(as_record(config)) == config
+    assert parse(TrainConfig, to_argv(config)) == config
+
+
+@pytest.mark.parametrize("model", VIDEO_MODELS)
+def test_trained_batch_norm_does_something_and_frozen_does_not(model: str, features_file: Path):
+    config = config_for(model, "regression", features_file)
+    network = build_model(config)
+    if not with_batch_norm(network):
+        pytest.skip("this backbone has no batch norm")
+    for choice, moves in (("frozen", False), ("trained", True)):
+        after, _ = after_steps(dataclasses.replace(config, batch_norm=choice), Ranks(), 1)
+        running = [n for n in after if n.endswith("running_mean")]
+        start = network.state_dict()
+        assert any(not torch.equal(after[n], start[n]) for n in running) == moves

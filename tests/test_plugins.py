@@ -1,0 +1,132 @@
+"""Backbones and methods are found by being there, and own their flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_preparation.cli import UserError, parse
+from tests.conftest import run_python
+from tests.small import METHODS, MODELS
+from training import plugins
+from training.config import TrainConfig, as_record, config_class, differences, from_record
+
+METHOD = '''
+import numpy as np, torch
+from training.methods.base import Method
+def build(config, feature_dim): return Points(config, feature_dim)
+class Points(Method):
+    def __init__(self, config, feature_dim):
+        super().__init__()
+        self.head, self.unit = torch.nn.Linear(feature_dim, 1), config.points_unit
+    def labels(self, action): return {"score": np.float32(action.final_score)}
+    def encode(self, backbone, clip): return {"points": self.head(backbone(clip).mean(dim=1))[:, 0], "unused": self.head.bias.expand(len(clip))}
+    def loss(self, outputs, given, labels): return {"loss": ((outputs["points"] - labels["score"] / self.unit) ** 2).mean()}
+    def predict(self, outputs, given): return {"score": outputs["points"] * self.unit}
+'''  # fmt: skip
+FLAGS = """
+from dataclasses import dataclass
+from data_preparation.cli import flag
+from training.plugins import MethodFlags
+@dataclass(frozen=True)
+class Flags(MethodFlags):
+    points_unit: float = flag(50.0, "Points of one unit.", minimum=1)
+"""
+
+
+@pytest.fixture
+def points(tmp_path: Path) -> dict[str, str]:
+    """The environment in which a method of ten lines lies in a folder of the user's own."""
+    folder = tmp_path / "plugins" / "methods" / "points"
+    folder.mkdir(parents=True)
+    (folder / "method.py").write_text(METHOD)
+    (folder / "flags.py").write_text(FLAGS)
+    return {"DEEPSPORTS_PLUGINS": str(tmp_path / "plugins")}
+
+
+def test_a_method_of_ten_lines_trains_resumes_and_is_evaluated(points: dict[str, str], train: Callable, tmp_path: Path):
+    flags = ["--run_name", "p", "--method", "points", "--points_unit", "40"]
+    train(*flags, "--epochs", 3, env=points)
+    whole = (tmp_path / "runs" / "p" / "metrics.jsonl").read_text()
+    for epochs in (1, 3):
+        train("--run_name", "q", *flags[2:], "--epochs", epochs, env=points)
+    resumed = (tmp_path / "runs" / "q" / "metrics.jsonl").read_text()
+
+    def losses(text: str) -> list[float]:
+        return [json.loads(line)["train_loss"] for line in text.splitlines() if '"epoch"' in line.split(",")[0]]
+
+    assert losses(whole) == losses(resumed)
+    assert len(losses(whole)) == 3
+    done = run_python("-m", "training.evaluate", "--run", tmp_path / "runs" / "q", "--gpu", "False", env=points)
+    assert "Test Spearman" in done.stdout
+    text = run_python("-m", "training.train", "--help", "--method", "points", env=points).stdout
+    assert "--points_unit" in text
+    assert "--topology" not in text
+
+
+def test_a_flag_of_another_owner_is_refused_by_name():
+    with pytest.raises(UserError) as error:
+        parse(
+            TrainConfig,
+            ["--model", "c3d", "--frame_num", "16", "--patch_size", "8", "--method", "svr", "--topology", "8"],
+        )
+    assert "--patch_size belongs to --model timesformer" in str(error.value)
+    assert "--topology belongs to --method regression" in str(error.value)
+    with pytest.raises(UserError, match="--window_layout belongs to --model c3d and --model i3d"):
+        TrainConfig(window_layout="full")
+
+
+def test_flags_of_common_backbones_and_methods_do_not_clash():
+    common = {field.name for field in dataclasses.fields(TrainConfig)}
+    of = {
+        kind: {n: {f.name for f in dataclasses.fields(plugins.flags_of(kind, n))} for n in plugins.names(kind)}
+        for kind in plugins.FLAG_OF
+    }
+    for kind, owned in of.items():
+        for name, flags in owned.items():
+            assert not flags & common, f"{kind}/{name}"
+    for model, mine in of[plugins.BACKBONES].items():
+        for method, theirs in of[plugins.METHODS].items():
+            assert not mine & theirs, f"{model} and {method}"
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_pair_has_one_flat_class(model: str, method: str):
+    cls = config_class(model, method)
+    names = [field.name for field in dataclasses.fields(cls)]
+    assert len(names) == len(set(names))
+    assert issubclass(cls, TrainConfig)
+
+
+def test_a_pair_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plugins.flags_of(plugins.METHODS, "multitask"), "needs", "stages", raising=False)
+    with pytest.raises(
+        UserError, match="--method multitask needs stages of the backbone and --model timesformer offers"
+    ):
+        TrainConfig(method="multitask")
+    assert TrainConfig(method="multitask", model="i3d", frame_num=103).needs == "stages"
+
+
+def test_a_configuration_of_the_first_edition_loads():
+    """It had the flags of all backbones and methods, whatever was chosen."""
+    old = {
+        **as_record(TrainConfig(method="svr")),
+        "topology": [16],
+        "dropout": [0.1],
+        "patch_size": 8,
+        "window_layout": "reference",
+    }
+    assert from_record(old) == TrainConfig(method="svr", patch_size=8)
+    with pytest.raises(UserError, match="does not know: tree_depth"):
+        from_record({**old, "tree_depth": 3})
+
+
+def test_another_method_is_one_difference_not_many():
+    fixed, free = differences(TrainConfig(), TrainConfig(method="svr", epochs=7))
+    assert fixed == ["--method: regression -> svr"]
+    assert free == ["--epochs: 5 -> 7"]

@@ -1,0 +1,22 @@
+"""Flags of --model features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from data_preparation.cli import flag
+from training.plugins import BackboneFlags
+
+
+@dataclass(frozen=True)
+class Flags(BackboneFlags):
+    reads: ClassVar[str] = "features"
+    offers: ClassVar[frozenset[str]] = frozenset({"vectors", "tokens"})
+
+    features: Path = flag(
+        Path("features.npz"),
+        "Feature file (.npz, .npy, .h5) that python -m training.extract_features, or another program, wrote.",
+        path=True,
+    )

@@ -1,0 +1,173 @@
+"""I3D: "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset" (Carreira and Zisserman, CVPR 2017), RGB
+Inception-v1 inflated, in windows of a clip.
+
+Weights have the names of the public port to PyTorch (model_rgb.pth: conv3d_1a_7x7, mixed_3b.branch_1.0 ...); files with
+the names of the other port (rgb_i3d_pretrained.pt: Conv3d_1a_7x7, Mixed_3b.b1a ...) load, too. Padding is TensorFlow's
+SAME, computed from the size at hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from training.backbones._weights import load_exactly
+from training.backbones.base import Backbone
+from training.backbones.windows import LAYOUTS
+from training.config import TrainConfig
+from training.rows import RowBatchNorm
+
+# input channels, then output channels: 1x1, 1x1 -> 3x3x3, 1x1 -> 3x3x3, pool -> 1x1
+MIXED = {
+    "3b": (192, 64, 96, 128, 16, 32, 32), "3c": (256, 128, 128, 192, 32, 96, 64), "4b": (480, 192, 96, 208, 16, 48, 64),
+    "4c": (512, 160, 112, 224, 24, 64, 64), "4d": (512, 128, 128, 256, 24, 64, 64), "4e": (512, 112, 144, 288, 32, 64, 64),
+    "4f": (528, 256, 160, 320, 32, 128, 128), "5b": (832, 256, 160, 320, 32, 128, 128),
+    "5c": (832, 384, 192, 384, 48, 128, 128),
+}  # fmt: skip
+CLASSIFIERS = ("conv3d_0c_1x1.", "logits.")
+
+
+def build(config: TrainConfig) -> I3D:
+    return I3D(config.window_layout, eps=config.bn_eps, momentum=config.bn_momentum)
+
+
+def pad_same(x: torch.Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> torch.Tensor:
+    """(B, C, T, H, W) padded with zeros as TensorFlow's SAME pads: the odd one goes behind."""
+    sizes: list[int] = []
+    for size, k, s in reversed(list(zip(x.shape[2:], kernel, stride, strict=True))):
+        total = max(k - s if size % s == 0 else k - size % s, 0)
+        sizes += [total // 2, total - total // 2]
+    return F.pad(x, sizes) if any(sizes) else x
+
+
+class Unit(nn.Module):
+    """Convolution without bias, batch norm, ReLU, SAME padding."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, eps: float, momentum: float) -> None:
+        super().__init__()
+        self.kernel, self.stride = (kernel,) * 3, (stride,) * 3
+        self.conv3d = nn.Conv3d(inputs, outputs, kernel, stride, bias=False)
+        self.batch3d = RowBatchNorm(outputs, eps, momentum)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.batch3d(self.conv3d(pad_same(x, self.kernel, self.stride))))
+
+
+class Pool(nn.Module):
+    """Max pooling with SAME padding: zeros, which are harmless after a ReLU."""
+
+    def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool3d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
+
+
+class Mixed(nn.Module):
+    """Inception block: four branches, concatenated."""
+
+    def __init__(self, channels: tuple[int, ...], eps: float, momentum: float) -> None:
+        super().__init__()
+        inputs, b0, b1a, b1b, b2a, b2b, b3 = channels
+
+        def unit(inputs: int, outputs: int, kernel: int) -> Unit:
+            return Unit(inputs, outputs, kernel, 1, eps, momentum)
+
+        self.branch_0 = unit(inputs, b0, 1)
+        self.branch_1 = nn.Sequential(unit(inputs, b1a, 1), unit(b1a, b1b, 3))
+        self.branch_2 = nn.Sequential(unit(inputs, b2a, 1), unit(b2a, b2b, 3))
+        self.branch_3 = nn.Sequential(Pool((3, 3, 3), (1, 1, 1)), unit(inputs, b3, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.branch_0(x), self.branch_1(x), self.branch_2(x), self.branch_3(x)], dim=1)
+
+
+class I3D(Backbone):
+    """(B, 3, T, H, W) -> (B, windows, 1024): one vector for each window (for each position in time of longer windows)."""
+
+    feature_dim = 1024
+    input_scale = (
+        "imagenet"  # what every published use of these weights for action quality feeds; the original's is vit
+    )
+
+    def __init__(self, layout: str = "10x16", eps: float = 1e-3, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.layout = LAYOUTS[layout]
+
+        def unit(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Unit:
+            return Unit(inputs, outputs, kernel, stride, eps, momentum)
+
+        self.conv3d_1a_7x7 = unit(3, 64, 7, 2)
+        self.maxPool3d_2a_3x3 = Pool((1, 3, 3), (1, 2, 2))
+        self.conv3d_2b_1x1 = unit(64, 64, 1)
+        self.conv3d_2c_3x3 = unit(64, 192, 3)
+        self.maxPool3d_3a_3x3 = Pool((1, 3, 3), (1, 2, 2))
+        self.mixed_3b, self.mixed_3c = (Mixed(MIXED[name], eps, momentum) for name in ("3b", "3c"))
+        self.maxPool3d_4a_3x3 = Pool((3, 3, 3), (2, 2, 2))
+        for name in ("4b", "4c", "4d", "4e", "4f"):
+            self.add_module(f"mixed_{name}", Mixed(MIXED[name], eps, momentum))
+        self.maxPool3d_5a_2x2 = Pool((2, 2, 2), (2, 2, 2))
+        self.mixed_5b, self.mixed_5c = (Mixed(MIXED[name], eps, momentum) for name in ("5b", "5c"))
+
+    def end_points(self, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, maps) of every layer in order."""
+        for name, layer in self.named_children():
+            x = self.run_block(layer, x)
+            yield name, x
+
+    def windows(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        """(B, 3, T, H, W) -> (B * N, 3, length, H, W), clip by clip."""
+        length, starts = self.layout
+        return torch.stack([video_BCTHW[:, :, s : s + length] for s in starts(video_BCTHW.shape[2])], dim=1).flatten(
+            0, 1
+        )
+
+    def stem(self, windows: torch.Tensor) -> torch.Tensor:
+        """Windows -> maps after maxPool3d_4a_3x3: (B', 3, T, H, W) -> (B', 480, T / 4, H / 16, W / 16)."""
+        for name, maps in self.end_points(windows):
+            if name == "maxPool3d_4a_3x3":
+                return maps
+        raise AssertionError("unreachable")
+
+    def tail(self, maps: torch.Tensor) -> torch.Tensor:
+        """What `stem` gave -> maps of mixed_5c: (B', 1024, T / 8, H / 32, W / 32)."""
+        layers = dict(self.named_children())
+        names = list(layers)
+        for name in names[names.index("maxPool3d_4a_3x3") + 1 :]:
+            maps = self.run_block(layers[name], maps)
+        return maps
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """What `tail` gave -> (B', positions, 1024): the mean over space and over two positions in time, at a stride of one."""
+        over_space = maps.mean(dim=(3, 4))  # (B', 1024, T')
+        return F.avg_pool1d(over_space, min(2, over_space.shape[2]), stride=1).transpose(1, 2)
+
+    def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        vectors = self.pool(self.tail(self.stem(self.windows(video_BCTHW))))
+        return vectors.reshape(len(video_BCTHW), -1, self.feature_dim)
+
+    def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
+        notes = []
+        if any(name.startswith("Conv3d_1a_7x7.") for name in state):
+            state = {own_name(name): tensor for name, tensor in state.items()}
+            notes.append("names of the piergiaj port translated")
+        if any(name.startswith(CLASSIFIERS) for name in state):
+            notes.append("classifier dropped")
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIERS)}
+        # files from before torch counted batches
+        load_exactly(self, state, may_miss=[name for name in self.state_dict() if name.endswith("num_batches_tracked")])
+        return notes
+
+
+_BRANCHES = {"b0": "branch_0", "b1a": "branch_1.0", "b1b": "branch_1.1", "b2a": "branch_2.0", "b2b": "branch_2.1", "b3b": "branch_3.1"}  # fmt: skip
+
+
+def own_name(name: str) -> str:
+    """A name of the piergiaj port as ours: 'Mixed_3b.b1a.bn.weight' -> 'mixed_3b.branch_1.0.batch3d.weight'."""
+    name = re.sub(r"^(Conv3d|Mixed)_", lambda found: f"{found[1].lower()}_", name).replace(".bn.", ".batch3d.")
+    return re.sub(r"\.(b\d[ab]?)\.", lambda found: f".{_BRANCHES[found[1]]}.", name)

@@ -1,0 +1,43 @@
+"""Flags of --model timesformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from data_preparation.cli import flag
+from training.plugins import BackboneFlags
+
+ATTENTION_TYPES = ("divided_space_time", "space_only", "joint_space_time")
+
+
+@dataclass(frozen=True)
+class Flags(BackboneFlags):
+    offers: ClassVar[frozenset[str]] = frozenset({"vectors", "tokens"})
+    TINY: ClassVar[tuple[str, ...]] = (
+        "--spatial_size", "32", "--frame_num", "4", "--embed_dim", "24", "--depth", "2", "--num_heads", "2",
+    )  # fmt: skip
+
+    attention_type: str = flag("divided_space_time", "TimeSformer's attention.", short="-at", choices=ATTENTION_TYPES)
+    patch_size: int = flag(16, "TimeSformer's patch size in pixels.", short="-ps", minimum=1)
+    embed_dim: int = flag(768, "TimeSformer's width.", short="-ed", minimum=1)
+    depth: int = flag(12, "TimeSformer's number of blocks.", minimum=1)
+    num_heads: int = flag(12, "TimeSformer's attention heads.", minimum=1)
+    drop_path: float = flag(0.1, "TimeSformer's stochastic depth at the last block.", minimum=0, maximum=0.99)
+    time_embed_resize: str = flag(
+        "nearest",
+        "How a weight file's time embedding is fitted to another --frame_num; nearest is the original's.",
+        choices=("nearest", "linear"),
+    )
+
+    def backbone_faults(self) -> list[str]:
+        faults = []
+        if self.spatial_size % self.patch_size:
+            faults.append(
+                f"--spatial_size {self.spatial_size} is not a multiple of --patch_size {self.patch_size}: change one of them"
+            )
+        if self.embed_dim % self.num_heads:
+            faults.append(
+                f"--embed_dim {self.embed_dim} is not a multiple of --num_heads {self.num_heads}: change one of them"
+            )
+        return faults

@@ -1,0 +1,134 @@
+"""Feature files: a matrix of numbers for each action, computed before by some network.
+
+    FILE.npz    one array (N, D) or (D,) for each action, named as messages name it ("03/055"), or two arrays: "keys" (A, 2) of
+                video and number, and "features" (A, N, D) or (A, D)
+    FILE.npy    one array (A, N, D) or (A, D), and FILE.csv beside it with the columns video and dive, a row for each
+    FILE.h5     datasets as the arrays of an .npz file (needs h5py)
+
+`python -m training.extract_features` writes .npz files. Nothing in such a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from data_preparation.annotations import load_split
+from data_preparation.cli import UserError, first_line
+from data_preparation.dives import Dive, DiveKey, dive_name, list_names
+
+SUFFIXES = (".npz", ".npy", ".h5", ".hdf5")
+
+
+class FeatureFile:
+    """The features of some actions: `row(key)` is (N, D) float32. The file is read when first asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def rows(self) -> dict[DiveKey, np.ndarray]:
+        """The features of every action by key, each (N, D) float32.
+
+        Raises:
+            UserError: the file is missing, damaged, or its arrays do not fit together.
+        """
+        try:
+            rows = dict(_read(self.path))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"--features {self.path} cannot be read ({first_line(error)}): give a file that python -m training.extract_features wrote, or one as training/data/features.py describes"
+            ) from None
+        if not rows:
+            raise UserError(f"--features {self.path} holds no features: write it again")
+        shapes = {array.shape for array in rows.values()}
+        if len(shapes) > 1:
+            listed = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes)[:4])
+            raise UserError(
+                f"--features {self.path} has actions of differing sizes ({listed}): give each the same number of vectors of the same width"
+            )
+        return rows
+
+    @property
+    def width(self) -> int:
+        """D, the values of a vector."""
+        return next(iter(self.rows.values())).shape[1]
+
+    def row(self, key: DiveKey) -> np.ndarray:
+        """(N, D) float32."""
+        return self.rows[key]
+
+    def faults(self, actions: Sequence[Dive]) -> list[str]:
+        """Actions that the file lacks, and those whose features hold no numbers, a sentence each."""
+        faults = []
+        if missing := [action.key for action in actions if action.key not in self.rows]:
+            faults.append(
+                f"--features {self.path} has no features of {len(missing)} actions ({list_names(missing)}): compute them, too (python -m training.extract_features)"
+            )
+        if odd := [a.key for a in actions if a.key in self.rows and not np.isfinite(self.rows[a.key]).all()]:
+            faults.append(
+                f"--features {self.path} holds values that are not numbers for {len(odd)} actions ({list_names(odd)}): compute them again"
+            )
+        return faults
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path}
+
+
+def _read(path: Path) -> Iterator[tuple[DiveKey, np.ndarray]]:
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        yield from _matrix(load_split(path.with_suffix(".csv")), np.load(path, allow_pickle=False))
+    elif suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            yield from _arrays(arrays)
+    elif suffix in SUFFIXES:
+        with _hdf5(path) as arrays:
+            yield from _arrays(arrays)
+    else:
+        raise ValueError(f"its name ends in none of {', '.join(SUFFIXES)}")
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    if find_spec("h5py") is None:
+        raise UserError(f"--features {path} needs h5py: pip install h5py, or convert the file to .npz")
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        found: dict[str, np.ndarray] = {}
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+        yield found
+
+
+def _arrays(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[DiveKey, np.ndarray]]:
+    if "features" in arrays and "keys" in arrays:
+        yield from _matrix([(int(video), int(number)) for video, number in arrays["keys"]], arrays["features"])
+        return
+    for name in arrays:
+        video, slash, number = name.partition("/")
+        if not (slash and video.isdigit() and number.isdigit()):
+            raise ValueError(f"array '{name}' is not named after an action, such as {dive_name((3, 55))}")
+        yield (int(video), int(number)), _vectors(arrays[name])
+
+
+def _matrix(keys: Sequence[DiveKey], features: np.ndarray) -> Iterator[tuple[DiveKey, np.ndarray]]:
+    if len(keys) != len(features):
+        raise ValueError(f"{len(keys)} keys for {len(features)} rows")
+    if len(set(keys)) < len(keys):
+        raise ValueError("it names an action twice")
+    yield from zip(keys, map(_vectors, features), strict=True)
+
+
+def _vectors(array: np.ndarray) -> np.ndarray:
+    """(D,) or (N, D) of any number type -> (N, D) float32."""
+    vectors = np.atleast_2d(np.asarray(array))
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise ValueError(f"an array of {vectors.dtype} {vectors.shape} is not (vectors, width) of numbers")
+    return np.ascontiguousarray(vectors, np.float32)

@@ -1,0 +1,139 @@
+"""Where clips are read from: prepared frames, or a file of features that some network computed before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from data_preparation.archive import FrameReader, missing_text, open_frames
+from data_preparation.cli import UserError
+from data_preparation.dives import Dive
+from data_preparation.layout import prepared_videos, video_name
+from training.config import TrainConfig
+from training.data.features import FeatureFile
+from training.data.plan import ClipSpec
+from training.data.sampling import END_SHIFT, clip_frames, needed_frames
+from training.data.transforms import crop_view, seen_through, squash_view
+
+
+class Source(Protocol):
+    """Plans clips in the training process and reads them in workers; it is sent to them."""
+
+    def faults(self, actions: Sequence[Dive]) -> list[str]:
+        """What these actions lack on disk, a sentence each; reads indexes only."""
+        ...
+
+    def plan(self, action: Dive, draws: np.random.Generator | None) -> ClipSpec:
+        """Which frames of an action, in which view. `draws` is None for validation and test.
+
+        Raises:
+            UserError: the action cannot give such a clip.
+        """
+        ...
+
+    def read(self, clip: ClipSpec) -> torch.Tensor:
+        """(T, 3, H, W) uint8, or a row of features (N, D) float32.
+
+        Raises:
+            UserError: a frame is not there or damaged.
+        """
+        ...
+
+
+def source_of(config: TrainConfig) -> Source:
+    """The source that the chosen backbone reads."""
+    return {"video": FrameSource, "features": FeatureSource}[config.reads](config)
+
+
+class FrameSource:
+    """Frames of --root_dir: clips (T, 3, S, S) uint8."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self._readers: dict[int, FrameReader] = {}  # opened in the process that reads
+
+    def _reader(self, video: int) -> FrameReader:
+        if video not in self._readers:
+            self._readers[video] = open_frames(self.config.root_dir, video)
+        return self._readers[video]
+
+    def faults(self, actions: Sequence[Dive]) -> list[str]:
+        return frame_faults(actions, self.config)
+
+    def plan(self, action: Dive, draws: np.random.Generator | None) -> ClipSpec:
+        c = self.config
+        # only these windows move past the action's end; the others need not open the archive here
+        frames_after = self._frames_after(action) if c.frame_method == "end_aligned" else 0
+        try:
+            frames = clip_frames(action.start_frame, action.end_frame, c.frame_num, c.frame_method, draws, frames_after)
+        except ValueError as error:
+            raise UserError(f"dive {action.name}: {error}; choose another method or fewer frames") from None
+        view = crop_view(c.spatial_size, draws) if c.data_aug else squash_view(c.spatial_size)
+        return ClipSpec(action, tuple(frames.tolist()), view)
+
+    def _frames_after(self, action: Dive) -> int:
+        """How many of the frames after an action's end are on disk without a gap, END_SHIFT at most."""
+        there = np.isin(action.end_frame + np.arange(1, END_SHIFT + 1), self._reader(action.video).numbers)
+        return int(there.cumprod().sum())
+
+    def read(self, clip: ClipSpec) -> torch.Tensor:
+        reader = self._reader(clip.action.video)
+        return seen_through(clip.view, np.stack([reader.image(number) for number in clip.frames]))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_readers": {}}
+
+
+class FeatureSource:
+    """Rows of --features: clips (N, D) float32."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.file = FeatureFile(Path(config.features))
+
+    def faults(self, actions: Sequence[Dive]) -> list[str]:
+        return self.file.faults(actions)
+
+    def plan(self, action: Dive, draws: np.random.Generator | None) -> ClipSpec:
+        return ClipSpec(action, (), None)
+
+    def read(self, clip: ClipSpec) -> torch.Tensor:
+        return torch.from_numpy(self.file.row(clip.action.key))
+
+
+def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
+    """What is missing on disk for these dives, a sentence for each video; reads indexes only, decodes nothing."""
+    faults = []
+    prepared = set(prepared_videos(config.root_dir))
+    for video in sorted({d.video for d in dives}):
+        name = video_name(video)
+        again = f"run python -m data_preparation.extract --videos {name}"
+        if video not in prepared:
+            faults.append(f"video {name} has no frames: {missing_text(config.root_dir, video)}")
+            continue
+        if config.frame_method == "random":
+            short = [d.name for d in dives if d.video == video and d.frame_count < config.frame_num]
+            if short:
+                faults.append(
+                    f"video {name} has {len(short)} dives of fewer than {config.frame_num} frames ({short[0]}, ...): --frame_method random cannot choose so many, take fewer --frame_num or another method"
+                )
+        try:
+            there = open_frames(config.root_dir, video).numbers
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        lacking = [d.name for d in dives if d.video == video and not _has_frames(d, config, there)]
+        if lacking:
+            listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+            faults.append(
+                f"video {name} lacks frames of {len(lacking)} dives ({listed}) for --frame_method {config.frame_method}: {again}"
+            )
+    return faults
+
+
+def _has_frames(dive: Dive, config: TrainConfig, there: np.ndarray) -> bool:
+    first, last = needed_frames(dive.start_frame, dive.end_frame, config.frame_num, config.frame_method)
+    return bool(np.isin(np.arange(first, last + 1), there).all())

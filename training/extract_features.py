@@ -1,0 +1,207 @@
+"""Compute the features of all annotated actions with a backbone, once, and write them to a file for --model features.
+
+    python -m training.extract_features --output features.npz --run runs/<name>
+    python -m training.extract_features --output features.npz --model i3d --pretrained_model model_rgb.pth [training flags]
+
+With --run the backbone, its weights (best.pt) and the clips are those of that run; else training flags say them. Clips are those
+of validation: nothing is drawn. The same command goes on where it stopped; several ranks share the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_preparation.annotations import load_annotations
+from data_preparation.cli import UserError, flag, parse, run, split_flags
+from data_preparation.dives import Dive
+from data_preparation.files import write_whole, writing
+from training import checkpoint, distributed
+from training.config import TrainConfig, as_record, path_faults
+from training.data.dataset import ActionDataset
+from training.data.features import FeatureFile
+from training.data.loader import batches_of
+from training.data.plan import Arrays, Sample
+from training.data.processes import start_server
+from training.data.sources import source_of
+from training.engine.prediction import autocast, resolve_precision, to_device
+from training.logs import start_log
+from training.model import ScoringModel, build_model
+from training.ranks import Ranks, read_ranks
+from training.run_folder import RunFolder
+
+log = logging.getLogger("training")
+
+_PART = 64  # actions of a part file: what a stop may lose
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Write the features of all annotated actions to a file. Training flags choose the backbone and its clips."""
+
+    output: Path = flag(Path("features.npz"), "Feature file to write (.npz).")
+    run: Path | None = flag(None, "Run folder whose backbone computes the features; none takes the training flags.")
+
+    def __post_init__(self) -> None:
+        if self.output.suffix.lower() != ".npz":
+            raise UserError(f"--output {self.output} is not an .npz file: give a path that ends in .npz")
+
+
+class ClipAlone:
+    """Plans one clip of each action and nothing else, whatever the method."""
+
+    def sample(self, action: Dive, plan) -> Sample:
+        return Sample({"clip": plan.clip(action)})
+
+    def given(self, action: Dive) -> Arrays:
+        return {}
+
+    def labels(self, action: Dive) -> Arrays:
+        return {}
+
+    def repeats(self, actions: Sequence[Dive]) -> None:
+        return None
+
+
+def fingerprint(config: TrainConfig, model: ScoringModel) -> str:
+    """What the features depend on: weights, normalisation, and which frames a clip has."""
+    digest = hashlib.sha256()
+    names = ("model", "frame_num", "frame_method", "spatial_size", "data_aug", "precision")
+    record = as_record(config)
+    digest.update(repr([(name, record[name]) for name in names]).encode())
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and not name.startswith("method."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_model(options: FeaturesConfig, config: TrainConfig) -> ScoringModel:
+    """The backbone with the weights of a run, or those that the training flags name."""
+    model = build_model(config)
+    if options.run is not None:
+        folder = RunFolder(options.run)
+        if not folder.best_checkpoint.exists():
+            raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
+        state = checkpoint.load(folder.best_checkpoint, parts={"model"})["model"]
+        own = {name: tensor for name, tensor in state.items() if not name.startswith("method.")}
+        _, unexpected = model.load_state_dict(own, strict=False)
+        if unexpected:
+            raise UserError(
+                f"{folder.best_checkpoint} holds another network than {folder.config_file} says: restore both"
+            )
+    return model.eval()
+
+
+def part_file(parts: Path, number: int) -> Path:
+    return parts / f"{number:05d}.npz"
+
+
+@torch.no_grad()
+def compute_part(
+    model: ScoringModel, data: ActionDataset, config: TrainConfig, device: torch.device, part: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Features of some actions by name, (N, D) float32 each."""
+    found: dict[str, np.ndarray] = {}
+    precision = resolve_precision(config.precision, device)
+    for loaded in batches_of(data, [[(0, i) for i in part]], config, device):
+        batch = to_device(loaded, device)
+        with autocast(precision, device):
+            features_BND = model.backbone(model.prepare(batch.clips["clip"])).float().cpu().numpy()
+        found |= {data.actions[i].name: row for i, row in zip(batch.index.tolist(), features_BND, strict=True)}
+    return found
+
+
+def array_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    """An .npz file as bytes, the same for the same arrays."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def missing_parts(parts: Path, count: int) -> Iterator[int]:
+    """Numbers of the part files that are not there yet."""
+    return (number for number in range(count) if not part_file(parts, number).exists())
+
+
+def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
+    """Compute what is missing and join it; returns what was written, as one sentence.
+
+    Raises:
+        UserError: missing frames or files, weights that do not fit, a full disk.
+    """
+    actions = list(load_annotations(config.annotation_path).values())
+    if faults := source_of(config).faults(actions):
+        raise UserError.of(faults)
+    device = distributed.choose_device(config.gpu, ranks)
+    model = load_model(options, config).to(device)
+    distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    parts = options.output.with_name(f"{options.output.name}.parts-{fingerprint(config, model)}")
+    data = ActionDataset(actions, config, ClipAlone(), augment=False)
+    batches = [range(start, min(start + _PART, len(actions))) for start in range(0, len(actions), _PART)]
+    with writing(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+    mine = list(missing_parts(parts, len(batches)))[ranks.rank :: ranks.world_size]
+    distributed.barrier()  # the list is made before any rank adds to it
+    for number in tqdm(mine, desc="features", unit="part", disable=not (ranks.is_first and sys.stderr.isatty())):
+        arrays = compute_part(model, data, config, device, batches[number])
+        with writing(parts):
+            write_whole(part_file(parts, number), array_bytes(arrays))
+    distributed.barrier()
+    return distributed.on_first_rank(partial(join_parts, options.output, parts, len(batches), actions))
+
+
+def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Dive]) -> str:
+    """All parts as one file, in the order of the annotations; the parts are removed."""
+    arrays: dict[str, np.ndarray] = {}
+    for number in range(count):
+        with np.load(part_file(parts, number), allow_pickle=False) as loaded:
+            arrays |= dict(loaded)
+    with writing(output):
+        write_whole(output, array_bytes({action.name: arrays[action.name] for action in actions}))
+    shutil.rmtree(parts)
+    written = FeatureFile(output)
+    if faults := written.faults(actions):
+        raise UserError.of(faults)
+    vectors = next(iter(written.rows.values())).shape[0]
+    return f"{len(actions)} actions, {vectors} vector{'s' if vectors > 1 else ''} of {written.width} numbers each: {output}"
+
+
+def main(argv: Sequence[str]) -> int:
+    options, rest = split_flags(FeaturesConfig, argv, prog="python -m training.extract_features", also=TrainConfig)
+    if options.run is None:
+        config = parse(TrainConfig, rest)
+    else:
+        saved = RunFolder(options.run).known_config()
+        given = parse(type(saved), rest)
+        changed = {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if f"--{f.name}" in rest}
+        config = dataclasses.replace(saved, pretrained_model="none", **changed)
+    if config.reads != "video":
+        raise UserError("--model features has features already: choose a backbone that sees video")
+    if faults := path_faults(config):
+        raise UserError.of(faults)
+    ranks = read_ranks()
+    start_log(config.loglevel, ranks)
+    start_server(config.loaders)
+    text = extract(options, config, ranks)
+    if ranks.is_first:
+        print(text)
+    distributed.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

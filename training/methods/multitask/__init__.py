@@ -1,0 +1,1 @@
+"""Score, attributes and captions."""

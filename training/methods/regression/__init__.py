@@ -1,0 +1,1 @@
+"""Execution times difficulty."""

@@ -1,0 +1,34 @@
+"""Flags of --method regression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from data_preparation.cli import flag
+from training.methods.rank_loss_flags import RankLossFlags
+
+ACTIVATIONS = ("None", "ReLU", "LeakyReLU", "ELU", "GELU")
+
+
+@dataclass(frozen=True)
+class Flags(RankLossFlags):
+    TINY: ClassVar[tuple[str, ...]] = ("--topology", "16", "--dropout", "0.1", "--activation", "GELU")
+
+    topology: tuple[int, ...] = flag((512, 256), "Hidden widths of the MLP head.", short="-top", minimum=1)
+    dropout: tuple[float, ...] = flag(
+        (0.5, 0.5), "Dropout before each layer of the head, one for each width.", short="-dr", minimum=0, maximum=1
+    )
+    activation: str = flag("None", "Activation after each hidden layer of the head.", short="-act", choices=ACTIVATIONS)
+    use_decoder: bool = flag(False, "A Transformer decoder over the clip's own tokens instead of the MLP head.")
+
+    @property
+    def needs(self) -> str:
+        return "tokens" if self.use_decoder else "vectors"
+
+    def method_faults(self) -> list[str]:
+        if len(self.topology) == len(self.dropout):
+            return []
+        return [
+            f"--topology has {len(self.topology)} widths and --dropout {len(self.dropout)} values: give one dropout for each width"
+        ]
