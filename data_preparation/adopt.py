@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from data_preparation.alignment import Alignment, alignment
 from data_preparation.archive import FrameReader, small_grey, write_archive
-from data_preparation.cli import UserError, first_line, flag, parse, run
+from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.errors import UserError, first_line
 from data_preparation.extract import merged
 from data_preparation.frame_numbers import VideoScan, scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name

@@ -27,7 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from data_preparation.cli import UserError, first_line, flag, parse_command, run
+from data_preparation.common.command_line import flag, parse_command, run
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.files import write_whole, writing
 from data_preparation.contents import description
 from data_preparation.dives import (
     ATTRIBUTE_CLASSES,
@@ -44,7 +46,6 @@ from data_preparation.dives import (
     list_names,
     overlap_faults,
 )
-from data_preparation.files import write_whole, writing
 from data_preparation.layout import DatasetLayout, default_dataset
 from data_preparation.near_misses import beside_text
 from data_preparation.pickles import load_pickle

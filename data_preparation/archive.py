@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.files import whole_file, writing
+from data_preparation.common.limits import shortage
 from data_preparation.contents import reading_fault
-from data_preparation.files import whole_file, writing
 from data_preparation.layout import archive_file, frame_name, loose_dir, prepared_videos, video_name
-from data_preparation.limits import shortage
 from data_preparation.near_misses import names_in, numbered_alike, numberings
 
 PROVENANCE = "provenance.json"

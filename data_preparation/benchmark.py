@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from data_preparation.archive import FrameReader, write_archive
-from data_preparation.cli import UserError, flag, parse_command, run
+from data_preparation.common.command_line import flag, parse_command, run
+from data_preparation.common.errors import UserError
 from data_preparation.decoding import decode_ranges, to_jpeg
 from data_preparation.frame_numbers import scan
 from data_preparation.layout import DatasetLayout, archive_file, frame_name, video_name

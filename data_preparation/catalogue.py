@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
 from data_preparation.contents import POINTERS_AND_PACKED, VIDEO_BOXES, content_of
 from data_preparation.dives import VideoFacts
 from data_preparation.layout import DatasetLayout

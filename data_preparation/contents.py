@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 
 VIDEO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")  # of MP4 and QuickTime
 # what stands for another file, which no file of the project is

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from av.video.reformatter import Colorspace
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
 from data_preparation.frame_numbers import VideoScan, open_video
 
 Range = tuple[int, int]  # first and last frame, inclusive

@@ -25,9 +25,10 @@ from typing import Any
 from tqdm import tqdm
 
 from data_preparation.catalogue import CATALOGUE, KINDS, Artefact, content_fault, load_catalogue
-from data_preparation.cli import UserError, first_line, flag, parse_command, run
+from data_preparation.common.command_line import flag, parse_command, run
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.files import Stopped, alone, lock, sha256, write_fault, write_whole
 from data_preparation.contents import HEAD_BYTES
-from data_preparation.files import Stopped, alone, lock, sha256, write_fault, write_whole
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
 from data_preparation.transfer import Partial, SourceFault, Space, Transfer, fetch, size_text
 

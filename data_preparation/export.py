@@ -15,8 +15,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_preparation.archive import PROVENANCE, FrameReader
-from data_preparation.cli import UserError, flag, parse, run
-from data_preparation.files import whole_folder, writing
+from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import whole_folder, writing
 from data_preparation.layout import archive_file, dataset_layout, frame_name, loose_dir, prepared_videos, video_name
 
 

@@ -27,19 +27,20 @@ import simplejpeg
 from tqdm import tqdm
 
 from data_preparation.archive import FrameReader, recorded_rates, small_grey, source_rate, write_archive
-from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import Stopped, sha256
+from data_preparation.common.limits import shortage
+from data_preparation.common.workers import check_workers, follow_parent, kill_workers
 from data_preparation.decoding import Decoder, FrameRequest, Range, request, to_jpeg
 from data_preparation.dives import Dive, VideoFacts, list_names
-from data_preparation.files import Stopped, sha256
 from data_preparation.frame_numbers import VideoScan, scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
-from data_preparation.limits import shortage
 from data_preparation.rates import RepeatWatch, fact_faults, pace_notes, rate_notes, repeat_note
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.under_way import under_way
 from data_preparation.verified import remember
 from data_preparation.verify import VerifyConfig, dive_frame_faults, report_text, verify
-from data_preparation.workers import check_workers, follow_parent, kill_workers
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
 

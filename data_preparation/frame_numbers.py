@@ -16,7 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
 from data_preparation.contents import description
 from data_preparation.dives import LAST_FRAME
 

@@ -17,7 +17,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.near_misses import names_in, numbered_alike
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg")

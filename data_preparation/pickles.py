@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
 from data_preparation.contents import reading_fault
 
 _PLAIN_TYPE = re.compile(r"[biuf][0-9]{1,2}|[SU][0-9]{1,6}")  # numbers and text; never objects, which are pointers

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from data_preparation.annotations import load_annotations, read_annotations
 from data_preparation.catalogue import catalogue_facts
-from data_preparation.cli import UserError, flag, to_argv
+from data_preparation.common.command_line import flag, to_argv
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive, VideoFacts
 from data_preparation.layout import dataset_layout, video_name
 

@@ -16,9 +16,9 @@ import requests
 from tqdm import tqdm
 
 from data_preparation.catalogue import Artefact, content_fault, is_web, is_youtube
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.files import Stopped, write_whole
 from data_preparation.contents import HEAD_BYTES
-from data_preparation.files import Stopped, write_whole
 
 _BLOCK = 1 << 14  # bytes; what a broken connection may lose
 _LONGEST_WAIT = 60.0  # seconds between two attempts

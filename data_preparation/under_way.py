@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.files import remove_abandoned
+from data_preparation.common.files import remove_abandoned
 
 _TOUCHED_EVERY = 20  # seconds
 _ALIVE_WITHIN = 300  # seconds since the last touch, on another host, whose clock may differ by a little

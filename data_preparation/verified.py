@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_preparation.files import write_whole
+from data_preparation.common.files import write_whole
 from data_preparation.layout import archive_file, loose_dir, video_name
 
 

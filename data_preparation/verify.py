@@ -28,10 +28,12 @@ from tqdm import tqdm
 from data_preparation.alignment import alignment, sampled
 from data_preparation.annotations import list_faults, load_split
 from data_preparation.archive import FrameReader, adopt_command, extract_first, is_frame_file, open_frames, source_rate
-from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import sha256, whole_file, write_whole, writing
+from data_preparation.common.workers import check_workers, follow_parent
 from data_preparation.decoding import stored_size
 from data_preparation.dives import Dive, VideoFacts
-from data_preparation.files import sha256, whole_file, write_whole, writing
 from data_preparation.frame_numbers import scan
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.near_misses import names_in, numberings
@@ -39,7 +41,6 @@ from data_preparation.rates import fact_faults, rate_notes
 from data_preparation.shares import ShareConfig, command_text
 from data_preparation.under_way import Extraction, extractions
 from data_preparation.verified import remember
-from data_preparation.workers import check_workers, follow_parent
 
 _MOST_DIVES = 5  # dives of a video whose missing frames are told of one by one
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet

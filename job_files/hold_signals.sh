@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run a training process so that a signal is never lost: those that end a job wait (they are blocked, which a program
-# inherits) until the process is ready for them (training/interruption.py, where the exit statuses are explained).
+# inherits) until the process is ready for them (training/runtime/interruption.py, where the exit statuses are explained).
 #
 #     bash job_files/hold_signals.sh python -m launch.job [training flags]
 

@@ -19,13 +19,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, run
-from data_preparation.files import write_whole, writing
+from data_preparation.common.command_line import run
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import write_whole, writing
 from launch.config import LaunchConfig
 from launch.progress import starting_text
 from launch.slurm import SlurmError, set_comment
-from training.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, restart_count, slurm_job_id
-from training.run_folder import RunFolder, read_json
+from training.runtime.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, restart_count, slurm_job_id
+from training.runtime.run_folder import RunFolder, read_json
 
 REFUSAL = "refused"  # file in the job's folder: why its last start was refused
 OUTPUT = "output"  # link in the job's folder to the file that its batch script writes to

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, flag, flag_faults
+from data_preparation.common.command_line import flag, flag_faults
+from data_preparation.common.errors import UserError
 from training.config import NO_WEIGHTS, TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent

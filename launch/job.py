@@ -19,12 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, os_error_text, run
-from data_preparation.limits import shortage
+from data_preparation.common.command_line import run
+from data_preparation.common.errors import UserError, os_error_text
+from data_preparation.common.limits import shortage
 from launch.progress import progress_text
 from launch.slurm import SlurmError, set_comment
-from training.interruption import InterruptionFlag
-from training.ranks import rank_of_task, restart_count, slurm_job_id
+from training.runtime.interruption import InterruptionFlag
+from training.runtime.ranks import rank_of_task, restart_count, slurm_job_id
 
 log = logging.getLogger("training.launch")
 

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_preparation.annotations import load_annotations
-from data_preparation.cli import UserError, flag, run
+from data_preparation.common.command_line import flag, run
+from data_preparation.common.errors import UserError
 from data_preparation.layout import DatasetLayout, prepared_videos, video_name
 from data_preparation.verified import unverified
 from launch import preflight, slurm, snapshot, submit
 from launch.config import REPOSITORY, LaunchConfig
 from launch.slurm import QueuedJob, SlurmError
 from training.config import TrainConfig, path_faults
-from training.run_folder import RunFolder, read_json, write_json
+from training.runtime.run_folder import RunFolder, read_json, write_json
 
 _BYTES_OF_A_FRAME = 40_000  # a stored frame of height 256, quality 95, at most
 

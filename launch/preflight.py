@@ -16,14 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_preparation.annotations import check_disjoint, load_annotations, load_split, load_vocabulary, select
-from data_preparation.cli import UserError, to_argv
+from data_preparation.common.command_line import to_argv
+from data_preparation.common.errors import UserError
 from data_preparation.layout import DatasetLayout, prepared_videos, video_name
 from data_preparation.verified import unverified
 from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
 from launch.fitting import Request, excess, parse_nodes, parse_partitions
 from training.config import TrainConfig, batch_norm_fault, differences, path_faults
-from training.run_folder import RunFolder
+from training.runtime.run_folder import RunFolder
 
 _LITTLE = 200 * 2**20  # bytes that logs, plots and metrics may come to
 _FORECAST_TIMEOUT_S = 600

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_preparation.cli import UserError, markdown_table, run
+from data_preparation.common.command_line import markdown_table, run
+from data_preparation.common.errors import UserError
 from data_preparation.download import DownloadConfig
 from data_preparation.extract import ExtractConfig
 from launch.config import REPOSITORY, LaunchConfig

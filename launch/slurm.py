@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.ranks import without_slurm
+from training.runtime.ranks import without_slurm
 
 NEVER = "DependencyNeverSatisfied"  # the reason of a job that is about to leave the queue
 _BAD_ENDS = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.cli import UserError, flag, parse, run, to_argv
-from data_preparation.files import whole_folder, write_whole, writing
+from data_preparation.common.command_line import flag, parse, run, to_argv
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import whole_folder, write_whole, writing
 from launch.config import REPOSITORY, absolute, read_flag_file, split_argv
 from training.config import TrainConfig
-from training.ranks import slurm_job_id
-from training.run_folder import CODE_RECORD, RunFolder, code_difference, code_record
+from training.runtime.ranks import slurm_job_id
+from training.runtime.run_folder import CODE_RECORD, RunFolder, code_difference, code_record
 
 _PARTS = ("data_preparation", "training", "launch", "job_files")
 

@@ -26,13 +26,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, first_line, flag, parse, parse_named, run
+from data_preparation.common.command_line import flag, parse, parse_named, run
+from data_preparation.common.errors import UserError, first_line
 from launch import slurm
 from launch.begin import OUTPUT, REFUSAL
 from launch.config import site_environment
 from launch.progress import clock_text, duration_text, number_text, slurm_seconds
 from launch.slurm import EndedJob, FailedJob, QueuedJob, SlurmError
-from training.run_folder import RunFolder, read_json
+from training.runtime.run_folder import RunFolder, read_json
 
 _QUIET_S = 600  # a run that says nothing for so long has probably stopped
 _STOP_S = 180  # how long a job that was told to stop may take to save before it is cancelled all the same

@@ -20,8 +20,9 @@ from typing import Any
 
 import submitit
 
-from data_preparation.cli import UserError, collected, flag_faults, parse, run, to_argv
-from data_preparation.files import lock, writing
+from data_preparation.common.command_line import collected, flag_faults, parse, run, to_argv
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import lock, writing
 from launch import preflight, snapshot
 from launch.begin import free_port
 from launch.config import (
@@ -38,9 +39,9 @@ from launch.config import (
 from launch.job import TrainingJob
 from launch.slurm import NEVER, QueuedJob, SlurmError, queue
 from training.config import TrainConfig
-from training.interruption import SIGNAL_BEFORE_END_S
-from training.ranks import PORT_VARIABLE, without_slurm
-from training.run_folder import RunFolder
+from training.runtime.interruption import SIGNAL_BEFORE_END_S
+from training.runtime.ranks import PORT_VARIABLE, without_slurm
+from training.runtime.run_folder import RunFolder
 
 _SITE_VARIABLES = ("DEEPSPORTS_VENV", "DEEPSPORTS_SCRATCH", "DEEPSPORTS_DATASET", "DEEPSPORTS_RUNS")
 HOLD_SIGNALS = "bash job_files/hold_signals.sh"  # seen from the folder of the job's code

@@ -24,15 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, collected, first_line, flag, parse, parse_command, parse_named, run, to_argv
-from data_preparation.files import write_whole, writing
+from data_preparation.common.command_line import collected, flag, parse, parse_command, parse_named, run, to_argv
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.files import write_whole, writing
 from launch import preflight, snapshot, submit
 from launch.config import LaunchConfig, absolute
 from launch.progress import number_text
 from launch.status import end_jobs, existing_runs_dir, last_job, look_at_cluster, run_state
 from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
-from training.run_folder import REPEATS, SWEEP_FILE, RunFolder, read_json, sweep_points, write_json
+from training.runtime.run_folder import REPEATS, SWEEP_FILE, RunFolder, read_json, sweep_points, write_json
 
 _LAUNCH = "it is a launch flag, and the points of a sweep differ in training flags"
 _MOST = 1000  # points; Slurm's MaxArraySize is 1001 where nobody changed it

@@ -22,7 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.errors import UserError
 from tests.conftest import TINY_MODEL, data_flags, loader_processes, run_python
 from tests.on_cluster import (
     FINAL,
@@ -38,7 +39,7 @@ from tests.on_cluster import (
     wait_for,
 )
 from tests.test_training import assert_same_run
-from training.run_folder import RunFolder
+from training.runtime.run_folder import RunFolder
 
 SAVE_EVERY = 3
 STEPS_BETWEEN = 6  # at most, from a start to its interruption

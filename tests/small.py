@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import default_collate
 
-from data_preparation.cli import parse
+from data_preparation.common.command_line import parse
 from data_preparation.dives import Dive
 from training import plugins
 from training.config import TrainConfig, config_class

@@ -13,7 +13,8 @@ from PIL import Image
 from data_preparation.adopt import AdoptConfig, find_numbering, to_frame
 from data_preparation.alignment import REACH, shift_of
 from data_preparation.archive import FrameReader, open_frames, record_fault
-from data_preparation.cli import UserError, parse
+from data_preparation.common.command_line import parse
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from data_preparation.layout import DatasetLayout, prepared_videos
 from data_preparation.near_misses import numberings

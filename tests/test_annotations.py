@@ -26,7 +26,7 @@ from data_preparation.annotations import (
     read_annotations,
     select,
 )
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive, dive_faults, judge_exceptions, judged_score, overlap_faults
 from data_preparation.pickles import load_pickle
 

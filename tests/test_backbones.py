@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from tests.golden import difference, golden, recipe_state, recipe_tensor
 from tests.small import config_of
 from training.backbones import build_backbone
@@ -94,7 +94,7 @@ def test_timesformer_starts_as_the_original_does():
 
 
 def test_weights_are_drawn_in_one_thread(monkeypatch: pytest.MonkeyPatch):
-    """Two threads do not always draw the same last digits (training.seeding.one_thread)."""
+    """Two threads do not always draw the same last digits (training.runtime.seeding.one_thread)."""
     threads = []
     monkeypatch.setattr(
         "training.model.build_backbone", lambda c: (threads.append(torch.get_num_threads()), build_backbone(c))[1]

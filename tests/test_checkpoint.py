@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_preparation.cli import UserError
-from training import checkpoint
+from data_preparation.common.errors import UserError
 from training.plots import draw_losses
-from training.run_folder import RunFolder
+from training.runtime import checkpoint
+from training.runtime.run_folder import RunFolder
 from training.schedule import learning_rate
 
 

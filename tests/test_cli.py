@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_preparation.cli import UserError, build_parser, flag_faults, markdown_table, parse, to_argv
+from data_preparation.common.command_line import build_parser, flag_faults, markdown_table, parse, to_argv
+from data_preparation.common.errors import UserError
 from launch.config import LaunchConfig, read_flag_file, split_argv
 from launch.readme_tables import plugin_tables
 from tests.conftest import REPOSITORY, run_python

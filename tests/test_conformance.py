@@ -14,17 +14,17 @@ import torch.multiprocessing as mp
 
 from data_preparation.dives import Dive
 from tests.small import DIVES, METHODS, MODELS, VIDEO_MODELS, batch_of, labels_of, tiny_config
-from training import checkpoint
 from training.config import TrainConfig
 from training.data.batch import Batch, Rows, cut_batch
 from training.engine.loop import Engine
 from training.engine.step import Step
-from training.interruption import InterruptionFlag
 from training.methods.base import ComparingMethod
 from training.model import ScoringModel, build_model
-from training.ranks import Ranks
 from training.rows import RowBatchNorm
-from training.run_folder import RunFolder
+from training.runtime import checkpoint
+from training.runtime.interruption import InterruptionFlag
+from training.runtime.ranks import Ranks
+from training.runtime.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 # every backbone with the default method, every method with the fastest backbone
@@ -260,7 +260,7 @@ def test_the_configuration_of_a_plug_in_is_whole(model: str, method: str, featur
     """It pickles (workers and submitit need that), and its command line gives it again."""
     import pickle
 
-    from data_preparation.cli import parse, to_argv
+    from data_preparation.common.command_line import parse, to_argv
     from training.config import as_record, from_record
 
     config = config_for(model, method, features_file)

@@ -18,10 +18,10 @@ import torch
 
 from data_preparation.annotations import load_annotations, load_split, load_vocabulary
 from data_preparation.archive import FrameReader
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.contents import HEAD_BYTES, content_of
 from data_preparation.frame_numbers import open_video
-from training import checkpoint
+from training.runtime import checkpoint
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 

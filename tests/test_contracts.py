@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from data_preparation.dives import Dive
 from tests.small import DIVES, batch_of, config_of
-from training import checkpoint
 from training.data.batch import Rows, Tensors, cut_batch
 from training.data.dataset import ActionDataset, Plan
 from training.data.plan import Sample
@@ -28,9 +27,10 @@ from training.engine.step import Step
 from training.methods.base import ComparingMethod, ParameterGroup
 from training.methods.regression.method import Regression, mlp_head
 from training.model import ScoringModel, build_model
-from training.ranks import Ranks
+from training.runtime import checkpoint
+from training.runtime.ranks import Ranks
+from training.runtime.seeding import generator
 from training.schedule import learning_rate
-from training.seeding import generator
 
 SMALL = {"spatial_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2, "frame_num": 4, "topology": (16,), "dropout": (0.0,), "drop_path": 0.0, "batch_size": 8}  # fmt: skip
 CPU = torch.device("cpu")

@@ -16,8 +16,9 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_preparation.cli import UserError
-from training.distributed import (
+from data_preparation.common.errors import UserError
+from training.losses import mse, soft_spearman
+from training.runtime.collectives import (
     gather,
     gather_objects,
     is_about_peers,
@@ -28,9 +29,8 @@ from training.distributed import (
     plain_reason,
     see_the_same,
 )
-from training.interruption import time_limit_remark
-from training.losses import mse, soft_spearman
-from training.ranks import (
+from training.runtime.interruption import time_limit_remark
+from training.runtime.ranks import (
     Ranks,
     allocated_gpus,
     allocated_memory,

@@ -22,7 +22,7 @@ import pytest
 
 from data_preparation import download, files, transfer
 from data_preparation.catalogue import Artefact, content_fault, direct_link, load_catalogue
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.layout import DatasetLayout
 from tests.conftest import REPOSITORY
 

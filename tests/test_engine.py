@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from tests import small
 from tests.small import DIVES, config_of
 from training.config import TrainConfig
@@ -18,13 +18,13 @@ from training.data.dataset import ActionDataset
 from training.engine.loop import Engine
 from training.engine.prediction import non_finite_rows
 from training.engine.step import StepFault
-from training.interruption import InterruptionFlag
 from training.losses import mse
 from training.model import build_model
-from training.ranks import Ranks
 from training.rows import RowDropout, RowDropPath, rows_of
-from training.run_folder import RunFolder
-from training.seeding import seed_all
+from training.runtime.interruption import InterruptionFlag
+from training.runtime.ranks import Ranks
+from training.runtime.run_folder import RunFolder
+from training.runtime.seeding import seed_all
 
 SMALL = {"spatial_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "frame_num": 4, "topology": (16,)}
 

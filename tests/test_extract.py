@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_preparation.archive import FrameReader, open_frames, write_archive
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.decoding import decode_ranges, to_image
 from data_preparation.dives import Dive
 from data_preparation.extract import check_reach, needed_ranges

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_preparation.cli import UserError, parse
+from data_preparation.common.command_line import parse
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from tests.conftest import data_flags, run_python, tiny_model
 from training import extract_features
@@ -25,7 +26,7 @@ from training.data.loader import training_batches
 from training.data.splits import load_splits
 from training.engine.step import Step
 from training.model import build_model
-from training.ranks import Ranks
+from training.runtime.ranks import Ranks
 
 CPU = torch.device("cpu")
 

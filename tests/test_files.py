@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from data_preparation import files
-from data_preparation.cli import UserError
-from data_preparation.files import (
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import (
     Stopped,
     alone,
     lock,
@@ -132,9 +132,7 @@ def test_without_locks_one_process_is_alone_and_a_killed_owner_is_forgotten(
 
 
 def test_a_lock_is_seen_by_who_may_only_read(tmp_path: Path):
-    look = (
-        f"from data_preparation.files import lock; import sys; sys.exit(lock(open({str(tmp_path / 'lock')!r}), False))"
-    )
+    look = f"from data_preparation.common.files import lock; import sys; sys.exit(lock(open({str(tmp_path / 'lock')!r}), False))"
     with open(tmp_path / "lock", "w") as file:
         assert lock(file, wait=False)
         assert run_python("-c", look, check=False).returncode == 0

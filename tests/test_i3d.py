@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from tests.conftest import SHARED
 from tests.golden import golden, recipe_state, recipe_tensor
 from tests.small import config_of

@@ -41,7 +41,7 @@ from tests.on_cluster import (
     wait_for_step,
 )
 from tests.test_training import assert_same_run
-from training.run_folder import RunFolder
+from training.runtime.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 

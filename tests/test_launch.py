@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_preparation.cli import UserError, parse, to_argv
+from data_preparation.common.command_line import parse, to_argv
+from data_preparation.common.errors import UserError
 from launch import snapshot, status, submit, sweep
 from launch.begin import check_restart, free_port
 from launch.begin import main as begin
@@ -44,7 +45,7 @@ from launch.sweep import grid_points, listed_points, named_points, varied
 from tests.conftest import REPOSITORY, TINY_MODEL, run_python
 from training.config import TrainConfig
 from training.plots import draw_sweep
-from training.run_folder import RunFolder
+from training.runtime.run_folder import RunFolder
 
 PROGRESS = {
     "state": "running", "epoch": 3, "epochs": 20, "step": 318, "steps": 2120, "train_loss": 0.41, "val_spearman": 0.71,
@@ -607,7 +608,7 @@ def test_the_snapshot_is_the_code(tmp_path: Path):
     assert set(record) == {"code_revision", "code_changed"}
     assert (code / "code.diff").exists()
     done = subprocess.run(
-        [sys.executable, "-c", "from training.run_folder import environment_record as e; print(e()['code_revision'])"],
+        [sys.executable, "-c", "from training.runtime.run_folder import environment_record as e; print(e()['code_revision'])"],
         cwd=code, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == str(record["code_revision"])

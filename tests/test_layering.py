@@ -15,19 +15,25 @@ ALLOWED = {
     "training": {"training", "data_preparation"},
     "launch": {"launch", "training", "data_preparation"},
 }
+COMMON = "data_preparation.common."
+ERRORS = {COMMON + "errors"}
 LEAVES = {
-    "data_preparation/limits.py": set(),
-    "data_preparation/cli.py": {"data_preparation.limits"},
-    "data_preparation/layout.py": {"data_preparation.cli", "data_preparation.near_misses"},
+    "data_preparation/common/limits.py": set(),
+    "data_preparation/common/errors.py": {COMMON + "limits"},
+    "data_preparation/common/command_line.py": {COMMON + "errors", COMMON + "limits"},
+    "data_preparation/common/files.py": ERRORS,
+    "data_preparation/common/workers.py": ERRORS | {COMMON + "limits"},
+    "data_preparation/layout.py": ERRORS | {"data_preparation.near_misses"},
     "data_preparation/near_misses.py": set(),
     "data_preparation/dives.py": set(),
-    "data_preparation/files.py": {"data_preparation.cli"},
-    "data_preparation/workers.py": {"data_preparation.cli", "data_preparation.limits"},
-    "data_preparation/contents.py": {"data_preparation.cli"},
-    "data_preparation/pickles.py": {"data_preparation.cli", "data_preparation.contents"},
-    "training/config.py": {"data_preparation.cli", "training", "training.plugins"},
-    "training/interruption.py": {"data_preparation.cli"},
-    "training/ranks.py": {"data_preparation.cli"},
+    "data_preparation/contents.py": ERRORS,
+    "data_preparation/pickles.py": ERRORS | {"data_preparation.contents"},
+    "training/plugins.py": set(),
+    "training/config.py": ERRORS | {COMMON + "command_line", "training", "training.plugins"},
+    "training/data/plan.py": {"data_preparation.dives"},
+    "training/data/batch.py": set(),
+    "training/runtime/interruption.py": ERRORS,
+    "training/runtime/ranks.py": ERRORS,
     "training/rows.py": set(),
     "training/losses.py": set(),
     "training/metrics.py": {"data_preparation.dives"},
@@ -64,7 +70,7 @@ def test_only_one_file_runs_slurms_commands_and_one_reads_its_variables():
         return {str(p.relative_to(REPOSITORY)) for p in paths if any(n in p.read_text() for n in needles)}
 
     assert holders('"squeue"', '"scontrol"', '"sacct"') == {"launch/slurm.py"}
-    assert holders('"SLURM_') == {"training/ranks.py"}
+    assert holders('"SLURM_') == {"training/runtime/ranks.py"}
 
 
 def test_submitting_imports_no_torch():

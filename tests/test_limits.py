@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_preparation.limits import Need, Room, read_room, room_faults, shortage, temporary_faults
+from data_preparation.common.limits import Need, Room, read_room, room_faults, shortage, temporary_faults
 from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
 from training.config import TrainConfig
 from training.data.machine import shared_bytes
@@ -146,7 +146,7 @@ def check(*args, **flags):
     with open("/dev/shm/other", "wb") as file:
         file.write(bytes(2 ** 20 - 2 ** 16))
 t.check_machine = check
-from data_preparation.cli import run
+from data_preparation.common.command_line import run
 sys.argv[1:] = {[str(word) for word in training(dataset, tmp_path)[2:]]!r}
 run(t.main)
 """
@@ -195,7 +195,7 @@ def test_a_cgroup_without_room_for_workers_is_told(dataset: Path, tmp_path: Path
     code = f"""
 import os
 open("{group}/cgroup.procs", "w").write(str(os.getpid()))
-from data_preparation.limits import read_room
+from data_preparation.common.limits import read_room
 print(read_room().processes)
 """
     try:

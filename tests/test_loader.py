@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from data_preparation.cli import UserError
-from data_preparation.workers import kill_workers
+from data_preparation.common.errors import UserError
+from data_preparation.common.workers import kill_workers
 from tests.conftest import run_python
 from training.config import TrainConfig
 from training.data.loader import training_batches
-from training.interruption import ProcessLost
-from training.ranks import Ranks
+from training.runtime.interruption import ProcessLost
+from training.runtime.ranks import Ranks
 
 
 class Numbers(Dataset):

@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.svm import SVR
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from tests.golden import difference, golden, recipe_state, recipe_tensor
 from tests.small import labels_of
-from training import checkpoint
 from training.config import TrainConfig
 from training.data.batch import Rows
 from training.methods.multitask.method import Multitask, caption_metrics, caption_nll
 from training.methods.multitask.s2vt import S2VT, caption_mask, encode_caption
 from training.methods.svr.method import SupportVectorRegression
+from training.runtime import checkpoint
 
 DIVE = Dive(1, 7, 100, 200, 3.2, 80.0, 2, 0, 2, 7, 0, caption=("<sos>", "a", "dive", "<eos>"))
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data_preparation.annotations import load_annotations
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.pickles import load_pickle
 
 OLD = b"\x80\x02}"  # a dictionary as Python 2 began it

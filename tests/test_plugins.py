@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_preparation.cli import UserError, parse
+from data_preparation.common.command_line import parse
+from data_preparation.common.errors import UserError
 from tests.conftest import run_python
 from tests.small import METHODS, MODELS
 from training import plugins
@@ -30,7 +31,7 @@ class Points(Method):
 '''  # fmt: skip
 FLAGS = """
 from dataclasses import dataclass
-from data_preparation.cli import flag
+from data_preparation.common.command_line import flag
 from training.plugins import MethodFlags
 @dataclass(frozen=True)
 class Flags(MethodFlags):

@@ -13,7 +13,7 @@ import pytest
 
 from data_preparation.annotations import load_annotations
 from data_preparation.catalogue import catalogue_facts
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive, VideoFacts
 from data_preparation.extract import check_facts
 from data_preparation.frame_numbers import VideoScan

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import run_python
 from training.config import TrainConfig
-from training.run_folder import RunFolder, write_json
+from training.runtime.run_folder import RunFolder, write_json
 
 
 def write_run(folder: Path, config: TrainConfig, spearman: float, tested: int = 9, **more: float) -> Path:

@@ -16,7 +16,7 @@ from training.rows import (
     counted,
     rows_of,
 )
-from training.seeding import seed_all
+from training.runtime.seeding import seed_all
 
 
 def in_parts(layer: nn.Module, x: torch.Tensor, parts: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from data_preparation.dives import Dive
 from training.config import FRAME_METHODS
 from training.data.sampling import balancing_repeats, clip_frames, epoch_order, needed_frames, rank_rows
 from training.data.splits import split_train_val
-from training.seeding import draw_seed, generator
+from training.runtime.seeding import draw_seed, generator
 
 BINNED = [m for m in FRAME_METHODS if m not in ("random", "end_aligned")]
 

@@ -23,12 +23,13 @@ from data_preparation.annotations import (
     load_split,
     load_vocabulary,
 )
-from data_preparation.cli import UserError, parse, to_argv
+from data_preparation.common.command_line import parse, to_argv
+from data_preparation.common.errors import UserError
 from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from data_preparation.layout import DatasetLayout
 from data_preparation.pickles import load_pickle
-from data_preparation.synthetic import REPERTOIRE, SyntheticConfig
-from data_preparation.synthetic_diver import BOARDS, FILLERS
+from data_preparation.synthetic.diver import BOARDS, FILLERS
+from data_preparation.synthetic.dives import REPERTOIRE, SyntheticConfig
 from tests.conftest import run_python
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "mtl_aqa" / "final_annotations_dict.pkl"

@@ -21,10 +21,10 @@ from submitit.core.utils import DelayedSubmission
 
 from launch.job import TrainingJob
 from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, loader_processes, run_python
-from training import checkpoint
 from training.config import DATA_PATHS
-from training.interruption import STATUS
-from training.run_folder import RunFolder
+from training.runtime import checkpoint
+from training.runtime.interruption import STATUS
+from training.runtime.run_folder import RunFolder
 
 TIMES = ("seconds", "data_s", "step_s")
 
@@ -77,7 +77,7 @@ def finished(dataset: Path, tmp_path_factory) -> Path:
 
 def same_flags(finished: Path, *flags: object) -> list[object]:
     """The flags of the finished run, then others."""
-    from data_preparation.cli import to_argv
+    from data_preparation.common.command_line import to_argv
 
     return ["-m", "training.train", *to_argv(RunFolder(finished).saved_config()), *flags]
 

@@ -25,7 +25,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from training.backbones._weights import read_state_dict
 
 STATE = {"norm.weight": torch.arange(4.0), "norm.bias": torch.ones(2, dtype=torch.float16)}

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from data_preparation.cli import flag, parse_command, run
-from training import checkpoint
+from data_preparation.common.command_line import flag, parse_command, run
 from training.backbones import build_backbone
 from training.config import TrainConfig
+from training.runtime import checkpoint
 
 
 @dataclass(frozen=True)

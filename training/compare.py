@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_preparation.cli import UserError, run
+from data_preparation.common.command_line import run
+from data_preparation.common.errors import UserError
 from training.metrics import paired_interval, relative_l2_rows, score_metrics, spearman_rows
-from training.run_folder import RunFolder
+from training.runtime.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, flag, to_argv
+from data_preparation.common.command_line import flag, to_argv
+from data_preparation.common.errors import UserError
 from training import plugins
 from training.plugins import BACKBONES, METHODS, BackboneFlags, MethodFlags
 
@@ -246,7 +247,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
 
     @classmethod
     def for_argv(cls, argv: Sequence[str]) -> type[TrainConfig]:
-        """The composed class for the --model and --method that a command line names, or their defaults; data_preparation.cli
+        """The composed class for the --model and --method that a command line names, or their defaults; data_preparation.common.command_line
         asks before it parses."""
         if cls is not TrainConfig:
             return cls

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from training.backbones import build_backbone
 from training.config import TrainConfig
 from training.model import ScoringModel
-from training.ranks import Ranks
+from training.runtime.ranks import Ranks
 
 
 def parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -22,19 +22,17 @@ from typing import Any
 
 import torch
 
-from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import write_whole, writing
 from data_preparation.dives import Dive
-from data_preparation.files import write_whole, writing
-from training import checkpoint, distributed
 from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
 from training.data.processes import start_server
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
-from training.distributed import gather_objects
 from training.engine.prediction import predict, remember_references
-from training.logs import start_log
 from training.metrics import (
     baselines,
     bootstrap_interval,
@@ -47,8 +45,11 @@ from training.metrics import (
 )
 from training.model import ScoringModel, build_model
 from training.plots import draw_scores
-from training.ranks import Ranks, read_ranks
-from training.run_folder import RunFolder, read_json, write_json
+from training.runtime import checkpoint, collectives
+from training.runtime.collectives import gather_objects
+from training.runtime.logs import start_log
+from training.runtime.ranks import Ranks, read_ranks
+from training.runtime.run_folder import RunFolder, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def open_test_split(
             opened["checkpoint"]["epoch"],
         )
         return opened
-    same = distributed.see_the_same(run.best_checkpoint, checkpoint.fingerprint)
+    same = collectives.see_the_same(run.best_checkpoint, checkpoint.fingerprint)
     best = checkpoint.load(same, device, parts={"model", "position"})
     try:
         model.load_state_dict(best["model"])
@@ -217,17 +218,17 @@ def main(argv: Sequence[str]) -> int:
     start_server(config.loaders)
     splits = load_splits(config)
     folder.check_splits(splits.record())
-    device = distributed.choose_device(options.gpu, ranks)
+    device = collectives.choose_device(options.gpu, ranks)
     model = build_model(config).to(device)
     if faults := source_of(config).faults(splits.test) + label_faults(splits.test, model.method):
         raise UserError.of(faults)
     check_machine(config, model, ranks, device, splits, trains=False)
-    distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    distributed.on_first_rank(folder.hold)
+    collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    collectives.on_first_rank(folder.hold)
     opened = open_test_split(folder, config, model, ranks, device, splits)
     if ranks.is_first:
         print("\n".join(result_lines(opened)))
-    distributed.leave()
+    collectives.leave()
     return 0
 
 

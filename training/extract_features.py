@@ -26,10 +26,10 @@ import torch
 from tqdm import tqdm
 
 from data_preparation.annotations import load_annotations
-from data_preparation.cli import UserError, flag, parse, run, split_flags
+from data_preparation.common.command_line import flag, parse, run, split_flags
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import write_whole, writing
 from data_preparation.dives import Dive
-from data_preparation.files import write_whole, writing
-from training import checkpoint, distributed
 from training.config import TrainConfig, as_record, path_faults
 from training.data.dataset import ActionDataset
 from training.data.features import FeatureFile
@@ -38,10 +38,11 @@ from training.data.plan import Arrays, Sample
 from training.data.processes import start_server
 from training.data.sources import source_of
 from training.engine.prediction import autocast, resolve_precision, to_device
-from training.logs import start_log
 from training.model import ScoringModel, build_model
-from training.ranks import Ranks, read_ranks
-from training.run_folder import RunFolder
+from training.runtime import checkpoint, collectives
+from training.runtime.logs import start_log
+from training.runtime.ranks import Ranks, read_ranks
+from training.runtime.run_folder import RunFolder
 
 log = logging.getLogger("training")
 
@@ -146,22 +147,22 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
     actions = list(load_annotations(config.annotation_path).values())
     if faults := source_of(config).faults(actions):
         raise UserError.of(faults)
-    device = distributed.choose_device(config.gpu, ranks)
+    device = collectives.choose_device(config.gpu, ranks)
     model = load_model(options, config).to(device)
-    distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
     parts = options.output.with_name(f"{options.output.name}.parts-{fingerprint(config, model)}")
     data = ActionDataset(actions, config, ClipAlone(), augment=False)
     batches = [range(start, min(start + _PART, len(actions))) for start in range(0, len(actions), _PART)]
     with writing(parts):
         parts.mkdir(parents=True, exist_ok=True)
     mine = list(missing_parts(parts, len(batches)))[ranks.rank :: ranks.world_size]
-    distributed.barrier()  # the list is made before any rank adds to it
+    collectives.barrier()  # the list is made before any rank adds to it
     for number in tqdm(mine, desc="features", unit="part", disable=not (ranks.is_first and sys.stderr.isatty())):
         arrays = compute_part(model, data, config, device, batches[number])
         with writing(parts):
             write_whole(part_file(parts, number), array_bytes(arrays))
-    distributed.barrier()
-    return distributed.on_first_rank(partial(join_parts, options.output, parts, len(batches), actions))
+    collectives.barrier()
+    return collectives.on_first_rank(partial(join_parts, options.output, parts, len(batches), actions))
 
 
 def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Dive]) -> str:
@@ -199,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
     text = extract(options, config, ranks)
     if ranks.is_first:
         print(text)
-    distributed.leave()
+    collectives.leave()
     return 0
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from data_preparation.cli import parse, run
+from data_preparation.common.command_line import parse, run
 from training.config import TrainConfig
 from training.cost import optimizer_bytes, parameters, step_memory
 from training.model import ScoringModel, build_model
-from training.ranks import Ranks
+from training.runtime.ranks import Ranks
 
 
 def step_bytes(model: ScoringModel, config: TrainConfig, processes: int) -> float:

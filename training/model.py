@@ -15,7 +15,7 @@ from training.data.batch import Batch, Tensors
 from training.methods import build_method
 from training.methods.base import Method, ParameterGroup
 from training.rows import RowBatchNorm, counted, set_batch_norm
-from training.seeding import one_thread, seed_all
+from training.runtime.seeding import one_thread, seed_all
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from data_preparation.common.files import whole_file, writing
 from data_preparation.dives import Dive
-from data_preparation.files import whole_file, writing
 
 TRAIN, VALIDATION, BEST, FAILED = "#1f77b4", "#d95f02", "#2ca02c", "#d62728"
 

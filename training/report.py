@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError, run
+from data_preparation.common.command_line import run
+from data_preparation.common.errors import UserError
 from training.config import TrainConfig, as_record, changeable
-from training.run_folder import REPEATS, RunFolder, read_json, sweep_points
+from training.runtime.run_folder import REPEATS, RunFolder, read_json, sweep_points
 
 _SUFFIX = re.compile(r"([-_.]?f(old)?\d+)?([-_.]?s(eed)?\d+)?$")
 

@@ -10,7 +10,7 @@ is gone, the same command goes on from the last checkpoint.
 from __future__ import annotations
 
 if __name__ == "__main__":  # the imports below take seconds, and a signal that comes meanwhile must be remembered
-    from training.interruption import InterruptionFlag
+    from training.runtime.interruption import InterruptionFlag
 
     _early_flag = InterruptionFlag().install()
 
@@ -23,8 +23,8 @@ from functools import partial
 
 import torch
 
-from data_preparation.cli import UserError, parse, run
-from training import distributed
+from data_preparation.common.command_line import parse, run
+from data_preparation.common.errors import UserError
 from training.config import TrainConfig, batch_norm_fault, differences, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import ActionDataset, label_faults
@@ -37,18 +37,19 @@ from training.engine.loop import Engine
 from training.engine.prediction import resolve_precision
 from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
-from training.interruption import (
+from training.model import ScoringModel, build_model
+from training.runtime import collectives
+from training.runtime.interruption import (
     PROCESS_LOST_STATUS,
     Interrupted,
     InterruptionFlag,
     ProcessLost,
     time_limit_remark,
 )
-from training.logs import also_log_to, start_log
-from training.model import ScoringModel, build_model
-from training.progress import ProgressHook, failure_recorded
-from training.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
-from training.run_folder import RunFolder, write_json
+from training.runtime.logs import also_log_to, start_log
+from training.runtime.progress import ProgressHook, failure_recorded
+from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
+from training.runtime.run_folder import RunFolder, write_json
 
 log = logging.getLogger("training")
 
@@ -67,19 +68,19 @@ def main(
     except Interrupted as stop:
         interruption.ignore()
         log.warning("%s: start the same command again to go on", stop)
-        distributed.leave()
+        collectives.leave()
         return stop.status
     # after an error the ranks do not take leave: with nccl that can wait for the others, who must see this one fail
     except ProcessLost as loss:
         log.error("%s", loss)
         return PROCESS_LOST_STATUS
     except RuntimeError as error:
-        if not distributed.is_about_peers(error):
+        if not collectives.is_about_peers(error):
             raise
-        log.error(distributed.lost_contact(error))
+        log.error(collectives.lost_contact(error))
         return PROCESS_LOST_STATUS
     interruption.ignore()
-    distributed.leave()
+    collectives.leave()
     return 0
 
 
@@ -103,7 +104,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     start_server(config.loaders)
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
-    device = distributed.choose_device(config.gpu, ranks)
+    device = collectives.choose_device(config.gpu, ranks)
     precision = resolve_precision(config.precision, device)
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
@@ -115,10 +116,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError.of(faults)
     leave_early(interruption, ranks)
     check_machine(config, model, ranks, device, splits, trains=True)
-    distributed.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    if status := distributed.largest(interruption.status, device):
+    collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    if status := collectives.largest(interruption.status, device):
         raise Interrupted(_BEFORE_THE_FIRST_STEP, status)
-    distributed.on_first_rank(partial(open_run, run, config, splits))
+    collectives.on_first_rank(partial(open_run, run, config, splits))
     with failure_recorded(run) if ranks.is_first else nullcontext():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)

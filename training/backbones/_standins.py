@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
 from data_preparation.pickles import current_name, load_pickle, runs_programs
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before its files were ZIP archives

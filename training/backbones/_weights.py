@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.contents import content_of, description, head_of
 from training.backbones import _standins
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from training.config import TrainConfig
 from training.data.batch import Batch
 from training.data.plan import Arrays, ClipSpec, Sample
 from training.data.sources import Source, source_of
-from training.seeding import generator
+from training.runtime.seeding import generator
 
 
 class Planner(Protocol):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data_preparation.annotations import load_split
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
 from data_preparation.dives import Dive, DiveKey, dive_name, list_names
 
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5")

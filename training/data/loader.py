@@ -9,16 +9,16 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from data_preparation.cli import UserError, first_line
-from data_preparation.limits import shortage
-from data_preparation.workers import kill_workers
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.limits import shortage
+from data_preparation.common.workers import kill_workers
 from training.config import TrainConfig
 from training.data import processes
 from training.data.batch import Batch
 from training.data.dataset import ActionDataset, Planned
 from training.data.sampling import epoch_order, rank_rows
-from training.interruption import ProcessLost
-from training.ranks import Ranks
+from training.runtime.interruption import ProcessLost
+from training.runtime.ranks import Ranks
 
 # dives of a process at once: without a graph to keep, eight clips take about what one takes in training
 EVALUATION_BATCH = 8

@@ -6,9 +6,8 @@ import logging
 
 import torch
 
-from data_preparation.cli import UserError
-from data_preparation.dives import Dive
-from data_preparation.limits import (
+from data_preparation.common.errors import UserError
+from data_preparation.common.limits import (
     Need,
     Room,
     cores,
@@ -20,11 +19,12 @@ from data_preparation.limits import (
     temporary_faults,
     temporary_remark,
 )
+from data_preparation.dives import Dive
 from training.config import TrainConfig
 from training.data.loader import EVALUATION_BATCH, steps_per_epoch
 from training.data.splits import Splits
 from training.model import ScoringModel
-from training.ranks import Ranks, allocated_memory, ranks_on_node
+from training.runtime.ranks import Ranks, allocated_memory, ranks_on_node
 
 log = logging.getLogger(__name__)
 

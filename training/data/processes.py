@@ -20,10 +20,10 @@ from types import ModuleType
 
 import torch
 
-from data_preparation.cli import UserError, first_line
-from data_preparation.limits import raise_open_files, shortage, temporary_faults
-from data_preparation.workers import kill_workers
-from training.interruption import STATUS, ProcessLost
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.limits import raise_open_files, shortage, temporary_faults
+from data_preparation.common.workers import kill_workers
+from training.runtime.interruption import STATUS, ProcessLost
 
 CONTEXT = multiprocessing.get_context("forkserver")
 

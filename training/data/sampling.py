@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.seeding import generator
+from training.runtime.seeding import generator
 
 END_SHIFT = 3  # frames: how far the end-aligned window moves in training (C3D-AVG)
 

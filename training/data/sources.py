@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data_preparation.archive import FrameReader, missing_text, open_frames
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from data_preparation.layout import prepared_videos, video_name
 from training.config import TrainConfig

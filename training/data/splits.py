@@ -11,10 +11,10 @@ from typing import Any
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 from data_preparation.annotations import check_disjoint, load_annotations, load_split, select
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive, DiveKey
 from training.config import TrainConfig
-from training.seeding import draw_seed, generator
+from training.runtime.seeding import draw_seed, generator
 
 
 @dataclass(frozen=True)

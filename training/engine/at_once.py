@@ -12,19 +12,19 @@ from dataclasses import asdict
 
 import torch
 
-from data_preparation.cli import UserError
-from training import checkpoint
+from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.dataset import ActionDataset
-from training.distributed import barrier, gather_objects, largest, on_first_rank, see_the_same
 from training.engine.prediction import non_finite_rows, predict, validation_metrics
 from training.engine.state import Position
-from training.interruption import Interrupted, InterruptionFlag
 from training.model import ScoringModel
 from training.plots import draw_losses
-from training.progress import Progress, ProgressHook
-from training.ranks import Ranks
-from training.run_folder import RunFolder
+from training.runtime import checkpoint
+from training.runtime.collectives import barrier, gather_objects, largest, on_first_rank, see_the_same
+from training.runtime.interruption import Interrupted, InterruptionFlag
+from training.runtime.progress import Progress, ProgressHook
+from training.runtime.ranks import Ranks
+from training.runtime.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

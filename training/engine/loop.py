@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data_preparation.cli import UserError
-from training import checkpoint
+from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.dataset import ActionDataset
 from training.data.loader import epoch_length, training_batches
-from training.distributed import barrier, gather_objects, largest, on_first_rank, see_the_same
 from training.engine.prediction import predict, remember_references, validation_metrics
 from training.engine.state import Position, SavedStates
 from training.engine.step import Step, StepFault
-from training.interruption import Interrupted, InterruptionFlag
 from training.model import ScoringModel
 from training.plots import draw_losses
-from training.progress import Meter, Progress, ProgressHook
-from training.ranks import Ranks
-from training.run_folder import RunFolder
+from training.runtime import checkpoint
+from training.runtime.collectives import barrier, gather_objects, largest, on_first_rank, see_the_same
+from training.runtime.interruption import Interrupted, InterruptionFlag
+from training.runtime.progress import Meter, Progress, ProgressHook
+from training.runtime.ranks import Ranks
+from training.runtime.run_folder import RunFolder
 from training.schedule import learning_rate
 from training.tensorboard import EventLog
 

@@ -9,17 +9,17 @@ from contextlib import AbstractContextManager, closing
 
 import torch
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from training.config import TrainConfig
 from training.data.batch import Batch, Rows, Tensors
 from training.data.dataset import ActionDataset
 from training.data.loader import evaluation_batches
-from training.distributed import gather_objects
 from training.methods.base import Bank, ComparingMethod
 from training.metrics import predicted_range, sameness_remark, score_metrics
 from training.model import ScoringModel
-from training.ranks import Ranks
+from training.runtime.collectives import gather_objects
+from training.runtime.ranks import Ranks
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.cli import UserError
-from training import checkpoint
+from data_preparation.common.errors import UserError
 from training.config import TrainConfig
-from training.run_folder import RunFolder
+from training.runtime import checkpoint
+from training.runtime.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

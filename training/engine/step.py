@@ -12,15 +12,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.batch import Batch, Tensors, cut, cut_batch, joined
-from training.distributed import gather
 from training.engine.prediction import autocast, non_finite_rows, resolve_precision, to_device
 from training.model import ScoringModel
-from training.ranks import Ranks
 from training.rows import apply_statistics, rows_of
-from training.seeding import seed_all
+from training.runtime.collectives import gather
+from training.runtime.ranks import Ranks
+from training.runtime.seeding import seed_all
 
 _OPTIMIZERS: dict[str, Callable[[Any, TrainConfig], torch.optim.Optimizer]] = {
     "Adam": lambda p, c: torch.optim.Adam(p, c.learning_rate, weight_decay=c.weight_decay, amsgrad=c.amsgrad),

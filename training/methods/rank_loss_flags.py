@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_preparation.cli import flag
+from data_preparation.common.command_line import flag
 from training.plugins import MethodFlags
 
 

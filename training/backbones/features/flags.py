@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from data_preparation.cli import flag
+from data_preparation.common.command_line import flag
 from training.plugins import BackboneFlags
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.features import FeatureFile

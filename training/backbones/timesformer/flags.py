@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from data_preparation.cli import flag
+from data_preparation.common.command_line import flag
 from training.plugins import BackboneFlags
 
 ATTENTION_TYPES = ("divided_space_time", "space_only", "joint_space_time")

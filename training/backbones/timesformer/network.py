@@ -14,7 +14,7 @@ from timm.layers import Attention, Mlp, PatchEmbed, trunc_normal_
 from torch import nn
 from torch.nn import functional as F
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from training.backbones._weights import load_exactly
 from training.backbones.base import Backbone
 from training.backbones.timesformer.flags import ATTENTION_TYPES

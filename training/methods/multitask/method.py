@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_preparation.annotations import load_vocabulary
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from training.backbones.base import Backbone
 from training.config import TrainConfig

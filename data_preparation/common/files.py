@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 

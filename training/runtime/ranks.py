@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 
 PORT_VARIABLE = "DEEPSPORTS_PORT"  # a free port of the first node, found by launch.begin where the job begins
 _PORTS = range(20000, 30000)  # below Linux's ephemeral ports (32768 and up), so nothing random sits there

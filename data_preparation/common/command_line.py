@@ -1,4 +1,4 @@
-"""Command lines from dataclasses, and errors that a person can act on (leaf: imports only limits).
+"""Command lines from dataclasses.
 
 A dataclass whose fields are made with `flag()` is the only place where a flag, its default, its help and its allowed
 values are written. `parse` turns it into a command line, `to_argv` turns an instance back into one, and
@@ -19,23 +19,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from data_preparation.limits import shortage
+from data_preparation.common.errors import UserError, os_error_text
+from data_preparation.common.limits import shortage
 
 T = TypeVar("T")
-
-
-class UserError(Exception):
-    """Something that the user can fix. Its text is one sentence (or one a line) naming the thing and the fix."""
-
-    @classmethod
-    def of(cls, faults: Iterable[str]) -> UserError:
-        """All faults at once, one a line."""
-        return cls("\n".join(faults))
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its name where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def flag(
@@ -369,14 +356,6 @@ def markdown_table(cls: type) -> str:
             cells = [f"`--{field.name}`", short, f"`{default_text(field)}`", allowed_text(cls, field.name)]
             rows.append("| " + " | ".join(c.replace("|", "\\|") for c in [*cells, field.metadata["help"]]) + " |")
     return "\n".join(rows)
-
-
-def os_error_text(error: OSError) -> str:
-    """The sentence about what the system refused: a file or folder, or more of something that is limited."""
-    if text := shortage(error):
-        return text
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or first_line(error)}: mend its folder's permissions or disk"
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:

@@ -36,12 +36,13 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from data_preparation.annotations import load_annotations, load_split
-from data_preparation.cli import UserError, flag, parse, run
+from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import whole_file, write_whole
+from data_preparation.common.workers import check_workers
 from data_preparation.dives import ATTRIBUTE_CLASSES, POSITIONS, ROTATION_TYPES, Dive, DiveKey
-from data_preparation.files import whole_file, write_whole
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
-from data_preparation.synthetic_diver import BOARDS, FILLERS, Board, Performance, Stage, look, performance
-from data_preparation.workers import check_workers
+from data_preparation.synthetic.diver import BOARDS, FILLERS, Board, Performance, Stage, look, performance
 
 DRAWING = 1  # raised whenever the same flags would give other pixels or labels
 DEFAULT_VIDEOS = 8

@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from data_preparation.cli import UserError
-from training.ranks import Ranks
+from data_preparation.common.errors import UserError
+from training.runtime.ranks import Ranks
 
 FORMAT = "%(asctime)s{who} %(levelname)-7s %(message)s"
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from data_preparation.cli import UserError, first_line
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.files import whole_file
 from data_preparation.contents import content_of, head_of
-from data_preparation.files import whole_file
 
 
 class Damaged(UserError):

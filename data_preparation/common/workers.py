@@ -8,8 +8,8 @@ import signal
 import threading
 import time
 
-from data_preparation.cli import UserError
-from data_preparation.limits import Need, open_files, raise_open_files, read_room, room_faults, temporary_faults
+from data_preparation.common.errors import UserError
+from data_preparation.common.limits import Need, open_files, raise_open_files, read_room, room_faults, temporary_faults
 
 _FILES = 6  # of the command itself: a video, an archive, queues
 _SERVED_FILES = 3  # for each worker

@@ -31,10 +31,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from data_preparation.cli import UserError
-from data_preparation.files import lock, write_fault, write_whole, writing
+from data_preparation.common.errors import UserError
+from data_preparation.common.files import lock, write_fault, write_whole, writing
 from training.config import TrainConfig, as_record, from_record
-from training.interruption import ProcessLost
+from training.runtime.interruption import ProcessLost
 
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, beside the folders of its points
 REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it

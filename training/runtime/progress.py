@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from data_preparation.cli import UserError, first_line
-from data_preparation.limits import shortage
-from training.distributed import is_about_peers, plain_reason
-from training.interruption import Interrupted
-from training.ranks import Ranks, restart_count, slurm_job_id
-from training.run_folder import RunFolder, read_json
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.limits import shortage
+from training.runtime.collectives import is_about_peers, plain_reason
+from training.runtime.interruption import Interrupted
+from training.runtime.ranks import Ranks, restart_count, slurm_job_id
+from training.runtime.run_folder import RunFolder, read_json
 
 ProgressHook = Callable[[dict[str, Any]], None]
 

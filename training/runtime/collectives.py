@@ -17,9 +17,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from data_preparation.cli import UserError, first_line
-from training.interruption import ProcessLost
-from training.ranks import Ranks, allocated_gpus, gpus_on_node, slurm_job_id
+from data_preparation.common.errors import UserError, first_line
+from training.runtime.interruption import ProcessLost
+from training.runtime.ranks import Ranks, allocated_gpus, gpus_on_node, slurm_job_id
 
 log = logging.getLogger(__name__)
 

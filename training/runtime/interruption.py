@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from data_preparation.cli import UserError
+from data_preparation.common.errors import UserError
 
 # exit statuses of a training that was told to stop and saved: 75 (EX_TEMPFAIL) wants to go on, job files requeue on it;
 # 143 (128 + TERM) was cancelled or preempted and 129 (128 + HUP) lost its terminal, job files requeue where the job still

@@ -1,0 +1,1 @@
+"""Drawn data for tests and demonstrations: dives in MTL-AQA's layout."""

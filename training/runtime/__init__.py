@@ -1,0 +1,1 @@
+"""What a run stands on: ranks, collectives, interruption, checkpoints, its folder, progress, seeding, logs."""
