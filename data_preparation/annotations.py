@@ -14,6 +14,7 @@ import codecs
 import csv
 import difflib
 import functools
+import hashlib
 import io
 import json
 import pickle
@@ -408,11 +409,27 @@ class Annotations:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """The dives of an annotation file in its order, and everything that is wrong with them.
+    """The dives of an annotation file in its order, and everything that is wrong with them. A file that has not changed is
+    parsed once in a process; the dictionaries are the caller's own.
 
     Raises:
         UserError: the file as a whole is unreadable or holds no dives.
     """
+    read = _parsed(Path(path), _digest(path))
+    return replace(read, dives=dict(read.dives), facts=dict(read.facts))
+
+
+def _digest(path: Path) -> bytes:
+    """A digest of a file's content; b"" where there is none to read, which is said when it is parsed."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).digest() if Path(path).is_file() else b""
+    except OSError:
+        return b""
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(path: Path, digest: bytes) -> Annotations:
+    """What `read_annotations` returns, for the content with this digest: unlike a time of change, it misses no change."""
     rows = _rows(path)
     dives: dict[DiveKey, Dive] = {}
     faults = _column_faults([fields for _, fields in rows if isinstance(fields, dict)])

@@ -26,7 +26,7 @@ from launch.config import LaunchConfig
 from launch.progress import starting_text
 from launch.slurm import SlurmError, set_comment
 from training.runtime.ranks import PORT_VARIABLE, raw_job_number, rendezvous_port, restart_count, slurm_job_id
-from training.runtime.run_folder import RunFolder, read_json
+from training.runtime.run_folder import RunFolder
 
 REFUSAL = "refused"  # file in the job's folder: why its last start was refused
 OUTPUT = "output"  # link in the job's folder to the file that its batch script writes to
@@ -146,8 +146,8 @@ def tell_start(run_folder: RunFolder, env: Mapping[str, str]) -> None:
     """Replace the comment of the start before, which says how that one ended."""
     words = env.get("DEEPSPORTS_COMMENT", "")
     if job_id := slurm_job_id(env):
-        with suppress(SlurmError, UserError, KeyError, TypeError):  # damaged progress, or no scontrol on compute nodes
-            told = starting_text(read_json(run_folder.progress_file))
+        with suppress(SlurmError, UserError):  # damaged progress, or no scontrol on compute nodes
+            told = starting_text(run_folder.progress())
             set_comment(job_id, f"{words}: {told}" if words else told)
 
 

@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from data_preparation.common.command_line import run
 from data_preparation.common.errors import UserError, os_error_text
@@ -26,6 +25,7 @@ from launch.progress import progress_text
 from launch.slurm import SlurmError, set_comment
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import rank_of_task, restart_count, slurm_job_id
+from training.runtime.run_progress import RunProgress
 
 log = logging.getLogger("training.launch")
 
@@ -41,12 +41,12 @@ class JobComment:
         self.job_id, self.words = job_id, f"{words}: " if words else ""
         self.next_at, self.told_epoch, self.warned = 0.0, -1, False
 
-    def __call__(self, progress: dict[str, Any]) -> None:
+    def __call__(self, progress: RunProgress) -> None:
         now = time.monotonic()
-        news = (progress["epoch"] != self.told_epoch or progress["state"] != "running") and not self.warned
+        news = (progress.epoch != self.told_epoch or progress.state != "running") and not self.warned
         if now < self.next_at and not news:
             return
-        self.next_at, self.told_epoch = now + _COMMENT_EVERY_S, progress["epoch"]
+        self.next_at, self.told_epoch = now + _COMMENT_EVERY_S, progress.epoch
         try:
             set_comment(self.job_id, self.words + progress_text(progress))
         except SlurmError as error:

@@ -22,7 +22,7 @@ from launch import preflight, slurm, snapshot, submit
 from launch.config import REPOSITORY, LaunchConfig
 from launch.slurm import QueuedJob, SlurmError
 from training.config import TrainConfig, path_faults
-from training.runtime.run_folder import RunFolder, read_json, write_json
+from training.runtime.run_folder import RunFolder, read_json, resume_faults, write_json
 
 _BYTES_OF_A_FRAME = 40_000  # a stored frame of height 256, quality 95, at most
 
@@ -57,9 +57,9 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
     videos = annotated_videos(training)
     prepared = sorted(videos & set(prepared_videos(layout.frames)))
     missing = sorted(videos - set(prepared))
-    progress = read_json(folder.progress_file) or {}
-    saved = folder.saved_config()
-    trained = progress.get("state") == "finished" and saved is not None and saved.epochs >= training.epochs
+    progress, saved = folder.progress(), folder.saved_config()
+    is_finished = progress is not None and progress.state == "finished"
+    trained = is_finished and saved is not None and saved.epochs >= training.epochs
 
     def job_file(name: str, after: str, options: Sequence[str], arguments: Sequence[str]) -> str:
         tag = "%A_%a" if any(o.startswith("--array") for o in options) else "%j"
@@ -136,8 +136,8 @@ def annotated_videos(training: TrainConfig) -> set[int]:
 
 def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str]) -> list[str]:
     """What can be known to go wrong in any stage before the first is submitted."""
-    layout = DatasetLayout(Path(site["DEEPSPORTS_DATASET"]).resolve())
-    found = preflight.request_flag_faults(launch, training) + preflight.run_faults(training)
+    folder, layout = RunFolder(training.run_dir), DatasetLayout(Path(site["DEEPSPORTS_DATASET"]).resolve())
+    found = preflight.request_flag_faults(launch, training) + resume_faults(folder, training)[0]
     found += [fault for fault in path_faults(training) if not fault.startswith("--root_dir")]
     if training.root_dir.resolve() != layout.frames:
         found.append(

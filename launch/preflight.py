@@ -23,8 +23,8 @@ from data_preparation.verified import unverified
 from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
 from launch.fitting import Request, excess, parse_nodes, parse_partitions
-from training.config import TrainConfig, batch_norm_fault, differences, path_faults
-from training.runtime.run_folder import RunFolder
+from training.config import TrainConfig, batch_norm_fault, path_faults
+from training.runtime.run_folder import RunFolder, resume_faults
 
 _LITTLE = 200 * 2**20  # bytes that logs, plots and metrics may come to
 _FORECAST_TIMEOUT_S = 600
@@ -42,7 +42,11 @@ def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], not
     The model is built by another process, which works while the block goes on and what is inside it is done.
     """
     say("checking flags, run folder and files")
-    faults += request_flag_faults(launch, training) + run_faults(training)
+    folder = RunFolder(training.run_dir)
+    own, free = resume_faults(folder, training)
+    faults += request_flag_faults(launch, training) + own
+    if free and not own:
+        notes.append(f"{folder.path} holds a run, and these flags differ from its own, as they may: {'; '.join(free)}")
     files = path_faults(training)
     faults += files
     forecast = None
@@ -75,25 +79,6 @@ def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], not
         if forecast is not None and forecast.poll() is None:
             forecast.kill()
             forecast.wait()
-
-
-def run_faults(training: TrainConfig) -> list[str]:
-    """Whether the run folder holds a run that these flags could not go on with."""
-    folder = RunFolder(training.run_dir)
-    try:
-        saved = folder.saved_config()
-    except UserError as error:
-        return [str(error) if str(folder.path) in str(error) else f"{folder.config_file}: {error}"]
-    if saved is None or not (folder.checkpoints() or folder.best_checkpoint.exists() or folder.summary_file.exists()):
-        return []
-    if not training.resume:
-        return [f"{folder.path} holds a run and --resume is False: give another --run_name, or let it resume"]
-    fixed, _ = differences(saved, training)
-    if fixed:
-        return [
-            f"{folder.path} holds a run with other flags ({'; '.join(fixed)}): give another --run_name, or its flags"
-        ]
-    return []
 
 
 def request_flag_faults(launch: LaunchConfig, training: TrainConfig) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+
+from training.runtime.run_progress import RunProgress
 
 
 def duration_text(seconds: float | None) -> str:
@@ -49,24 +50,32 @@ def number_text(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def progress_text(progress: Mapping[str, Any]) -> str:
+def share_text(done: int, total: int | None) -> str:
+    """'3/20'; '3/?' where the total is not known."""
+    return f"{done}/{'?' if total is None else total}"
+
+
+def best_text(progress: RunProgress) -> str:
+    """The best validation Spearman and its epoch, '0.730@2'; '-' before the first validation."""
+    return f"{number_text(progress.best_spearman)}@{progress.best_epoch}" if progress.best_epoch else "-"
+
+
+def progress_text(progress: RunProgress) -> str:
     """One line without quotes or commas, as Slurm's comment wants it."""
     parts = [
-        progress["state"],
-        f"epoch {progress['epoch']}/{progress['epochs']}",
-        f"step {progress['step']}/{progress['steps']}",
+        progress.state,
+        f"epoch {share_text(progress.epoch, progress.epochs)}",
+        f"step {share_text(progress.step, progress.steps)}",
     ]
-    if progress.get("val_spearman") is not None:
-        parts.append(f"rho {number_text(progress['val_spearman'])}")
-    if progress.get("best_epoch"):
-        parts.append(f"best {number_text(progress['best_spearman'])}@{progress['best_epoch']}")
-    if progress["state"] == "running":
-        parts.append(f"eta {duration_text(progress.get('eta_s'))}")
+    if progress.val_spearman is not None:
+        parts.append(f"rho {number_text(progress.val_spearman)}")
+    if progress.best_epoch:
+        parts.append(f"best {best_text(progress)}")
+    if progress.state == "running":
+        parts.append(f"eta {duration_text(progress.eta_s)}")
     return " ".join(parts)
 
 
-def starting_text(progress: Mapping[str, Any] | None) -> str:
+def starting_text(progress: RunProgress | None) -> str:
     """The comment of a job whose processes are being started; `progress` is what an earlier start left."""
-    if progress is None:
-        return "starting"
-    return progress_text({**progress, "state": "starting"})
+    return "starting" if progress is None else progress_text(replace(progress, state="starting"))

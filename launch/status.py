@@ -24,16 +24,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from data_preparation.common.command_line import flag, parse, parse_named, run
 from data_preparation.common.errors import UserError, first_line
 from launch import slurm
 from launch.begin import OUTPUT, REFUSAL
 from launch.config import site_environment
-from launch.progress import clock_text, duration_text, number_text, slurm_seconds
+from launch.progress import best_text, clock_text, duration_text, number_text, share_text, slurm_seconds
 from launch.slurm import EndedJob, FailedJob, QueuedJob, SlurmError
 from training.runtime.run_folder import RunFolder, read_json
+from training.runtime.run_progress import RunProgress
 
 _QUIET_S = 600  # a run that says nothing for so long has probably stopped
 _STOP_S = 180  # how long a job that was told to stop may take to save before it is cancelled all the same
@@ -139,11 +139,9 @@ def last_job(folder: Path) -> str | None:
     return max(jobs, key=lambda p: p.stat().st_mtime).name if jobs else None
 
 
-def process_is_gone(progress: Mapping[str, Any]) -> bool:
-    """Whether a training without a job ran on this machine and does not any more."""
-    if progress.get("job_id") is not None or progress.get("host") != socket.gethostname():
-        return False
-    return not is_a_training(progress.get("pid"))
+def ran_here(progress: RunProgress) -> bool:
+    """Whether a training was started on this machine without a job."""
+    return progress.job_id is None and progress.host == socket.gethostname()
 
 
 def is_a_training(pid: object) -> bool:
@@ -157,28 +155,28 @@ def is_a_training(pid: object) -> bool:
     return any(word in words for word in (b"training.train", b"launch.job", b"submitit"))
 
 
-def run_state(progress: Mapping[str, Any] | None, job: QueuedJob | None, ended: EndedJob | None, now: float) -> str:
+def run_state(progress: RunProgress | None, job: QueuedJob | None, ended: EndedJob | None, now: float) -> str:
     """What a person would call the run's state, from its own words and Slurm's."""
     if job is not None:
         if job.state == "PENDING":
             return f"pending ({job.reason})"
         began = now - (slurm_seconds(job.elapsed) or 0)
         # what the start before has left tells nothing of this one
-        is_starting = job.state == "RUNNING" and (progress is None or progress["updated"] < began)
+        is_starting = job.state == "RUNNING" and (progress is None or progress.updated < began)
         return "starting" if is_starting else job.state.lower()
     how = ended.state.lower() if ended else ""
     if progress is None:
         return how or "no progress yet"
-    if progress["state"] in ("finished", "failed"):
-        return progress["state"]
+    if progress.state in ("finished", "failed"):
+        return progress.state
     if how and how != "completed":
         return how
-    if progress["state"] == "running":
-        if process_is_gone(progress):
+    if progress.state == "running":
+        if ran_here(progress) and not is_a_training(progress.pid):
             return "killed"
-        if now - progress["updated"] > _QUIET_S:
+        if now - progress.updated > _QUIET_S:
             return "silent"
-    return progress["state"]
+    return progress.state
 
 
 def log_files(folder: RunFolder, job_id: str | None) -> list[Path]:
@@ -266,7 +264,7 @@ def plain(text: str) -> str:
 
 
 def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, str], str]:
-    progress, summary, job_id = read_json(folder.progress_file), read_json(folder.summary_file), last_job(folder.path)
+    progress, summary, job_id = folder.progress(), read_json(folder.summary_file), last_job(folder.path)
     job, ended = cluster.queued.get(job_id or ""), cluster.ended.get(job_id or "")
     refused = refusal(folder, job_id) if job is None else ""
     state = "failed" if refused else run_state(progress, job, ended, now)
@@ -281,22 +279,22 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
     if progress is not None:
         p = progress
         cells |= {
-            "EPOCH": f"{p['epoch']}/{p['epochs']}",
-            "STEP": f"{p['step']}/{p['steps']}",
-            "DIVES/S": number_text(p.get("dives_per_s"), 1),
-            "DATA": "-" if p.get("data_share") is None else f"{p['data_share']:.0%}",
-            "LOSS": number_text(p.get("train_loss")),
-            "RHO": number_text(p.get("val_spearman")),
-            "BEST": f"{number_text(p['best_spearman'])}@{p['best_epoch']}" if p["best_epoch"] else "-",
-            "ETA": duration_text(p.get("eta_s")) if state == "running" else "-",
-            "RESTARTS": str(p.get("restarts", 0)),
-            "MEMORY": "-" if p.get("peak_memory_gib") is None else f"{number_text(p['peak_memory_gib'], 1)}G",
-            "SEEN": f"{duration_text(max(now - p['updated'], 0))} ago",
+            "EPOCH": share_text(p.epoch, p.epochs),
+            "STEP": share_text(p.step, p.steps),
+            "DIVES/S": number_text(p.dives_per_s, 1),
+            "DATA": "-" if p.data_share is None else f"{p.data_share:.0%}",
+            "LOSS": number_text(p.train_loss),
+            "RHO": number_text(p.val_spearman),
+            "BEST": best_text(p),
+            "ETA": duration_text(p.eta_s) if state == "running" else "-",
+            "RESTARTS": str(p.restarts),
+            "MEMORY": "-" if p.peak_memory_gib is None else f"{number_text(p.peak_memory_gib, 1)}G",
+            "SEEN": f"{duration_text(max(now - p.updated, 0))} ago",
         }
     if job is not None and job.state == "PENDING" and job.reason in _NEVER_STARTS:
         return cells, _NEVER_STARTS[job.reason]
     well = state.startswith((*ACTIVE, "finished", "interrupted", "cancelled", "no progress"))
-    return cells, "" if well else refused or (progress or {}).get("error") or last_error_line(folder, job_id)
+    return cells, "" if well else refused or (progress and progress.error) or last_error_line(folder, job_id)
 
 
 def table(rows: Sequence[tuple[Mapping[str, str], str]], width: float, height: float = math.inf) -> str:
@@ -533,18 +531,13 @@ def show_log(folder: RunFolder, follow: bool) -> int:
 
 def cancel_run(folder: RunFolder) -> int:
     """Tell the run to stop, wait until it has saved, and see that its job ends."""
-    progress, job_id = read_json(folder.progress_file) or {}, last_job(folder.path)
+    progress, job_id = folder.progress(), last_job(folder.path)
     if job_id and end_jobs({job_id}):
         print(f"job {job_id} is cancelled; submit {folder.path.name} again to go on")
         return 0
-    if (
-        progress.get("state") == "running"
-        and progress.get("job_id") is None
-        and progress.get("host") == socket.gethostname()
-        and is_a_training(progress.get("pid"))
-    ):
-        os.kill(progress["pid"], signal.SIGTERM)
-        print(f"process {progress['pid']} is told to save and end; start it again to go on")
+    if progress is not None and progress.state == "running" and ran_here(progress) and is_a_training(progress.pid):
+        os.kill(progress.pid, signal.SIGTERM)
+        print(f"process {progress.pid} is told to save and end; start it again to go on")
         return 0
     raise UserError(f"nothing of {folder.path} waits or runs: there is nothing to cancel")
 

@@ -29,11 +29,12 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import write_whole, writing
 from launch import preflight, snapshot, submit
 from launch.config import LaunchConfig, absolute
-from launch.progress import number_text
+from launch.progress import number_text, share_text
 from launch.status import end_jobs, existing_runs_dir, last_job, look_at_cluster, run_state
 from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
-from training.runtime.run_folder import REPEATS, SWEEP_FILE, RunFolder, read_json, sweep_points, write_json
+from training.runtime.run_folder import REPEATS, SWEEP_FILE, RunFolder, resume_faults, sweep_points, write_json
+from training.runtime.run_progress import RunProgress
 
 _LAUNCH = "it is a launch flag, and the points of a sweep differ in training flags"
 _MOST = 1000  # points; Slurm's MaxArraySize is 1001 where nobody changed it
@@ -184,13 +185,14 @@ def submit_sweep(argv: Sequence[str]) -> int:
         raise UserError(f"points {twice[0]} and {twice[1]} are the same training: give each value once")
     if varied([*known.values(), *named.values()]) - REPEATS:
         trainings = {name: dataclasses.replace(each, evaluate=False) for name, each in trainings.items()}
+    trainings = {name: _as_opened(each) for name, each in trainings.items()}
     first = next(iter(trainings.values()))
     faults: list[str] = []
     notes: list[str] = []
     with preflight.checking(launch, first, faults, notes):
         for name, training in trainings.items():
             if training != first:
-                own = preflight.run_faults(training) + path_faults(training)
+                own = resume_faults(RunFolder(training.run_dir), training)[0] + path_faults(training)
                 own += preflight.request_flag_faults(launch, training)
                 faults += [f"point {name}: {fault}" for fault in own if fault not in faults]
         if preflight.slurm_is_here(launch, faults):
@@ -223,9 +225,18 @@ def _is_wanted(state: str, training: TrainConfig) -> bool:
     if state != "finished":
         return state != "queued"
     saved = RunFolder(training.run_dir).saved_config()
-    return (
-        saved is not None and saved.epochs < training.epochs and not RunFolder(training.run_dir).summary_file.exists()
-    )
+    return saved is not None and saved.epochs < training.epochs
+
+
+def _as_opened(training: TrainConfig) -> TrainConfig:
+    """The training of a point without more epochs than its run has, where the test split of that was opened: the point is
+    left as it is, and the others may go on."""
+    run = RunFolder(training.run_dir)
+    try:
+        saved = run.saved_config() if run.summary_file.exists() else None
+    except UserError:  # said with everything else that is wrong
+        return training
+    return training if saved is None else dataclasses.replace(training, epochs=min(training.epochs, saved.epochs))
 
 
 def _text_of(points: Path) -> str:
@@ -334,22 +345,11 @@ def _executor(
     return executor
 
 
-def progress_of(run: Path) -> dict[str, Any] | None:
-    """
-    Raises:
-        UserError: the file is damaged.
-    """
-    progress = read_json(RunFolder(run).progress_file)
-    if progress is not None and not (isinstance(progress, dict) and {"state", "updated"} <= set(progress)):
-        raise UserError(f"{RunFolder(run).progress_file} is damaged: delete it, the training writes it anew")
-    return progress
-
-
 def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[str, str]:
     """'finished', 'queued', 'new', or how else each point stands.
 
     Raises:
-        UserError: `to_submit`, and the queue cannot be read, so points might be submitted twice.
+        UserError: `to_submit`, and the queue cannot be read, so points might be submitted twice; a progress.json is damaged.
     """
     jobs = {name: last_job(folder / name) for name in points}
     cluster = look_at_cluster({job for job in jobs.values() if job})
@@ -357,7 +357,7 @@ def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[s
         raise UserError(f"it is not known {cluster.unknown[0]}: try again when Slurm answers")
     found = {}
     for name, job in jobs.items():
-        progress = progress_of(folder / name)
+        progress = RunFolder(folder / name).progress()
         if job in cluster.queued:
             found[name] = "queued"
         elif job is None and progress is None:
@@ -375,16 +375,15 @@ def sweep_rows(folder: Path, points: Mapping[str, Point]) -> list[dict[str, Any]
     states = point_states(folder, points, to_submit=False)
     rows = []
     for name, point in points.items():
-        progress = progress_of(folder / name) or {}
-        best = progress.get("best_spearman") if progress.get("best_epoch") else None
+        progress = RunFolder(folder / name).progress() or RunProgress("new")
         rows.append(
             {
                 "point": name,
                 **{flag_name: " ".join(words) for flag_name, words in point.items()},
                 "state": states[name],
-                "epoch": f"{progress.get('epoch', 0)}/{progress.get('epochs', '?')}",
-                "best_val_spearman": best,
-                "best_epoch": progress.get("best_epoch") or None,
+                "epoch": share_text(progress.epoch, progress.epochs),
+                "best_val_spearman": progress.best_spearman if progress.best_epoch else None,
+                "best_epoch": progress.best_epoch or None,
             }
         )
     return sorted(

@@ -461,3 +461,21 @@ def test_overlapping_lists_are_told_of_and_mended(shared: Path, tmp_path: Path, 
         annotations.main(["disjoint", *small, *listed, "--output", str(tmp_path / "clean.txt")])
     with pytest.raises(UserError, match="--output missing"):
         annotations.main(["disjoint", *small, *listed])
+
+
+def test_a_file_is_parsed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    parsed: list[Path] = []
+    rows = annotations._rows
+    monkeypatch.setattr(annotations, "_rows", lambda path: parsed.append(path) or rows(path))
+    path = tmp_path / "own.csv"
+    path.write_text(CSV)
+    first = load_annotations(path)
+    first.clear()
+    read_annotations(path).facts.clear()
+    assert len(load_annotations(str(path))) == 3
+    assert len(parsed) == 1
+    times = path.stat()
+    path.write_text(CSV.replace("88.0", "87.0"))  # of the same size, and by its times it did not change
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load_annotations(path)[(1, 1)].final_score == 87.0
+    assert len(parsed) == 2

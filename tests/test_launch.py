@@ -46,6 +46,7 @@ from tests.conftest import REPOSITORY, TINY_MODEL, run_python
 from training.config import TrainConfig
 from training.plots import draw_sweep
 from training.runtime.run_folder import RunFolder
+from training.runtime.run_progress import RunProgress
 
 PROGRESS = {
     "state": "running", "epoch": 3, "epochs": 20, "step": 318, "steps": 2120, "train_loss": 0.41, "val_spearman": 0.71,
@@ -83,7 +84,7 @@ def test_a_job_that_waits_or_starts_has_no_stale_eta(tmp_path: Path):
         cells, error = run_row("a", RunFolder(tmp_path / "a"), Cluster(queued={"7": queued}), 1000.0)
         assert (cells["STATE"], cells["ETA"], cells["TIME"], error) == (state, "-", "1:00/2:00:00", "")
     assert starting_text(None) == "starting"
-    assert starting_text(PROGRESS) == "starting epoch 3/20 step 318/2120 rho 0.710 best 0.730@2"
+    assert starting_text(RunProgress(**PROGRESS)) == "starting epoch 3/20 step 318/2120 rho 0.710 best 0.730@2"
 
 
 def test_a_job_that_can_never_start_says_so(tmp_path: Path):
@@ -95,9 +96,9 @@ def test_a_job_that_can_never_start_says_so(tmp_path: Path):
 
 
 def test_the_comment_is_one_plain_line():
-    assert progress_text(PROGRESS) == "running epoch 3/20 step 318/2120 rho 0.710 best 0.730@2 eta 1h12m"
+    assert progress_text(RunProgress(**PROGRESS)) == "running epoch 3/20 step 318/2120 rho 0.710 best 0.730@2 eta 1h12m"
     early = {**PROGRESS, "epoch": 0, "val_spearman": None, "best_epoch": 0, "eta_s": None}
-    assert progress_text(early) == "running epoch 0/20 step 318/2120 eta -"
+    assert progress_text(RunProgress(**early)) == "running epoch 0/20 step 318/2120 eta -"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,8 @@ def test_the_comment_is_one_plain_line():
 )
 def test_states_are_what_a_person_would_say(progress, queued, ended, state):
     how = EndedJob(ended, "1:00", "2:00", "n1") if ended else None
-    assert run_state(progress, queued, how, now=1000.0) == state
+    told = None if progress is None else RunProgress(**progress)
+    assert run_state(told, queued, how, now=1000.0) == state
 
 
 def test_only_a_training_is_told_to_stop(tmp_path: Path):
@@ -136,7 +138,7 @@ def test_only_a_training_is_told_to_stop(tmp_path: Path):
             time.sleep(0.01)  # between fork and exec
         record = {**PROGRESS, "job_id": None, "host": socket.gethostname(), "pid": process.pid, "updated": time.time()}
         (tmp_path / "a" / "progress.json").write_text(json.dumps(record))
-        assert run_state(record, None, None, time.time()) == ("running" if words else "killed")
+        assert run_state(RunProgress(**record), None, None, time.time()) == ("running" if words else "killed")
         done = run_python("-m", "launch.status", "cancel", "a", "--runs_dir", tmp_path, check=False)
         assert name in done.stdout + done.stderr
         assert (process.wait(10) if words else process.poll()) == (-15 if words else None)

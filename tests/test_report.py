@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import run_python
 from training.config import TrainConfig
 from training.runtime.run_folder import RunFolder, write_json
+from training.runtime.run_progress import RunProgress
 
 
 def write_run(folder: Path, config: TrainConfig, spearman: float, tested: int = 9, **more: float) -> Path:
@@ -108,14 +109,14 @@ def test_a_sweep_is_reported_as_a_whole(tmp_path: Path):
     for seed, run in enumerate(opened):
         write_run(run, TrainConfig(seed=seed, learning_rate=1e-4), 0.8)
     RunFolder(failed).create(TrainConfig())
-    progress = {"state": "failed", "error": "the loss became nan", "epoch": 1, "epochs": 5}
+    progress = {"state": "failed", "error": "the loss became nan", "epoch": 1, "epochs": 5, "updated": 1.0}
     write_json(RunFolder(failed).progress_file, progress)
     out = run_python("-m", "training.report", rates, seeds).stdout
     assert first_cells(out)[:2] == ["rates/learning_rate-1e-4", "repeat"]
     assert f"- rates/{failed.name}: failed at epoch 1 of 5 (the loss became nan)" in out
     assert f"- rates/{unopened.name}: not started" in out
     RunFolder(unopened).create(TrainConfig())
-    write_json(RunFolder(unopened).progress_file, {"state": "finished", "error": None, "epoch": 5, "epochs": 5})
+    RunFolder(unopened).write_progress(RunProgress("finished", epoch=5, epochs=5))
     assert (
         f"- rates/{unopened.name}: trained, test split not opened" in run_python("-m", "training.report", rates).stdout
     )

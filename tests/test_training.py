@@ -181,7 +181,7 @@ def test_an_unfinished_run_is_not_judged(finished: Path, tmp_path: Path):
     unfinished = tmp_path / "whole"
     config = json.loads((unfinished / "config.json").read_text())
     (unfinished / "config.json").write_text(json.dumps({**config, "epochs": 3}))
-    (unfinished / "progress.json").write_text(json.dumps({"state": "interrupted"}))
+    (unfinished / "progress.json").write_text(json.dumps({"state": "interrupted", "updated": 1.0}))
     process = start("-m", "training.evaluate", "--run", unfinished)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 2

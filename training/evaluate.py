@@ -49,7 +49,7 @@ from training.runtime import checkpoint, collectives
 from training.runtime.collectives import gather_objects
 from training.runtime.logs import start_log
 from training.runtime.ranks import Ranks, read_ranks
-from training.runtime.run_folder import RunFolder, read_json, write_json
+from training.runtime.run_folder import RunFolder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -203,9 +203,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not folder.best_checkpoint.exists():
         raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
-    progress, trained = read_json(folder.progress_file) or {}, len(folder.metrics("epoch"))
-    epochs = min(progress.get("epochs", config.epochs), config.epochs)
-    if progress.get("state") != "finished" and trained < epochs:
+    progress, trained = folder.progress(), len(folder.metrics("epoch"))
+    epochs = min((progress and progress.epochs) or config.epochs, config.epochs)
+    if (progress is None or progress.state != "finished") and trained < epochs:
         raise UserError(
             f"{options.run} has trained {trained} of {epochs} epochs: let it end first, the test split is opened once"
         )

@@ -97,15 +97,15 @@ def opened_points(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _why_not_opened(run: RunFolder) -> str:
-    progress = read_json(run.progress_file)
-    if not isinstance(progress, dict):
+    progress = run.progress()
+    if progress is None:
         return "not started"
-    if progress.get("state") == "finished":
+    if progress.state == "finished":
         return "trained, test split not opened"
-    at = f"epoch {progress.get('epoch', 0)} of {progress.get('epochs', '?')}"
-    if progress.get("state") == "failed":
-        return f"failed at {at} ({progress.get('error')})"
-    return f"not finished ({progress.get('state', 'unknown')}, {at})"
+    at = f"epoch {progress.epoch} of {'?' if progress.epochs is None else progress.epochs}"
+    if progress.state == "failed":
+        return f"failed at {at} ({progress.error})"
+    return f"not finished ({progress.state}, {at})"
 
 
 def opened_runs(paths: Sequence[Path]) -> tuple[list[OpenedRun], list[str]]:

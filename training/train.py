@@ -24,8 +24,9 @@ from functools import partial
 import torch
 
 from data_preparation.common.command_line import parse, run
-from data_preparation.common.errors import UserError
-from training.config import TrainConfig, batch_norm_fault, differences, path_faults
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.limits import shortage
+from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
@@ -49,7 +50,7 @@ from training.runtime.interruption import (
 from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, failure_recorded
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
-from training.runtime.run_folder import RunFolder, write_json
+from training.runtime.run_folder import RunFolder, resume_faults, write_json
 
 log = logging.getLogger("training")
 
@@ -120,7 +121,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     if status := collectives.largest(interruption.status, device):
         raise Interrupted(_BEFORE_THE_FIRST_STEP, status)
     collectives.on_first_rank(partial(open_run, run, config, splits))
-    with failure_recorded(run) if ranks.is_first else nullcontext():
+    with failure_recorded(run, failure_text) if ranks.is_first else nullcontext():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
         describe(config, ranks, device, precision, model, splits)
@@ -139,6 +140,13 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
                 log.info(line)
         trainer.report_end()
         log.info("Loss plot: %s", run.plot_file(config))
+
+
+def failure_text(error: Exception) -> str:
+    """An error that ends the training, in one line."""
+    if collectives.is_about_peers(error):
+        return f"lost contact with another process of the run ({collectives.plain_reason(error)})"
+    return shortage(error) or first_line(error)
 
 
 def leave_early(interruption: InterruptionFlag, ranks: Ranks) -> None:
@@ -167,24 +175,13 @@ def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
     """
     run.hold(patience_s=_LEFT_OVER_S if restart_count() else 0)
     run.remove_torn()
-    saved = run.saved_config()
-    results = (*run.checkpoints(), run.best_checkpoint, run.summary_file)
-    if saved is not None and any(file.exists() for file in results):  # nothing is lost with a run that never saved
-        if not config.resume:
-            raise UserError(f"{run.path} holds a run and --resume is False: give another --run_name, or let it resume")
-        fixed, free = differences(saved, config)
-        if fixed:
-            others = f"; these may differ: {'; '.join(free)}" if free else ""
-            raise UserError(
-                f"{run.path} holds a run with other flags ({'; '.join(fixed)}): give another --run_name, or the flags of that run{others}"
-            )
-        if free:
-            log.info("Flags that differ from those before, and may: %s", "; ".join(free))
+    faults, free = resume_faults(run, config)
+    if faults:
+        raise UserError.of(faults)
+    if free:
+        log.info("Flags that differ from those before, and may: %s", "; ".join(free))
+    if run.holds_run():
         run.check_splits(splits.record())
-        if run.summary_file.exists() and config.epochs > saved.epochs:
-            raise UserError(
-                f"the test split of {run.path} is opened, so {config.epochs} epochs instead of {saved.epochs} would be chosen after seeing it: give another --run_name"
-            )
     run.create(config)
     write_json(run.splits_file, splits.record())
 

@@ -20,7 +20,14 @@ from training.engine.state import Position
 from training.model import ScoringModel
 from training.plots import draw_losses
 from training.runtime import checkpoint
-from training.runtime.collectives import barrier, gather_objects, largest, on_first_rank, see_the_same
+from training.runtime.collectives import (
+    barrier,
+    gather_objects,
+    largest,
+    on_first_rank,
+    peak_memory_gib,
+    see_the_same,
+)
 from training.runtime.interruption import Interrupted, InterruptionFlag
 from training.runtime.progress import Progress, ProgressHook
 from training.runtime.ranks import Ranks
@@ -43,7 +50,7 @@ class FitAtOnce:
         on_progress: ProgressHook | None = None,
     ) -> None:
         self.model, self.config, self.run, self.ranks, self.device = model, config, run, ranks, device
-        self.interruption, self.progress = interruption, Progress(run, ranks, device, on_progress)
+        self.interruption, self.progress = interruption, Progress(run, ranks, on_progress)
         self.position = Position()
 
     def resume(self) -> None:
@@ -113,17 +120,16 @@ class FitAtOnce:
     def _report(self, state: str) -> None:
         at = self.position
         self.progress.tell(
-            {
-                "state": state,
-                "error": None,
-                "epoch": at.epoch,
-                "epochs": 1,
-                "step": 0,
-                "steps": 0,
-                "best_epoch": at.best_epoch,
-                "best_spearman": at.best_spearman,
-                "val_spearman": at.best_spearman,
-            }
+            state=state,
+            error=None,
+            epoch=at.epoch,
+            epochs=1,
+            step=0,
+            steps=0,
+            best_epoch=at.best_epoch,
+            best_spearman=at.best_spearman,
+            val_spearman=at.best_spearman,
+            peak_memory_gib=peak_memory_gib(self.device),
         )
 
     def report_end(self) -> None:

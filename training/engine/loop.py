@@ -23,7 +23,14 @@ from training.engine.step import Step, StepFault
 from training.model import ScoringModel
 from training.plots import draw_losses
 from training.runtime import checkpoint
-from training.runtime.collectives import barrier, gather_objects, largest, on_first_rank, see_the_same
+from training.runtime.collectives import (
+    barrier,
+    gather_objects,
+    largest,
+    on_first_rank,
+    peak_memory_gib,
+    see_the_same,
+)
 from training.runtime.interruption import Interrupted, InterruptionFlag
 from training.runtime.progress import Meter, Progress, ProgressHook
 from training.runtime.ranks import Ranks
@@ -52,7 +59,7 @@ class Engine:
         self.step = Step(model, config, ranks, device)
         self.position = Position()
         self.states = SavedStates(run, config)
-        self.progress = Progress(run, ranks, device, on_progress)
+        self.progress = Progress(run, ranks, on_progress)
         self.meter = Meter()
         self.events = EventLog(run.path / "tensorboard") if config.tensorboard and ranks.is_first else None
 
@@ -68,13 +75,13 @@ class Engine:
         self.train_data = train_data
         steps = epoch_length(train_data, self.config.batch_size)
         self.total_steps = steps * self.config.epochs
-        self._report({"state": "running", "error": None})
+        self._report(state="running", error=None)
         while self.position.epoch < self.config.epochs and not self._out_of_patience():
             started, from_its_start = time.perf_counter(), self.position.step == 0
             self._train_epoch(steps)
             self._finish_epoch(val_data, steps, started)
             if from_its_start:
-                self._report({"epoch_s": time.perf_counter() - started})
+                self._report(epoch_s=time.perf_counter() - started)
         on_first_rank(self.states.wait)
         log.info(
             "Training is done: best epoch %d of %d, validation Spearman %.4f",
@@ -131,7 +138,7 @@ class Engine:
             at.epoch, self.config.epochs, result["train_loss"], result["val_loss"], spearman, result["val_r_l2_x100"],
             "  (best)" if is_best else "", time.perf_counter() - started,
         )  # fmt: skip
-        self._report({"state": "running", "train_loss": result["train_loss"], "val_spearman": spearman})
+        self._report(state="running", train_loss=result["train_loss"], val_spearman=spearman)
 
     def _out_of_patience(self) -> bool:
         at, patience = self.position, self.config.patience
@@ -164,7 +171,7 @@ class Engine:
     def _leave(self, status: int) -> None:
         at = self.position
         on_first_rank(self.states.wait)
-        self._report({"state": "interrupted"})
+        self._report(state="interrupted")
         barrier()  # the first rank has told the world: from here on no rank's end can cut it short
         raise Interrupted(
             f"stopped by a signal after step {at.step} of epoch {at.epoch + 1}; the checkpoint is written", status
@@ -213,7 +220,7 @@ class Engine:
     def _log_step(self, steps: int, losses: dict[str, float], rate: float) -> None:
         at = self.position
         times = self.meter.means()
-        self._report({"state": "running", **self.meter.news(self.config.batch_size)})
+        self._report(state="running", **self.meter.news(self.config.batch_size))
         memory = (
             f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else ""
         )
@@ -233,21 +240,20 @@ class Engine:
         if self.events:
             self.events.add(record)
 
-    def _report(self, news: dict[str, Any]) -> None:
-        """Tell the world where the run is."""
+    def _report(self, **news: Any) -> None:
+        """Tell the world where the run is; `news` are fields of RunProgress."""
         at = self.position
         self.progress.tell(
-            {
-                **news,
-                "epoch": at.epoch,
-                "epochs": self.config.epochs,
-                "step": at.global_step,
-                "steps": self.total_steps,
-                "best_epoch": at.best_epoch,
-                "best_spearman": at.best_spearman,
-            }
+            **news,
+            epoch=at.epoch,
+            epochs=self.config.epochs,
+            step=at.global_step,
+            steps=self.total_steps,
+            best_epoch=at.best_epoch,
+            best_spearman=at.best_spearman,
+            peak_memory_gib=peak_memory_gib(self.device),
         )
 
     def report_end(self) -> None:
         """The last word of a run that reached its end."""
-        self._report({"state": "finished"})
+        self._report(state="finished")

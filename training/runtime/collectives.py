@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import resource
 import socket
 import threading
 import time
@@ -57,6 +58,13 @@ def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
             f"Slurm gave this job GPUs ({given}) and CUDA sees none: mend the driver or the torch build of this environment, or say --gpu False"
         )
     return torch.device("cpu")
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The largest memory so far of this process in GiB: the GPU's allocations, or resident memory on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def join(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:

@@ -26,15 +26,16 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import lock, write_fault, write_whole, writing
-from training.config import TrainConfig, as_record, from_record
+from training.config import TrainConfig, as_record, differences, from_record
 from training.runtime.interruption import ProcessLost
+from training.runtime.run_progress import RunProgress
 
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, beside the folders of its points
 REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
@@ -118,6 +119,11 @@ class RunFolder:
     @property
     def splits_file(self) -> Path:
         return self.path / "splits.json"
+
+    def holds_run(self) -> bool:
+        """Whether a run has saved anything here; nothing is lost with one that never did."""
+        results = (*self.checkpoints(), self.best_checkpoint, self.summary_file)
+        return self.config_file.exists() and any(file.exists() for file in results)
 
     def has_lost_checkpoints(self) -> bool:
         """Whether there were checkpoints, as their traces say: the best one, damaged ones, an opened test split."""
@@ -286,8 +292,51 @@ class RunFolder:
         with writing(self.metrics_file):
             write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
-    def write_progress(self, record: dict[str, Any]) -> None:
-        write_json(self.progress_file, {**record, "updated": time.time()})
+    # ----------------------------------------------------------------------------------------------------- progress
+
+    def progress(self) -> RunProgress | None:
+        """Where the run is now by its own words, or None before its first.
+
+        Raises:
+            UserError: progress.json is damaged.
+        """
+        record = read_json(self.progress_file)
+        try:
+            return None if record is None else RunProgress.from_record(record)
+        except ValueError:
+            raise UserError(f"{self.progress_file} is damaged: delete it, the training writes it anew") from None
+
+    def write_progress(self, progress: RunProgress) -> RunProgress:
+        """Write progress.json; returns what was written, with the present time as `updated`."""
+        progress = replace(progress, updated=time.time())
+        write_json(self.progress_file, progress.as_record())
+        return progress
+
+
+def resume_faults(run: RunFolder, config: TrainConfig) -> tuple[list[str], list[str]]:
+    """(why a training with these flags cannot go on with the run in the folder, a sentence each; the flags that differ from
+    that run's and may, as '--name: old -> new'). Nothing is wrong with a folder that holds no run, or one that never saved.
+    """
+    try:
+        saved = run.saved_config()
+    except UserError as error:
+        return [str(error) if str(run.path) in str(error) else f"{run.config_file}: {error}"], []
+    if saved is None or not run.holds_run():
+        return [], []
+    if not config.resume:
+        return [f"{run.path} holds a run and --resume is False: give another --run_name, or let it resume"], []
+    fixed, free = differences(saved, config)
+    faults = []
+    if fixed:
+        others = f"; these may differ: {'; '.join(free)}" if free else ""
+        faults.append(
+            f"{run.path} holds a run with other flags ({'; '.join(fixed)}): give another --run_name, or the flags of that run{others}"
+        )
+    if run.summary_file.exists() and config.epochs > saved.epochs:
+        faults.append(
+            f"the test split of {run.path} is opened, so {config.epochs} epochs instead of {saved.epochs} would be chosen after seeing it: give another --run_name"
+        )
+    return faults, free
 
 
 def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:

@@ -1,0 +1,71 @@
+"""RunProgress: where a run is now, as progress.json says it. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args, get_type_hints
+
+_WRITTEN_AS_NULL = {"error", "eta_s", "job_id"}  # the other fields are left out of the file until they are known
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """Where a run is now. None, or the default of a number, stands for what is not known yet or what the file of an older
+    version lacks."""
+
+    state: str  # running, interrupted, finished or failed
+    job_id: str | None = None  # Slurm's; None without a job
+    restarts: int = 0  # of the job
+    host: str | None = None  # of the first rank
+    pid: int | None = None  # of the first rank
+    error: str | None = None  # what ended the run, in one line
+    epoch: int = 0  # epochs completed
+    epochs: int | None = None
+    step: int = 0  # steps done in all epochs
+    steps: int | None = None  # of all epochs
+    best_epoch: int = 0  # 1-based; 0 before the first validation
+    best_spearman: float | None = None
+    train_loss: float | None = None  # of the last epoch
+    val_spearman: float | None = None  # of the last epoch
+    seconds_per_step: float | None = None
+    dives_per_s: float | None = None  # over all ranks
+    data_share: float | None = None  # part of the time that waits for data, 0 to 1
+    epoch_s: float | None = None  # seconds of the last whole epoch, with validation
+    eta_s: float | None = None  # seconds until the last step
+    peak_memory_gib: float | None = None
+    updated: float = 0.0  # when the file was written, in seconds since 1970
+
+    def as_record(self) -> dict[str, Any]:
+        """What progress.json holds."""
+        return {n: value for n, value in asdict(self).items() if value is not None or n in _WRITTEN_AS_NULL}
+
+    @classmethod
+    def from_record(cls, record: Any) -> RunProgress:
+        """The progress that `as_record` wrote, in this version or another: unknown fields are ignored, and null is the
+        field's default.
+
+        Raises:
+            ValueError: not a record of a run's progress.
+        """
+        if not isinstance(record, dict):
+            raise ValueError("not an object")
+        types = get_type_hints(cls)
+        known = {f.name: record[f.name] for f in fields(cls) if record.get(f.name) is not None}
+        for name, value in known.items():
+            allowed = get_args(types[name]) or (types[name],)
+            if not isinstance(value, (*allowed, int) if float in allowed else allowed):
+                raise ValueError(f"{name} is {value!r}")
+        if missing := {"state", "updated"} - set(known):
+            raise ValueError(f"no {' and no '.join(sorted(missing))}")
+        return cls(**known)
+
+
+def seconds_left(progress: RunProgress) -> float | None:
+    """How long the steps that are left will take, by the last whole epoch (it has validation in it), else by a step; None
+    where neither is known."""
+    if progress.steps is None or progress.epochs is None:
+        return None
+    left = max(progress.steps - progress.step, 0)
+    if progress.epoch_s is not None:
+        return left * progress.epoch_s * progress.epochs / progress.steps
+    return None if progress.seconds_per_step is None else left * progress.seconds_per_step
