@@ -10,13 +10,12 @@ import os
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.common.files import remove_abandoned
+from data_preparation.common.files import remove_abandoned, writer_lives
 
 _TOUCHED_EVERY = 20  # seconds
 _ALIVE_WITHIN = 300  # seconds since the last touch, on another host, whose clock may differ by a little
@@ -68,21 +67,11 @@ def extractions(frames_dir: Path) -> list[Extraction]:
     found = []
     with suppress(OSError):
         for path in sorted(frames_dir.iterdir()):
-            if (match := _NAME.fullmatch(path.name)) and _alive(path, match["host"], int(match["pid"])):
+            if (match := _NAME.fullmatch(path.name)) and writer_lives(
+                path, match["host"], int(match["pid"]), _ALIVE_WITHIN
+            ):
                 with suppress(OSError, ValueError, KeyError, TypeError):
                     said = json.loads(path.read_text())
                     videos = frozenset(map(int, said["videos"]))
                     found.append(Extraction(match["host"], int(match["pid"]), videos, int(said["shares"])))
     return found
-
-
-def _alive(path: Path, host: str, pid: int) -> bool:
-    if host != socket.gethostname():
-        return time.time() - path.stat().st_mtime < _ALIVE_WITHIN
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -54,6 +54,12 @@ deepsports_path DEEPSPORTS_DATASET || return 2
 export DEEPSPORTS_RUNS="${DEEPSPORTS_RUNS:-$DEEPSPORTS_HOME/runs}"
 deepsports_path DEEPSPORTS_RUNS || return 2
 
+# --- 6. Backbones and methods of your own, outside the repository: a folder with backbones/NAME and methods/NAME, if any -----
+if [ -n "${DEEPSPORTS_PLUGINS:-}" ]; then
+    export DEEPSPORTS_PLUGINS
+    deepsports_path DEEPSPORTS_PLUGINS || return 2
+fi
+
 # torch's C++ remarks (host names of sockets, DDP's options) that no user could act on
 export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 

@@ -38,12 +38,13 @@ from launch.config import (
 )
 from launch.job import TrainingJob
 from launch.slurm import NEVER, QueuedJob, SlurmError, queue
+from training import plugins
 from training.config import TrainConfig
 from training.runtime.interruption import SIGNAL_BEFORE_END_S
 from training.runtime.ranks import PORT_VARIABLE, without_slurm
 from training.runtime.run_folder import RunFolder
 
-_SITE_VARIABLES = ("DEEPSPORTS_VENV", "DEEPSPORTS_SCRATCH", "DEEPSPORTS_DATASET", "DEEPSPORTS_RUNS")
+_SITE_VARIABLES = ("DEEPSPORTS_VENV", "DEEPSPORTS_SCRATCH", "DEEPSPORTS_DATASET", "DEEPSPORTS_RUNS", plugins.VARIABLE)
 HOLD_SIGNALS = "bash job_files/hold_signals.sh"  # seen from the folder of the job's code
 _AFTER = "it is a training flag, give it after --"
 _BEFORE = "it is a launch flag, give it before --"

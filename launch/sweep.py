@@ -313,9 +313,10 @@ def _training(base: TrainConfig, folder: Path, name: str, point: Point) -> Train
     ]
     if "evaluate" in point:
         faults.append("--evaluate is not a choice that validation could make: leave it out of the sweep")
-    given = collected(
-        faults, parse, TrainConfig, [*to_argv(base), *point_argv(point)], None, None, {_LAUNCH: LaunchConfig}
-    )
+    own = point_argv(point)
+    # a point may choose another backbone or method than the flag file, whose flags are then not its own
+    flags = to_argv(base, only={f.name for f in dataclasses.fields(TrainConfig.for_argv([*to_argv(base), *own]))})
+    given = collected(faults, parse, TrainConfig, [*flags, *own], None, None, {_LAUNCH: LaunchConfig})
     if faults:
         raise UserError.of(faults)
     return absolute(dataclasses.replace(given, runs_dir=folder, run_name=name))

@@ -100,7 +100,7 @@ def tiny_model(*flags: object) -> list[str]:
     chosen = dict(zip(map(str, flags), map(str, flags[1:]), strict=False))
     kept: list[str] = []
     for name, value in zip(TINY_MODEL[::2], TINY_MODEL[1::2], strict=True):
-        owners = plugins.owners(name.removeprefix("--"))
+        _, owners = plugins.owners(name)
         choices = {f"{flag} {chosen.get(flag, default)}" for flag, default in CHOSEN_BY_DEFAULT.items()}
         if not owners or choices & set(owners):
             kept += [name, value]

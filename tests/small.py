@@ -17,7 +17,17 @@ from training.methods.base import Method
 
 MODELS, METHODS = plugins.names(plugins.BACKBONES), plugins.names(plugins.METHODS)
 VIDEO_MODELS = tuple(name for name in MODELS if plugins.flags_of(plugins.BACKBONES, name).reads == "video")
-DIVES = [Dive(1, i, 1 + 100 * i, 80 + 100 * i, 2.0 + i / 8, 30.0 + 5 * i, i % 3, i % 2, i % 4, i, i) for i in range(8)]
+
+
+def actions_of(count: int) -> list[Dive]:
+    """Different dives of one video."""
+    return [
+        Dive(1, i, 1 + 100 * i, 80 + 100 * i, 2.0 + i / 8, 30.0 + 5 * i, i % 3, i % 2, i % 4, i % 10, i % 8)
+        for i in range(count)
+    ]
+
+
+DIVES = actions_of(8)
 
 
 def config_of(model: str = "timesformer", method: str = "regression", **flags) -> TrainConfig:

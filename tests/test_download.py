@@ -20,8 +20,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_preparation import download, files, transfer
+from data_preparation import download, transfer
 from data_preparation.catalogue import Artefact, content_fault, direct_link, load_catalogue
+from data_preparation.common import files
 from data_preparation.common.errors import UserError
 from data_preparation.layout import DatasetLayout
 from tests.conftest import REPOSITORY

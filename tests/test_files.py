@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from data_preparation import files
+from data_preparation.common import files
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import (
     Stopped,

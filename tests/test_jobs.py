@@ -111,7 +111,7 @@ def test_a_preempted_job_runs_what_was_submitted(
     )  # fmt: skip
     job = done.stdout.strip()
     wait_for_step(run, 5)
-    (checkout / "training" / "engine.py").write_text("raise SystemExit('edited')")
+    (checkout / "training" / "engine" / "loop.py").write_text("raise SystemExit('edited')")
     config = checkout / "job_files" / "quickstart_config.sh"
     config.write_text(config.read_text().replace("--run_name quickstart", "--run_name edited"))
     urgent = sbatch(

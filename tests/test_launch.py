@@ -605,7 +605,7 @@ def test_a_free_port_is_free_and_the_jobs_own():
 def test_the_snapshot_is_the_code(tmp_path: Path):
     code = snapshot.take(tmp_path)
     assert snapshot.take(tmp_path) == code == snapshot.place(tmp_path)
-    assert (code / "training" / "engine.py").read_bytes() == (REPOSITORY / "training" / "engine.py").read_bytes()
+    assert (code / "training" / "train.py").read_bytes() == (REPOSITORY / "training" / "train.py").read_bytes()
     record = json.loads((code / "code.json").read_text())
     assert set(record) == {"code_revision", "code_changed"}
     assert (code / "code.diff").exists()

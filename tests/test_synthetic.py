@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from av.video.frame import PictureType
 
-from data_preparation import synthetic
 from data_preparation.annotations import (
     check_disjoint,
     load_annotations,
@@ -28,6 +27,7 @@ from data_preparation.common.errors import UserError
 from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from data_preparation.layout import DatasetLayout
 from data_preparation.pickles import load_pickle
+from data_preparation.synthetic import dives as synthetic
 from data_preparation.synthetic.diver import BOARDS, FILLERS
 from data_preparation.synthetic.dives import REPERTOIRE, SyntheticConfig
 from tests.conftest import run_python

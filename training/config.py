@@ -256,9 +256,8 @@ class TrainConfig(BackboneFlags, MethodFlags):
     @classmethod
     def unknown_flag_text(cls, name: str) -> str | None:
         """The sentence about a flag that belongs to another backbone or method than those chosen, or None."""
-        name = name.removeprefix("--")
-        owners = plugins.owners(name)
-        return f"--{name} belongs to {' and '.join(owners)}: leave it out, or choose that" if owners else None
+        full, owners = plugins.owners(name)
+        return f"--{full} belongs to {' and '.join(owners)}: leave it out, or choose that" if owners else None
 
     @property
     def run_dir(self) -> Path:
@@ -326,6 +325,12 @@ def config_class(model: str, method: str) -> type[TrainConfig]:
         if name not in plugins.names(kind):
             raise UserError(f"--{plugins.FLAG_OF[kind]} {name}: give one of {', '.join(plugins.names(kind))}")
         parts.append(plugins.flags_of(kind, name))
+    taken = {field.name: "the common flags" for field in dataclasses.fields(TrainConfig)}
+    for part, owner in zip(parts, (f"--model {model}", f"--method {method}"), strict=True):
+        for field in dataclasses.fields(part):
+            if field.name in taken:
+                raise UserError(f"{owner} has a flag --{field.name}, as {taken[field.name]}: give it another name")
+            taken[field.name] = owner
     # dataclass collects fields from the last base to the first
     own = [part for part in reversed(parts) if part not in TrainConfig.__bases__]
     return dataclass(frozen=True)(type("TrainConfig", (*own, TrainConfig), {"__doc__": TrainConfig.__doc__}))
@@ -423,8 +428,9 @@ def missing_data(c: TrainConfig) -> dict[str, Path]:
     """The files and folders of the data set that are not there, by the names of their flags."""
     files: dict[str, Path | None] = {name: getattr(c, name) for name in ("annotation_path", "train_path", "test_path")}
     files |= {"captions_path": c.captions_file, "vocabulary_path": c.vocabulary_file}
-    files |= {name: Path(getattr(c, name)) for name in plugin_paths() if hasattr(c, name)}
-    missing = {name: file for name, file in files.items() if file and not file.is_file()}
+    own = {name: str(getattr(c, name)) for name in plugin_paths() if hasattr(c, name)}
+    files |= {name: Path(path) for name, path in own.items() if path.lower() not in NO_WEIGHTS}
+    missing = {name: file for name, file in files.items() if file and not file.exists()}
     return ({} if c.reads != "video" or c.root_dir.is_dir() else {"root_dir": c.root_dir}) | missing
 
 
@@ -487,8 +493,8 @@ def from_record(record: dict) -> TrainConfig:
         raise UserError("the run's configuration is damaged: restore config.json from a copy")
     cls = config_class(*(str(record.get(name, TrainConfig.__dataclass_fields__[name].default)) for name in CHOOSING))
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    # once every run had the flags of all backbones and methods, which only their owners looked at
-    record = {name: value for name, value in record.items() if name in fields or not plugins.owners(name)}
+    # the first edition wrote the flags of all backbones and methods; those that were not chosen changed nothing
+    record = {name: value for name, value in record.items() if name in fields or not plugins.owners(name)[1]}
     if unknown := sorted(set(record) - set(fields)):
         raise UserError(
             f"the run's configuration has fields that this version does not know: {', '.join(unknown)}; use the code revision that wrote it"
@@ -533,6 +539,6 @@ def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str
         was, is_now = (getattr(config, name, None) for config in (old, new))
         if was != is_now and hasattr(old, name) and hasattr(new, name):
             # a schedule ends with the last epoch
-            may = field.metadata["may_change"] and not (name == "epochs" and new.lr_schedule != "constant")
+            may = field.metadata["may_change"] and not (name == "epochs" and new.lr_schedule == "cosine")
             (free if may else fixed).append(f"--{name}: {was} -> {is_now}")
     return fixed, free

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from training.backbones import build_backbone
 from training.config import TrainConfig
 from training.model import ScoringModel
+from training.rows import freeze_batch_norm
 from training.runtime.ranks import Ranks
 
 
@@ -58,6 +59,7 @@ def step_memory(
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")
         backbone = build_backbone(config).train(not model.frozen)
+        freeze_batch_norm(backbone)  # that of a batch keeps about as much, and one clip has no statistics
         tracker = MemTracker()
         tracker.track_external(backbone)
         grad = torch.set_grad_enabled(not model.frozen)

@@ -87,7 +87,7 @@ def open_test_split(
         ) from None
     data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known)
     where = (config, ranks, device, between_batches)
-    remember_references(model, data.references, *where)
+    remember_references(model, data.references, *where, known=True)
     rows = predict(model, data, *where)
     predicted = model.method.predict(rows.outputs, rows.given)["score"].tolist()
     summary = None
@@ -217,10 +217,11 @@ def main(argv: Sequence[str]) -> int:
     start_log(config.loglevel, ranks)
     start_server(config.loaders)
     splits = load_splits(config)
-    folder.check_splits(splits.record())
+    source = source_of(config)
+    folder.check_splits(splits.record() | source.record(splits.known))
     device = collectives.choose_device(options.gpu, ranks)
     model = build_model(config).to(device)
-    if faults := source_of(config).faults(splits.test) + label_faults(splits.test, model.method):
+    if faults := source.faults(splits.test) + label_faults(splits.test, model.method):
         raise UserError.of(faults)
     check_machine(config, model, ranks, device, splits, trains=False)
     collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))

@@ -3,8 +3,9 @@
     python -m training.extract_features --output features.npz --run runs/<name>
     python -m training.extract_features --output features.npz --model i3d --pretrained_model model_rgb.pth [training flags]
 
-With --run the backbone, its weights (best.pt) and the clips are those of that run; else training flags say them. Clips are those
-of validation: nothing is drawn. The same command goes on where it stopped; several ranks share the work.
+With --run the backbone, its weights (best.pt) and the clips are those of that run, and training flags may only say where data are
+and how to compute; else training flags say all. Clips are those of validation: nothing is drawn. The same command goes on where
+it stopped; several ranks share the work.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ import torch
 from tqdm import tqdm
 
 from data_preparation.annotations import load_annotations
-from data_preparation.common.command_line import flag, parse, run, split_flags
+from data_preparation.common.command_line import flag, parse, run, split_flags, to_argv
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import write_whole, writing
 from data_preparation.dives import Dive
-from training.config import TrainConfig, as_record, path_faults
-from training.data.dataset import ActionDataset
+from training import plugins
+from training.config import TrainConfig, as_record, differences, path_faults
+from training.data.dataset import ActionDataset, Plan
 from training.data.features import FeatureFile
 from training.data.loader import batches_of
 from training.data.plan import Arrays, Sample
@@ -64,7 +66,7 @@ class FeaturesConfig:
 class ClipAlone:
     """Plans one clip of each action and nothing else, whatever the method."""
 
-    def sample(self, action: Dive, plan) -> Sample:
+    def sample(self, action: Dive, plan: Plan) -> Sample:
         return Sample({"clip": plan.clip(action)})
 
     def given(self, action: Dive) -> Arrays:
@@ -77,12 +79,14 @@ class ClipAlone:
         return None
 
 
-def fingerprint(config: TrainConfig, model: ScoringModel) -> str:
-    """What the features depend on: weights, normalisation, and which frames a clip has."""
+def fingerprint(config: TrainConfig, model: ScoringModel, precision: str, actions: Sequence[Dive]) -> str:
+    """What the features depend on: backbone, weights, normalisation, which frames a clip has, and the actions' ranges."""
     digest = hashlib.sha256()
-    names = ("model", "frame_num", "frame_method", "spatial_size", "data_aug", "precision")
+    own = [field.name for field in dataclasses.fields(plugins.flags_of(plugins.BACKBONES, config.model))]
+    names = ["model", "frame_num", "frame_method", "spatial_size", "data_aug", *own]
     record = as_record(config)
-    digest.update(repr([(name, record[name]) for name in names]).encode())
+    digest.update(repr([(name, record[name]) for name in names] + [config.needs, precision]).encode())
+    digest.update(repr([(action.key, action.start_frame, action.end_frame) for action in actions]).encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, torch.Tensor) and not name.startswith("method."):
             digest.update(name.encode())
@@ -91,7 +95,11 @@ def fingerprint(config: TrainConfig, model: ScoringModel) -> str:
 
 
 def load_model(options: FeaturesConfig, config: TrainConfig) -> ScoringModel:
-    """The backbone with the weights of a run, or those that the training flags name."""
+    """The backbone with the weights of a run, or those that the training flags name.
+
+    Raises:
+        UserError: weights that are missing or do not fit.
+    """
     model = build_model(config)
     if options.run is not None:
         folder = RunFolder(options.run)
@@ -99,10 +107,10 @@ def load_model(options: FeaturesConfig, config: TrainConfig) -> ScoringModel:
             raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
         state = checkpoint.load(folder.best_checkpoint, parts={"model"})["model"]
         own = {name: tensor for name, tensor in state.items() if not name.startswith("method.")}
-        _, unexpected = model.load_state_dict(own, strict=False)
-        if unexpected:
+        missing, unexpected = model.load_state_dict(own, strict=False)
+        if unexpected or any(not name.startswith("method.") for name in missing):
             raise UserError(
-                f"{folder.best_checkpoint} holds another network than {folder.config_file} says: restore both"
+                f"{folder.best_checkpoint} holds another network than {folder.config_file} says: restore both from a copy"
             )
     return model.eval()
 
@@ -150,7 +158,8 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
     device = collectives.choose_device(config.gpu, ranks)
     model = load_model(options, config).to(device)
     collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    parts = options.output.with_name(f"{options.output.name}.parts-{fingerprint(config, model)}")
+    precision = resolve_precision(config.precision, device)
+    parts = options.output.with_name(f"{options.output.name}.parts-{fingerprint(config, model, precision, actions)}")
     data = ActionDataset(actions, config, ClipAlone(), augment=False)
     batches = [range(start, min(start + _PART, len(actions))) for start in range(0, len(actions), _PART)]
     with writing(parts):
@@ -181,15 +190,24 @@ def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Dive]) -
     return f"{len(actions)} actions, {vectors} vector{'s' if vectors > 1 else ''} of {written.width} numbers each: {output}"
 
 
+def _config_of_run(run_dir: Path, given: Sequence[str]) -> TrainConfig:
+    """The configuration of a run with flags that say where its data are and how to compute.
+
+    Raises:
+        UserError: a flag that is wrong, or that would change what is computed.
+    """
+    saved = RunFolder(run_dir).known_config()
+    config = parse(type(saved), [*to_argv(saved), *given])
+    if fixed := [each for each in differences(saved, config)[0] if not each.startswith("--precision")]:
+        raise UserError(
+            f"--run {run_dir} was trained with other flags ({'; '.join(fixed)}): leave them out, or leave --run out"
+        )
+    return dataclasses.replace(config, pretrained_model="none")  # the weights come from best.pt
+
+
 def main(argv: Sequence[str]) -> int:
     options, rest = split_flags(FeaturesConfig, argv, prog="python -m training.extract_features", also=TrainConfig)
-    if options.run is None:
-        config = parse(TrainConfig, rest)
-    else:
-        saved = RunFolder(options.run).known_config()
-        given = parse(type(saved), rest)
-        changed = {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if f"--{f.name}" in rest}
-        config = dataclasses.replace(saved, pretrained_model="none", **changed)
+    config = parse(TrainConfig, rest) if options.run is None else _config_of_run(options.run, rest)
     if config.reads != "video":
         raise UserError("--model features has features already: choose a backbone that sees video")
     if faults := path_faults(config):

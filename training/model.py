@@ -14,7 +14,7 @@ from training.config import INPUT_SCALES, TrainConfig
 from training.data.batch import Batch, Tensors
 from training.methods import build_method
 from training.methods.base import Method, ParameterGroup
-from training.rows import RowBatchNorm, counted, set_batch_norm
+from training.rows import freeze_batch_norm, set_batch_norm
 from training.runtime.seeding import one_thread, seed_all
 
 log = logging.getLogger(__name__)
@@ -50,9 +50,7 @@ class ScoringModel(nn.Module):
         if self.frozen:  # frozen means frozen: no dropout, no running statistics
             self.backbone.eval()
         if not self.trains_batch_norm:
-            for module in self.modules():
-                if isinstance(module, RowBatchNorm):
-                    module.eval()
+            freeze_batch_norm(self)
         return self
 
     def groups(self, config: TrainConfig) -> list[ParameterGroup]:
@@ -75,8 +73,7 @@ class ScoringModel(nn.Module):
     def forward(self, batch: Batch) -> Tensors:
         """Outputs of the method for a batch as the loader gives it."""
         clips = {name: self.prepare(clip) for name, clip in batch.clips.items()}
-        with counted(len(batch.index)):
-            return self.method(self.backbone, clips, batch.given, batch.labels)
+        return self.method(self.backbone, clips, batch.given, batch.labels)
 
 
 def build_model(config: TrainConfig) -> ScoringModel:

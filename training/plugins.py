@@ -46,8 +46,7 @@ class MethodFlags:
 
     "vectors"   features (B, N, D), averaged over N
     "tokens"    features (B, N, D) whose N vectors follow the clip in time, one of the whole clip first where there is one
-    "stages"    stem, tail and pool of the network (backbones.base.Staged)
-    "maps"      named maps beside the features
+    "stages"    the network in parts, stem, tail and pool (backbones.base.Staged)
     """
 
     needs: ClassVar[str] = "vectors"
@@ -64,7 +63,7 @@ _BASE_OF: dict[str, type] = {BACKBONES: BackboneFlags, METHODS: MethodFlags}
 def search_path(package_path: Sequence[str], kind: str) -> list[str]:
     """The folders that hold plug-ins of a kind: the package's own, then the one that the user named."""
     more = os.environ.get(VARIABLE)
-    return [*package_path, *([str(Path(more) / kind)] if more else [])]
+    return [*package_path, *([str(Path(more).resolve() / kind)] if more else [])]
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -86,11 +85,13 @@ def build_function(kind: str, name: str) -> Any:
     return import_module(f"training.{kind}.{name}.{_MODULE_OF[kind]}").build
 
 
-def owners(flag: str) -> list[str]:
-    """Who has a flag, as a user writes it ('--method core'); empty where nobody has it."""
-    return [
-        f"--{FLAG_OF[kind]} {name}"
-        for kind in (BACKBONES, METHODS)
-        for name in names(kind)
-        if flag in {field.name for field in fields(flags_of(kind, name))}
-    ]
+def owners(spelling: str) -> tuple[str, list[str]]:
+    """(name of a flag, who has it as a user writes it, such as '--method core') of a flag in any of its spellings; no owners
+    where no backbone and no method has it."""
+    found: dict[str, list[str]] = {}
+    for kind in (BACKBONES, METHODS):
+        for name in names(kind):
+            for field in fields(flags_of(kind, name)):
+                if spelling in (field.name, f"--{field.name}", field.metadata["short"]):
+                    found.setdefault(field.name, []).append(f"--{FLAG_OF[kind]} {name}")
+    return next(iter(found.items()), (spelling.lstrip("-"), []))

@@ -17,32 +17,25 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 _part, _parts = 0, 1  # the rows at hand are part `_part` of `_parts` equal ones of the global batch
+_again = False  # these rows went through the network before
 _count: int | None = None  # how many rows are at hand; None where a module is called on its own
 
 
 @contextmanager
-def rows_of(part: int, parts: int) -> Iterator[None]:
-    """Inside, the layers below draw for part `part` (from 0) of `parts` equal ones of the global batch. The backward pass
-    needs it as well: recomputed activations draw again."""
-    global _part, _parts
-    before = _part, _parts
-    _part, _parts = part, parts
+def rows_of(part: int, parts: int, count: int | None = None, *, again: bool = False) -> Iterator[None]:
+    """Inside, the layers below work on part `part` (from 0) of `parts` equal ones of the global batch. `count` is the number of
+    rows of this part, by which layers tell rows from windows; without it every entry is a row.
+
+    The backward pass needs it as well, since recomputed activations draw and normalise again. With `again` batch norms remember
+    no statistics: they have seen this part before.
+    """
+    global _part, _parts, _count, _again
+    before = _part, _parts, _count, _again
+    _part, _parts, _count, _again = part, parts, count, again
     try:
         yield
     finally:
-        _part, _parts = before
-
-
-@contextmanager
-def counted(rows: int) -> Iterator[None]:
-    """Inside, the layers below know that `rows` rows are at hand, so that they can tell rows from windows."""
-    global _count
-    before = _count
-    _count = rows
-    try:
-        yield
-    finally:
-        _count = before
+        _part, _parts, _count, _again = before
 
 
 def kept(shape: tuple[int, ...], rate: float, like: torch.Tensor) -> torch.Tensor:
@@ -86,7 +79,9 @@ class RowAttention(nn.MultiheadAttention):
         super().__init__(width, heads, batch_first=True, device=device)
         self.row_dropout = RowDropout(dropout)
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: object) -> tuple:
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: object) -> tuple:
+        masks = [options.get(name) for name in ("attn_mask", "key_padding_mask")]
+        assert all(mask is None for mask in masks), "masks are not supported"
         if not self.row_dropout.rate or not self.training:
             return super().forward(query, key, value, need_weights=False)[0], None
         rows, width = len(query), self.embed_dim
@@ -153,7 +148,9 @@ class RowBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
-        self.seen: dict[int, torch.Tensor] = {}  # part of the step -> (updates, 2, C): mean and variance of each group
+        self.seen: dict[
+            int, list[torch.Tensor]
+        ] = {}  # part of the step -> for each call (updates, 2, C): mean and variance
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -171,7 +168,10 @@ class RowBatchNorm(nn.Module):
         flat = apart.reshape(-1, sets * self.channels, *x.shape[2:])
         mean, var = (torch.zeros(flat.shape[1], device=x.device, dtype=torch.float32) for _ in range(2))
         normal = F.batch_norm(flat, mean, var, training=True, momentum=1.0, eps=self.eps)
-        self.seen[_part] = torch.stack([mean.view(sets, -1), var.view(sets, -1)], dim=1).detach()
+        if not _again:
+            self.seen.setdefault(_part, []).append(
+                torch.stack([mean.view(sets, -1), var.view(sets, -1)], dim=1).detach()
+            )
         back = [order.index(axis) for axis in range(len(order))]
         normal = normal.reshape(apart.shape).permute(back).reshape(x.shape)
         broadcast = (1, -1) + (1,) * (x.ndim - 2)
@@ -195,11 +195,18 @@ def apply_statistics(model: nn.Module, gather: Callable[[torch.Tensor], torch.Te
     layers = [m for m in model.modules() if isinstance(m, RowBatchNorm) and m.seen]
     if not layers:
         return
-    mine = [torch.cat([layer.seen[part] for part in sorted(layer.seen)]) for layer in layers]
+    mine = [torch.cat([numbers for part in sorted(layer.seen) for numbers in layer.seen[part]]) for layer in layers]
     everyones = gather(torch.cat([m.flatten() for m in mine])[None])  # (ranks, all numbers)
     for layer, own, numbers in zip(layers, mine, everyones.split([m.numel() for m in mine], dim=1), strict=True):
         layer.update(numbers.reshape(-1, *own.shape[1:]))
         layer.seen.clear()
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Let all batch norms use their running statistics, whatever mode the model is in."""
+    for layer in model.modules():
+        if isinstance(layer, RowBatchNorm):
+            layer.eval()
 
 
 def set_batch_norm(model: nn.Module, *, group: int, together: bool) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -109,7 +110,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     precision = resolve_precision(config.precision, device)
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
-    if faults := source_of(config).faults(used):
+    if faults := (source := source_of(config)).faults(used):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
     model = build_model(config)
@@ -120,7 +121,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.largest(interruption.status, device):
         raise Interrupted(_BEFORE_THE_FIRST_STEP, status)
-    collectives.on_first_rank(partial(open_run, run, config, splits))
+    collectives.on_first_rank(partial(open_run, run, config, splits.record() | source.record(splits.known)))
     with failure_recorded(run, failure_text) if ranks.is_first else nullcontext():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
@@ -167,8 +168,8 @@ def warn_of_time_limit(ranks: Ranks) -> None:
             log.warning(remark)
 
 
-def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
-    """Make the run folder, or check that the run in it is this one.
+def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any]) -> None:
+    """Make the run folder, or check that the run in it is this one. `data` is what splits.json says.
 
     Raises:
         UserError: the folder holds a run of another configuration or data, or --resume False forbids to go on.
@@ -181,9 +182,9 @@ def open_run(run: RunFolder, config: TrainConfig, splits: Splits) -> None:
     if free:
         log.info("Flags that differ from those before, and may: %s", "; ".join(free))
     if run.holds_run():
-        run.check_splits(splits.record())
+        run.check_splits(data)
     run.create(config)
-    write_json(run.splits_file, splits.record())
+    write_json(run.splits_file, data)
 
 
 def describe(

@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -332,10 +332,12 @@ def _spellings(cls: type) -> dict[str, str]:
     }
 
 
-def to_argv(config: Any) -> list[str]:
-    """The command line that gives `config` again; flags at their default are left out."""
+def to_argv(config: Any, only: Collection[str] | None = None) -> list[str]:
+    """The command line that gives `config` again; flags at their default are left out, and those that are not in `only`."""
     argv: list[str] = []
     for field in dataclasses.fields(config):
+        if only is not None and field.name not in only:
+            continue
         value = getattr(config, field.name)
         if field.metadata and value != field.default and value is not None:
             if isinstance(value, tuple):

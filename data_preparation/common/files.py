@@ -223,15 +223,22 @@ def remove_abandoned(path: Path) -> None:
 
 
 def _may_live(temporary: Path, host: str, pid: int) -> bool:
+    its_own = host == socket.gethostname() and pid == os.getpid()  # what an earlier process of this number left
+    return not its_own and writer_lives(temporary, host, pid, _ABANDONED_AFTER)
+
+
+def writer_lives(path: Path, host: str, pid: int, within_s: float) -> bool:
+    """Whether the process that keeps a file is at work: on this host if there is such a process, on another one if the file
+    was written to within `within_s` seconds."""
     if host != socket.gethostname():
         try:
-            return time.time() - temporary.stat().st_mtime < _ABANDONED_AFTER
+            return time.time() - path.stat().st_mtime < within_s
         except FileNotFoundError:
             return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # somebody else's
         pass
-    return pid != os.getpid()
+    return True

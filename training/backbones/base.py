@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +12,19 @@ from torch.utils.checkpoint import checkpoint
 from training import _torchvision as _torchvision  # before timm
 from training.config import TrainConfig
 from training.data.transforms import to_video
+
+
+class Staged(Protocol):
+    """A network in parts, for methods that work between them (BackboneFlags.offers "stages"):
+    pool(tail(stem(windows(video)))) is (B * windows, positions, feature_dim)."""
+
+    def windows(self, video_BCTHW: torch.Tensor) -> torch.Tensor: ...
+
+    def stem(self, windows: torch.Tensor) -> torch.Tensor: ...
+
+    def tail(self, maps: torch.Tensor) -> torch.Tensor: ...
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor: ...
 
 
 class Backbone(nn.Module):

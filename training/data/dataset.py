@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
+from data_preparation.dives import Dive, DiveKey
 from training.config import TrainConfig
 from training.data.batch import Batch
 from training.data.plan import Arrays, ClipSpec, Sample
@@ -88,6 +88,11 @@ class ActionDataset:
     def references(self) -> ActionDataset:
         """The pool without augmentation: what a method that compares encodes as its references."""
         return ActionDataset(self.pool, self.config, self.method, augment=False)
+
+    def without(self, keys: Collection[DiveKey]) -> ActionDataset:
+        """The same data set without some actions."""
+        actions = [action for action in self.actions if action.key not in keys]
+        return ActionDataset(actions, self.config, self.method, augment=self.augment, pool=self.pool)
 
     def plan(self, epoch: int, index: int) -> Planned:
         """The sample at `index` in an epoch.

@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,12 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.dives import Dive, DiveKey, dive_name, list_names
 
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5")
+
+
+@cache
+def feature_file(path: Path) -> FeatureFile:
+    """The feature file of a path, read once in each process."""
+    return FeatureFile(path)
 
 
 class FeatureFile:
@@ -41,7 +48,7 @@ class FeatureFile:
         """
         try:
             rows = dict(_read(self.path))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"--features {self.path} cannot be read ({first_line(error)}): give a file that python -m training.extract_features wrote, or one as training/data/features.py describes"
             ) from None
@@ -64,6 +71,13 @@ class FeatureFile:
         """(N, D) float32."""
         return self.rows[key]
 
+    def fingerprint(self, actions: Sequence[Dive]) -> str:
+        """A short hash of these actions' features."""
+        digest = hashlib.sha256()
+        for action in sorted(actions, key=lambda action: action.key):
+            digest.update(repr((action.key, self.row(action.key).shape)).encode() + self.row(action.key).tobytes())
+        return digest.hexdigest()[:16]
+
     def faults(self, actions: Sequence[Dive]) -> list[str]:
         """Actions that the file lacks, and those whose features hold no numbers, a sentence each."""
         faults = []
@@ -84,6 +98,8 @@ class FeatureFile:
 def _read(path: Path) -> Iterator[tuple[DiveKey, np.ndarray]]:
     suffix = path.suffix.lower()
     if suffix == ".npy":
+        if not path.with_suffix(".csv").is_file():
+            raise ValueError(f"{path.with_suffix('.csv').name} is not beside it, which names the action of each row")
         yield from _matrix(load_split(path.with_suffix(".csv")), np.load(path, allow_pickle=False))
     elif suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
@@ -129,6 +145,6 @@ def _matrix(keys: Sequence[DiveKey], features: np.ndarray) -> Iterator[tuple[Div
 def _vectors(array: np.ndarray) -> np.ndarray:
     """(D,) or (N, D) of any number type -> (N, D) float32."""
     vectors = np.atleast_2d(np.asarray(array))
-    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+    if vectors.ndim != 2 or not vectors.size or vectors.dtype.kind not in "fiu":
         raise ValueError(f"an array of {vectors.dtype} {vectors.shape} is not (vectors, width) of numbers")
     return np.ascontiguousarray(vectors, np.float32)

@@ -1,19 +1,18 @@
 """What a sample is made of, decided before any pixel is read: which clips, which frames, which geometry.
 
 A method plans its samples in the training process (Method.sample); workers only read what a plan names. Every draw is
-named: `draw("clip")` is a generator of (seed, "clip", epoch, action), so adding a draw never moves another.
+named: `plan.draw("clip")` is a generator of (seed, "clip", epoch, action), so adding a draw never moves another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from data_preparation.dives import Dive
 
-Draw = Callable[[str], np.random.Generator]  # purpose -> the generator of this sample's draws for it
 Arrays = dict[str, np.ndarray]
 
 

@@ -14,7 +14,7 @@ from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from data_preparation.layout import prepared_videos, video_name
 from training.config import TrainConfig
-from training.data.features import FeatureFile
+from training.data.features import feature_file
 from training.data.plan import ClipSpec
 from training.data.sampling import END_SHIFT, clip_frames, needed_frames
 from training.data.transforms import crop_view, seen_through, squash_view
@@ -25,6 +25,10 @@ class Source(Protocol):
 
     def faults(self, actions: Sequence[Dive]) -> list[str]:
         """What these actions lack on disk, a sentence each; reads indexes only."""
+        ...
+
+    def record(self, actions: Sequence[Dive]) -> dict[str, str]:
+        """What a run keeps in splits.json of the data that it was trained on, besides labels."""
         ...
 
     def plan(self, action: Dive, draws: np.random.Generator | None) -> ClipSpec:
@@ -64,6 +68,9 @@ class FrameSource:
     def faults(self, actions: Sequence[Dive]) -> list[str]:
         return frame_faults(actions, self.config)
 
+    def record(self, actions: Sequence[Dive]) -> dict[str, str]:
+        return {}  # frames are those of the videos that the labels belong to
+
     def plan(self, action: Dive, draws: np.random.Generator | None) -> ClipSpec:
         c = self.config
         # only these windows move past the action's end; the others need not open the archive here
@@ -92,10 +99,13 @@ class FeatureSource:
     """Rows of --features: clips (N, D) float32."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.file = FeatureFile(Path(config.features))
+        self.file = feature_file(Path(config.features))
 
     def faults(self, actions: Sequence[Dive]) -> list[str]:
         return self.file.faults(actions)
+
+    def record(self, actions: Sequence[Dive]) -> dict[str, str]:
+        return {"features": self.file.fingerprint(actions)}
 
     def plan(self, action: Dive, draws: np.random.Generator | None) -> ClipSpec:
         return ClipSpec(action, (), None)

@@ -107,17 +107,26 @@ def remember_references(
     ranks: Ranks,
     device: torch.device,
     between_batches: Callable[[], None] = lambda: None,
+    *,
+    known: bool = False,
 ) -> None:
-    """Let a method that compares encode its references with the present weights, each once."""
+    """Let a method that compares encode its references with the present weights, each once. With `known` those that the
+    method remembers were encoded with these weights and are kept."""
     method = model.method
     if not isinstance(method, ComparingMethod):
         return
+    kept = method.bank if known else None
+    if kept is not None:
+        references = references.without(kept.keys)
+        if not len(references):
+            return
     model.eval()
     rows = over_actions(
         lambda batch: method.encode(model.backbone, model.prepare(batch.clips["clip"])),
         references, config, ranks, device, between_batches,
     )  # fmt: skip
-    method.remember(Bank([action.key for action in references.actions], rows.outputs, rows.labels))
+    fresh = Bank([action.key for action in references.actions], rows.outputs, rows.labels)
+    method.remember(fresh if kept is None else kept.joined(fresh))
 
 
 def validation_metrics(model: ScoringModel, rows: Rows, actions: Sequence[Dive]) -> dict[str, float]:

@@ -113,8 +113,8 @@ class Step:
         gradients = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in rows.items() if t.requires_grad}
         self.optimizer.zero_grad(set_to_none=True)
         for index, (part, gradient) in enumerate(zip(parts, cut(gradients, len(parts)), strict=True)):
-            with self._gradient_sync(index == len(parts) - 1), self._rows(index):
-                graph = passes[0] if len(parts) == 1 else self._forward(part, number, index)
+            with self._gradient_sync(index == len(parts) - 1), self._rows(part, index, again=True):
+                graph = passes[0] if len(parts) == 1 else self._forward(part, number, index, again=True)
                 traced = [name for name in gradient if graph[name].requires_grad]
                 torch.autograd.backward([graph[name] for name in traced], [gradient[name] for name in traced])
         norm = self._move(number)
@@ -123,15 +123,16 @@ class Step:
             self.ema.update_parameters(self.model)
         return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": norm}
 
-    def _rows(self, index: int) -> AbstractContextManager:
+    def _rows(self, part: Batch, index: int, again: bool) -> AbstractContextManager:
         """Draws and statistics are those of the rows of part `index` of this rank's share in the global batch."""
         parts = self.config.accumulate
-        return rows_of(self.ranks.rank * parts + index, self.ranks.world_size * parts)
+        number = self.ranks.rank * parts + index
+        return rows_of(number, self.ranks.world_size * parts, len(part.index), again=again)
 
-    def _forward(self, part: Batch, number: int, index: int) -> Tensors:
+    def _forward(self, part: Batch, number: int, index: int, again: bool = False) -> Tensors:
         """Outputs of a part of a step's actions; the draws (dropout, stochastic depth) are those of the step."""
         seed_all(self.config.seed, "step", number)
-        with self._rows(index), autocast(self.precision, self.device):
+        with self._rows(part, index, again), autocast(self.precision, self.device):
             return self.parallel(part)
 
     def _gradient_sync(self, now: bool) -> AbstractContextManager:

@@ -11,7 +11,7 @@ from torch import nn
 
 from data_preparation.dives import Dive, DiveKey
 from training.backbones.base import Backbone
-from training.data.batch import Rows, Tensors
+from training.data.batch import Rows, Tensors, joined
 from training.data.dataset import Plan
 from training.data.plan import Arrays, Sample
 
@@ -65,11 +65,11 @@ class Method(nn.Module):
         return self.encode(backbone, clips["clip"])
 
     def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
-        """Scalars; `loss` is what is minimised, the others are for the log."""
+        """Scalars; `loss` is what is minimised, the others are for the log. Validation gives it tensors on the CPU."""
         raise NotImplementedError
 
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
-        """What the task judges: {"score": (B,) final scores in points}."""
+        """What the task judges: {"score": (B,) final scores in points}. Validation and test give it tensors on the CPU."""
         raise NotImplementedError
 
     def metrics(self, outputs: Tensors, labels: Tensors) -> dict[str, float]:
@@ -97,11 +97,18 @@ class Method(nn.Module):
 
 @dataclass(frozen=True)
 class Bank:
-    """Encoded references of a method that compares: `encoded` and `labels` hold a row for each of `keys`."""
+    """Encoded references of a method that compares: tensors (references, ...) with a row for each of `keys`."""
 
     keys: list[DiveKey]
     encoded: Tensors
     labels: Tensors
+
+    def joined(self, other: Bank) -> Bank:
+        """The references of both."""
+        encoded, labels = (
+            joined([mine, its]) for mine, its in ((self.encoded, other.encoded), (self.labels, other.labels))
+        )
+        return Bank([*self.keys, *other.keys], encoded, labels)
 
 
 class ComparingMethod(Method):

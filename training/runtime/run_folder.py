@@ -353,7 +353,7 @@ def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
                 raise UserError(f"{path} has a line that is no record ({error}): remove that line") from None
 
 
-CODE = Path(__file__).resolve().parent.parent
+CODE = Path(__file__).resolve().parents[2]
 CODE_RECORD = CODE / "code.json"  # in a snapshot of the code: what it was taken from (launch.snapshot)
 
 

@@ -19,4 +19,5 @@ class Flags(BackboneFlags):
         Path("features.npz"),
         "Feature file (.npz, .npy, .h5) that python -m training.extract_features, or another program, wrote.",
         path=True,
+        may_change=True,
     )

@@ -7,11 +7,11 @@ import torch
 from data_preparation.common.errors import UserError
 from training.backbones.base import Backbone
 from training.config import TrainConfig
-from training.data.features import FeatureFile
+from training.data.features import feature_file
 
 
 def build(config: TrainConfig) -> Features:
-    return Features(FeatureFile(config.features).width)
+    return Features(feature_file(config.features).width)
 
 
 class Features(Backbone):

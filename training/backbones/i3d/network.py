@@ -122,7 +122,7 @@ class I3D(Backbone):
 
     def windows(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """(B, 3, T, H, W) -> (B * N, 3, length, H, W), clip by clip."""
-        length, starts = self.layout
+        length, starts, _ = self.layout
         return torch.stack([video_BCTHW[:, :, s : s + length] for s in starts(video_BCTHW.shape[2])], dim=1).flatten(
             0, 1
         )
