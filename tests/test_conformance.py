@@ -285,13 +285,19 @@ def test_trained_batch_norm_does_something_and_frozen_does_not(model: str, featu
         assert any(not torch.equal(after[n], start[n]) for n in running) == moves
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", VIDEO_MODELS)
 def test_a_backbone_has_what_it_offers(model: str, features_file: Path):
-    network = build_model(config_for(model, "regression", features_file)).backbone.eval()
-    if "stages" not in plugins.flags_of(plugins.BACKBONES, model).offers:
-        pytest.skip("it offers no stages")
     config = config_for(model, "regression", features_file)
+    network = build_model(config).backbone.eval()
+    offers = plugins.flags_of(plugins.BACKBONES, model).offers
     video = torch.rand(2, 3, config.frame_num, config.spatial_size, config.spatial_size)
     with torch.no_grad():
-        vectors = network.pool(network.tail(network.stem(network.windows(video))))
-        assert torch.allclose(vectors.reshape(2, -1, network.feature_dim), network(video), atol=1e-5)
+        features = network(video)
+        if "stages" in offers:
+            vectors = network.pool(network.tail(network.stem(network.windows(video))))
+            assert torch.allclose(vectors.reshape(2, -1, network.feature_dim), features, atol=1e-5)
+        if "maps" in offers:
+            same, maps = network.with_maps(video)
+            assert torch.allclose(same, features, atol=1e-5)
+            assert maps
+            assert all(len(each) == 2 for each in maps.values())

@@ -47,6 +47,7 @@ class MethodFlags:
     "vectors"   features (B, N, D), averaged over N
     "tokens"    features (B, N, D) whose N vectors follow the clip in time, one of the whole clip first where there is one
     "stages"    the network in parts, stem, tail and pool (backbones.base.Staged)
+    "maps"      named maps beside the features (backbones.base.Mapped)
     """
 
     needs: ClassVar[str] = "vectors"

@@ -27,6 +27,14 @@ class Staged(Protocol):
     def pool(self, maps: torch.Tensor) -> torch.Tensor: ...
 
 
+class Mapped(Protocol):
+    """A network with named maps beside its features, for methods that look at them (BackboneFlags.offers "maps")."""
+
+    def with_maps(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(features as `forward` gives them, maps by name, each with the clip in its first dimension)."""
+        ...
+
+
 class Backbone(nn.Module):
     """Base of all backbones: forward maps (B, 3, T, H, W) float to (B, N, feature_dim).
 

@@ -12,7 +12,7 @@ from training.plugins import BackboneFlags
 
 @dataclass(frozen=True)
 class Flags(BackboneFlags):
-    offers: ClassVar[frozenset[str]] = frozenset({"vectors", "tokens", "stages"})
+    offers: ClassVar[frozenset[str]] = frozenset({"vectors", "tokens", "stages", "maps"})
     # two windows; a large epsilon, since so small a clip leaves one position for each channel, whose variance is often nothing
     TINY: ClassVar[tuple[str, ...]] = (
         "--spatial_size", "32", "--frame_num", "13", "--window_layout", "20x8", "--bn_eps", "0.1",

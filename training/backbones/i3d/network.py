@@ -147,9 +147,15 @@ class I3D(Backbone):
         over_space = maps.mean(dim=(3, 4))  # (B', 1024, T')
         return F.avg_pool1d(over_space, min(2, over_space.shape[2]), stride=1).transpose(1, 2)
 
+    def with_maps(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(features (B, N, 1024), {"mixed_5c": (B, windows, 1024, T / 8, H / 32, W / 32)})."""
+        maps = self.tail(self.stem(self.windows(video_BCTHW)))
+        clips = len(video_BCTHW)
+        features = self.pool(maps).reshape(clips, -1, self.feature_dim)
+        return features, {"mixed_5c": maps.unflatten(0, (clips, -1))}
+
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
-        vectors = self.pool(self.tail(self.stem(self.windows(video_BCTHW))))
-        return vectors.reshape(len(video_BCTHW), -1, self.feature_dim)
+        return self.with_maps(video_BCTHW)[0]
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         notes = []
