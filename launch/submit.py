@@ -45,7 +45,7 @@ from training.runtime.ranks import PORT_VARIABLE, without_slurm
 from training.runtime.run_folder import RunFolder
 
 _SITE_VARIABLES = ("DEEPSPORTS_VENV", "DEEPSPORTS_SCRATCH", "DEEPSPORTS_DATASET", "DEEPSPORTS_RUNS", plugins.VARIABLE)
-HOLD_SIGNALS = "bash job_files/hold_signals.sh"  # seen from the folder of the job's code
+HOLD_SIGNALS = "bash job_files/hold_signals.sh"  # relative to the folder of the job's code
 _AFTER = "it is a training flag, give it after --"
 _BEFORE = "it is a launch flag, give it before --"
 _A_YEAR_MIN = 365 * 24 * 60  # a workstation has no time limit

@@ -442,7 +442,7 @@ def moved_data_fault(c: TrainConfig, options: Any, command: str) -> str | None:
     above = _common_folder([path.parent for path in missing.values()])
     new = {name: f"NEW/{path.relative_to(above) if above else path.name}" for name, path in missing.items()}
     given = to_argv(dataclasses.replace(options, **dict.fromkeys(missing)))
-    seen = f", seen from {Path.cwd()}" if any(not path.is_absolute() for path in missing.values()) else ""
+    seen = f", relative to {Path.cwd()}" if any(not path.is_absolute() for path in missing.values()) else ""
     listed = ", ".join(f"--{name} {path}" for name, path in missing.items())
     flags = shlex.join([*given, *(word for name, path in new.items() for word in (f"--{name}", path))])
     return f"the data of {options.run} are not where its flags say ({listed}{seen}): give their present paths: {command} {flags}"
@@ -467,7 +467,7 @@ def path_faults(c: TrainConfig) -> list[str]:
             )
         else:
             end = ", or none" if name in ("captions_path", "vocabulary_path") else ""
-            faults.append(f"--{name} {path} is not a file, seen from {Path.cwd()}: give its path{end}")
+            faults.append(f"--{name} {path} is not a file (relative to {Path.cwd()}): give its path{end}")
     if c.tensorboard and find_spec("tensorboard") is None:
         faults.append("--tensorboard True needs TensorBoard: pip install tensorboard, or say --tensorboard False")
     if c.weight_file and not c.weight_file.is_file():
