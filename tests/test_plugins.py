@@ -69,6 +69,14 @@ def test_a_method_of_ten_lines_trains_resumes_and_is_evaluated(points: dict[str,
     assert "--topology" not in text
 
 
+def test_a_plug_in_folder_that_is_not_there_is_named():
+    done = run_python(
+        "-m", "training.train", "--method", "points", env={"DEEPSPORTS_PLUGINS": "/not/there"}, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: DEEPSPORTS_PLUGINS /not/there is not a folder")
+
+
 def test_a_flag_of_another_owner_is_refused_by_name():
     with pytest.raises(UserError) as error:
         parse(

@@ -251,6 +251,8 @@ class TrainConfig(BackboneFlags, MethodFlags):
         asks before it parses."""
         if cls is not TrainConfig:
             return cls
+        if fault := plugins.folder_fault():
+            raise UserError(fault)
         return config_class(*(_chosen(name, argv) for name in CHOOSING))
 
     @classmethod

@@ -67,6 +67,14 @@ def search_path(package_path: Sequence[str], kind: str) -> list[str]:
     return [*package_path, *([str(Path(more).resolve() / kind)] if more else [])]
 
 
+def folder_fault() -> str | None:
+    """What is wrong with the folder that the user named, as a sentence."""
+    more = os.environ.get(VARIABLE)
+    if not more or Path(more).is_dir():
+        return None
+    return f"{VARIABLE} {more} is not a folder: name the folder that holds backbones/NAME and methods/NAME, or unset it"
+
+
 def names(kind: str) -> tuple[str, ...]:
     """The names of all plug-ins of a kind, ascending."""
     folders = import_module(f"training.{kind}").__path__
