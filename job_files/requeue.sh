@@ -21,8 +21,11 @@ case "$deepsports_told" in
         deepsports_status=130
         scancel "$deepsports_id" && sleep 60
         ;;
-    # after USR2, TERM or HUP; where a TERM is scancel's, it ends this script before it comes here
-    *" 75 "* | *" 143 "* | *" 129 "*) [ "$deepsports_ends" -lt "${SLURM_NTASKS:-1}" ] || deepsports_why="it was told to stop, and saved" ;;
+    # after USR2, which Slurm alone sends: all ranks agreed to stop and the checkpoint is written, even if srun then killed those
+    # that were slower to end
+    *" 75 "*) deepsports_why="it was told to stop, and saved" ;;
+    # after TERM or HUP; where a TERM is scancel's, it ends this script before it comes here
+    *" 143 "* | *" 129 "*) [ "$deepsports_ends" -lt "${SLURM_NTASKS:-1}" ] || deepsports_why="it was told to stop, and saved" ;;
 esac
 case "$deepsports_why $deepsports_status" in
     " 2" | " 70" | " 130") ;;

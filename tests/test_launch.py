@@ -556,7 +556,8 @@ def test_a_time_limit_that_is_too_short_is_seen(tmp_path: Path):
         (129, ["rank0-129", "rank1-129"], 129, "it was told to stop, and saved"),
         (143, ["rank0-143", "rank1-75"], 143, "it was told to stop, and saved"),
         (140, [], 140, "it was told to stop"),
-        (140, ["rank0-75"], 140, "it was told to stop"),
+        (140, ["rank0-75"], 140, "it was told to stop, and saved"),
+        (137, ["rank0-75"], 137, "it was told to stop, and saved"),  # srun killed the slower rank
         (75, [], 75, "it was told to stop"),
         (129, [], 129, "it was told to stop"),
         (143, [], 143, "it was told to stop"),
