@@ -38,7 +38,7 @@ from tests.on_cluster import (
     step_lines,
     wait_for,
 )
-from tests.test_training import assert_same_run
+from tests.training.test_training import assert_same_run
 from training.runtime.run_folder import RunFolder
 
 SAVE_EVERY = 3

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def train(dataset: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedPr
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def cluster() -> None:
     """The real Slurm cluster that tests/run.sh started."""
     answer = None
     if shutil.which("sinfo"):
@@ -140,8 +141,20 @@ def cluster() -> Iterator[None]:
         if os.environ.get("DEEPSPORTS_REQUIRE_SLURM"):
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _no_job_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Cancel the jobs that a failed test left, so that the next test finds free nodes."""
     yield
-    subprocess.run(["scancel", "--me"], check=False)
+    if request.node.get_closest_marker("slurm") is None or not shutil.which("squeue"):
+        return
+    for _ in range(60):
+        queue = subprocess.run(["squeue", "--me", "--noheader"], capture_output=True, text=True, check=False)
+        if queue.returncode or not queue.stdout.strip():
+            return
+        subprocess.run(["scancel", "--me"], capture_output=True, check=False)
+        time.sleep(1)
 
 
 def loader_processes(training: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -114,7 +115,7 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def processes_of(job: str) -> dict[int, int]:
-    """The process of each rank of a running job."""
+    """The training process of each rank of a running job, not the shell (or its short-lived child) that starts it."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -122,7 +123,8 @@ def processes_of(job: str) -> dict[int, int]:
             variables = dict(v.split("=", 1) for v in path.read_text(errors="replace").split("\0") if "=" in v)
         except OSError:
             continue
-        if variables.get("SLURM_JOB_ID") == job and b"launch.job" in command and "SLURM_PROCID" in variables:
+        trains = re.match(rb"[^\0]*python[^\0/]*\0-m\0launch\.job\0", command)
+        if variables.get("SLURM_JOB_ID") == job and trains and "SLURM_PROCID" in variables:
             found[int(variables["SLURM_PROCID"])] = int(path.parent.name)
     return found
 

@@ -40,7 +40,7 @@ from tests.on_cluster import (
     wait_for_end,
     wait_for_step,
 )
-from tests.test_training import assert_same_run
+from tests.training.test_training import assert_same_run
 from training.runtime.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]

@@ -20,7 +20,7 @@ from data_preparation.frame_numbers import VideoScan
 from data_preparation.layout import DatasetLayout
 from data_preparation.rates import RepeatWatch, pace_notes, rate_notes, repeated_every
 from data_preparation.under_way import extractions, under_way
-from tests.conftest import run_python
+from tests.conftest import REPOSITORY, run_python
 
 LABELLED = 25  # frames per second that the labels count
 
@@ -191,7 +191,7 @@ def test_an_extraction_at_work_is_seen_and_a_killed_one_is_not(tmp_path: Path):
         assert (found.videos, found.shares) == (frozenset({1, 2}), 15)
     assert list(frames.iterdir()) == []
     code = f"import os, pathlib; from data_preparation.under_way import under_way\nwith under_way(pathlib.Path({str(frames)!r}), [1], 1): os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False)
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
     assert len(list(frames.iterdir())) == 1
     assert extractions(frames) == []
     with under_way(frames, [1], 1):

@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 
 from data_preparation.common.errors import UserError
+from tests.conftest import REPOSITORY
 from training.backbones._weights import read_state_dict
 
 STATE = {"norm.weight": torch.arange(4.0), "norm.bias": torch.ones(2, dtype=torch.float16)}
@@ -283,7 +284,7 @@ def test_the_command_that_the_message_gives_makes_a_file_that_is_read(tmp_path: 
     with pytest.raises(UserError, match=r"python -c \"import .*\"$") as error:
         read_state_dict(convertible(tmp_path, name))
     command = shlex.split(str(error.value).partition("python -c ")[2])
-    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, "-c", *command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0
     assert len(read_state_dict(tmp_path / f"{Path(name).stem}.weights.pth")) == 2

@@ -82,7 +82,8 @@ with patience(0.05):
 
 def test_a_process_that_is_stuck_does_not_keep_the_training_from_ending():
     run_python(
-        "-c", "import tests.test_loader as t; b = t.batches_of(t.Numbers(slow=3), batch_size=1, workers=2); next(b)"
+        "-c",
+        "import tests.training.test_loader as t; b = t.batches_of(t.Numbers(slow=3), batch_size=1, workers=2); next(b)",
     )
 
 

@@ -32,7 +32,7 @@ from data_preparation.synthetic.diver import BOARDS, FILLERS
 from data_preparation.synthetic.dives import REPERTOIRE, SyntheticConfig
 from tests.conftest import run_python
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "mtl_aqa" / "final_annotations_dict.pkl"
+REAL = Path(__file__).resolve().parents[3] / "shared" / "mtl_aqa" / "final_annotations_dict.pkl"
 SMALL = SyntheticConfig(videos=2, dives=13, width=64, height=36, filler=7, workers=1, seed=3)
 KEYS = {"primary_view", "start_frame", "end_frame", "difficulty", "final_score", *ATTRIBUTE_CLASSES}
 
