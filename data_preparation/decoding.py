@@ -38,7 +38,7 @@ class FrameRequest:
     stamps: np.ndarray
 
 
-def request(found: VideoScan, ranges: Sequence[Range]) -> FrameRequest:
+def request_frames(found: VideoScan, ranges: Sequence[Range]) -> FrameRequest:
     """The request for all frames of some ascending ranges."""
     numbers = np.concatenate([np.arange(first, last + 1) for first, last in ranges])
     sources = found.sources[numbers - 1]
@@ -127,7 +127,7 @@ def decode_ranges(found: VideoScan, ranges: Sequence[Range]) -> Iterator[tuple[i
     """
     decoder = Decoder(found.path, found.stream_index)
     try:
-        yield from decoder.frames(request(found, ranges))
+        yield from decoder.frames(request_frames(found, ranges))
     finally:
         decoder.close()
 
