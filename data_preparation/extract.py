@@ -32,7 +32,7 @@ from data_preparation.common.errors import UserError
 from data_preparation.common.files import Stopped, sha256
 from data_preparation.common.limits import shortage
 from data_preparation.common.workers import check_workers, follow_parent, kill_workers
-from data_preparation.decoding import Decoder, FrameRequest, Range, request_frames, to_jpeg
+from data_preparation.decoding import Decoder, FrameRange, FrameRequest, request_frames, to_jpeg
 from data_preparation.dives import Dive, VideoFacts, list_names
 from data_preparation.frame_numbers import VideoScan, scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
@@ -69,9 +69,9 @@ class ExtractConfig(ShardConfig):
 # --------------------------------------------------------------------------------------------------------- what to keep
 
 
-def merge_ranges(ranges: Iterable[Range]) -> list[Range]:
+def merge_ranges(ranges: Iterable[FrameRange]) -> list[FrameRange]:
     """Ascending ranges that cover the same frames and do not touch."""
-    result: list[Range] = []
+    result: list[FrameRange] = []
     for first, last in sorted(ranges):
         if result and first <= result[-1][1] + 1:
             result[-1] = (result[-1][0], max(result[-1][1], last))
@@ -80,7 +80,7 @@ def merge_ranges(ranges: Iterable[Range]) -> list[Range]:
     return result
 
 
-def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: int) -> list[Range]:
+def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: int) -> list[FrameRange]:
     """Merged ranges: each dive from its start (or `window` frames before its end) to `after` frames after its end,
     inside 1..last_frame."""
     return merge_ranges(
@@ -89,7 +89,7 @@ def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: in
     )
 
 
-def split_ranges(ranges: Iterable[Range]) -> Iterator[Range]:
+def split_ranges(ranges: Iterable[FrameRange]) -> Iterator[FrameRange]:
     """The same frames in ranges that are short enough to be held in memory as JPEGs."""
     for first, last in ranges:
         for start in range(first, last + 1, _PIECE):
@@ -215,7 +215,7 @@ def settings_of(config: ExtractConfig) -> dict[str, int]:
     return {"height": config.height, "quality": config.quality}
 
 
-def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[list[Range], int]:
+def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[list[FrameRange], int]:
     """(what an archive holds already of this source with these settings, the source's frames); ([], 0) where it is
     absent, damaged or made otherwise."""
     if not path.exists():
@@ -317,7 +317,7 @@ def extract_video(
 
 
 def provenance(
-    found: VideoScan, ranges: Sequence[Range], settings: dict[str, int], notes: Sequence[str]
+    found: VideoScan, ranges: Sequence[FrameRange], settings: dict[str, int], notes: Sequence[str]
 ) -> dict[str, Any]:
     """Where an archive's frames come from and how they were made; the source's SHA-256 is added when it is known."""
     return {

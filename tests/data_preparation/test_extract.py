@@ -195,22 +195,42 @@ def test_what_makes_a_files_numbers_doubtful_is_noted(name: str, note: str | Non
     assert re.search(note, "\n".join(notes)) if note else notes == ()
 
 
+X265_10_BIT = "-c:v libx265 -preset ultrafast -x265-params log-level=none -pix_fmt yuv420p10le"
+X264_10_BIT = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p10le"
+X264_8_BIT = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p"
+VP9 = "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -pix_fmt yuv420p"
+
+
 @needs_ffmpeg
-def test_colours_are_ffmpegs(tmp_path: Path):
-    """BT.709 in limited range, scaled: within rounding of ffmpeg's own conversion."""
-    video = tmp_path / "colour.mp4"
-    source = "testsrc2=size=320x180:rate=25:duration=1"
+@pytest.mark.parametrize("color_range", ["tv", "pc"])
+@pytest.mark.parametrize(
+    ("encoder", "matrix"),
+    [
+        (X265_10_BIT, "bt2020nc"), (X265_10_BIT, "bt709"), (X265_10_BIT, None), (X264_10_BIT, "bt2020nc"),
+        (X264_8_BIT, "bt2020c"), (X264_8_BIT, "bt709"), (X264_8_BIT, "fcc"), (X264_8_BIT, "smpte170m"),
+        (X264_8_BIT, "bt470bg"), (X264_8_BIT, "smpte240m"), (X264_8_BIT, None), (VP9, "bt2020nc"),
+    ],
+    ids=lambda value: str(value).removeprefix("-c:v ").split(" ")[0],
+)  # fmt: skip
+def test_colours_are_ffmpegs(encoder: str, matrix: str | None, color_range: str, tmp_path: Path):
+    """Full size, reduced and enlarged. Equal to the last bit for ffmpeg 5.1; other versions may round differently."""
+    video = tmp_path / "colours.mkv"
+    converted = f"scale=out_range={color_range}"
+    if matrix:
+        converted += f":out_color_matrix={matrix.removesuffix('nc').removesuffix('c').removesuffix('bg')}"
+    tags = f"-color_range {color_range}" + (f" -colorspace {matrix}" if matrix else "")
     subprocess.run(
-        ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709",
-         "-color_primaries", "bt709", "-color_trc", "bt709", "-pix_fmt", "yuv420p", video], check=True,
+        ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=322x180:rate=25:duration=0.12",
+         "-vf", converted, *tags.split(), *encoder.split(), video], check=True,
     )  # fmt: skip
-    subprocess.run(
-        ["ffmpeg", "-v", "error", "-i", video, "-vf", "scale=-1:90", "-pix_fmt", "rgb24", tmp_path / "%06d.png"],
-        check=True,
-    )
-    for number, frame in decode_ranges(scan_video(video), [(1, 25)]):
-        expected = np.asarray(Image.open(tmp_path / f"{number:06d}.png"))
-        assert np.abs(to_image(frame, 90).astype(int) - expected).mean() < 2
+    frames = [frame for _, frame in decode_ranges(scan_video(video), [(1, 3)])]
+    for height, width in ((0, 322), (90, 161), (256, 458)):
+        scaled = ["-vf", f"scale={width}:{height}"] if height else []
+        command = ["ffmpeg", "-v", "error", "-i", video, *scaled, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        pixels = subprocess.run(command, check=True, capture_output=True).stdout
+        expected = np.frombuffer(pixels, np.uint8).reshape(3, height or 180, width, 3)
+        images = np.stack([to_image(frame, height) for frame in frames])
+        assert np.abs(images.astype(int) - expected).max() <= 1
 
 
 def test_a_late_range_decodes_little(tmp_path: Path):
