@@ -33,7 +33,7 @@ _WORKER_BYTES = 30 * 2**20
 _SERVER_BYTES = 90 * 2**20
 _WORKER_THREADS = 3
 _WORKER_FILES = 14
-_SERVED_FILES = 5  # of the training for each worker
+_FILES_PER_WORKER = 5  # of the training for each worker
 _OTHER_FILES = 12  # of the training: logs, metrics, a checkpoint, sockets of other ranks
 _OTHER_THREADS = 3  # of the training: what saves, what pins, what watches
 _PAGE = 4096
@@ -43,7 +43,7 @@ def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated
     """(clips of a batch, batches that are ready or in use at the same time) of one rank, where their product is largest."""
 
     def load(clips: int, batches: int) -> tuple[int, int]:
-        return clips, min(min(config.loaders, batches) * config.prefetch + 1, batches)
+        return clips, min(min(config.num_workers, batches) * config.prefetch + 1, batches)
 
     size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
     loads = [load(size, -(-evaluated // size // world_size))]
@@ -57,7 +57,7 @@ def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated:
 
     `training` and `evaluated` are numbers of dives; `tensors` those of a sample.
     """
-    if not config.loaders:
+    if not config.num_workers:
         return 0
     clips, batches = _largest_load(config, world_size, training, evaluated)
     clip = config.frame_num * 3 * config.spatial_size**2  # uint8
@@ -74,7 +74,7 @@ def needs(
 ) -> Need:
     """What a training (without `training`: an evaluation) needs on this machine at least."""
     here = ranks_on_node(ranks)
-    workers = config.loaders
+    workers = config.num_workers
     tensors = 2 + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
     shared = shared_bytes(config, ranks.world_size, len(training), len(evaluated), tensors)
     _, batches = _largest_load(config, ranks.world_size, len(training), len(evaluated))
@@ -83,7 +83,7 @@ def needs(
     moving = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) if training else 0
     # gradients, and two averages of Adam, where the model is in this machine's memory
     trained = moving * (3 if config.optimizer.startswith("Adam") else 1) if device.type == "cpu" else 0
-    files = open_files() + _OTHER_FILES + _SERVED_FILES * workers + 2 * tensors + (0 if workers else videos)
+    files = open_files() + _OTHER_FILES + _FILES_PER_WORKER * workers + 2 * tensors + (0 if workers else videos)
     of_worker = _WORKER_FILES + videos + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
     return Need(
         files=max(files, of_worker if workers else 0),
@@ -108,7 +108,7 @@ def check_machine(
     training = list(splits.train) if trains else []
     evaluated = list(
         max(
-            splits.train if trains and model.method.fits_at_once else (),
+            splits.train if trains and model.method.fits_features else (),
             splits.val if trains else (),
             splits.test,
             key=len,
@@ -119,22 +119,22 @@ def check_machine(
     if given is not None and (room.memory_bytes is None or given < room.memory_bytes):
         room = Room(**{**vars(room), "memory_bytes": given})
     faults = room_faults(needs(config, model, ranks, device, training, evaluated), room)
-    if config.loaders:
+    if config.num_workers:
         faults += temporary_faults()
     if faults:
         raise UserError.of(faults)
-    for remark in remarks(config):
+    for remark in machine_warnings(config):
         log.warning(remark)
 
 
-def remarks(config: TrainConfig) -> list[str]:
+def machine_warnings(config: TrainConfig) -> list[str]:
     """What will work, and perhaps not as wished."""
     found = []
-    if config.loaders > (there := cores()):
+    if config.num_workers > (there := cores()):
         found.append(
-            f"--workers {config.loaders} and this process may use {there} CPU core{'s' if there > 1 else ''}: give it as many cores as workers (--cpus-per-task, --cpus_per_gpu), or fewer --workers"
+            f"--workers {config.num_workers} and this process may use {there} CPU core{'s' if there > 1 else ''}: give it as many cores as workers (--cpus-per-task, --cpus_per_gpu), or fewer --workers"
         )
-    if config.loaders and (text := temporary_remark()):
+    if config.num_workers and (text := temporary_remark()):
         found.append(text)
     if (seconds := cpu_seconds()) is not None:
         found.append(

@@ -36,7 +36,7 @@ class SupportVectorRegression(Method):
     """What scikit-learn fitted, kept as tensors, so that a checkpoint holds numbers and no pickled program."""
 
     freezes_backbone = True
-    fits_at_once = True
+    fits_features = True
 
     def __init__(self) -> None:
         super().__init__()
