@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.common.files import remove_abandoned, writer_lives
+from data_preparation.common.files import is_writer_alive, remove_stale_temporaries
 
 _TOUCHED_EVERY = 20  # seconds
 _ALIVE_WITHIN = 300  # seconds since the last touch, on another host, whose clock may differ by a little
@@ -52,7 +52,7 @@ def under_way(frames_dir: Path, videos: Iterable[int], shares: int) -> Iterator[
     try:
         with suppress(OSError):
             frames_dir.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(frames_dir / "extracting")
+            remove_stale_temporaries(frames_dir / "extracting")
             mark.write_text(json.dumps({"videos": sorted(videos), "shares": shares}))
         threading.Thread(target=keep_alive, daemon=True).start()
         yield
@@ -67,7 +67,7 @@ def extractions(frames_dir: Path) -> list[Extraction]:
     found = []
     with suppress(OSError):
         for path in sorted(frames_dir.iterdir()):
-            if (match := _NAME.fullmatch(path.name)) and writer_lives(
+            if (match := _NAME.fullmatch(path.name)) and is_writer_alive(
                 path, match["host"], int(match["pid"]), _ALIVE_WITHIN
             ):
                 with suppress(OSError, ValueError, KeyError, TypeError):
