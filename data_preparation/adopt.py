@@ -20,12 +20,12 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from data_preparation.alignment import Alignment, alignment
-from data_preparation.archive import FrameReader, small_grey, write_archive
+from data_preparation.alignment import Alignment, compare_with_video
+from data_preparation.archive import FrameReader, decode_grey, write_archive
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.extract import merged
-from data_preparation.frame_numbers import VideoScan, scan
+from data_preparation.extract import merge_ranges
+from data_preparation.frame_numbers import VideoScan, scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
 from data_preparation.near_misses import Numbering, names_in, numbered_alike, numberings
 
@@ -100,7 +100,7 @@ def to_frame(path: Path, quality: int) -> tuple[bytes, bool]:
     if content.startswith(b"\xff\xd8"):
         try:
             _, _, colours, _ = simplejpeg.decode_jpeg_header(content)
-            small_grey(content, 8)  # read to its end, or it raises
+            decode_grey(content, 8)  # read to its end, or it raises
             if colours in ("YCbCr", "RGB"):
                 return content, True
         except ValueError:
@@ -178,7 +178,7 @@ def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> L
 def _compared(loose: Loose, source: VideoScan) -> Alignment:
     numbers = loose.numbers
     chosen = {numbers[i] for i in np.linspace(0, len(numbers) - 1, _SAMPLES + 2).round().astype(int).tolist()}
-    return alignment(source, sorted(chosen), loose.image)
+    return compare_with_video(source, sorted(chosen), loose.image)
 
 
 def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:
@@ -220,7 +220,7 @@ def pack(loose: Loose, target: Path, quality: int, source: VideoScan | None) -> 
         UserError: a picture is not readable or of another size, or the disk is full.
     """
     first = _opened(loose.path(loose.numbers[0]))
-    ranges = merged((n, n) for n in loose.numbers)
+    ranges = merge_ranges((n, n) for n in loose.numbers)
     record: dict[str, Any] = {
         "source": {
             "name": f"{loose.folder.name}/{loose.numbering.pattern}",
@@ -279,7 +279,7 @@ def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: 
         raise UserError(f"{target} is there already and is what is read: remove it first to pack {folder} in its place")
     source = None
     if layout is not None and video in layout.source_videos():
-        source = scan(layout.video_file(video))
+        source = scan_video(layout.video_file(video))
     loose = find_loose(folder, config, source)
     encoded = pack(loose, target, config.quality, source)
     count, name = len(loose.numbers), loose.numbering.name(loose.numbering.numbers[0])

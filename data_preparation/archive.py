@@ -176,7 +176,7 @@ def source_rate(record: dict[str, Any]) -> Fraction | None:
         return None
 
 
-def small_grey(jpeg: bytes, height: int) -> np.ndarray:
+def decode_grey(jpeg: bytes, height: int) -> np.ndarray:
     """A JPEG as (h, w) uint8 grey of at least `height` pixels, decoded at a fraction of its size, which is quick.
 
     Raises:

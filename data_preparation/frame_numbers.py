@@ -175,7 +175,7 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
     return _Packets(frames, total - len(frames), reordered, broken)
 
 
-def scan(path: Path) -> VideoScan:
+def scan_video(path: Path) -> VideoScan:
     """Number a video's frames by reading its packets; decodes only where the packets' timestamps cannot be trusted.
 
     Raises:
