@@ -36,10 +36,10 @@ from training.engine.prediction import predict, remember_references
 from training.metrics import (
     baselines,
     bootstrap_interval,
+    constant_prediction_warning,
     group_metrics,
     predicted_range,
     relative_l2_rows,
-    sameness_remark,
     score_metrics,
     spearman_rows,
 )
@@ -140,7 +140,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     far = (summary["test"]["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf)
     return [
         result_line(summary),
-        *([f"  {remark}"] if (remark := sameness_remark(summary["test"].get("predicted_range"))) else []),
+        *([f"  {remark}"] if (remark := constant_prediction_warning(summary["test"].get("predicted_range"))) else []),
         *(["  further from the true scores than the train mean: these scores are not learned yet"] if far else []),
         *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
         *(
@@ -215,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(fault)
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
-    start_server(config.loaders)
+    start_server(config.loader_workers)
     splits = load_splits(config)
     source = source_of(config)
     folder.check_splits(splits.record() | source.record(splits.known))

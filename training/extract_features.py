@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError.of(faults)
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
-    start_server(config.loaders)
+    start_server(config.loader_workers)
     text = extract(options, config, ranks)
     if ranks.is_first:
         print(text)

@@ -103,7 +103,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     leave_early(interruption, ranks)
     if fault := batch_norm_fault(config, ranks.world_size):
         raise UserError(fault)
-    start_server(config.loaders)
+    start_server(config.loader_workers)
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = collectives.choose_device(config.gpu, ranks)

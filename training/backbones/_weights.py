@@ -34,7 +34,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"weight file {path} cannot be read ({error.strerror}): give the path of a downloaded file"
         ) from None
-    except _standins.Hostile as error:
+    except _standins.UnsafeFile as error:
         raise UserError(
             f"weight file {path} is refused, it holds more than weights ({error}): do not trust it, choose another file"
         ) from None
@@ -147,14 +147,14 @@ def _strip(name: str, prefixes: tuple[str, ...]) -> str:
     return name
 
 
-def load_exactly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], may_miss: Iterable[str] = ()) -> None:
-    """Load `state`; every name and shape must fit, except that those in `may_miss` may be absent.
+def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], allow_missing: Iterable[str] = ()) -> None:
+    """Load `state`; every name and shape must fit, except that those in `allow_missing` may be absent.
 
     Raises:
         UserError: listing what is missing, unexpected or of another shape.
     """
     own = module.state_dict()
-    missing = sorted(set(own) - set(state) - set(may_miss))
+    missing = sorted(set(own) - set(state) - set(allow_missing))
     unexpected = sorted(set(state) - set(own))
     misfits = [
         f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"

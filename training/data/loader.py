@@ -98,7 +98,7 @@ class PlannedBatches:
 def _load(
     dataset: ActionDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
 ) -> DataLoader:
-    workers = min(config.loaders, len(batches))
+    workers = min(config.loader_workers, len(batches))
     processes.start_server(workers)
     return DataLoader(
         dataset.reader,

@@ -43,7 +43,7 @@ def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated
     """(clips of a batch, batches that are ready or in use at the same time) of one rank, where their product is largest."""
 
     def load(clips: int, batches: int) -> tuple[int, int]:
-        return clips, min(min(config.loaders, batches) * config.prefetch + 1, batches)
+        return clips, min(min(config.loader_workers, batches) * config.prefetch + 1, batches)
 
     size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
     loads = [load(size, -(-evaluated // size // world_size))]
@@ -57,7 +57,7 @@ def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated:
 
     `training` and `evaluated` are numbers of dives; `tensors` those of a sample.
     """
-    if not config.loaders:
+    if not config.loader_workers:
         return 0
     clips, batches = _largest_load(config, world_size, training, evaluated)
     clip = config.frame_num * 3 * config.spatial_size**2  # uint8
@@ -74,7 +74,7 @@ def needs(
 ) -> ResourceNeeds:
     """What a training (without `training`: an evaluation) needs on this machine at least."""
     here = ranks_on_node(ranks)
-    workers = config.loaders
+    workers = config.loader_workers
     tensors = 2 + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
     shared = shared_bytes(config, ranks.world_size, len(training), len(evaluated), tensors)
     _, batches = _largest_load(config, ranks.world_size, len(training), len(evaluated))
@@ -119,7 +119,7 @@ def check_machine(
     if given is not None and (room.memory_bytes is None or given < room.memory_bytes):
         room = ResourceLimits(**{**vars(room), "memory_bytes": given})
     faults = exceeded_limits(needs(config, model, ranks, device, training, evaluated), room)
-    if config.loaders:
+    if config.loader_workers:
         faults += temporary_folder_faults()
     if faults:
         raise UserError.of(faults)
@@ -130,11 +130,11 @@ def check_machine(
 def remarks(config: TrainConfig) -> list[str]:
     """What will work, and perhaps not as wished."""
     found = []
-    if config.loaders > (there := cores()):
+    if config.loader_workers > (there := cores()):
         found.append(
-            f"--workers {config.loaders} and this process may use {there} CPU core{'s' if there > 1 else ''}: give it as many cores as workers (--cpus-per-task, --cpus_per_gpu), or fewer --workers"
+            f"--workers {config.loader_workers} and this process may use {there} CPU core{'s' if there > 1 else ''}: give it as many cores as workers (--cpus-per-task, --cpus_per_gpu), or fewer --workers"
         )
-    if config.loaders and (text := temporary_folder_warning()):
+    if config.loader_workers and (text := temporary_folder_warning()):
         found.append(text)
     if (seconds := cpu_seconds()) is not None:
         found.append(
