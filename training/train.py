@@ -26,7 +26,7 @@ import torch
 
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.limits import shortage
+from data_preparation.common.limits import limit_error_text
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import ActionDataset, label_faults
@@ -103,7 +103,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     stop_before_start(interruption, ranks)
     if fault := batch_norm_fault(config, ranks.world_size):
         raise UserError(fault)
-    start_server(config.num_workers)
+    start_server(config.loader_workers)
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = collectives.choose_device(config.gpu, ranks)
@@ -147,7 +147,7 @@ def failure_text(error: Exception) -> str:
     """An error that ends the training, in one line."""
     if collectives.is_peer_failure(error):
         return f"lost contact with another process of the run ({collectives.short_reason(error)})"
-    return shortage(error) or first_line(error)
+    return limit_error_text(error) or first_line(error)
 
 
 def stop_before_start(interruption: InterruptionFlag, ranks: Ranks) -> None:
