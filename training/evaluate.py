@@ -24,7 +24,7 @@ import torch
 
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import write_whole, writing
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.dives import Dive
 from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
 from training.data.dataset import ActionDataset, label_faults
@@ -95,8 +95,8 @@ def open_test_split(
         summary = summarise(predicted, splits, best["position"])
         summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
         columns = model.method.columns(rows.outputs)
-        with writing(run.predictions_file):
-            write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
+        with reporting_write_errors(run.predictions_file):
+            write_atomic(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
         draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.title}: {result_line(summary)}")
         write_json(run.summary_file, summary)
         summary = run.summary()

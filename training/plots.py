@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from data_preparation.common.files import whole_file, writing
+from data_preparation.common.files import atomic_file, reporting_write_errors
 from data_preparation.dives import Dive
 
 TRAIN, VALIDATION, BEST, FAILED = "#1f77b4", "#d95f02", "#2ca02c", "#d62728"
@@ -23,7 +23,7 @@ TRAIN, VALIDATION, BEST, FAILED = "#1f77b4", "#d95f02", "#2ca02c", "#d62728"
 
 def _save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG, with all that it shows: what the layout has left outside makes the picture larger."""
-    with writing(path), whole_file(path) as temporary:
+    with reporting_write_errors(path), atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)
     plt.close(figure)
 

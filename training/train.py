@@ -26,7 +26,7 @@ import torch
 
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.limits import shortage
+from data_preparation.common.limits import limit_error_text
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import ActionDataset, label_faults
@@ -147,7 +147,7 @@ def failure_text(error: Exception) -> str:
     """An error that ends the training, in one line."""
     if collectives.is_about_peers(error):
         return f"lost contact with another process of the run ({collectives.plain_reason(error)})"
-    return shortage(error) or first_line(error)
+    return limit_error_text(error) or first_line(error)
 
 
 def leave_early(interruption: InterruptionFlag, ranks: Ranks) -> None:
