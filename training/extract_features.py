@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data_preparation.annotations import load_annotations
 from data_preparation.common.command_line import flag, parse, run, split_flags, to_argv
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import write_whole, writing
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.dives import Dive
 from training import plugins
 from training.config import TrainConfig, as_record, differences, path_faults
@@ -162,14 +162,14 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
     parts = options.output.with_name(f"{options.output.name}.parts-{fingerprint(config, model, precision, actions)}")
     data = ActionDataset(actions, config, ClipAlone(), augment=False)
     batches = [range(start, min(start + _PART, len(actions))) for start in range(0, len(actions), _PART)]
-    with writing(parts):
+    with reporting_write_errors(parts):
         parts.mkdir(parents=True, exist_ok=True)
     mine = list(missing_parts(parts, len(batches)))[ranks.rank :: ranks.world_size]
     collectives.barrier()  # the list is made before any rank adds to it
     for number in tqdm(mine, desc="features", unit="part", disable=not (ranks.is_first and sys.stderr.isatty())):
         arrays = compute_part(model, data, config, device, batches[number])
-        with writing(parts):
-            write_whole(part_file(parts, number), array_bytes(arrays))
+        with reporting_write_errors(parts):
+            write_atomic(part_file(parts, number), array_bytes(arrays))
     collectives.barrier()
     return collectives.on_first_rank(partial(join_parts, options.output, parts, len(batches), actions))
 
@@ -180,8 +180,8 @@ def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Dive]) -
     for number in range(count):
         with np.load(part_file(parts, number), allow_pickle=False) as loaded:
             arrays |= dict(loaded)
-    with writing(output):
-        write_whole(output, array_bytes({action.name: arrays[action.name] for action in actions}))
+    with reporting_write_errors(output):
+        write_atomic(output, array_bytes({action.name: arrays[action.name] for action in actions}))
     shutil.rmtree(parts)
     written = FeatureFile(output)
     if faults := written.faults(actions):
@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError.of(faults)
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
-    start_server(config.loaders)
+    start_server(config.loader_workers)
     text = extract(options, config, ranks)
     if ranks.is_first:
         print(text)

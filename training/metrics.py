@@ -96,7 +96,7 @@ def predicted_range(predicted: Sequence[float]) -> float:
     return float(np.ptp(np.asarray(predicted, np.float64)))
 
 
-def sameness_remark(spread: float | None) -> str | None:
+def constant_prediction_warning(spread: float | None) -> str | None:
     """A sentence where a `predicted_range` says that all predictions are the same; None where they differ, or where a
     result of an earlier version does not say."""
     if spread is None or spread >= _SAME_POINTS:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_preparation.common.files import whole_file, writing
+from data_preparation.common.files import atomic_file, reporting_write_errors
 from data_preparation.dives import Dive
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG. Artists outside the layout make the picture larger instead of being cut off."""
-    with writing(path), whole_file(path) as temporary:
+    with reporting_write_errors(path), atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)
 
 

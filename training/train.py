@@ -26,7 +26,7 @@ import torch
 
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.limits import shortage
+from data_preparation.common.limits import limit_error_text
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import ActionDataset, label_faults
@@ -42,7 +42,6 @@ from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
 from training.runtime import collectives
 from training.runtime.interruption import (
-    PROCESS_LOST_STATUS,
     Interrupted,
     InterruptionFlag,
     ProcessLost,
@@ -52,6 +51,7 @@ from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, failure_recorded
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
+from training.runtime.statuses import Status
 
 log = logging.getLogger("training")
 
@@ -75,12 +75,12 @@ def main(
     # after an error the ranks do not take leave: with nccl that can wait for the others, who must see this one fail
     except ProcessLost as loss:
         log.error("%s", loss)
-        return PROCESS_LOST_STATUS
+        return Status.RANK_LOST
     except RuntimeError as error:
         if not collectives.is_about_peers(error):
             raise
         log.error(collectives.lost_contact(error))
-        return PROCESS_LOST_STATUS
+        return Status.RANK_LOST
     interruption.ignore()
     collectives.leave()
     return 0
@@ -103,7 +103,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     leave_early(interruption, ranks)
     if fault := batch_norm_fault(config, ranks.world_size):
         raise UserError(fault)
-    start_server(config.loaders)
+    start_server(config.loader_workers)
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = collectives.choose_device(config.gpu, ranks)
@@ -147,7 +147,7 @@ def failure_text(error: Exception) -> str:
     """An error that ends the training, in one line."""
     if collectives.is_about_peers(error):
         return f"lost contact with another process of the run ({collectives.plain_reason(error)})"
-    return shortage(error) or first_line(error)
+    return limit_error_text(error) or first_line(error)
 
 
 def leave_early(interruption: InterruptionFlag, ranks: Ranks) -> None:

@@ -98,7 +98,7 @@ def test_draws_are_named_and_do_not_move_each_other():
 
 
 class Grouped(Regression):
-    def groups(self, names: Sequence[str]) -> list[ParameterGroup]:
+    def parameter_groups(self, names: Sequence[str]) -> list[ParameterGroup]:
         bias = [name for name in names if name.endswith("bias")]
         return [ParameterGroup([n for n in names if n not in bias]), ParameterGroup(bias, rate=2.0, decay=0.0)]
 

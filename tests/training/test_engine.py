@@ -20,7 +20,7 @@ from training.engine.prediction import non_finite_rows
 from training.engine.step import StepFault
 from training.losses import mse
 from training.model import build_model
-from training.rows import RowDropout, RowDropPath, rows_of
+from training.rows import RowDropout, RowDropPath, batch_part
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
@@ -93,7 +93,7 @@ def test_noise_has_its_rate_and_mean():
     assert float((paths[:, 0] == 0).float().mean()) == pytest.approx(0.3, abs=0.03)
     assert torch.equal(RowDropout(0.3).eval()(x), x)
     assert float(RowDropout(1.0)(x).sum()) == 0
-    with rows_of(1, 2):
+    with batch_part(1, 2):
         seed_all(1)
         second = RowDropout(0.5)(x)
     seed_all(1)

@@ -21,9 +21,9 @@ from training.methods import build_method
 from training.metrics import (
     baselines,
     bootstrap_interval,
+    constant_prediction_warning,
     predicted_range,
     relative_l2,
-    sameness_remark,
     score_metrics,
     spearman_rows,
 )
@@ -180,6 +180,6 @@ def test_baselines_of_the_official_split(shared):
 
 
 def test_predictions_that_are_all_the_same_are_remarked():
-    assert "all predicted scores are the same" in sameness_remark(predicted_range([61.2, 61.2001, 61.2]))
-    assert sameness_remark(predicted_range([61.2, 61.3, 61.2])) is None
-    assert sameness_remark(None) is None  # a result of an earlier version
+    assert "all predicted scores are the same" in constant_prediction_warning(predicted_range([61.2, 61.2001, 61.2]))
+    assert constant_prediction_warning(predicted_range([61.2, 61.3, 61.2])) is None
+    assert constant_prediction_warning(None) is None  # a result of an earlier version

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.limits import shortage
+from data_preparation.common.limits import limit_error_text
 from data_preparation.common.workers import kill_workers
 from training.config import TrainConfig
 from training.data import processes
@@ -69,7 +69,7 @@ def _explained(error: Exception) -> Exception:
     text = str(error).rstrip()
     if isinstance(error, UserError):  # of a worker it begins with a traceback
         return UserError(text.rsplit("UserError: ", 1)[-1]) if text.startswith("Caught ") else error
-    if limit := shortage(error):
+    if limit := limit_error_text(error):
         return UserError(limit)
     if text.startswith("Caught "):  # by a worker, in its dataset; its traceback follows
         return UserError(f"{text.splitlines()[-1]}: fix the disk") if isinstance(error, OSError) else error
@@ -98,7 +98,7 @@ class PlannedBatches:
 def _load(
     dataset: ActionDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
 ) -> DataLoader:
-    workers = min(config.loaders, len(batches))
+    workers = min(config.loader_workers, len(batches))
     processes.start_server(workers)
     return DataLoader(
         dataset.reader,

@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.limits import raise_open_files, shortage, temporary_faults
+from data_preparation.common.limits import limit_error_text, raise_open_file_limit, temporary_folder_faults
 from data_preparation.common.workers import kill_workers
 from training.runtime.interruption import STATUS, ProcessLost
 
@@ -41,7 +41,7 @@ def start_server(workers: int) -> None:
     """
     if not workers:
         return
-    raise_open_files()  # the server and its workers have the limit of this process
+    raise_open_file_limit()  # the server and its workers have the limit of this process
     CONTEXT.set_forkserver_preload([__name__, "training.data.dataset"])
     # Ctrl-C, and what Slurm sends to all processes of a job, are for the training, which stops at a step boundary; what
     # is blocked here stays blocked in the server and in all that come from it
@@ -52,8 +52,8 @@ def start_server(workers: int) -> None:
         forkserver.ensure_running()
     except OSError as error:
         raise UserError(
-            next(iter(temporary_faults()), None)
-            or shortage(error)
+            next(iter(temporary_folder_faults()), None)
+            or limit_error_text(error)
             or f"workers cannot be started ({first_line(error)}): set TMPDIR to a folder with a short name and some room, or give --workers 0"
         ) from None
     finally:

@@ -16,7 +16,7 @@ from training.data.batch import Batch, Rows, Tensors
 from training.data.dataset import ActionDataset
 from training.data.loader import evaluation_batches
 from training.methods.base import Bank, ComparingMethod
-from training.metrics import predicted_range, sameness_remark, score_metrics
+from training.metrics import constant_prediction_warning, predicted_range, score_metrics
 from training.model import ScoringModel
 from training.runtime.collectives import gather_objects
 from training.runtime.ranks import Ranks
@@ -143,7 +143,7 @@ def validation_metrics(model: ScoringModel, rows: Rows, actions: Sequence[Dive])
         raise UserError(
             "the model predicts validation scores that are no numbers: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
         )
-    if remark := sameness_remark(predicted_range(scores)):
+    if remark := constant_prediction_warning(predicted_range(scores)):
         log.warning("Validation: %s", remark)
     besides = method.metrics(rows.outputs, rows.labels)
     if besides:

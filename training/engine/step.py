@@ -17,7 +17,7 @@ from training.config import TrainConfig
 from training.data.batch import Batch, Tensors, cut, cut_batch, joined
 from training.engine.prediction import autocast, non_finite_rows, resolve_precision, to_device
 from training.model import ScoringModel
-from training.rows import apply_statistics, rows_of
+from training.rows import batch_part, update_running_statistics
 from training.runtime.collectives import gather
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import seed_all
@@ -41,7 +41,7 @@ def build_optimizer(model: ScoringModel, config: TrainConfig) -> torch.optim.Opt
             "rate": group.rate,
             "weight_decay": config.weight_decay * group.decay,
         }
-        for group in model.groups(config)
+        for group in model.parameter_groups(config)
     ]
     return _OPTIMIZERS[config.optimizer](groups, config)
 
@@ -76,7 +76,7 @@ class Step:
         if self.ranks.world_size == 1:
             return self.model
         # find_unused_parameters keeps DDP from rebuilding its buckets after step 1, which would change the order of
-        # summation when a run resumes (3 or more ranks). Running statistics are made the same by apply_statistics.
+        # summation when a run resumes (3 or more ranks). Running statistics are made the same by update_running_statistics.
         return DistributedDataParallel(
             self.model, find_unused_parameters=self.device.type == "cpu", forward_sync_buffers=False
         )
@@ -113,26 +113,26 @@ class Step:
         gradients = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in rows.items() if t.requires_grad}
         self.optimizer.zero_grad(set_to_none=True)
         for index, (part, gradient) in enumerate(zip(parts, cut(gradients, len(parts)), strict=True)):
-            with self._gradient_sync(index == len(parts) - 1), self._rows(part, index, again=True):
-                graph = passes[0] if len(parts) == 1 else self._forward(part, number, index, again=True)
+            with self._gradient_sync(index == len(parts) - 1), self._rows(part, index, recomputing=True):
+                graph = passes[0] if len(parts) == 1 else self._forward(part, number, index, recomputing=True)
                 traced = [name for name in gradient if graph[name].requires_grad]
                 torch.autograd.backward([graph[name] for name in traced], [gradient[name] for name in traced])
         norm = self._move(number)
-        apply_statistics(self.model, gather)
+        update_running_statistics(self.model, gather)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": norm}
 
-    def _rows(self, part: Batch, index: int, again: bool) -> AbstractContextManager:
+    def _rows(self, part: Batch, index: int, recomputing: bool) -> AbstractContextManager:
         """Draws and statistics are those of the rows of part `index` of this rank's share in the global batch."""
         parts = self.config.accumulate
         number = self.ranks.rank * parts + index
-        return rows_of(number, self.ranks.world_size * parts, len(part.index), again=again)
+        return batch_part(number, self.ranks.world_size * parts, len(part.index), recomputing=recomputing)
 
-    def _forward(self, part: Batch, number: int, index: int, again: bool = False) -> Tensors:
+    def _forward(self, part: Batch, number: int, index: int, recomputing: bool = False) -> Tensors:
         """Outputs of a part of a step's actions; the draws (dropout, stochastic depth) are those of the step."""
         seed_all(self.config.seed, "step", number)
-        with self._rows(part, index, again), autocast(self.precision, self.device):
+        with self._rows(part, index, recomputing), autocast(self.precision, self.device):
             return self.parallel(part)
 
     def _gradient_sync(self, now: bool) -> AbstractContextManager:

@@ -85,7 +85,7 @@ class Method(nn.Module):
         what was chosen, for the log."""
         raise NotImplementedError
 
-    def groups(self, names: Sequence[str]) -> list[ParameterGroup]:
+    def parameter_groups(self, names: Sequence[str]) -> list[ParameterGroup]:
         """How the model's trained parameters are grouped for the optimizer; each name in one group."""
         return [ParameterGroup(names)]
 

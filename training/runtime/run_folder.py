@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import lock, write_fault, write_whole, writing
+from data_preparation.common.files import lock, reporting_write_errors, write_atomic, write_error
 from training.config import TrainConfig, as_record, differences, from_record
 from training.runtime.interruption import ProcessLost
 from training.runtime.run_progress import RunProgress
@@ -59,8 +59,8 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         UserError: the disk is full or not writable.
     """
-    with writing(path):
-        write_whole(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
+    with reporting_write_errors(path):
+        write_atomic(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any | None:
@@ -264,7 +264,7 @@ class RunFolder:
             with open(self.metrics_file, "a") as file:
                 file.write(json.dumps(_plain(record)) + "\n")
         except OSError as error:
-            raise write_fault(self.metrics_file, error) from None
+            raise write_error(self.metrics_file, error) from None
 
     def sync_metrics(self) -> None:
         """See that what was appended is on the disk: a checkpoint must not outlive the lines before it."""
@@ -289,8 +289,8 @@ class RunFolder:
             for record in _complete_lines(self.metrics_file)
             if (record["epoch"] <= epochs_done if record["type"] == "epoch" else record["step"] <= global_step)
         ]
-        with writing(self.metrics_file):
-            write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        with reporting_write_errors(self.metrics_file):
+            write_atomic(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     # ----------------------------------------------------------------------------------------------------- progress
 
