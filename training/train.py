@@ -42,7 +42,6 @@ from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
 from training.runtime import collectives
 from training.runtime.interruption import (
-    PROCESS_LOST_STATUS,
     InterruptionFlag,
     ProcessLost,
     StoppedBySignal,
@@ -52,6 +51,7 @@ from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
+from training.runtime.statuses import Status
 
 log = logging.getLogger("training")
 
@@ -75,12 +75,12 @@ def main(
     # after an error the ranks do not take leave: with nccl that can wait for the others, who must see this one fail
     except ProcessLost as loss:
         log.error("%s", loss)
-        return PROCESS_LOST_STATUS
+        return Status.RANK_LOST
     except RuntimeError as error:
         if not collectives.is_peer_failure(error):
             raise
         log.error(collectives.describe_peer_failure(error))
-        return PROCESS_LOST_STATUS
+        return Status.RANK_LOST
     interruption.ignore()
     collectives.disconnect()
     return 0

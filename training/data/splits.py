@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sklearn.model_selection import GroupKFold, GroupShuffleSplit
-
 from data_preparation.annotations import check_disjoint, load_annotations, load_split, select
 from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive, DiveKey
@@ -87,6 +85,8 @@ def split_events(dives: Sequence[Dive], config: TrainConfig) -> Splits:
     Raises:
         UserError: fewer events than parts, or none left to validate on.
     """
+    from sklearn.model_selection import GroupKFold, GroupShuffleSplit  # here, because the import takes a second
+
     events = [d.video for d in dives]
     count = len(set(events))
     if count < max(config.folds, 3):
