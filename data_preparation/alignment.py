@@ -45,7 +45,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).convert("L").resize(_THUMBNAIL, Image.Resampling.BOX), np.float32)
 
 
-def shift_of(picture: np.ndarray, around: Sequence[np.ndarray]) -> int | None:
+def frame_shift(picture: np.ndarray, around: Sequence[np.ndarray]) -> int | None:
     """Which of the video's frames a picture is: 0 for the middle one of `around`, None where it cannot be told.
 
     All are thumbnails; `around` are 2 * REACH + 1 consecutive frames of the video.
@@ -58,13 +58,13 @@ def shift_of(picture: np.ndarray, around: Sequence[np.ndarray]) -> int | None:
     return best - len(around) // 2
 
 
-def sampled(dives: Sequence[Dive]) -> list[int]:
+def sample_frames(dives: Sequence[Dive]) -> list[int]:
     """Frame numbers to compare: late in a dive, where the diver moves, of dives all over the video."""
     chosen = [dives[i] for i in np.unique(np.linspace(0, len(dives) - 1, _SAMPLES).round().astype(int)).tolist()]
     return sorted({d.start_frame + 3 * d.frame_count // 4 for d in chosen})
 
 
-def alignment(found: VideoScan, numbers: Sequence[int], image: Callable[[int], np.ndarray]) -> Alignment:
+def compare_with_video(found: VideoScan, numbers: Sequence[int], image: Callable[[int], np.ndarray]) -> Alignment:
     """Compare stored frames with a video's: `image(number)` is the stored picture (H, W, 3) of each of `numbers`.
 
     Raises:
@@ -83,7 +83,7 @@ def alignment(found: VideoScan, numbers: Sequence[int], image: Callable[[int], n
         apart = float(np.median([np.abs(a - b).mean() for a, b in itertools.pairwise(around)]))
         if nearest > _FOREIGN * apart + _FOREIGN_AT_LEAST:
             foreign[number] = nearest
-        if (shift := shift_of(picture, around)) is not None:
+        if (shift := frame_shift(picture, around)) is not None:
             votes.append(shift)
     if len(foreign) > compared / 2:
         return Alignment(None, len(foreign), compared, _other_rate(found, foreign, image))

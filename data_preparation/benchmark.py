@@ -32,7 +32,7 @@ from data_preparation.archive import FrameReader, write_archive
 from data_preparation.common.command_line import flag, parse_command, run
 from data_preparation.common.errors import UserError
 from data_preparation.decoding import decode_ranges, to_jpeg
-from data_preparation.frame_numbers import scan
+from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import DatasetLayout, archive_file, frame_name, video_name
 
 _DIVE_FRAMES = 106  # MTL-AQA's mean
@@ -155,7 +155,7 @@ def extraction(config: ExtractionConfig) -> None:
         else:
             print(f"drawing {config.frames} frames at 1280x720 ...", flush=True)
             _draw_broadcast(video, config.frames)
-        count = scan(video).frame_count
+        count = scan_video(video).frame_count
         annotated = _annotate(layout, count, config.share)
         loose = folder / "loose"
         loose.mkdir()
@@ -258,7 +258,7 @@ def containers(config: ContainersConfig) -> None:
     with _workplace(config.folder) as folder:
         video = folder / "video.mp4"
         _draw_broadcast(video, 250)
-        drawn = [to_jpeg(frame, 256, 95) for _, frame in decode_ranges(scan(video), [(1, 250)])]
+        drawn = [to_jpeg(frame, 256, 95) for _, frame in decode_ranges(scan_video(video), [(1, 250)])]
         frames = [(n, drawn[n % len(drawn)]) for n in range(1, config.frames + 1)]
         starts = rng.integers(1, config.frames - _CLIP_FRAMES, size=config.clips).tolist()
         rows = [("", "write s", "MB", "files", "open ms", f"{_CLIP_FRAMES} frames ms")]

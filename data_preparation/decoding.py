@@ -1,4 +1,4 @@
-"""Numbered frames of a video -> RGB images and JPEGs, decoding little more than what is asked for."""
+"""Decode numbered frames of a video to RGB images and JPEGs, and little more than the frames asked for."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from av.video.reformatter import Colorspace
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.frame_numbers import VideoScan, open_video
 
-Range = tuple[int, int]  # first and last frame, inclusive
+FrameRange = tuple[int, int]  # first and last frame number, inclusive
 
-_MATRICES = {
-    int(Colorspace.ITU709),
-    int(Colorspace.FCC),
-    int(Colorspace.SMPTE240M),
-}  # others: BT.601, as ffmpeg assumes
-_NEAR = 50  # frames: decoding on costs less than a seek
-_STEP_BACK = 10.0  # seconds
+# Matrices of H.273 that libswscale has coefficients for: BT.709, FCC, SMPTE 240M, BT.2020 (both kinds). Like ffmpeg,
+# use BT.601 for any other value: BT.601 itself, unspecified, and those that libswscale does not have.
+_STATED_MATRICES = {1, 4, 7, 9, 10}
+_SEEK_DISTANCE = 50  # frames; decoding a shorter gap costs less than a seek
+_SEEK_MARGIN = 10.0  # seconds to go back when a seek lands too late
 
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """Frames to decode: `numbers` (n,) ascending, and for each the `stamps` (n,) of the source frame that it shows:
-    its timestamp, or with `sequential` its place in a whole decode."""
+    """Frames to decode from one video.
+
+    `numbers` (n,) ascend. `positions` (n,) say which source frame each number shows: its timestamp or, with
+    `sequential`, its index in a decode from the start.
+    """
 
     path: Path
     stream_index: int
     sequential: bool
     numbers: np.ndarray
-    stamps: np.ndarray
+    positions: np.ndarray
 
 
-def request(found: VideoScan, ranges: Sequence[Range]) -> FrameRequest:
-    """The request for all frames of some ascending ranges."""
+def request_frames(scan: VideoScan, ranges: Sequence[FrameRange]) -> FrameRequest:
+    """Build the request for all frames of the ascending `ranges`."""
     numbers = np.concatenate([np.arange(first, last + 1) for first, last in ranges])
-    sources = found.sources[numbers - 1]
-    stamps = sources if found.sequential else found.timestamps[sources]
-    return FrameRequest(found.path, found.stream_index, found.sequential, numbers, stamps)
+    sources = scan.sources[numbers - 1]
+    positions = sources if scan.sequential else scan.timestamps[sources]
+    return FrameRequest(scan.path, scan.stream_index, scan.sequential, numbers, positions)
 
 
 class Decoder:
-    """An opened video that answers requests; kept open between them, because opening a long video takes a while.
+    """An open video that answers requests. Keep it open between requests: opening a long video takes a while.
 
     Raises (on opening):
         UserError: as `open_video`.
@@ -56,61 +57,65 @@ class Decoder:
     def __init__(self, path: Path, stream_index: int, threads: int = 0) -> None:
         self.path, self.stream_index = path, stream_index
         self._container = open_video(path)
-        self._stream = self._container.streams[stream_index]
+        stream = self._container.streams[stream_index]
+        assert isinstance(stream, av.VideoStream)
+        self._stream = stream
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = threads
 
     def close(self) -> None:
         self._container.close()
 
-    def frames(self, wanted: FrameRequest) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(number, frame) of every requested frame, in order; frames that ffmpeg repeats come again.
+    def frames(self, request: FrameRequest) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield (number, frame) for every requested frame, in order. A frame that ffmpeg repeats is yielded again.
 
         Raises:
-            UserError: a frame that the container announces does not decode.
+            UserError: a frame that the container lists cannot be decoded.
         """
-        if wanted.sequential:
-            return self._pick(enumerate(self._container.decode(self._stream)), wanted.numbers, wanted.stamps)
-        apart = np.flatnonzero(np.diff(wanted.numbers) > _NEAR) + 1
-        parts = zip(np.split(wanted.numbers, apart), np.split(wanted.stamps, apart), strict=True)
-        return itertools.chain.from_iterable(self._pick(self._from(s[0]), n, s) for n, s in parts)
+        if request.sequential:
+            return self._select(enumerate(self._container.decode(self._stream)), request.numbers, request.positions)
+        gaps = np.flatnonzero(np.diff(request.numbers) > _SEEK_DISTANCE) + 1
+        parts = zip(np.split(request.numbers, gaps), np.split(request.positions, gaps), strict=True)
+        return itertools.chain.from_iterable(self._select(self._seek(s[0]), n, s) for n, s in parts)
 
-    def _from(self, stamp: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(timestamp, frame) from a frame at or before `stamp` on; a generator, so that its faults come with its frames."""
-        step = int(_STEP_BACK / self._stream.time_base)
-        for start in (int(stamp), int(stamp) - step, None):  # some containers' indices send us too far
+    def _seek(self, timestamp: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield (timestamp, frame) starting at or before `timestamp`. A generator, so that errors come with frames."""
+        assert self._stream.time_base is not None
+        margin = int(_SEEK_MARGIN / self._stream.time_base)
+        for start in (int(timestamp), int(timestamp) - margin, None):  # some containers' indices lead too far
             self._container.seek(start or 0, stream=self._stream, backward=True)
-            frames = self._decoded(stamp)
+            frames = self._decode_from(timestamp)
             first = next(frames, None)
-            if first is not None and (start is None or first[0] <= stamp):
+            if first is not None and (start is None or first[0] <= timestamp):
                 yield first
                 yield from frames
                 return
 
-    def _decoded(self, stamp: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """(timestamp, frame) of what comes; before `stamp` only what later frames are made from."""
+    def _decode_from(self, timestamp: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield (timestamp, frame) from the current place on. Before `timestamp`, decode only reference frames."""
         codec = self._stream.codec_context
         for packet in self._container.demux(self._stream):
-            codec.skip_frame = "NONREF" if packet.pts is not None and packet.pts < stamp else "DEFAULT"
+            codec.skip_frame = "NONREF" if packet.pts is not None and packet.pts < timestamp else "DEFAULT"
             for frame in packet.decode():
-                if frame.pts is not None:
+                if isinstance(frame, av.VideoFrame) and frame.pts is not None:
                     yield frame.pts, frame
 
-    def _pick(
-        self, frames: Iterator[tuple[int, av.VideoFrame]], numbers: np.ndarray, stamps: np.ndarray
+    def _select(
+        self, frames: Iterator[tuple[int, av.VideoFrame]], numbers: np.ndarray, positions: np.ndarray
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        at, frame = -1, None
-        for number, stamp in zip(numbers.tolist(), stamps.tolist(), strict=True):
-            while frame is None or at < stamp:
+        """Pick the frames at `positions` (n,) from (position, frame) pairs; yield them with their `numbers` (n,)."""
+        current, frame = -1, None
+        for number, position in zip(numbers.tolist(), positions.tolist(), strict=True):
+            while frame is None or current < position:
                 try:
-                    at, frame = next(frames)
+                    current, frame = next(frames)
                 except (StopIteration, av.FFmpegError, OSError) as error:
                     cause = "the video ends before it" if isinstance(error, StopIteration) else first_line(error)
                     raise self._damaged(number, cause) from None
-            if at != stamp:
+            if current != position:
                 raise self._damaged(number, "the decoder skips it")
             if frame.is_corrupt:
-                raise self._damaged(number, "the decoder calls it corrupt")
+                raise self._damaged(number, "the decoder marks it as corrupt")
             yield number, frame
 
     def _damaged(self, number: int, cause: str) -> UserError:
@@ -119,15 +124,15 @@ class Decoder:
         )
 
 
-def decode_ranges(found: VideoScan, ranges: Sequence[Range]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(number, frame) of every frame in the ascending ranges; opens the video for this alone.
+def decode_ranges(scan: VideoScan, ranges: Sequence[FrameRange]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (number, frame) for every frame of the ascending `ranges`; opens and closes the video.
 
     Raises:
-        UserError: a frame that the container announces does not decode.
+        UserError: a frame that the container lists cannot be decoded.
     """
-    decoder = Decoder(found.path, found.stream_index)
+    decoder = Decoder(scan.path, scan.stream_index)
     try:
-        yield from decoder.frames(request(found, ranges))
+        yield from decoder.frames(request_frames(scan, ranges))
     finally:
         decoder.close()
 
@@ -136,26 +141,29 @@ def decode_ranges(found: VideoScan, ranges: Sequence[Range]) -> Iterator[tuple[i
 
 
 def stored_size(width: int, height: int, wanted_height: int) -> tuple[int, int]:
-    """(width, height) of stored frames for a picture of `width` x `height` as it is shown."""
+    """(width, height) of the stored frames of a video that displays as `width` x `height`; height 0 keeps the size."""
     return (width, height) if wanted_height == 0 else (max(round(width * wanted_height / height), 1), wanted_height)
 
 
 def to_image(frame: av.VideoFrame, wanted_height: int) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright, scaled in the colour conversion (bicubic, as ffmpeg scales)."""
-    turned = frame.rotation % 360
-    sideways = turned in (90, 270)
-    shown = (frame.height, frame.width) if sideways else (frame.width, frame.height)
-    width, height = stored_size(*shown, wanted_height)
+    """Convert a frame to (H, W, 3) uint8 RGB, upright and scaled, converted with the colour matrix that the stream states.
+
+    One bicubic libswscale conversion, as in ffmpeg, so the pixels are those of `ffmpeg -vf scale -pix_fmt rgb24`.
+    """
+    rotation = frame.rotation % 360
+    sideways = rotation in (90, 270)
+    displayed = (frame.height, frame.width) if sideways else (frame.width, frame.height)
+    width, height = stored_size(*displayed, wanted_height)
     if sideways:
         width, height = height, width
-    matrix = Colorspace(frame.colorspace) if frame.colorspace in _MATRICES else Colorspace.DEFAULT
+    matrix = frame.colorspace if frame.colorspace in _STATED_MATRICES else Colorspace.DEFAULT
     image = frame.reformat(
         width, height, "rgb24", matrix, Colorspace.DEFAULT, "BICUBIC", src_color_range=frame.color_range
     ).to_ndarray()
-    return np.rot90(image, turned // 90) if turned else image
+    return np.rot90(image, rotation // 90) if rotation else image
 
 
 def to_jpeg(frame: av.VideoFrame, height: int, quality: int) -> bytes:
-    """A stored frame: JPEG of `to_image`, chroma at half resolution as in the video."""
+    """Encode a frame as it is stored: the JPEG of `to_image`, with chroma at half resolution as in the video."""
     image = np.ascontiguousarray(to_image(frame, height))
     return simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling="420")

@@ -26,20 +26,20 @@ import av
 import simplejpeg
 from tqdm import tqdm
 
-from data_preparation.archive import FrameReader, recorded_rates, small_grey, source_rate, write_archive
+from data_preparation.archive import FrameReader, decode_grey, recorded_rates, source_rate, write_archive
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import Stopped, sha256
-from data_preparation.common.limits import shortage
-from data_preparation.common.workers import check_workers, follow_parent, kill_workers
-from data_preparation.decoding import Decoder, FrameRequest, Range, request, to_jpeg
+from data_preparation.common.files import Cancelled, sha256
+from data_preparation.common.limits import limit_error_text
+from data_preparation.common.workers import check_workers, init_worker, kill_workers
+from data_preparation.decoding import Decoder, FrameRange, FrameRequest, request_frames, to_jpeg
 from data_preparation.dives import Dive, VideoFacts, list_names
-from data_preparation.frame_numbers import VideoScan, scan
+from data_preparation.frame_numbers import VideoScan, scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
-from data_preparation.rates import RepeatWatch, fact_faults, pace_notes, rate_notes, repeat_note
-from data_preparation.shares import ShareConfig, command_text
-from data_preparation.under_way import under_way
-from data_preparation.verified import remember
+from data_preparation.rates import RepeatWatch, fact_faults, rate_warnings, repeat_warning, version_warnings
+from data_preparation.running_extractions import announce_extraction
+from data_preparation.shards import ShardConfig, command_text
+from data_preparation.verified import mark_videos_verified
 from data_preparation.verify import VerifyConfig, dive_frame_faults, report_text, verify
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
@@ -49,7 +49,7 @@ _WATCHED_HEIGHT = 24  # pixels of the pictures that are compared to find repeats
 
 
 @dataclass(frozen=True)
-class ExtractConfig(ShareConfig):
+class ExtractConfig(ShardConfig):
     """Extract the frames of annotated dives into one archive a video."""
 
     height: int = flag(
@@ -69,9 +69,9 @@ class ExtractConfig(ShareConfig):
 # --------------------------------------------------------------------------------------------------------- what to keep
 
 
-def merged(ranges: Iterable[Range]) -> list[Range]:
+def merge_ranges(ranges: Iterable[FrameRange]) -> list[FrameRange]:
     """Ascending ranges that cover the same frames and do not touch."""
-    result: list[Range] = []
+    result: list[FrameRange] = []
     for first, last in sorted(ranges):
         if result and first <= result[-1][1] + 1:
             result[-1] = (result[-1][0], max(result[-1][1], last))
@@ -80,23 +80,23 @@ def merged(ranges: Iterable[Range]) -> list[Range]:
     return result
 
 
-def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: int) -> list[Range]:
+def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: int) -> list[FrameRange]:
     """Merged ranges: each dive from its start (or `window` frames before its end) to `after` frames after its end,
     inside 1..last_frame."""
-    return merged(
+    return merge_ranges(
         (max(min(d.start_frame, d.end_frame - window), 1), min(d.end_frame + after, max(last_frame, d.end_frame)))
         for d in dives
     )
 
 
-def pieces(ranges: Iterable[Range]) -> Iterator[Range]:
+def split_ranges(ranges: Iterable[FrameRange]) -> Iterator[FrameRange]:
     """The same frames in ranges that are short enough to be held in memory as JPEGs."""
     for first, last in ranges:
         for start in range(first, last + 1, _PIECE):
             yield start, min(start + _PIECE - 1, last)
 
 
-def check_reach(found: VideoScan, dives: Sequence[Dive]) -> None:
+def check_length(found: VideoScan, dives: Sequence[Dive]) -> None:
     """Refuse a video that ends before its last annotated dive.
 
     Raises:
@@ -151,7 +151,7 @@ class DecodingPool:
 
     def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("fork")
-        self._pool = ProcessPoolExecutor(processes, context, follow_parent)
+        self._pool = ProcessPoolExecutor(processes, context, init_worker)
         self._pool.submit(os.getpid).result()  # forks all of them now, before there are threads
         self.ahead = processes + 1  # requests under way, which bounds the memory of their results
         self.stopped = False
@@ -161,7 +161,7 @@ class DecodingPool:
 
         Raises:
             UserError: a frame does not decode, or a worker was killed.
-            Stopped: `stop` was called.
+            Cancelled: `stop` was called.
         """
         waiting: deque[Future[Numbered]] = deque()
         requests = iter(requests)
@@ -173,14 +173,14 @@ class DecodingPool:
                     return
                 for numbered in waiting.popleft().result():
                     if self.stopped:
-                        raise Stopped
+                        raise Cancelled
                     yield numbered
         except BrokenProcessPool:
             if self.stopped:
-                raise Stopped from None
+                raise Cancelled from None
             raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
         except RuntimeError:  # the pool takes no more requests
-            raise Stopped from None
+            raise Cancelled from None
         finally:
             for future in waiting:
                 future.cancel()
@@ -201,7 +201,7 @@ def _decoded_here(wanted: FrameRequest, height: int, quality: int, pool: Decodin
     try:
         for number, frame in decoder.frames(wanted):
             if pool.stopped:
-                raise Stopped
+                raise Cancelled
             yield number, to_jpeg(frame, height, quality)
     finally:
         decoder.close()
@@ -215,7 +215,7 @@ def settings_of(config: ExtractConfig) -> dict[str, int]:
     return {"height": config.height, "quality": config.quality}
 
 
-def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[list[Range], int]:
+def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[list[FrameRange], int]:
     """(what an archive holds already of this source with these settings, the source's frames); ([], 0) where it is
     absent, damaged or made otherwise."""
     if not path.exists():
@@ -276,16 +276,16 @@ def extract_video(
     source = layout.video_file(video)
     stored, frame_count = stored_ranges(path, source, settings)
     wanted = needed_ranges(dives, config.window, config.after, frame_count)
-    if not config.again and merged([*stored, *wanted]) == stored:
+    if not config.again and merge_ranges([*stored, *wanted]) == stored:
         check_record(FrameReader(path).provenance, facts, source)
         return Outcome(True, "done before")
-    found = scan(source)
+    found = scan_video(source)
     check_facts(found, facts)
-    check_reach(found, dives)
-    ranges = merged([*stored, *needed_ranges(dives, config.window, config.after, found.frame_count)])
+    check_length(found, dives)
+    ranges = merge_ranges([*stored, *needed_ranges(dives, config.window, config.after, found.frame_count)])
     count = sum(last - first + 1 for first, last in ranges)
     rate_stated = any(stated.frames_per_second for stated in facts)
-    notes = [*found.notes, *([] if rate_stated else pace_notes(found, dives))]
+    notes = [*found.notes, *([] if rate_stated else version_warnings(found, dives))]
     if config.height > found.height and config.height > found.width:  # also of a video that is turned by 90 degrees
         notes.append(
             f"its pictures of {found.width}x{found.height} are enlarged to height {config.height}, which adds size and nothing else: --height 0 keeps them"
@@ -297,16 +297,18 @@ def extract_video(
 
         def frames() -> Iterator[tuple[int, bytes]]:
             if found.sequential:
-                jpegs = _decoded_here(request(found, ranges), config.height, config.quality, pool)
+                jpegs = _decoded_here(request_frames(found, ranges), config.height, config.quality, pool)
             else:
-                jpegs = pool.jpegs((request(found, [r]) for r in pieces(ranges)), config.height, config.quality)
+                jpegs = pool.jpegs(
+                    (request_frames(found, [r]) for r in split_ranges(ranges)), config.height, config.quality
+                )
             for numbered in jpegs:
                 if watch.wants_more and not rate_stated:
-                    watch.see(numbered[0], small_grey(numbered[1], _WATCHED_HEIGHT))
+                    watch.see(numbered[0], decode_grey(numbered[1], _WATCHED_HEIGHT))
                 yield numbered
                 on_frame()
             if period := watch.period:
-                notes.append(repeat_note(found.rate, period))
+                notes.append(repeat_warning(found.rate, period))
                 record["notes"] = notes
             record["source"]["sha256"] = digest.result()
 
@@ -315,7 +317,7 @@ def extract_video(
 
 
 def provenance(
-    found: VideoScan, ranges: Sequence[Range], settings: dict[str, int], notes: Sequence[str]
+    found: VideoScan, ranges: Sequence[FrameRange], settings: dict[str, int], notes: Sequence[str]
 ) -> dict[str, Any]:
     """Where an archive's frames come from and how they were made; the source's SHA-256 is added when it is known."""
     return {
@@ -365,10 +367,10 @@ def extract_videos(
             return extract_video(layout, video, work[video], config, pool, bar.update, facts.get(video, ()))
         except UserError as error:
             return Outcome(False, str(error))
-        except Stopped:
+        except Cancelled:
             return Outcome(False, f"video {video_name(video)}: interrupted")
         except Exception as error:
-            if text := shortage(error):
+            if text := limit_error_text(error):
                 return Outcome(False, f"video {video_name(video)}: {text}")
             return Outcome(False, f"video {video_name(video)}: unexpected, please report it\n{traceback.format_exc()}")
 
@@ -387,7 +389,7 @@ def extract_videos(
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores HUP
             signal.signal(number, stop)
     outcomes: dict[int, Outcome] = {}
-    announced = under_way(layout.frames, work, config.shard_count)
+    announced = announce_extraction(layout.frames, work, config.shard_count)
     with announced, bar, ThreadPoolExecutor(min(config.processes, len(work))) as threads:
         waiting = {threads.submit(one, video): video for video in work}
         try:
@@ -412,13 +414,13 @@ def main(argv: Sequence[str]) -> int:
     config = parse(ExtractConfig, argv, prog="python -m data_preparation.extract", description=__doc__.splitlines()[0])
     layout, work = dataset_layout(config.dataset), config.dives_by_video()
     if not work:
-        print("No video falls to this share: nothing to do.")
+        print("This shard has no video: nothing to do.")
         return 0
     facts = config.stated_facts()
     outcomes = extract_videos(layout, work, config, facts)
     failed = {video: outcome.text for video, outcome in outcomes.items() if not outcome.well}
     stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
-    for video, note in rate_notes(recorded_rates(layout.frames)).items():
+    for video, note in rate_warnings(recorded_rates(layout.frames)).items():
         if video in work and video not in stated:
             print(f"video {video_name(video)}: note: {note}")
     print(f"{len(outcomes) - len(failed)} of {len(outcomes)} videos are extracted in {layout.frames}")
@@ -426,7 +428,7 @@ def main(argv: Sequence[str]) -> int:
     if config.verify and made:
         reports = verify(layout, made, VerifyConfig(workers=config.workers), facts)
         print(report_text(reports))
-        print(remember(layout.frames, [r.video for r in reports if not r.faults]))
+        print(mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults]))
         failed |= {
             r.video: "\n".join(f"video {video_name(r.video)}: {f}" for f in r.faults) for r in reports if r.faults
         }

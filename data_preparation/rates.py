@@ -52,7 +52,7 @@ def fact_faults(
     return faults
 
 
-def pace_notes(found: VideoScan, dives: Sequence[Dive]) -> list[str]:
+def version_warnings(found: VideoScan, dives: Sequence[Dive]) -> list[str]:
     """What makes a file alone look like another version than the one that was labelled; empty where a rate is stated."""
     notes, rate = [], found.rate
     seconds = median(d.frame_count for d in dives) / rate
@@ -73,7 +73,7 @@ def pace_notes(found: VideoScan, dives: Sequence[Dive]) -> list[str]:
     return notes
 
 
-def repeat_note(rate: Fraction, period: int) -> str:
+def repeat_warning(rate: Fraction, period: int) -> str:
     """The note about a video that was converted to a higher rate by repeating pictures."""
     made = float(rate) * (period - 1) / period
     return f"1 of {period} pictures repeats the one before it: the broadcast was made at {made:.4g} frames per second and this file was converted to {float(rate):g}; were the labels made on the version before? Look at the contact sheets of data_preparation.verify, and state frames_per_second in the annotations"
@@ -133,7 +133,7 @@ class RepeatWatch:
         return None
 
 
-def rate_notes(rates: Mapping[int, Fraction]) -> dict[int, str]:
+def rate_warnings(rates: Mapping[int, Fraction]) -> dict[int, str]:
     """Videos whose rate differs from that of most others of their data set, a sentence each."""
     counted = Counter(rates.values()).most_common()
     if len(counted) < 2:

@@ -25,22 +25,22 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from data_preparation.alignment import alignment, sampled
+from data_preparation.alignment import compare_with_video, sample_frames
 from data_preparation.annotations import list_faults, load_split
 from data_preparation.archive import FrameReader, adopt_command, extract_first, is_frame_file, open_frames, source_rate
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import sha256, whole_file, write_whole, writing
-from data_preparation.common.workers import check_workers, follow_parent
+from data_preparation.common.files import atomic_file, reporting_write_errors, sha256, write_atomic
+from data_preparation.common.workers import check_workers, init_worker
 from data_preparation.decoding import stored_size
 from data_preparation.dives import Dive, VideoFacts
-from data_preparation.frame_numbers import scan
+from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
-from data_preparation.near_misses import names_in, numberings
-from data_preparation.rates import fact_faults, rate_notes
-from data_preparation.shares import ShareConfig, command_text
-from data_preparation.under_way import Extraction, extractions
-from data_preparation.verified import remember
+from data_preparation.rates import fact_faults, rate_warnings
+from data_preparation.running_extractions import Extraction, running_extractions
+from data_preparation.shards import ShardConfig, command_text
+from data_preparation.similar_files import names_in, numberings
+from data_preparation.verified import mark_videos_verified
 
 _MOST_DIVES = 5  # dives of a video whose missing frames are told of one by one
 _SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
@@ -49,7 +49,7 @@ _LABEL_HEIGHT, _GAP = 18, 12
 
 
 @dataclass(frozen=True)
-class VerifyConfig(ShareConfig):
+class VerifyConfig(ShardConfig):
     """Check a prepared data set."""
 
     train_path: Path | None = flag(None, "Train list; none takes the data set's own.")
@@ -102,11 +102,11 @@ def alignment_faults(
 ) -> tuple[list[str], list[str]]:
     """(faults, notes) of frames that somebody else numbered, compared with their source video where it is there."""
     try:
-        found = scan(layout.video_file(video))
+        found = scan_video(layout.video_file(video))
     except UserError:
         return [], []  # without a readable source nothing can be compared
     there = set(reader.numbers.tolist())
-    result = alignment(found, [n for n in sampled(dives) if n in there], reader.image)
+    result = compare_with_video(found, [n for n in sample_frames(dives) if n in there], reader.image)
     if result.shift:
         frames = "frame" if abs(result.shift) == 1 else "frames"
         way = f"{abs(result.shift)} {frames} {'late' if result.shift > 0 else 'early'}"
@@ -188,7 +188,7 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
     drawable = _drawable(reader, dives, faults) if config.sheets else []
     if drawable:
         sheet = config.sheets / f"{video_name(video)}.png"
-        with writing(sheet), whole_file(sheet) as temporary:
+        with reporting_write_errors(sheet), atomic_file(sheet) as temporary:
             contact_sheet(reader, drawable).save(temporary, format="PNG")
     source = record.get("source", {})
     rate = source.get("frames_per_second")
@@ -262,11 +262,11 @@ def verify(
 
     What is missing because its extraction has not come to it yet is told apart from what is faulty.
     """
-    at_work = extractions(layout.frames)
+    running = running_extractions(layout.frames)
     check_workers(min(config.processes, len(work)))
     # spawned, not forked: nothing of a parent with threads is carried over
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(config.processes, len(work)), context, follow_parent) as pool:
+    with ProcessPoolExecutor(min(config.processes, len(work)), context, init_worker) as pool:
         waiting = [pool.submit(verify_video, layout, video, dives, config) for video, dives in work.items()]
         done = tqdm(
             as_completed(waiting), total=len(work), desc="verifying", unit="video", disable=not sys.stderr.isatty()
@@ -276,19 +276,19 @@ def verify(
         except BrokenProcessPool:
             raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
     reports = [_with_stated_faults(report, facts.get(report.video, ())) for report in reports]
-    reports = [_with_extraction(layout, report, [*at_work, *extractions(layout.frames)]) for report in reports]
+    reports = [_with_extraction(layout, report, [*running, *running_extractions(layout.frames)]) for report in reports]
     return reports
 
 
-def _with_extraction(layout: DatasetLayout, report: VideoReport, at_work: Sequence[Extraction]) -> VideoReport:
+def _with_extraction(layout: DatasetLayout, report: VideoReport, running: Sequence[Extraction]) -> VideoReport:
     """The report, with the extraction that is at work on a video that is not whole yet."""
     if not report.faults:
         return report
-    if any(report.video in e.videos for e in at_work):
-        return replace(report, extracting="extraction under way")
+    if any(report.video in e.videos for e in running):
+        return replace(report, extracting="extraction running")
     absent = not archive_file(layout.frames, report.video).exists()
-    if absent and any(e.shares > 1 for e in at_work):  # another task of a job array has it, and may be in the queue
-        return replace(report, extracting="not extracted yet while another share is")
+    if absent and any(e.shards > 1 for e in running):  # another task of a job array has it, and may be in the queue
+        return replace(report, extracting="not extracted yet; an extraction of another shard is running")
     return report
 
 
@@ -347,14 +347,14 @@ def main(argv: Sequence[str]) -> int:
     config = parse(VerifyConfig, argv, prog="python -m data_preparation.verify", description=__doc__.splitlines()[0])
     layout, work = dataset_layout(config.dataset), config.dives_by_video()
     if not work:
-        print("No video falls to this share: nothing to do.")
+        print("This shard has no video: nothing to do.")
         return 0
     train, test = load_split(config.train_path or layout.train_file), load_split(config.test_path or layout.test_file)
-    annotated = ShareConfig(dataset=config.dataset, annotation_path=config.annotation_path).dives_by_video()
+    annotated = ShardConfig(dataset=config.dataset, annotation_path=config.annotation_path).dives_by_video()
     lists = list_faults({d.key: d for dives in annotated.values() for d in dives}, train, test)
     facts = config.stated_facts()
     reports = verify(layout, work, config, facts)
-    remembered = remember(layout.frames, [r.video for r in reports if not r.faults])
+    remembered = mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults])
     odd_heights = height_faults(reports)
     waiting = [r for r in reports if r.extracting]
     faulty = [r for r in reports if r.faults and not r.extracting]
@@ -378,8 +378,8 @@ def main(argv: Sequence[str]) -> int:
         text += " Read the notes above." if notes else ""
         text += f"\n{remembered}"
     if config.report:
-        with writing(config.report):
-            write_whole(config.report, (text + "\n").encode())
+        with reporting_write_errors(config.report):
+            write_atomic(config.report, (text + "\n").encode())
     print(text.split("\n\n")[0] if faults else text)
     if drawn := sum(r.has_sheet for r in reports):
         print(f"Contact sheets: {drawn} in {config.sheets}")
@@ -395,7 +395,7 @@ def main(argv: Sequence[str]) -> int:
 
 def all_notes(reports: Sequence[VideoReport], facts: Mapping[int, Sequence[VideoFacts]]) -> list[str]:
     """What a person should know before trusting the numbers, a line each: notes of the records, rates that differ."""
-    odd_rates = rate_notes({r.video: r.rate for r in reports if r.rate})
+    odd_rates = rate_warnings({r.video: r.rate for r in reports if r.rate})
     stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
     lines = []
     for r in reports:
@@ -422,7 +422,7 @@ def _extraction_helps(report: VideoReport) -> bool:
 
 def _repair(layout: DatasetLayout, videos: Sequence[int], reports: Sequence[VideoReport], config: VerifyConfig) -> str:
     """The command that extracts videos again, with the settings that most archives have."""
-    same = ShareConfig(layout.root, tuple(map(video_name, videos)), config.annotation_path)
+    same = ShardConfig(layout.root, tuple(map(video_name, videos)), config.annotation_path)
     usual = Counter(r.settings for r in reports if r.settings).most_common(1)
     flags = [word for name, value in (usual[0][0] if usual else ()) for word in (f"--{name}", value)]
     there = any(archive_file(layout.frames, video).exists() for video in videos)

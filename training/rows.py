@@ -17,28 +17,28 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 _part, _parts = 0, 1  # the rows at hand are part `_part` of `_parts` equal ones of the global batch
-_again = False  # these rows went through the network before
+_recomputing = False  # these rows went through the network before
 _count: int | None = None  # how many rows are at hand; None where a module is called on its own
 
 
 @contextmanager
-def rows_of(part: int, parts: int, count: int | None = None, *, again: bool = False) -> Iterator[None]:
+def batch_part(part: int, parts: int, count: int | None = None, *, recomputing: bool = False) -> Iterator[None]:
     """Inside, the layers below work on part `part` (from 0) of `parts` equal ones of the global batch. `count` is the number of
     rows of this part, by which layers tell rows from windows; without it every entry is a row.
 
     The backward pass needs it as well, since recomputed activations draw and normalise again. With `again` batch norms remember
     no statistics: they have seen this part before.
     """
-    global _part, _parts, _count, _again
-    before = _part, _parts, _count, _again
-    _part, _parts, _count, _again = part, parts, count, again
+    global _part, _parts, _count, _recomputing
+    before = _part, _parts, _count, _recomputing
+    _part, _parts, _count, _recomputing = part, parts, count, recomputing
     try:
         yield
     finally:
-        _part, _parts, _count, _again = before
+        _part, _parts, _count, _recomputing = before
 
 
-def kept(shape: tuple[int, ...], rate: float, like: torch.Tensor) -> torch.Tensor:
+def keep_mask(shape: tuple[int, ...], rate: float, like: torch.Tensor) -> torch.Tensor:
     """A mask of `shape` (rows first) that is 0 with probability `rate` and 1 / (1 - rate) else, in the type of `like`."""
     rows = shape[0]
     numbers = torch.rand((rows * _parts, *shape[1:]), device=like.device)[rows * _part : rows * (_part + 1)]
@@ -55,7 +55,7 @@ class RowDropout(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not self.rate:
             return x
-        return x * kept(tuple(x.shape), self.rate, x) if self.rate < 1 else torch.zeros_like(x)
+        return x * keep_mask(tuple(x.shape), self.rate, x) if self.rate < 1 else torch.zeros_like(x)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
@@ -68,7 +68,7 @@ class RowDropPath(RowDropout):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not self.rate:
             return x
-        return x * kept((x.shape[0],) + (1,) * (x.ndim - 1), self.rate, x)
+        return x * keep_mask((x.shape[0],) + (1,) * (x.ndim - 1), self.rate, x)
 
 
 class RowAttention(nn.MultiheadAttention):
@@ -136,7 +136,7 @@ class RowBatchNorm(nn.Module):
 
     Windows of a clip are normalised apart, as originals do that send a clip's windows through the network one after the
     other; with `together` all windows of a group share their statistics. In eval mode the running statistics are used.
-    Training changes them once a step, when `apply_statistics` is called; until then the forward passes only remember.
+    Training changes them once a step, when `update_running_statistics` is called; until then the forward passes only remember.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -148,7 +148,7 @@ class RowBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
-        self.seen: dict[
+        self.step_statistics: dict[
             int, list[torch.Tensor]
         ] = {}  # part of the step -> for each call (updates, 2, C): mean and variance
 
@@ -168,8 +168,8 @@ class RowBatchNorm(nn.Module):
         flat = apart.reshape(-1, sets * self.channels, *x.shape[2:])
         mean, var = (torch.zeros(flat.shape[1], device=x.device, dtype=torch.float32) for _ in range(2))
         normal = F.batch_norm(flat, mean, var, training=True, momentum=1.0, eps=self.eps)
-        if not _again:
-            self.seen.setdefault(_part, []).append(
+        if not _recomputing:
+            self.step_statistics.setdefault(_part, []).append(
                 torch.stack([mean.view(sets, -1), var.view(sets, -1)], dim=1).detach()
             )
         back = [order.index(axis) for axis in range(len(order))]
@@ -189,17 +189,20 @@ class RowBatchNorm(nn.Module):
 
 
 @torch.no_grad()
-def apply_statistics(model: nn.Module, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def update_running_statistics(model: nn.Module, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Move the running statistics of all batch norms by what this step's forward passes remembered, in the order of the
     global batch's rows; the same on every rank. `gather` is distributed.gather: (1, n) of each rank -> (ranks, n)."""
-    layers = [m for m in model.modules() if isinstance(m, RowBatchNorm) and m.seen]
+    layers = [m for m in model.modules() if isinstance(m, RowBatchNorm) and m.step_statistics]
     if not layers:
         return
-    mine = [torch.cat([numbers for part in sorted(layer.seen) for numbers in layer.seen[part]]) for layer in layers]
+    mine = [
+        torch.cat([numbers for part in sorted(layer.step_statistics) for numbers in layer.step_statistics[part]])
+        for layer in layers
+    ]
     everyones = gather(torch.cat([m.flatten() for m in mine])[None])  # (ranks, all numbers)
     for layer, own, numbers in zip(layers, mine, everyones.split([m.numel() for m in mine], dim=1), strict=True):
         layer.update(numbers.reshape(-1, *own.shape[1:]))
-        layer.seen.clear()
+        layer.step_statistics.clear()
 
 
 def freeze_batch_norm(model: nn.Module) -> None:

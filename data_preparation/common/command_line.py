@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from data_preparation.common.errors import UserError, os_error_text
-from data_preparation.common.limits import shortage
+from data_preparation.common.limits import limit_error_text
 
 T = TypeVar("T")
 
@@ -250,7 +250,7 @@ def _flags_with_values(words: Sequence[str], known: Iterable[str]) -> list[tuple
     return found
 
 
-def collected(faults: list[str], make: Callable[..., T], *arguments: Any) -> T | None:
+def collect_faults(faults: list[str], make: Callable[..., T], *arguments: Any) -> T | None:
     """What a call returns, or None where it raises a UserError, whose sentences are added to `faults`."""
     try:
         return make(*arguments)
@@ -378,7 +378,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         _say(["stopped by Ctrl-C"])
         status = 130
     except (RuntimeError, MemoryError) as error:
-        if not (text := shortage(error)):
+        if not (text := limit_error_text(error)):
             raise
         print(f"error: {text}", file=sys.stderr)
         status = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from data_preparation.common.limits import shortage
+from data_preparation.common.limits import limit_error_text
 
 
 class UserError(Exception):
@@ -23,7 +23,7 @@ def first_line(error: BaseException) -> str:
 
 def os_error_text(error: OSError) -> str:
     """The sentence about what the system refused: a file or folder, or more of something that is limited."""
-    if text := shortage(error):
+    if text := limit_error_text(error):
         return text
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or first_line(error)}: fix its folder's permissions or disk"

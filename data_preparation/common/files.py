@@ -24,7 +24,7 @@ _ABANDONED_AFTER = 24 * 3600  # seconds without a write, on another host whose p
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to. When the block ends well it becomes `path`, flushed to the disk and
     renamed; when it raises, `path` is as it was and nothing is left. What killed writers left of `path` is removed.
 
@@ -32,7 +32,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: the disk is full or not writable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path)
+    remove_stale_temporaries(path)
     temporary = _temporary(path)
     try:
         yield temporary
@@ -44,14 +44,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: what is put into the temporary one appears as `path` when the block ends well.
 
     Raises:
         OSError: the disk is full or not writable, or `path` is there already.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path)
+    remove_stale_temporaries(path)
     temporary = _temporary(path)
     temporary.mkdir()
     try:
@@ -69,17 +69,17 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
 
-def write_fault(path: Path, error: OSError) -> UserError:
+def write_error(path: Path, error: OSError) -> UserError:
     """The sentence about a path that could not be written, with what mends it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         mend = "make room on that disk"
@@ -91,7 +91,7 @@ def write_fault(path: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def reporting_write_errors(path: Path) -> Iterator[None]:
     """
     Raises:
         UserError: the block could not write `path`.
@@ -99,7 +99,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise write_fault(path, error) from None
+        raise write_error(path, error) from None
 
 
 _UNLOCKABLE: set[int] = set()  # devices whose missing locks were said
@@ -134,7 +134,7 @@ def _lock(file: IO, wait: bool) -> bool | None:
 
 
 @contextmanager
-def alone(path: Path, what: str) -> Iterator[None]:
+def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     """Hold `path`, a file made for this, against other processes while the block runs. A file system without locks gets
     a file beside it that names the owner; two processes on two hosts could still both take over an abandoned one.
 
@@ -189,7 +189,7 @@ def _words_of(path: Path) -> tuple[str, int] | None:
         return None
 
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """The command was interrupted: what is under way is given up."""
 
 
@@ -200,20 +200,20 @@ def sha256(
 
     Raises:
         OSError: the file cannot be read.
-        Stopped: `stopped()` became true.
+        Cancelled: `stopped()` became true.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             if stopped():
-                raise Stopped
+                raise Cancelled
             digest.update(block)
             if on_bytes:
                 on_bytes(len(block))
     return digest.hexdigest()
 
 
-def remove_abandoned(path: Path) -> None:
+def remove_stale_temporaries(path: Path) -> None:
     """Delete the temporary files of `path` whose writers were killed; those of living writers stay."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(?P<host>.+)\.(?P<pid>\d+)\.tmp")
     for name in os.listdir(path.parent):
@@ -224,10 +224,10 @@ def remove_abandoned(path: Path) -> None:
 
 def _may_live(temporary: Path, host: str, pid: int) -> bool:
     its_own = host == socket.gethostname() and pid == os.getpid()  # what an earlier process of this number left
-    return not its_own and writer_lives(temporary, host, pid, _ABANDONED_AFTER)
+    return not its_own and is_writer_alive(temporary, host, pid, _ABANDONED_AFTER)
 
 
-def writer_lives(path: Path, host: str, pid: int, within_s: float) -> bool:
+def is_writer_alive(path: Path, host: str, pid: int, within_s: float) -> bool:
     """Whether the process that keeps a file is at work: on this host if there is such a process, on another one if the file
     was written to within `within_s` seconds."""
     if host != socket.gethostname():

@@ -31,7 +31,7 @@ _MEMORY_FIX = "ask for more (--mem of the job; of a container --memory), or give
 
 
 @dataclass(frozen=True)
-class Need:
+class ResourceNeeds:
     """What a command needs at least; 0 is not looked at."""
 
     files: int = 0  # open files of the process that has most of them
@@ -44,13 +44,13 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Room:
+class ResourceLimits:
     """What there is; None where nothing limits it, or nobody knows."""
 
     files: int | None = None
     processes: int | None = None
     shared_bytes: int | None = None
-    shared_fault: str | None = None  # why nothing can be written to /dev/shm
+    shared_memory_fault: str | None = None  # why nothing can be written to /dev/shm
     memory_bytes: int | None = None
     address_bytes: int | None = None
     file_bytes: int | None = None
@@ -59,20 +59,20 @@ class Room:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_room() -> Room:
+def read_resource_limits() -> ResourceLimits:
     """The limits of this process on this machine, now."""
-    return Room(
+    return ResourceLimits(
         files=_limit(resource.RLIMIT_NOFILE),
         processes=_least(_user_processes_left(), _cgroup_processes_left()),
         shared_bytes=_free_bytes(SHARED_MEMORY),
-        shared_fault=_shared_fault(),
+        shared_memory_fault=_shared_fault(),
         memory_bytes=_cgroup_memory(),
         address_bytes=_address_space_left(),
         file_bytes=_limit(resource.RLIMIT_FSIZE),
     )
 
 
-def raise_open_files() -> None:
+def raise_open_file_limit() -> None:
     """Raise the soft limit of open files, which many systems keep at 1024, to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -80,7 +80,7 @@ def raise_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def open_files() -> int:
+def open_file_count() -> int:
     """Files that this process has open; 0 where nobody says."""
     with suppress(OSError):
         return len(os.listdir("/proc/self/fd")) - 1
@@ -184,16 +184,16 @@ def _size(n: int) -> str:
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / _MIB:.1f} MiB" if n >= _MIB else f"{n / 1024:.0f} KiB"
 
 
-def room_faults(need: Need, room: Room) -> list[str]:
+def exceeded_limits(need: ResourceNeeds, room: ResourceLimits) -> list[str]:
     """What there is too little of, a sentence each with the fix."""
     found = []
 
     def short(needed: int, there: int | None) -> bool:
         return bool(needed) and there is not None and there < needed
 
-    if need.workers and room.shared_fault:
+    if need.workers and room.shared_memory_fault:
         found.append(
-            f"{SHARED_MEMORY}, which worker processes need, {room.shared_fault}: mount it writable (a container does so by itself), or give --workers 0 to a training"
+            f"{SHARED_MEMORY}, which worker processes need, {room.shared_memory_fault}: mount it writable (a container does so by itself), or give --workers 0 to a training"
         )
     elif short(need.shared_bytes, room.shared_bytes):
         found.append(
@@ -220,7 +220,7 @@ def room_faults(need: Need, room: Room) -> list[str]:
     return found
 
 
-def temporary_faults() -> list[str]:
+def temporary_folder_faults() -> list[str]:
     """Whether worker processes find a temporary folder for their sockets, in a sentence."""
     try:
         folder = tempfile.gettempdir()
@@ -235,7 +235,7 @@ def temporary_faults() -> list[str]:
     return []
 
 
-def temporary_remark() -> str | None:
+def temporary_folder_warning() -> str | None:
     """A sentence where TMPDIR is not what is used."""
     wanted = os.environ.get("TMPDIR")
     with suppress(OSError):
@@ -250,7 +250,7 @@ def temporary_remark() -> str | None:
 # --------------------------------------------------------------------------------------------------- errors as sentences
 
 
-def shortage(error: BaseException) -> str | None:
+def limit_error_text(error: BaseException) -> str | None:
     """The sentence about an error that says a limit of the machine was reached, or None where it is about something else.
 
     torch raises many of them as a RuntimeError, and a DataLoader puts a worker's traceback into the text: the text decides

@@ -9,7 +9,14 @@ import threading
 import time
 
 from data_preparation.common.errors import UserError
-from data_preparation.common.limits import Need, open_files, raise_open_files, read_room, room_faults, temporary_faults
+from data_preparation.common.limits import (
+    ResourceNeeds,
+    exceeded_limits,
+    open_file_count,
+    raise_open_file_limit,
+    read_resource_limits,
+    temporary_folder_faults,
+)
 
 _FILES = 6  # of the command itself: a video, an archive, queues
 _SERVED_FILES = 3  # for each worker
@@ -22,13 +29,15 @@ def check_workers(workers: int) -> None:
     Raises:
         UserError: what there is too little of.
     """
-    raise_open_files()
-    need = Need(files=open_files() + _FILES + _SERVED_FILES * workers, processes=_THREADS * workers + 2, workers=True)
-    if faults := room_faults(need, read_room()) + temporary_faults():
+    raise_open_file_limit()
+    need = ResourceNeeds(
+        files=open_file_count() + _FILES + _SERVED_FILES * workers, processes=_THREADS * workers + 2, workers=True
+    )
+    if faults := exceeded_limits(need, read_resource_limits()) + temporary_folder_faults():
         raise UserError.of(faults)
 
 
-def follow_parent() -> None:
+def init_worker() -> None:
     """Leave signals to the parent, and end when it ends: a killed parent cannot say goodbye."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal tells all processes that were started in it

@@ -134,7 +134,7 @@ class Performance:
         return round(self.spin / 180) % 2 != int(self.armstand)
 
 
-def performance(dive: Dive, board: Board, rng: np.random.Generator) -> Performance:
+def make_performance(dive: Dive, board: Board, rng: np.random.Generator) -> Performance:
     """The drawing plan of a dive whose attributes are all known; `rng` gives what the labels leave open.
 
     The faults grow with what the judges took off: 1 - score / difficulty / 30.
@@ -246,7 +246,7 @@ class Look:
     bands: tuple[float, ...]  # brightness of the wall's bands
 
 
-def look(rng: np.random.Generator) -> Look:
+def sample_look(rng: np.random.Generator) -> Look:
     """One video's look, drawn from `rng`."""
     wall = np.array(WALLS[rng.integers(len(WALLS))]) + rng.integers(-14, 15, size=3)
     pool = np.array(POOLS[rng.integers(len(POOLS))]) + rng.integers(-14, 15, size=3)
@@ -259,7 +259,7 @@ def look(rng: np.random.Generator) -> Look:
     )
 
 
-def tinted(colour: Colour, factor: float) -> Colour:
+def tint(colour: Colour, factor: float) -> Colour:
     """A brighter (factor above 1) or darker colour."""
     return tuple(min(max(round(c * factor), 0), 255) for c in colour)  # type: ignore[return-value]
 
@@ -292,11 +292,11 @@ class Stage:
             draw.rectangle((x0, (top - upper) * self.scale, x1, (top - lower) * self.scale), fill=colour)
 
         for row in range(math.ceil(top)):  # one band a metre, so that the fall shows
-            box(-9, row + 1, 9, row, tinted(self.look.wall, self.look.bands[row % 24] * (1.0 if row % 2 else 0.86)))
+            box(-9, row + 1, 9, row, tint(self.look.wall, self.look.bands[row % 24] * (1.0 if row % 2 else 0.86)))
         for row in range(16):
-            box(-9, FAR_EDGE - row * 0.16, 9, -DEPTH, tinted(self.look.pool, 0.92 + 0.02 * row))
-        box(-9, FAR_EDGE + 0.1, 9, FAR_EDGE, tinted(self.look.pool, 1.45))
-        deck, shade = board.height, tinted(board.colour, 0.7)
+            box(-9, FAR_EDGE - row * 0.16, 9, -DEPTH, tint(self.look.pool, 0.92 + 0.02 * row))
+        box(-9, FAR_EDGE + 0.1, 9, FAR_EDGE, tint(self.look.pool, 1.45))
+        deck, shade = board.height, tint(board.colour, 0.7)
         thickness = 0.42 if board.kind == "platform" else 0.2
         box(-1.8, deck - thickness, -1.2, -0.2, CONCRETE)  # the same for all: the water alone does not tell the board
         box(-9, deck, 0.0, deck - thickness, board.colour)
@@ -386,7 +386,7 @@ class Stage:
     def _replay(self, plan: Performance, share: float) -> Image.Image:
         """A slow, close view of somebody in flight before a dark hall, in a frame as broadcasters set it."""
         width, height = self.size
-        frame = Image.new("RGB", self.size, tinted(self.look.wall, 0.45))
+        frame = Image.new("RGB", self.size, tint(self.look.wall, 0.45))
         draw = ImageDraw.Draw(frame)
         state = state_at(plan, plan.takeoff + (plan.contact - plan.takeoff) * (0.3 + 0.3 * share))
         zoom = self.scale * 1.5
@@ -447,8 +447,8 @@ def draw_diver(draw: ImageDraw.ImageDraw, plan: Performance, state: State, place
     trunk = 0.25 + 0.16 * abs(broad)
     suit = plan.suit if abs(broad) < 0.25 else FRONT if broad > 0 else BACK
     thin = 0.11 * scale
-    _limb(draw, put([shoulder, elbow, hand]), thin, tinted(plan.skin, 0.82))
-    _limb(draw, put(legs[0]), 0.15 * scale, tinted(plan.skin, 0.85))
+    _limb(draw, put([shoulder, elbow, hand]), thin, tint(plan.skin, 0.82))
+    _limb(draw, put(legs[0]), 0.15 * scale, tint(plan.skin, 0.85))
     _limb(draw, put(legs[1]), 0.15 * scale, plan.skin)
     _limb(draw, put([hip, shoulder]), trunk * scale, suit)
     (x, y), r = put([head])[0], 0.15 * scale

@@ -38,11 +38,11 @@ from tqdm import tqdm
 from data_preparation.annotations import load_annotations, load_split
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import whole_file, write_whole
+from data_preparation.common.files import atomic_file, write_atomic
 from data_preparation.common.workers import check_workers
 from data_preparation.dives import ATTRIBUTE_CLASSES, POSITIONS, ROTATION_TYPES, Dive, DiveKey
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
-from data_preparation.synthetic.diver import BOARDS, FILLERS, Board, Performance, Stage, look, performance
+from data_preparation.synthetic.diver import BOARDS, FILLERS, Board, Performance, Stage, make_performance, sample_look
 
 DRAWING = 1  # raised whenever the same flags would give other pixels or labels
 DEFAULT_VIDEOS = 8
@@ -196,7 +196,7 @@ def dive_number(dive: Dive) -> str:
     return f"{direction}0{dive.ss_no}{letter}"
 
 
-def board_of(kind: str, difficulty: float) -> Board:
+def choose_board(kind: str, difficulty: float) -> Board:
     """The board of a kind that a dive of this difficulty starts from: the harder the dive, the higher the board."""
     highest = {"springboard": ((2.5, 1.0), (9.9, 3.0)), "platform": ((2.9, 5.0), (3.25, 7.5), (9.9, 10.0))}
     height = next(height for limit, height in highest[kind] if difficulty < limit)
@@ -208,13 +208,13 @@ def final_score(judges: Sequence[float], difficulty: float) -> float:
     return round(sum(sorted(judges)[2:5]) * difficulty, 2)
 
 
-def judged(execution: float, noise: float, rng: np.random.Generator) -> tuple[float, ...]:
+def sample_judge_scores(execution: float, noise: float, rng: np.random.Generator) -> tuple[float, ...]:
     """Seven scores, 0 to 10 in steps of 0.5, of a dive of quality `execution` (0 to 1); `noise` in points out of 10."""
     seen = 10 * execution + noise * rng.standard_normal(7)
     return tuple(float(score) for score in np.clip(np.round(2 * seen) / 2, 0, 10))
 
 
-def judges_of_total(total: float, rng: np.random.Generator) -> tuple[float, ...]:
+def judge_scores_for_total(total: float, rng: np.random.Generator) -> tuple[float, ...]:
     """Seven scores in steps of 0.5 whose middle three sum to `total` (0 to 30) as nearly as such steps can."""
     halves = min(max(round(2 * total), 0), 60)
     middle = sorted((halves + i) // 3 for i in range(3))
@@ -223,7 +223,7 @@ def judges_of_total(total: float, rng: np.random.Generator) -> tuple[float, ...]
     return tuple(scores[i] for i in rng.permutation(7))
 
 
-def stream(seed: int, purpose: int, video: int = 0, number: int = 0) -> np.random.Generator:
+def random_stream(seed: int, purpose: int, video: int = 0, number: int = 0) -> np.random.Generator:
     """The random numbers of one purpose for one dive (or one video, or the whole set)."""
     return np.random.default_rng((seed, purpose, video, number))
 
@@ -241,12 +241,14 @@ class VideoPlan:
     frames: int
 
 
-def fresh_dive(config: SyntheticConfig, video: int, number: int) -> tuple[Dive, Board]:
+def sample_dive(config: SyntheticConfig, video: int, number: int) -> tuple[Dive, Board]:
     """A dive of the repertoire and its board; its frames are 1 to its length, to be moved to their place."""
-    rng = stream(config.seed, DIVE, video, number)
+    rng = random_stream(config.seed, DIVE, video, number)
     weights = np.array([entry.weight for entry in REPERTOIRE])
     listed = REPERTOIRE[rng.choice(len(REPERTOIRE), p=weights / weights.sum())]
-    judges = judged(rng.beta(*EXECUTION_BETA), config.noise, stream(config.seed, JUDGES, video, number))
+    judges = sample_judge_scores(
+        rng.beta(*EXECUTION_BETA), config.noise, random_stream(config.seed, JUDGES, video, number)
+    )
     dive = Dive(
         video=video,
         number=number,
@@ -258,10 +260,10 @@ def fresh_dive(config: SyntheticConfig, video: int, number: int) -> tuple[Dive, 
         dive_number=listed.number,
         **attributes(listed.number),
     )
-    return dive, board_of(listed.kind, listed.difficulty)
+    return dive, choose_board(listed.kind, listed.difficulty)
 
 
-def laid_out(dives: Sequence[Dive], filler: int) -> list[Dive]:
+def lay_out(dives: Sequence[Dive], filler: int) -> list[Dive]:
     """The dives of one video one after the other, with `filler` frames before each."""
     placed, last = [], 0
     for dive in dives:
@@ -271,13 +273,13 @@ def laid_out(dives: Sequence[Dive], filler: int) -> list[Dive]:
     return placed
 
 
-def fresh_plan(config: SyntheticConfig) -> list[VideoPlan]:
+def sample_plan(config: SyntheticConfig) -> list[VideoPlan]:
     """The videos of a set drawn from the repertoire, of nearly equal numbers of dives."""
     plans = []
     for video in range(1, config.total_videos + 1):
         count = (config.total_dives + config.total_videos - video) // config.total_videos
-        drawn = [fresh_dive(config, video, number) for number in range(1, count + 1)]
-        dives = laid_out([dive for dive, _ in drawn], config.filler)
+        drawn = [sample_dive(config, video, number) for number in range(1, count + 1)]
+        dives = lay_out([dive for dive, _ in drawn], config.filler)
         plans.append(_video_plan(dives, [board for _, board in drawn], config.filler))
     return plans
 
@@ -286,7 +288,7 @@ def _video_plan(dives: Sequence[Dive], boards: Sequence[Board], filler: int) -> 
     return VideoPlan(dives[0].video, tuple(dives), tuple(boards), dives[-1].end_frame + filler)
 
 
-def thinned(keys: Sequence[DiveKey], count: int) -> list[DiveKey]:
+def thin_out(keys: Sequence[DiveKey], count: int) -> list[DiveKey]:
     """`count` of the keys, evenly spaced, so that every video keeps its share."""
     return [keys[i * len(keys) // count] for i in range(min(count, len(keys)))]
 
@@ -307,7 +309,7 @@ def twin_plan(config: SyntheticConfig) -> list[VideoPlan]:
         )
     videos = sorted({video for video, _ in dives})[: config.videos]
     keys = sorted(key for key in dives if key[0] in videos)
-    keys = keys if config.dives is None else thinned(keys, config.dives)
+    keys = keys if config.dives is None else thin_out(keys, config.dives)
     plans = []
     for video in videos:
         chosen = sorted((dives[key] for key in keys if key[0] == video), key=lambda dive: dive.start_frame)
@@ -315,26 +317,26 @@ def twin_plan(config: SyntheticConfig) -> list[VideoPlan]:
             continue
         # An event is from one board: a video with an armstand is from the platform. Seen over all dives of the file.
         platform = any(dive.armstand for key, dive in dives.items() if key[0] == video)
-        placed = chosen if config.keep_timeline else laid_out(chosen, config.filler)
+        placed = chosen if config.keep_timeline else lay_out(chosen, config.filler)
         judged_dives = [_with_judges(dive, config.seed) for dive in placed]
-        boards = [board_of("platform" if platform else "springboard", dive.difficulty) for dive in placed]
+        boards = [choose_board("platform" if platform else "springboard", dive.difficulty) for dive in placed]
         plans.append(_video_plan(judged_dives, boards, config.filler))
     return plans
 
 
 def _with_judges(dive: Dive, seed: int) -> Dive:
     """The dive with judges and dive number, kept where the file had them."""
-    rng = stream(seed, JUDGES, *dive.key)
+    rng = random_stream(seed, JUDGES, *dive.key)
     return replace(
         dive,
-        judge_scores=dive.judge_scores or judges_of_total(dive.final_score / dive.difficulty, rng),
+        judge_scores=dive.judge_scores or judge_scores_for_total(dive.final_score / dive.difficulty, rng),
         dive_number=dive.dive_number or dive_number(dive),
     )
 
 
 def make_plan(config: SyntheticConfig) -> list[VideoPlan]:
     """All videos of the set, captions included."""
-    plans = fresh_plan(config) if config.like is None else twin_plan(config)
+    plans = sample_plan(config) if config.like is None else twin_plan(config)
     return [replace(p, dives=tuple(replace(d, caption=caption(d, config.seed)) for d in p.dives)) for p in plans]
 
 
@@ -359,7 +361,7 @@ def execution_of(dive: Dive) -> float:
     return dive.final_score / dive.difficulty / 30
 
 
-def described(dive: Dive) -> str:
+def describe(dive: Dive) -> str:
     """A dive in words, as commentators say it: 'back two and a half somersaults with one twist in the pike position'."""
 
     def counted(halves: int, noun: str) -> str:
@@ -375,11 +377,11 @@ def described(dive: Dive) -> str:
 
 def caption(dive: Dive, seed: int) -> tuple[str, ...]:
     """What the commentator says, as tokens from <sos> to <eos>."""
-    rng = stream(seed, WORDS, *dive.key)
+    rng = random_stream(seed, WORDS, *dive.key)
     verdicts = next(lines for least, lines in _VERDICTS if execution_of(dive) >= least)
     parts = [
         _OPENINGS[rng.integers(len(_OPENINGS))],
-        described(dive),
+        describe(dive),
         "and" if rng.random() < 0.5 else "well",
         verdicts[rng.integers(len(verdicts))],
     ]
@@ -402,13 +404,13 @@ def vocabulary(captions: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------- the pictures
 
 
-def drawn_frames(config: SyntheticConfig, plan: VideoPlan) -> Iterator[Image.Image]:
+def render_frames(config: SyntheticConfig, plan: VideoPlan) -> Iterator[Image.Image]:
     """The frames of one video in order; the first is frame 1."""
     stage = make_stage(config, plan.video)
     now = 1
     for dive, board in zip(plan.dives, plan.boards, strict=True):
         yield from _filler_frames(config, stage, plan.video, dive.number, dive.start_frame - now)
-        performed = performance(dive, board, stream(config.seed, PICTURE, *dive.key))
+        performed = make_performance(dive, board, random_stream(config.seed, PICTURE, *dive.key))
         for i in range(dive.frame_count):
             yield stage.dive_frame(performed, i / max(dive.frame_count - 1, 1))
         now = dive.end_frame + 1
@@ -417,17 +419,17 @@ def drawn_frames(config: SyntheticConfig, plan: VideoPlan) -> Iterator[Image.Ima
 
 def make_stage(config: SyntheticConfig, video: int) -> Stage:
     """The scenery of one video."""
-    rng = stream(config.seed, LOOK, video)
-    return Stage(look(rng), config.width, config.height, rng)
+    rng = random_stream(config.seed, LOOK, video)
+    return Stage(sample_look(rng), config.width, config.height, rng)
 
 
 def _filler_frames(config: SyntheticConfig, stage: Stage, video: int, before: int, count: int) -> Iterator[Image.Image]:
     """What is shown before dive `before` (0: after the last). A replay shows a dive of another set, so it tells nothing."""
-    rng = stream(config.seed, FILLER, video, before)
+    rng = random_stream(config.seed, FILLER, video, before)
     kind = FILLERS[rng.integers(len(FILLERS))]
     listed = REPERTOIRE[rng.integers(len(REPERTOIRE))]
     anybody = Dive(video, 0, 1, 1, 1.0, 30 * rng.beta(*EXECUTION_BETA), **attributes(listed.number))
-    performed: Performance = performance(anybody, board_of(listed.kind, listed.difficulty), rng)
+    performed: Performance = make_performance(anybody, choose_board(listed.kind, listed.difficulty), rng)
     for i in range(count):
         yield stage.filler_frame(kind, performed, i / max(count - 1, 1))
 
@@ -435,13 +437,13 @@ def _filler_frames(config: SyntheticConfig, stage: Stage, video: int, before: in
 def write_video(config: SyntheticConfig, plan: VideoPlan, path: Path, progress: Callable[[], None]) -> None:
     """Encodes one video; `path` appears only when it is complete."""
 
-    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         # x264 looks ahead into memory that it never wrote, and what lies there differs from process to process
         options = {"preset": "veryfast", "crf": "18", "g": str(GROUP_OF_PICTURES), "bf": "3", "rc-lookahead": "0"}
         video = container.add_stream("libx264", rate=config.fps, options=options)
         video.width, video.height, video.pix_fmt = config.width, config.height, "yuv420p"
         video.codec_context.thread_count = 1  # one video a process; and the bytes do not depend on the machine
-        for index, image in enumerate(drawn_frames(config, plan)):
+        for index, image in enumerate(render_frames(config, plan)):
             frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = index, Fraction(1, config.fps)
             container.mux(video.encode(frame))
@@ -468,7 +470,7 @@ def annotation(dive: Dive) -> dict[str, Any]:
     }
 
 
-def enriched(dive: Dive) -> dict[str, Any]:
+def extended_annotation(dive: Dive) -> dict[str, Any]:
     """The ten keys, the judges (7 floats) and the dive number, as CoRe distributes them."""
     return {**annotation(dive), "judge_scores": np.array(dive.judge_scores), "dive_number": dive.dive_number}
 
@@ -478,11 +480,11 @@ def split_keys(plans: Sequence[VideoPlan], seed: int) -> tuple[list[DiveKey], li
     train: list[DiveKey] = []
     test: list[DiveKey] = []
     for plan in plans:
-        keys = [plan.dives[i].key for i in stream(seed, SPLIT, plan.video).permutation(len(plan.dives))]
+        keys = [plan.dives[i].key for i in random_stream(seed, SPLIT, plan.video).permutation(len(plan.dives))]
         tested = min(max(round(TEST_SHARE * len(keys)), 1), len(keys) - 1)
         test += keys[:tested]
         train += keys[tested:]
-    rng = stream(seed, SPLIT)
+    rng = random_stream(seed, SPLIT)
     return [train[i] for i in rng.permutation(len(train))], [test[i] for i in rng.permutation(len(test))]
 
 
@@ -508,14 +510,14 @@ def write_annotations(config: SyntheticConfig, plans: Sequence[VideoPlan], layou
     numbered = layout.annotation_file.with_name("final_annotations_dict_with_dive_number.pkl")
     for path, content, protocol in (
         (layout.annotation_file, {dive.key: annotation(dive) for dive in dives}, 3),
-        (numbered, {dive.key: enriched(dive) for dive in dives}, 4),
+        (numbered, {dive.key: extended_annotation(dive) for dive in dives}, 4),
         (layout.captions_file, captions, 3),
         (layout.train_file, train, 3),
         (layout.test_file, test, 3),
     ):
-        write_whole(path, pickle.dumps(content, protocol=protocol))
+        write_atomic(path, pickle.dumps(content, protocol=protocol))
     words = json.dumps(vocabulary(list(captions.values())))
-    write_whole(layout.vocabulary_file, words.encode())
+    write_atomic(layout.vocabulary_file, words.encode())
 
 
 # ------------------------------------------------------------------------------------------------------ the whole set
@@ -554,7 +556,7 @@ def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
         )
     for folder in (layout.videos, layout.annotations):
         folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 _drawn: Any = None  # the count of frames drawn by all workers together
@@ -657,12 +659,12 @@ def contact_sheet(
         y = row * (height + line + gap) + gap
         judges = "  ".join(f"{score:g}" for score in dive.judge_scores or ())
         draw.text((gap + 2, y + line / 2), f"{dive.dive_number}", fill=(20, 20, 30), font=bold, anchor="lm")
-        text = f"{board.name}, {described(dive)}      difficulty {dive.difficulty:g}      judges {judges}"
+        text = f"{board.name}, {describe(dive)}      difficulty {dive.difficulty:g}      judges {judges}"
         draw.text((gap + 76, y + line / 2), text, fill=(70, 70, 80), font=plain, anchor="lm")
         score = f"{dive.final_score:.2f} points"
         draw.text((sheet.width - gap - 2, y + line / 2), score, fill=(20, 20, 30), font=bold, anchor="rm")
         stage = make_stage(sized, dive.video)
-        performed = performance(dive, board, stream(config.seed, PICTURE, *dive.key))
+        performed = make_performance(dive, board, random_stream(config.seed, PICTURE, *dive.key))
         for i in range(SHEET_FRAMES):
             frame = stage.dive_frame(performed, i / (SHEET_FRAMES - 1))
             sheet.paste(frame, (gap + i * (width + gap), y + line))
@@ -674,7 +676,7 @@ def main(argv: Sequence[str]) -> None:
     if config.sheet is not None:
         sheet = contact_sheet(config, make_plan(config))
         config.sheet.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(config.sheet) as temporary:
+        with atomic_file(config.sheet) as temporary:
             sheet.save(temporary, format="PNG")
         print(f"contact sheet: {config.sheet}")
         return

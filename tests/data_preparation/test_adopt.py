@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from data_preparation.adopt import AdoptConfig, find_numbering, to_frame
-from data_preparation.alignment import REACH, shift_of
+from data_preparation.alignment import REACH, frame_shift
 from data_preparation.archive import FrameReader, open_frames, record_fault
 from data_preparation.common.command_line import parse
 from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from data_preparation.layout import DatasetLayout, prepared_videos
-from data_preparation.near_misses import numberings
+from data_preparation.similar_files import numberings
 from tests.conftest import run_python
 from training.config import TrainConfig
 from training.data.sources import frame_faults
@@ -294,5 +294,5 @@ def test_a_shift_is_told_only_where_something_moves():
     rng = np.random.default_rng(0)
     around = [rng.uniform(0, 255, (18, 32)).astype(np.float32) for _ in range(2 * REACH + 1)]
     for shift in range(-REACH, REACH + 1):
-        assert shift_of(around[REACH + shift] + 1, around) == shift
-    assert shift_of(around[0], [around[0]] * len(around)) is None
+        assert frame_shift(around[REACH + shift] + 1, around) == shift
+    assert frame_shift(around[0], [around[0]] * len(around)) is None

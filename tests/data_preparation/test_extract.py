@@ -28,8 +28,8 @@ from data_preparation.archive import FrameReader, open_frames, write_archive
 from data_preparation.common.errors import UserError
 from data_preparation.decoding import decode_ranges, to_image
 from data_preparation.dives import Dive
-from data_preparation.extract import check_reach, needed_ranges
-from data_preparation.frame_numbers import scan
+from data_preparation.extract import check_length, needed_ranges
+from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import DatasetLayout
 from tests.conftest import REPOSITORY, SHARED, run_python
 
@@ -50,7 +50,7 @@ def luma(image: np.ndarray) -> np.ndarray:
 
 def assert_frames_are_ffmpegs(video: Path, tmp_path: Path, tolerance: float = 4.0) -> None:
     expected = ffmpeg_frames(video, tmp_path)
-    found = scan(video)
+    found = scan_video(video)
     assert found.frame_count == len(expected)
     # whole, and a late part alone, which is reached by seeking
     count = found.frame_count
@@ -191,37 +191,57 @@ def test_any_timing_is_numbered_as_ffmpeg_numbers_it(tmp_path, steps, rate, bfra
     ],
 )
 def test_what_makes_a_files_numbers_doubtful_is_noted(name: str, note: str | None, sound: Path, tmp_path: Path):
-    notes = scan(make_by_ffmpeg(name, tmp_path, sound)).notes
+    notes = scan_video(make_by_ffmpeg(name, tmp_path, sound)).notes
     assert re.search(note, "\n".join(notes)) if note else notes == ()
 
 
+X265_10_BIT = "-c:v libx265 -preset ultrafast -x265-params log-level=none -pix_fmt yuv420p10le"
+X264_10_BIT = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p10le"
+X264_8_BIT = "-c:v libx264 -preset ultrafast -pix_fmt yuv420p"
+VP9 = "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -pix_fmt yuv420p"
+
+
 @needs_ffmpeg
-def test_colours_are_ffmpegs(tmp_path: Path):
-    """BT.709 in limited range, scaled: within rounding of ffmpeg's own conversion."""
-    video = tmp_path / "colour.mp4"
-    source = "testsrc2=size=320x180:rate=25:duration=1"
+@pytest.mark.parametrize("color_range", ["tv", "pc"])
+@pytest.mark.parametrize(
+    ("encoder", "matrix"),
+    [
+        (X265_10_BIT, "bt2020nc"), (X265_10_BIT, "bt709"), (X265_10_BIT, None), (X264_10_BIT, "bt2020nc"),
+        (X264_8_BIT, "bt2020c"), (X264_8_BIT, "bt709"), (X264_8_BIT, "fcc"), (X264_8_BIT, "smpte170m"),
+        (X264_8_BIT, "bt470bg"), (X264_8_BIT, "smpte240m"), (X264_8_BIT, None), (VP9, "bt2020nc"),
+    ],
+    ids=lambda value: str(value).removeprefix("-c:v ").split(" ")[0],
+)  # fmt: skip
+def test_colours_are_ffmpegs(encoder: str, matrix: str | None, color_range: str, tmp_path: Path):
+    """Full size, reduced and enlarged. Equal to the last bit for ffmpeg 5.1; other versions may round differently."""
+    video = tmp_path / "colours.mkv"
+    converted = f"scale=out_range={color_range}"
+    if matrix:
+        converted += f":out_color_matrix={matrix.removesuffix('nc').removesuffix('c').removesuffix('bg')}"
+    tags = f"-color_range {color_range}" + (f" -colorspace {matrix}" if matrix else "")
     subprocess.run(
-        ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709",
-         "-color_primaries", "bt709", "-color_trc", "bt709", "-pix_fmt", "yuv420p", video], check=True,
+        ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=322x180:rate=25:duration=0.12",
+         "-vf", converted, *tags.split(), *encoder.split(), video], check=True,
     )  # fmt: skip
-    subprocess.run(
-        ["ffmpeg", "-v", "error", "-i", video, "-vf", "scale=-1:90", "-pix_fmt", "rgb24", tmp_path / "%06d.png"],
-        check=True,
-    )
-    for number, frame in decode_ranges(scan(video), [(1, 25)]):
-        expected = np.asarray(Image.open(tmp_path / f"{number:06d}.png"))
-        assert np.abs(to_image(frame, 90).astype(int) - expected).mean() < 2
+    frames = [frame for _, frame in decode_ranges(scan_video(video), [(1, 3)])]
+    for height, width in ((0, 322), (90, 161), (256, 458)):
+        scaled = ["-vf", f"scale={width}:{height}"] if height else []
+        command = ["ffmpeg", "-v", "error", "-i", video, *scaled, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        pixels = subprocess.run(command, check=True, capture_output=True).stdout
+        expected = np.frombuffer(pixels, np.uint8).reshape(3, height or 180, width, 3)
+        images = np.stack([to_image(frame, height) for frame in frames])
+        assert np.abs(images.astype(int) - expected).max() <= 1
 
 
 def test_a_late_range_decodes_little(tmp_path: Path):
     """Seeking reaches frame 900 of 1000 without decoding the first 800."""
     video = encode(tmp_path / "long.mp4", [4 * i for i in range(1000)], gop=50)
-    decoded = sum(1 for _ in decode_ranges(scan(video), [(900, 905)]))
+    decoded = sum(1 for _ in decode_ranges(scan_video(video), [(900, 905)]))
     assert decoded == 6
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        container.seek(int(scan(video).timestamps[899]), stream=stream)
-        assert next(container.decode(stream)).pts >= scan(video).timestamps[840]
+        container.seek(int(scan_video(video).timestamps[899]), stream=stream)
+        assert next(container.decode(stream)).pts >= scan_video(video).timestamps[840]
 
 
 # ------------------------------------------------------------------------------------------------------- what is kept
@@ -313,7 +333,7 @@ def test_verify_names_what_to_extract_again(two_videos: Path):
     assert f"--dataset {two_videos} --videos 01 02 --again True --height 24 --quality 95" in checked.stderr
 
 
-def test_shares_cover_all_videos_once(two_videos: Path):
+def test_shards_cover_all_videos_once(two_videos: Path):
     assert "1 of 1 videos" in extract(two_videos, "--shard_index", 1, "--shard_count", 2).stdout
     assert [p.name for p in (two_videos / "whole_videos_frames").iterdir()] == ["02.zip"]
     assert "nothing to do" in extract(two_videos, "--shard_index", 2, "--shard_count", 3).stdout
@@ -594,9 +614,9 @@ def test_unreadable_files_and_unwritable_folders_are_named(two_videos: Path):
 
 
 def test_a_short_video_names_the_dives_it_loses(tmp_path: Path):
-    found = scan(encode(tmp_path / "v.mp4", [4 * i for i in range(50)]))
+    found = scan_video(encode(tmp_path / "v.mp4", [4 * i for i in range(50)]))
     with pytest.raises(UserError, match=r"1 dives would be lost \(01/002\)"):
-        check_reach(found, [Dive(1, 1, 5, 50, 3.0, 60.0), Dive(1, 2, 40, 51, 3.0, 60.0)])
+        check_length(found, [Dive(1, 1, 5, 50, 3.0, 60.0), Dive(1, 2, 40, 51, 3.0, 60.0)])
 
 
 def test_extract_without_a_data_set_says_so():

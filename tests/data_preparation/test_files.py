@@ -17,25 +17,25 @@ import pytest
 from data_preparation.common import files
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import (
-    Stopped,
-    alone,
+    Cancelled,
+    atomic_file,
+    atomic_folder,
+    exclusive_lock,
     lock,
-    remove_abandoned,
+    remove_stale_temporaries,
     sha256,
-    whole_file,
-    whole_folder,
-    write_whole,
+    write_atomic,
 )
 from tests.conftest import run_python
 
 
 def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path):
-    write_whole(tmp_path / "a", b"old")
-    with contextlib.suppress(ZeroDivisionError), whole_file(tmp_path / "a") as temporary:
+    write_atomic(tmp_path / "a", b"old")
+    with contextlib.suppress(ZeroDivisionError), atomic_file(tmp_path / "a") as temporary:
         temporary.write_bytes(b"half")
         _ = 1 / 0
     assert (tmp_path / "a").read_bytes() == b"old"
-    with contextlib.suppress(ZeroDivisionError), whole_folder(tmp_path / "b") as temporary:
+    with contextlib.suppress(ZeroDivisionError), atomic_folder(tmp_path / "b") as temporary:
         (temporary / "x").write_bytes(b"half")
         _ = 1 / 0
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
@@ -54,13 +54,13 @@ def test_only_abandoned_temporaries_of_that_file_are_removed(tmp_path: Path, mon
     ):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / f".01.zip.{host}.{dead.pid + 1_000_000_000}.tmp").mkdir()
-    remove_abandoned(tmp_path / "01.zip")
+    remove_stale_temporaries(tmp_path / "01.zip")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         [f".01.zip.{host}.{os.getppid()}.tmp", f".01.zip.other-node.{dead.pid}.tmp", f".02.zip.{host}.{dead.pid}.tmp", "01.zip.tmp"]
     )  # fmt: skip
     later = time.time() + 2 * 24 * 3600
     monkeypatch.setattr(files.time, "time", lambda: later)
-    remove_abandoned(tmp_path / "01.zip")
+    remove_stale_temporaries(tmp_path / "01.zip")
     assert not list(tmp_path.glob(".01.zip.other-node*"))
 
 
@@ -70,7 +70,7 @@ def test_sha256_is_sha256_and_can_be_stopped(tmp_path: Path):
     seen: list[int] = []
     assert sha256(tmp_path / "a", on_bytes=seen.append) == hashlib.sha256(content).hexdigest()
     assert sum(seen) == len(content)
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         sha256(tmp_path / "a", stopped=lambda: True)
 
 
@@ -98,7 +98,7 @@ def test_a_file_system_without_locks_is_told_of_once(
     assert [record.getMessage() for record in caplog.records if "cannot be locked" in record.getMessage()] == [
         caplog.records[0].getMessage()
     ]
-    with alone(tmp_path / "a", "a is being made"):  # goes on, with a file that names the owner
+    with exclusive_lock(tmp_path / "a", "a is being made"):  # goes on, with a file that names the owner
         assert (tmp_path / "a.owner").read_text() == f"{socket.gethostname()} {os.getpid()}"
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
@@ -108,7 +108,10 @@ def test_a_lock_of_another_process_is_no_missing_lock(tmp_path: Path, monkeypatc
     without_locks(monkeypatch, error)
     with open(tmp_path / "lock", "w") as file:
         assert not lock(file, wait=False)
-    with pytest.raises(UserError, match="a is being made by another process"), alone(tmp_path / "a", "a is being made"):
+    with (
+        pytest.raises(UserError, match="a is being made by another process"),
+        exclusive_lock(tmp_path / "a", "a is being made"),
+    ):
         pass
 
 
@@ -120,13 +123,13 @@ def test_without_locks_one_process_is_alone_and_a_killed_owner_is_forgotten(
     for living in (f"{host} {os.getppid()}", f"other-node {os.getpid()}", ""):
         owner.write_text(living)
         told = pytest.raises(UserError, match=f"a is being made by process .* if it is gone, delete {owner}")
-        with told, alone(tmp_path / "a", "a is being made"):
+        with told, exclusive_lock(tmp_path / "a", "a is being made"):
             pass
         assert owner.read_text() == living
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     owner.write_text(f"{host} {dead.pid}")
-    with alone(tmp_path / "a", "a is being made"):
+    with exclusive_lock(tmp_path / "a", "a is being made"):
         assert owner.read_text() == f"{host} {os.getpid()}"
     assert not owner.exists()
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from data_preparation.common.limits import Need, Room, read_room, room_faults, shortage, temporary_faults
+from data_preparation.common.limits import (
+    ResourceLimits,
+    ResourceNeeds,
+    exceeded_limits,
+    limit_error_text,
+    read_resource_limits,
+    temporary_folder_faults,
+)
 from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
 from training.config import TrainConfig
 from training.data.machine import shared_bytes
@@ -45,29 +52,29 @@ def errors(out: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("need", "room", "words"),
+    ("need", "limits", "words"),
     [
-        (Need(workers=True, shared_bytes=65 * 2**20), Room(shared_bytes=2**26), ("64.0 MiB", "--shm-size", "--prefetch", "--workers 0")),
-        (Need(workers=True), Room(shared_fault="cannot be written to"), ("/dev/shm", "writable")),
-        (Need(files=100), Room(files=64), ("64 files", "ulimit -n")),
-        (Need(processes=20), Room(processes=3), ("3 more processes", "ulimit -u", "--pids-limit")),
-        (Need(memory_bytes=3 * 2**30), Room(memory_bytes=2**30), ("1.0 GiB of memory", "--mem")),
-        (Need(address_bytes=2**30), Room(address_bytes=2**20), ("address space", "ulimit -v")),
-        (Need(file_bytes=2**20), Room(file_bytes=1000), ("ulimit -f",)),
+        (ResourceNeeds(workers=True, shared_bytes=65 * 2**20), ResourceLimits(shared_bytes=2**26), ("64.0 MiB", "--shm-size", "--prefetch", "--workers 0")),
+        (ResourceNeeds(workers=True), ResourceLimits(shared_memory_fault="cannot be written to"), ("/dev/shm", "writable")),
+        (ResourceNeeds(files=100), ResourceLimits(files=64), ("64 files", "ulimit -n")),
+        (ResourceNeeds(processes=20), ResourceLimits(processes=3), ("3 more processes", "ulimit -u", "--pids-limit")),
+        (ResourceNeeds(memory_bytes=3 * 2**30), ResourceLimits(memory_bytes=2**30), ("1.0 GiB of memory", "--mem")),
+        (ResourceNeeds(address_bytes=2**30), ResourceLimits(address_bytes=2**20), ("address space", "ulimit -v")),
+        (ResourceNeeds(file_bytes=2**20), ResourceLimits(file_bytes=1000), ("ulimit -f",)),
     ],
 )  # fmt: skip
-def test_too_little_is_one_sentence_with_the_fix(need: Need, room: Room, words: tuple[str, ...]):
-    (sentence,) = room_faults(need, room)
+def test_too_little_is_one_sentence_with_the_fix(need: ResourceNeeds, limits: ResourceLimits, words: tuple[str, ...]):
+    (sentence,) = exceeded_limits(need, limits)
     assert all(word in sentence for word in words)
     assert "\n" not in sentence
 
 
 def test_enough_and_the_unknown_are_not_refused():
-    need = Need(10, 10, True, 10, 10, 10, 10)
-    assert room_faults(need, Room()) == []
-    assert room_faults(need, Room(10, 10, 10, None, 10, 10, 10)) == []
-    assert len(room_faults(need, Room(9, 9, 9, None, 9, 9, 9))) == 6  # all at once
-    assert room_faults(Need(), read_room()) == []
+    need = ResourceNeeds(10, 10, True, 10, 10, 10, 10)
+    assert exceeded_limits(need, ResourceLimits()) == []
+    assert exceeded_limits(need, ResourceLimits(10, 10, 10, None, 10, 10, 10)) == []
+    assert len(exceeded_limits(need, ResourceLimits(9, 9, 9, None, 9, 9, 9))) == 6  # all at once
+    assert exceeded_limits(ResourceNeeds(), read_resource_limits()) == []
 
 
 def test_shared_memory_of_a_rank():
@@ -96,21 +103,21 @@ def test_shared_memory_of_a_rank():
     ],
 )  # fmt: skip
 def test_an_error_of_a_limit_becomes_a_sentence(error: BaseException, words: str):
-    assert words in shortage(error)
+    assert words in limit_error_text(error)
 
 
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOENT, "No such file"), RuntimeError("a mistake"), ValueError("memory")]
 )
 def test_other_errors_stay_what_they_are(error: BaseException):
-    assert shortage(error) is None
+    assert limit_error_text(error) is None
 
 
 def test_a_temporary_folder_with_too_long_a_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    (sentence,) = temporary_faults()
+    (sentence,) = temporary_folder_faults()
     assert str(long) in sentence
     assert "TMPDIR" in sentence
 
@@ -195,8 +202,8 @@ def test_a_cgroup_without_room_for_workers_is_told(dataset: Path, tmp_path: Path
     code = f"""
 import os
 open("{group}/cgroup.procs", "w").write(str(os.getpid()))
-from data_preparation.common.limits import read_room
-print(read_room().processes)
+from data_preparation.common.limits import read_resource_limits
+print(read_resource_limits().processes)
 """
     try:
         assert run_python("-c", code).stdout.split() == ["3"]

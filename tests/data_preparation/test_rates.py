@@ -18,8 +18,8 @@ from data_preparation.dives import Dive, VideoFacts
 from data_preparation.extract import check_facts
 from data_preparation.frame_numbers import VideoScan
 from data_preparation.layout import DatasetLayout
-from data_preparation.rates import RepeatWatch, pace_notes, rate_notes, repeated_every
-from data_preparation.under_way import extractions, under_way
+from data_preparation.rates import RepeatWatch, rate_warnings, repeated_every, version_warnings
+from data_preparation.running_extractions import announce_extraction, running_extractions
 from tests.conftest import REPOSITORY, run_python
 
 LABELLED = 25  # frames per second that the labels count
@@ -154,15 +154,15 @@ def test_the_real_timeline_gives_no_note(shared: Path):
     for rate in (25, Fraction(30000, 1001)):
         for its in dives.values():
             last = max(d.end_frame for d in its)
-            assert pace_notes(scanned(Fraction(rate), last + round(600 * rate)), its) == []
-            twice = pace_notes(scanned(Fraction(2 * rate), 2 * last), its)
+            assert version_warnings(scanned(Fraction(rate), last + round(600 * rate)), its) == []
+            twice = version_warnings(scanned(Fraction(2 * rate), 2 * last), its)
             for words in ("frames per second, and labels", "fill only the first 50% of it"):
                 assert any(words in note for note in twice)
 
 
 def test_rates_without_a_majority_are_noted_once():
-    assert rate_notes({1: Fraction(25), 2: Fraction(25)}) == {}
-    (note,) = rate_notes({1: Fraction(25), 2: Fraction(30)}).values()
+    assert rate_warnings({1: Fraction(25), 2: Fraction(25)}) == {}
+    (note,) = rate_warnings({1: Fraction(25), 2: Fraction(30)}).values()
     assert "1 at 25, 1 at 30" in note
 
 
@@ -186,15 +186,15 @@ def test_repeats_are_found_where_pictures_move(period: int):
 
 def test_an_extraction_at_work_is_seen_and_a_killed_one_is_not(tmp_path: Path):
     frames = tmp_path / "frames"
-    with under_way(frames, [1, 2], 15):
-        (found,) = extractions(frames)
-        assert (found.videos, found.shares) == (frozenset({1, 2}), 15)
+    with announce_extraction(frames, [1, 2], 15):
+        (found,) = running_extractions(frames)
+        assert (found.videos, found.shards) == (frozenset({1, 2}), 15)
     assert list(frames.iterdir()) == []
-    code = f"import os, pathlib; from data_preparation.under_way import under_way\nwith under_way(pathlib.Path({str(frames)!r}), [1], 1): os.kill(os.getpid(), 9)"
+    code = f"import os, pathlib; from data_preparation.running_extractions import announce_extraction\nwith announce_extraction(pathlib.Path({str(frames)!r}), [1], 1): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
     assert len(list(frames.iterdir())) == 1
-    assert extractions(frames) == []
-    with under_way(frames, [1], 1):
+    assert running_extractions(frames) == []
+    with announce_extraction(frames, [1], 1):
         pass
     assert list(frames.iterdir()) == []
 
@@ -202,11 +202,11 @@ def test_an_extraction_at_work_is_seen_and_a_killed_one_is_not(tmp_path: Path):
 def test_verify_tells_an_extraction_at_work_from_a_fault(tmp_path: Path):
     layout = make_dataset(tmp_path / "set", {1: 25, 2: 25, 3: 25})
     assert call("extract", layout, "--videos", "01", "--height", 0).returncode == 0
-    with under_way(layout.frames, [2], 3):
+    with announce_extraction(layout.frames, [2], 3):
         checked = call("verify", layout, "--sheets", tmp_path / "sheets")
     assert checked.returncode == 2
-    assert "video 02: extraction under way: verify again when the extraction has ended" in checked.stderr
-    assert "video 03: not extracted yet while another share is" in checked.stderr
+    assert "video 02: extraction running: verify again when the extraction has ended" in checked.stderr
+    assert "video 03: not extracted yet; an extraction of another shard is running" in checked.stderr
     assert "FAULTY" not in checked.stdout
     assert "python -m data_preparation.extract" not in checked.stderr
     assert f"Contact sheets: 1 in {tmp_path / 'sheets'}" in checked.stdout

@@ -86,7 +86,7 @@ def test_repertoire_is_sensible(listed):
     assert listed.kind == "platform" or not fields["armstand"]
     feet_first = (fields["ss_no"] + fields["armstand"]) % 2 == 0
     assert not feet_first or fields["armstand"] == 0
-    board = synthetic.board_of(listed.kind, listed.difficulty)
+    board = synthetic.choose_board(listed.kind, listed.difficulty)
     assert board in BOARDS
     assert board.kind == listed.kind
 
@@ -99,7 +99,7 @@ def test_dive_numbers_are_read_as_mtl_aqa_does(real_file):
 
 
 def test_spread_is_that_of_mtl_aqa():
-    drawn = [dive for plan in synthetic.fresh_plan(SyntheticConfig()) for dive in plan.dives]
+    drawn = [dive for plan in synthetic.sample_plan(SyntheticConfig()) for dive in plan.dives]
     difficulty = np.array([dive.difficulty for dive in drawn])
     execution = np.array([synthetic.execution_of(dive) for dive in drawn])
     assert len(drawn) == 1200
@@ -110,7 +110,7 @@ def test_spread_is_that_of_mtl_aqa():
 
 @pytest.mark.parametrize("total", [0, 0.5, 12.5, 22.5, 27.2, 29.5, 30])
 def test_judges_of_a_total(total):
-    judges = synthetic.judges_of_total(total, np.random.default_rng(0))
+    judges = synthetic.judge_scores_for_total(total, np.random.default_rng(0))
     assert len(judges) == 7
     assert all(0 <= score <= 10 and score * 2 == int(score * 2) for score in judges)
     assert sum(sorted(judges)[2:5]) == pytest.approx(total, abs=0.25)
@@ -180,7 +180,7 @@ def test_dives_and_filler_follow_each_other(dives):
 def test_frame_k_of_the_video_is_frame_k_of_the_plan(made):
     config = replace(SMALL, dataset=made.root)
     for plan in synthetic.make_plan(config):
-        drawn = [np.asarray(image) for image in synthetic.drawn_frames(config, plan)]
+        drawn = [np.asarray(image) for image in synthetic.render_frames(config, plan)]
         decoded = list(frames(made.video_file(plan.video)))
         assert len(decoded) == len(drawn) == plan.frames == plan.dives[-1].end_frame + SMALL.filler
         for dive in plan.dives:  # the first and last frames are cuts: were numbers off by one, they would show filler
@@ -215,7 +215,7 @@ def test_ffmpeg_numbers_frames_alike(made, tmp_path):
 def test_dives_differ_from_filler_and_end_in_a_splash():
     config = replace(SMALL, width=160, height=90)
     plan = synthetic.make_plan(config)[0]
-    drawn = [np.asarray(image).astype(int) for image in synthetic.drawn_frames(config, plan)]
+    drawn = [np.asarray(image).astype(int) for image in synthetic.render_frames(config, plan)]
     for dive in plan.dives:
         start, end = drawn[dive.start_frame - 1], drawn[dive.end_frame - 1]
         assert np.abs(start - drawn[dive.start_frame - 2]).mean() > 3
@@ -229,7 +229,7 @@ def test_better_dives_splash_less():
     foam = []
     for execution in (0.95, 0.75, 0.5, 0.2):
         dive = Dive(1, 1, 1, 50, 3.2, execution * 96, **synthetic.attributes("407C"))
-        plan = synthetic.performance(dive, BOARDS[-1], np.random.default_rng(0))
+        plan = synthetic.make_performance(dive, BOARDS[-1], np.random.default_rng(0))
         foam.append(int((np.asarray(stage.dive_frame(plan, 0.8)).min(axis=2) > 235).sum()))
     assert foam == sorted(foam)
     assert foam[-1] > 4 * foam[0]
@@ -239,7 +239,7 @@ def test_better_dives_splash_less():
 def test_every_filler_is_drawn(kind):
     stage = synthetic.make_stage(SMALL, 1)
     dive = Dive(1, 1, 1, 50, 3.2, 80.0, **synthetic.attributes("5253B"))
-    plan = synthetic.performance(dive, BOARDS[0], np.random.default_rng(0))
+    plan = synthetic.make_performance(dive, BOARDS[0], np.random.default_rng(0))
     for share in (0.0, 0.5, 1.0):
         assert stage.filler_frame(kind, plan, share).size == (SMALL.width, SMALL.height)
 

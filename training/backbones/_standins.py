@@ -34,7 +34,7 @@ _ALLOCATING = re.compile(
 )
 
 
-class Hostile(UserError):
+class UnsafeFile(UserError):
     """A file that wants a program to be run, or memory to be used up."""
 
 
@@ -129,15 +129,15 @@ def load(path: Path) -> Any:
     """What torch.load(weights_only=True) makes of a file, with stand-ins for the names that it refuses.
 
     Raises:
-        Hostile: the file names what runs programs, or asks for more memory than it fills.
+        UnsafeFile: the file names what runs programs, or asks for more memory than it fills.
         pickle.UnpicklingError: it cannot be read so. Whatever torch.load raises for a damaged file.
     """
     found = scan(path)
     named = sorted(f"{module}.{name}" for module, name in found.names)
     if found.largest > max(path.stat().st_size, _LITTLE) and any(map(_ALLOCATING.fullmatch, named)):
-        raise Hostile(f"it asks for {found.largest} bytes or numbers, more than it holds")
+        raise UnsafeFile(f"it asks for {found.largest} bytes or numbers, more than it holds")
     if hostile := [f"{module}.{name}" for module, name in sorted(found.names) if runs_programs(module, name)]:
-        raise Hostile(f"it wants {hostile[0]}")
+        raise UnsafeFile(f"it wants {hostile[0]}")
     if found.form == "pickle":
         return tensors_of_arrays(load_pickle(path))
     try:

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from data_preparation.common.errors import UserError
-from data_preparation.contents import content_of, description, head_of
+from data_preparation.file_types import file_type_hint, file_type_of, read_head
 from training.backbones import _standins
 
 _WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "base_model")
@@ -34,7 +34,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"weight file {path} cannot be read ({error.strerror}): give the path of a downloaded file"
         ) from None
-    except _standins.Hostile as error:
+    except _standins.UnsafeFile as error:
         raise UserError(
             f"weight file {path} is refused, it holds more than weights ({error}): do not trust it, choose another file"
         ) from None
@@ -103,8 +103,8 @@ def _conversion(path: Path, loaded: str, part: str = "", modules: str = "torch")
 
 def _fault(path: Path, error: Exception) -> UserError:
     """The sentence about a weight file that its reader could not read: by what it is, else by the error."""
-    head = head_of(path)
-    content, cause = content_of(head), _standins.cause_of(error)
+    head = read_head(path)
+    content, cause = file_type_of(head), _standins.cause_of(error)
     kind = content.kind if content else None
     if kind == "safetensors" and path.suffix != ".safetensors":
         return UserError(f"weight file {path} is of safetensors: name it {path.with_suffix('.safetensors').name}")
@@ -115,7 +115,7 @@ def _fault(path: Path, error: Exception) -> UserError:
         return UserError(
             f"weight file {path} is {content.name}: convert it: {_conversion(path, loaded, modules='numpy, torch')}"
         )
-    if told := description(path, head, wanted={"torch", "pickle", "safetensors"}):
+    if told := file_type_hint(path, head, wanted={"torch", "pickle", "safetensors"}):
         return UserError(f"weight file {path} holds no weights, {told}")
     if "TorchScript" in str(error):
         loaded = "torch.jit.load('{0}')"
@@ -147,14 +147,14 @@ def _strip(name: str, prefixes: tuple[str, ...]) -> str:
     return name
 
 
-def load_exactly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], may_miss: Iterable[str] = ()) -> None:
-    """Load `state`; every name and shape must fit, except that those in `may_miss` may be absent.
+def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], allow_missing: Iterable[str] = ()) -> None:
+    """Load `state`; every name and shape must fit, except that those in `allow_missing` may be absent.
 
     Raises:
         UserError: listing what is missing, unexpected or of another shape.
     """
     own = module.state_dict()
-    missing = sorted(set(own) - set(state) - set(may_miss))
+    missing = sorted(set(own) - set(state) - set(allow_missing))
     unexpected = sorted(set(state) - set(own))
     misfits = [
         f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"

@@ -55,7 +55,7 @@ class Backbone(nn.Module):
         """An input of `forward` of the right shape, zeros, for counting what it costs."""
         return torch.zeros(clips, 3, config.frame_num, config.spatial_size, config.spatial_size)
 
-    def trains(self, name: str) -> bool:
+    def is_trainable(self, name: str) -> bool:
         """Whether a parameter is trained where the backbone is not frozen as a whole."""
         return True
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.backbones._weights import load_exactly
+from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.backbones.windows import LAYOUTS
 from training.config import TrainConfig
@@ -70,5 +70,5 @@ class C3D(Backbone):
         return F.max_pool3d(F.relu(self.conv5b(F.relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
-        load_exactly(self, {name: t for name, t in state.items() if name.split(".")[0] not in ("fc6", "fc7", "fc8")})
+        load_strict(self, {name: t for name, t in state.items() if name.split(".")[0] not in ("fc6", "fc7", "fc8")})
         return ["fully connected layers fc6 to fc8 dropped"]

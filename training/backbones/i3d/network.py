@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.backbones._weights import load_exactly
+from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.backbones.windows import LAYOUTS
 from training.config import TrainConfig
@@ -166,7 +166,9 @@ class I3D(Backbone):
             notes.append("classifier dropped")
         state = {name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIERS)}
         # files from before torch counted batches
-        load_exactly(self, state, may_miss=[name for name in self.state_dict() if name.endswith("num_batches_tracked")])
+        load_strict(
+            self, state, allow_missing=[name for name in self.state_dict() if name.endswith("num_batches_tracked")]
+        )
         return notes
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_preparation.common.errors import UserError
-from training.backbones._weights import load_exactly
+from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.backbones.timesformer.flags import ATTENTION_TYPES
 from training.config import TrainConfig
@@ -163,7 +163,7 @@ class TimeSformer(Backbone):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
 
         def resizable(name: str) -> bool:
-            """Whether only the number of vectors differs; what differs otherwise is listed by load_exactly."""
+            """Whether only the number of vectors differs; what differs otherwise is listed by load_strict."""
             if name not in state or name not in own or state[name].ndim != 3 or not state[name].numel():
                 return False
             (one, count, width), (_, wanted, own_width) = state[name].shape, own[name].shape
@@ -199,7 +199,7 @@ class TimeSformer(Backbone):
                 if name.startswith("blocks.") and part in name
             }
         fresh = ("head.",) if from_video else ("head.", ".temporal_fc.")
-        load_exactly(self, state, may_miss=[name for name in own if any(part in name for part in fresh)])
+        load_strict(self, state, allow_missing=[name for name in own if any(part in name for part in fresh)])
         return notes
 
     def flop_counters(self) -> dict[str, Any]:
