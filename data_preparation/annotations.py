@@ -30,8 +30,7 @@ import numpy as np
 
 from data_preparation.common.command_line import flag, parse_command, run
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import write_whole, writing
-from data_preparation.contents import description
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.dives import (
     ATTRIBUTE_CLASSES,
     POSITION_LETTERS,
@@ -47,9 +46,10 @@ from data_preparation.dives import (
     list_names,
     overlap_faults,
 )
+from data_preparation.file_types import file_type_hint
 from data_preparation.layout import DatasetLayout, default_dataset
-from data_preparation.near_misses import beside_text
 from data_preparation.pickles import load_pickle
+from data_preparation.similar_files import similar_files_hint
 
 _REQUIRED = ("start_frame", "end_frame", "difficulty", "final_score")
 _VIDEO_COLUMNS, _DIVE_COLUMNS = ("video", "video_num"), ("dive", "number")
@@ -74,7 +74,7 @@ _KNOWN_COLUMNS = {
 
 
 def _read_text(path: Path) -> str:
-    if told := description(Path(path), wanted={"text", "utf-16", "json", "empty"}):
+    if told := file_type_hint(Path(path), wanted={"text", "utf-16", "json", "empty"}):
         raise UserError(f"{path} cannot be read as text: {told}")
     try:
         content = Path(path).read_bytes()
@@ -234,7 +234,7 @@ def _rows(path: Path) -> list[tuple[DiveKey, Mapping[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path} is not a file{beside_text(path, _SUFFIXES)}: fetch MTL-AQA's (python -m data_preparation.download annotations), or name your annotations with --annotation_path"
+            f"{path} is not a file{similar_files_hint(path, _SUFFIXES)}: fetch MTL-AQA's (python -m data_preparation.download annotations), or name your annotations with --annotation_path"
         )
     _not_a_text_or_pickle(path)
     suffix = path.suffix.lower()
@@ -521,7 +521,7 @@ def load_split(path: Path) -> list[DiveKey]:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path} is not a file{beside_text(path, (*_SUFFIXES, '.npy'))}: fetch MTL-AQA's split lists (python -m data_preparation.download annotations), or name yours with --train_path and --test_path"
+            f"{path} is not a file{similar_files_hint(path, (*_SUFFIXES, '.npy'))}: fetch MTL-AQA's split lists (python -m data_preparation.download annotations), or name yours with --train_path and --test_path"
         )
     _not_a_text_or_pickle(path)
     suffix = path.suffix.lower()
@@ -720,8 +720,8 @@ def _disjoint(config: DisjointConfig) -> None:
     kept = [key for key in train if key not in test]
     if not kept:
         raise UserError(f"every dive of {config.train_path} is in the test list: nothing would be left to train on")
-    with writing(config.output):
-        write_whole(config.output, _WRITERS[config.output.suffix.lower()](kept))
+    with reporting_write_errors(config.output):
+        write_atomic(config.output, _WRITERS[config.output.suffix.lower()](kept))
     print(f"{config.output}: {len(kept)} dives; {len(train) - len(kept)} that the test list has are left out")
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from data_preparation.common.command_line import run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import write_whole, writing
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from launch.config import LaunchConfig
 from launch.progress import starting_text
 from launch.slurm import SlurmError, set_comment
@@ -61,8 +61,8 @@ def check_restart(job: Path, restarts: int, budget: int, now_at: str) -> None:
             f"{job.name} started {len(before)} times{last} saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
         )
     record = {"restart": restarts, "position": now_at, "time": time.time(), "node": socket.gethostname()}
-    with writing(file):
-        write_whole(file, "".join(json.dumps(each) + "\n" for each in [*before, record]).encode())
+    with reporting_write_errors(file):
+        write_atomic(file, "".join(json.dumps(each) + "\n" for each in [*before, record]).encode())
         end = job / f"ended-{restarts}"
         end.mkdir(exist_ok=True)  # now, while there is room on the disk
         for left in end.iterdir():  # of a job that had the same number
@@ -123,8 +123,8 @@ def main(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> int:
         check_restart(job, restart_count(), int(text), position(run_folder))
         port = free_port(raw_job_number())
     except UserError as error:  # launch.status tells it when Slurm has forgotten the job
-        with writing(job):
-            write_whole(job / REFUSAL, str(error).encode())
+        with reporting_write_errors(job):
+            write_atomic(job / REFUSAL, str(error).encode())
         raise
     (job / REFUSAL).unlink(missing_ok=True)
     tell_start(run_folder, env)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from data_preparation.common.command_line import run
 from data_preparation.common.errors import UserError, os_error_text
-from data_preparation.common.limits import shortage
+from data_preparation.common.limits import limit_error_text
 from launch.progress import progress_text
 from launch.slurm import SlurmError, set_comment
 from training.runtime.interruption import InterruptionFlag
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {os_error_text(error)}", file=sys.stderr, flush=True)
         status = 2
     except Exception as error:
-        if text := shortage(error):
+        if text := limit_error_text(error):
             print(f"error: {text}", file=sys.stderr, flush=True)
             status = 2
         else:

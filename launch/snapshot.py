@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data_preparation.common.command_line import flag, parse, run, to_argv
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import whole_folder, write_whole, writing
+from data_preparation.common.files import atomic_folder, reporting_write_errors, write_atomic
 from launch.config import REPOSITORY, absolute, read_flag_file, split_argv
 from training.config import TrainConfig
 from training.runtime.ranks import slurm_job_id
@@ -51,7 +51,7 @@ def take(folder: Path) -> Path:
     target = place(folder)
     if target.is_dir():
         return target
-    with writing(target), whole_folder(target) as temporary:
+    with reporting_write_errors(target), atomic_folder(target) as temporary:
         for name in code_files():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, temporary / name)
@@ -63,11 +63,11 @@ def take(folder: Path) -> Path:
 def keep(run_folder: RunFolder, job_id: str, training: TrainConfig, code: Path) -> Path:
     """Write down what a job is to do, once; returns the job's folder."""
     job = run_folder.job_dir(job_id)
-    with writing(job):
+    with reporting_write_errors(job):
         job.mkdir(parents=True, exist_ok=True)
         (job / "code").unlink(missing_ok=True)
         (job / "code").symlink_to(os.path.relpath(code, job))
-        write_whole(job / "flags", b"".join(word.encode() + b"\0" for word in to_argv(training)))
+        write_atomic(job / "flags", b"".join(word.encode() + b"\0" for word in to_argv(training)))
     return job
 
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     folder = RunFolder(training.run_dir)
     job = keep(folder, job_id, training, take(folder.path))
     link = Path(os.environ.get("DEEPSPORTS_RUNS", "runs")).resolve() / ".jobs" / job_id
-    with writing(link):
+    with reporting_write_errors(link):
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(job)

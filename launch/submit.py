@@ -20,9 +20,9 @@ from typing import Any
 
 import submitit
 
-from data_preparation.common.command_line import collected, flag_faults, parse, run, to_argv
+from data_preparation.common.command_line import collect_faults, flag_faults, parse, run, to_argv
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import lock, writing
+from data_preparation.common.files import lock, reporting_write_errors
 from launch import preflight, snapshot
 from launch.begin import free_port
 from launch.config import (
@@ -104,7 +104,7 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
 @contextmanager
 def submitting_into(folder: Path) -> Iterator[None]:
     """Keep other submissions out of a run's folder while the block looks at it and submits."""
-    with writing(folder):
+    with reporting_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".submit.lock", "w")  # noqa: SIM115 (closed below)
     with file:
@@ -233,7 +233,7 @@ def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
     """
     folder = RunFolder(training.run_dir)
     with submitting_into(folder.path):
-        folder.refuse_if_held()
+        folder.refuse_if_locked()
         return _start_here(launch, training, folder)
 
 
@@ -270,14 +270,16 @@ def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[A
     preflight.say(f"reading the flags and {ENVIRONMENT_FILE.relative_to(REPOSITORY)}")
     site = dict(site_environment())
     faults: list[str] = []
-    own = [*(collected(faults, site_flags, site, cls) or []), *launch_argv]
-    launch = collected(faults, parse, cls, own, prog, description, {_AFTER: TrainConfig})
+    own = [*(collect_faults(faults, site_flags, site, cls) or []), *launch_argv]
+    launch = collect_faults(faults, parse, cls, own, prog, description, {_AFTER: TrainConfig})
     config = named_config(own) if launch is None else launch.config
-    flags = collected(faults, read_flag_file, REPOSITORY / config)
+    flags = collect_faults(faults, read_flag_file, REPOSITORY / config)
     if flags is None:
         faults += flag_faults(TrainConfig, training_argv, {_BEFORE: cls})
     else:
-        training = collected(faults, parse, TrainConfig, [*flags, *training_argv], str(config), None, {_BEFORE: cls})
+        training = collect_faults(
+            faults, parse, TrainConfig, [*flags, *training_argv], str(config), None, {_BEFORE: cls}
+        )
     if faults:
         raise UserError.of(faults)
     return launch, absolute(training), site

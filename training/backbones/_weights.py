@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from data_preparation.common.errors import UserError
-from data_preparation.contents import content_of, description, head_of
+from data_preparation.file_types import file_type_hint, file_type_of, read_head
 from training.backbones import _standins
 
 _WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "base_model")
@@ -105,8 +105,8 @@ def _conversion(path: Path, loaded: str, part: str = "", modules: str = "torch")
 
 def _fault(path: Path, error: Exception) -> UserError:
     """The error for an unreadable weight file, from its file type if that is known, else from the exception."""
-    head = head_of(path)
-    content, cause = content_of(head), _standins.cause_of(error)
+    head = read_head(path)
+    content, cause = file_type_of(head), _standins.cause_of(error)
     kind = content.kind if content else None
     if kind == "safetensors" and path.suffix != ".safetensors":
         return UserError(
@@ -119,7 +119,7 @@ def _fault(path: Path, error: Exception) -> UserError:
         return UserError(
             f"weight file {path} is {content.name}: convert it: {_conversion(path, loaded, modules='numpy, torch')}"
         )
-    if found := description(path, head, wanted={"torch", "pickle", "safetensors"}):
+    if found := file_type_hint(path, head, wanted={"torch", "pickle", "safetensors"}):
         return UserError(f"{path} is not a weight file: {found}")
     if "TorchScript" in str(error):
         loaded = "torch.jit.load('{0}')"

@@ -67,7 +67,7 @@ def names_in(folder: Path) -> list[str]:
         return []
 
 
-def numbered_alike(names: Iterable[str], number: int, suffixes: Iterable[str] | None = None) -> list[str]:
+def names_with_number(names: Iterable[str], number: int, suffixes: Iterable[str] | None = None) -> list[str]:
     """The names that hold `number` ('video 1.mp4', '001.mp4', '01_final.mp4' for 1), with `suffixes` only of such files."""
     found = []
     for name in names:
@@ -99,7 +99,7 @@ def similar_names(name: str, names: Iterable[str], suffixes: Iterable[str] = ())
     return list(dict.fromkeys([*same, *close, *other]))[:3]
 
 
-def beside_text(path: Path, suffixes: Iterable[str] = ()) -> str:
+def similar_files_hint(path: Path, suffixes: Iterable[str] = ()) -> str:
     """A clause for the end of a sentence about a missing file: what is there in its place, or ''."""
     if path.is_symlink():
         return f" ({path.name} is a link to {path.readlink()}, which is not there)"

@@ -19,7 +19,7 @@ import torch
 from data_preparation.annotations import load_annotations, load_split, load_vocabulary
 from data_preparation.archive import FrameReader
 from data_preparation.common.errors import UserError
-from data_preparation.contents import HEAD_BYTES, content_of
+from data_preparation.file_types import HEAD_BYTES, file_type_of
 from data_preparation.frame_numbers import open_video
 from training.runtime import checkpoint
 
@@ -67,7 +67,7 @@ def zipped(name: str) -> bytes:
     ],
 )
 def test_kinds_are_told_apart(content: bytes, kind: str | None):
-    found = content_of(content[:HEAD_BYTES])
+    found = file_type_of(content[:HEAD_BYTES])
     assert (found and found.kind) == kind
 
 
