@@ -236,7 +236,7 @@ def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
     """
     folder = RunFolder(training.run_dir)
     with submitting_into(folder.path):
-        folder.refuse_if_held()
+        folder.refuse_if_locked()
         return _start_here(launch, training, folder)
 
 

@@ -75,9 +75,26 @@ def test_only_one_file_runs_slurms_commands_and_one_reads_its_variables():
     assert holders('"SLURM_') == {"training/runtime/ranks.py"}
 
 
-def test_submitting_imports_no_torch():
-    code = "import sys, launch.submit, launch.status; sys.exit('torch' in sys.modules)"
-    assert run_python("-c", code, check=False).returncode == 0
+PLOTS_AND_STATISTICS = {"matplotlib", "scipy", "sklearn"}
+IMPORTED_LATE = {
+    "training.train": PLOTS_AND_STATISTICS
+    | {"av", "fvcore", "h5py", "submitit", "tensorboard", "timm", "torchmetrics", "torchsort", "torchvision"},
+    "training.evaluate": PLOTS_AND_STATISTICS | {"timm", "torchsort"},
+    "training.compare": PLOTS_AND_STATISTICS | {"torch"},
+    "training.report": PLOTS_AND_STATISTICS | {"torch"},
+    "launch.submit": PLOTS_AND_STATISTICS | {"torch"},
+    "launch.status": PLOTS_AND_STATISTICS | {"torch"},
+    "launch.sweep": PLOTS_AND_STATISTICS | {"torch"},
+    "data_preparation.verify": PLOTS_AND_STATISTICS | {"torch"},
+}
+
+
+@pytest.mark.parametrize("module", IMPORTED_LATE)
+def test_start_up_imports_no_library_that_is_needed_late_or_never(module: str):
+    """A training imports again at every restart, and each of these libraries takes up to a second."""
+    imported = set(run_python("-c", f"import sys, {module}; print(*sys.modules)").stdout.split())
+    assert module in imported
+    assert not imported & IMPORTED_LATE[module]
 
 
 def test_ruff_is_clean():

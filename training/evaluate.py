@@ -29,10 +29,10 @@ from data_preparation.dives import Dive
 from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
-from training.data.processes import start_server
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
-from training.engine.prediction import predict, remember_references
+from training.data.workers import start_server
+from training.engine.prediction import encode_references, predict
 from training.metrics import (
     baselines,
     bootstrap_interval,
@@ -77,7 +77,7 @@ def open_test_split(
             opened["checkpoint"]["epoch"],
         )
         return opened
-    same = collectives.see_the_same(run.best_checkpoint, checkpoint.fingerprint)
+    same = collectives.wait_until_visible(run.best_checkpoint, checkpoint.fingerprint)
     best = checkpoint.load(same, device, parts={"model", "position"})
     try:
         model.load_state_dict(best["model"])
@@ -87,7 +87,7 @@ def open_test_split(
         ) from None
     data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known)
     where = (config, ranks, device, between_batches)
-    remember_references(model, data.references, *where, known=True)
+    encode_references(model, data.references, *where, known=True)
     rows = predict(model, data, *where)
     predicted = model.method.predict(rows.outputs, rows.given)["score"].tolist()
     summary = None
@@ -196,7 +196,7 @@ EvaluateConfig = dataclasses.make_dataclass(
 def main(argv: Sequence[str]) -> int:
     options = parse(EvaluateConfig, argv, prog="python -m training.evaluate")
     folder = RunFolder(options.run)
-    config = folder.known_config()
+    config = folder.existing_config()
     opened = folder.summary()
     if opened is not None:
         print("\n".join(result_lines(opened)))
@@ -224,12 +224,12 @@ def main(argv: Sequence[str]) -> int:
     if faults := source.faults(splits.test) + label_faults(splits.test, model.method):
         raise UserError.of(faults)
     check_machine(config, model, ranks, device, splits, trains=False)
-    collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    collectives.on_first_rank(folder.hold)
+    collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    collectives.on_first_rank(folder.acquire_lock)
     opened = open_test_split(folder, config, model, ranks, device, splits)
     if ranks.is_first:
         print("\n".join(result_lines(opened)))
-    collectives.leave()
+    collectives.disconnect()
     return 0
 
 

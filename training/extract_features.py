@@ -37,8 +37,8 @@ from training.data.dataset import ActionDataset, Plan
 from training.data.features import FeatureFile
 from training.data.loader import batches_of
 from training.data.plan import Arrays, Sample
-from training.data.processes import start_server
 from training.data.sources import source_of
+from training.data.workers import start_server
 from training.engine.prediction import autocast, resolve_precision, to_device
 from training.model import ScoringModel, build_model
 from training.runtime import checkpoint, collectives
@@ -157,7 +157,7 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
         raise UserError.of(faults)
     device = collectives.choose_device(config.gpu, ranks)
     model = load_model(options, config).to(device)
-    collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     precision = resolve_precision(config.precision, device)
     parts = options.output.with_name(f"{options.output.name}.parts-{fingerprint(config, model, precision, actions)}")
     data = ActionDataset(actions, config, ClipAlone(), augment=False)
@@ -196,7 +196,7 @@ def _config_of_run(run_dir: Path, given: Sequence[str]) -> TrainConfig:
     Raises:
         UserError: a flag that is wrong, or that would change what is computed.
     """
-    saved = RunFolder(run_dir).known_config()
+    saved = RunFolder(run_dir).existing_config()
     config = parse(type(saved), [*to_argv(saved), *given])
     if fixed := [each for each in differences(saved, config)[0] if not each.startswith("--precision")]:
         raise UserError(
@@ -218,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
     text = extract(options, config, ranks)
     if ranks.is_first:
         print(text)
-    collectives.leave()
+    collectives.disconnect()
     return 0
 
 

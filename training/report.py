@@ -65,7 +65,7 @@ def read_run(path: Path) -> OpenedRun:
         UserError: the folder holds no run, or its test split was not opened.
     """
     folder = RunFolder(path)
-    config, summary = folder.known_config(), folder.summary()
+    config, summary = folder.existing_config(), folder.summary()
     if summary is None:
         raise UserError(f"{path} has no result: open its test split first (python -m training.evaluate --run {path})")
     splits = read_json(folder.splits_file)

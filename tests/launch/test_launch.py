@@ -533,7 +533,7 @@ def test_paths_mean_the_same_wherever_the_job_runs(tmp_path: Path, monkeypatch: 
 def not_free(folder: RunFolder) -> bool:
     """Whether a training is at work in a run's folder."""
     try:
-        folder.refuse_if_held()
+        folder.refuse_if_locked()
     except UserError:
         return True
     return False

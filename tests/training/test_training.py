@@ -20,7 +20,7 @@ from scipy import stats
 from submitit.core.utils import DelayedSubmission
 
 from launch.job import TrainingJob
-from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, loader_processes, run_python
+from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python, worker_processes
 from training.config import DATA_PATHS
 from training.runtime import checkpoint
 from training.runtime.interruption import STATUS
@@ -344,7 +344,7 @@ def test_a_killed_loader_process_ends_the_training(finished: Path, tmp_path: Pat
     command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500)
     process = start(*command)
     while process.poll() is None:  # at some moment there is a loader process, which ends with its epoch
-        for loader in loader_processes(process.pid) if (tmp_path / "whole" / "metrics.jsonl").exists() else []:
+        for loader in worker_processes(process.pid) if (tmp_path / "whole" / "metrics.jsonl").exists() else []:
             with suppress(ProcessLookupError):
                 os.kill(loader, signal.SIGKILL)
         time.sleep(0.01)
@@ -356,7 +356,7 @@ def test_a_killed_loader_process_ends_the_training(finished: Path, tmp_path: Pat
 
 def test_a_killed_training_takes_its_loader_processes_along(finished: Path, tmp_path: Path):
     process = start(*same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500))
-    while not loader_processes(process.pid):
+    while not worker_processes(process.pid):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     process.kill()

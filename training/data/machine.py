@@ -33,7 +33,7 @@ _WORKER_BYTES = 30 * 2**20
 _SERVER_BYTES = 90 * 2**20
 _WORKER_THREADS = 3
 _WORKER_FILES = 14
-_SERVED_FILES = 5  # of the training for each worker
+_FILES_PER_WORKER = 5  # of the training for each worker
 _OTHER_FILES = 12  # of the training: logs, metrics, a checkpoint, sockets of other ranks
 _OTHER_THREADS = 3  # of the training: what saves, what pins, what watches
 _PAGE = 4096
@@ -83,7 +83,7 @@ def needs(
     moving = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) if training else 0
     # gradients, and two averages of Adam, where the model is in this machine's memory
     trained = moving * (3 if config.optimizer.startswith("Adam") else 1) if device.type == "cpu" else 0
-    files = open_file_count() + _OTHER_FILES + _SERVED_FILES * workers + 2 * tensors + (0 if workers else videos)
+    files = open_file_count() + _OTHER_FILES + _FILES_PER_WORKER * workers + 2 * tensors + (0 if workers else videos)
     of_worker = _WORKER_FILES + videos + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
     return ResourceNeeds(
         files=max(files, of_worker if workers else 0),
@@ -108,7 +108,7 @@ def check_machine(
     training = list(splits.train) if trains else []
     evaluated = list(
         max(
-            splits.train if trains and model.method.fits_at_once else (),
+            splits.train if trains and model.method.fits_features else (),
             splits.val if trains else (),
             splits.test,
             key=len,
@@ -123,11 +123,11 @@ def check_machine(
         faults += temporary_folder_faults()
     if faults:
         raise UserError.of(faults)
-    for remark in remarks(config):
+    for remark in machine_warnings(config):
         log.warning(remark)
 
 
-def remarks(config: TrainConfig) -> list[str]:
+def machine_warnings(config: TrainConfig) -> list[str]:
     """What will work, and perhaps not as wished."""
     found = []
     if config.loader_workers > (there := cores()):

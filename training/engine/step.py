@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
-from training.data.batch import Batch, Tensors, cut, cut_batch, joined
+from training.data.batch import Batch, Tensors, chunk, chunk_batch, concat
 from training.engine.prediction import autocast, non_finite_rows, resolve_precision, to_device
 from training.model import ScoringModel
 from training.rows import batch_part, update_running_statistics
@@ -46,7 +46,7 @@ def build_optimizer(model: ScoringModel, config: TrainConfig) -> torch.optim.Opt
     return _OPTIMIZERS[config.optimizer](groups, config)
 
 
-class StepFault(UserError):
+class NonFiniteLoss(UserError):
     """A loss that is not a number; `rows` of the global batch are to blame."""
 
     def __init__(self, loss: float, rows: Sequence[int]) -> None:
@@ -89,35 +89,35 @@ class Step:
         outputs is known ("Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", Gao et al., 2021).
 
         Raises:
-            StepFault: the loss is not a finite number. UserError: the gradient is not. The optimizer has not moved.
+            NonFiniteLoss: the loss is not a finite number. UserError: the gradient is not. The optimizer has not moved.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        parts = cut_batch(to_device(batch, self.device), self.config.accumulate)
+        parts = chunk_batch(to_device(batch, self.device), self.config.accumulate)
         with torch.set_grad_enabled(len(parts) == 1):
             passes = [self._forward(part, number, index) for index, part in enumerate(parts)]
 
         # Every rank computes the loss of the global batch; its gradient reaches this rank's rows only.
-        rows = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in joined(passes).items()}
+        rows = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in concat(passes).items()}
         outputs = {name: gather(t) for name, t in rows.items()}
         given, labels = (
-            {name: gather(t) for name, t in joined([part[group] for part in parts]).items()} for group in (1, 2)
+            {name: gather(t) for name, t in concat([part[group] for part in parts]).items()} for group in (1, 2)
         )
         losses = self.model.method.loss(outputs, given, labels)
         if not torch.isfinite(losses["loss"]):
-            raise StepFault(float(losses["loss"].detach()), non_finite_rows(outputs))
+            raise NonFiniteLoss(float(losses["loss"].detach()), non_finite_rows(outputs))
 
         # DistributedDataParallel divides the summed gradients by the number of ranks
         self.scaler.scale(losses["loss"] * self.ranks.world_size).backward()
         # an output that the loss does not use has a gradient of zero: left out, its parameters would be missing from DDP's sums
         gradients = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in rows.items() if t.requires_grad}
         self.optimizer.zero_grad(set_to_none=True)
-        for index, (part, gradient) in enumerate(zip(parts, cut(gradients, len(parts)), strict=True)):
+        for index, (part, gradient) in enumerate(zip(parts, chunk(gradients, len(parts)), strict=True)):
             with self._gradient_sync(index == len(parts) - 1), self._rows(part, index, recomputing=True):
                 graph = passes[0] if len(parts) == 1 else self._forward(part, number, index, recomputing=True)
                 traced = [name for name in gradient if graph[name].requires_grad]
                 torch.autograd.backward([graph[name] for name in traced], [gradient[name] for name in traced])
-        norm = self._move(number)
+        norm = self._optimizer_step(number)
         update_running_statistics(self.model, gather)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
@@ -141,7 +141,7 @@ class Step:
             return nullcontext()
         return self.parallel.no_sync()
 
-    def _move(self, number: int) -> float:
+    def _optimizer_step(self, number: int) -> float:
         """Let the optimizer move; returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
@@ -155,7 +155,7 @@ class Step:
         return float(norm)
 
     @property
-    def evaluated_model(self) -> ScoringModel:
+    def validated_model(self) -> ScoringModel:
         """The model that is validated, kept as best and tested: the average of the weights, if one is kept."""
         return self.model if self.ema is None else self.ema.module
 

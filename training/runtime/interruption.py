@@ -26,7 +26,7 @@ SIGNAL_BEFORE_END_S = 120
 _SHORT_S = 60  # less time to train than this is worth a remark
 
 
-def time_limit_remark(started: float, now: float, end: float) -> str | None:
+def time_limit_warning(started: float, now: float, end: float) -> str | None:
     """A sentence where a job's time limit leaves little between its start-up and the signal before its end.
 
     `started` and `end` are those of the job, `now` is when its start-up is done, all in seconds of one clock.
@@ -42,7 +42,7 @@ class ProcessLost(UserError):
     """Another process of the run is gone, silent or did not come: nothing that this one could mend; the job may start again."""
 
 
-class Interrupted(Exception):
+class StoppedBySignal(Exception):
     """The run stopped at a step boundary with a checkpoint, because of a signal; `status` is the exit status."""
 
     def __init__(self, message: str, status: int) -> None:

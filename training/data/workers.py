@@ -60,26 +60,26 @@ def start_server(workers: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_worker(_: int) -> None:
+def init_worker(_: int) -> None:
     """What each loader process does first."""
     torch.set_num_threads(1)  # the workers are the parallelism
-    sys.excepthook = _say_in_one_line
-    threading.Thread(target=_end_with_training, daemon=True).start()
+    sys.excepthook = _print_in_one_line
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _say_in_one_line(kind: type[BaseException], error: BaseException, _: object) -> None:
+def _print_in_one_line(kind: type[BaseException], error: BaseException, _: object) -> None:
     """What a thread that hands batches over could not do; the training says what it means."""
     print(f"worker {os.getpid()}: {kind.__name__}: {error}", file=sys.stderr, flush=True)
 
 
-def _end_with_training() -> None:
+def _exit_with_parent() -> None:
     """A killed training cannot say goodbye; the parent, which is the server, outlives it."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 @contextmanager
-def without_program() -> Iterator[None]:
+def hidden_main_module() -> Iterator[None]:
     """Processes that are started inside do not import the program of this one, which they have no use for."""
     program = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -90,7 +90,7 @@ def without_program() -> Iterator[None]:
 
 
 @contextmanager
-def patience(minutes: float) -> Iterator[None]:
+def time_limit(minutes: float) -> Iterator[None]:
     """
     Raises:
         ProcessLost: what is done inside takes longer than that.
