@@ -29,6 +29,7 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from launch import preflight, snapshot, submit
 from launch.config import LaunchConfig, absolute
+from launch.job import create_folder
 from launch.progress import number_text, share_text
 from launch.status import end_jobs, existing_runs_dir, last_job, look_at_cluster, run_state
 from training.config import TrainConfig, path_faults
@@ -330,7 +331,7 @@ def _submit_points(
     executor = _executor(launch, folder, code, list(wanted.values()), site)
     for job_id, training in zip(submit.submit(executor, list(wanted.values())), wanted.values(), strict=True):
         run_folder = RunFolder(training.run_dir)
-        snapshot.keep(run_folder, job_id, training, code)
+        create_folder(run_folder, job_id, training, code)
         print(f"job {job_id}   {run_folder.path}")
 
 
