@@ -29,9 +29,9 @@ from tqdm import tqdm
 from data_preparation.archive import FrameReader, decode_grey, recorded_rates, source_rate, write_archive
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import Stopped, sha256
-from data_preparation.common.limits import shortage
-from data_preparation.common.workers import check_workers, follow_parent, kill_workers
+from data_preparation.common.files import Cancelled, sha256
+from data_preparation.common.limits import limit_error_text
+from data_preparation.common.workers import check_workers, init_worker, kill_workers
 from data_preparation.decoding import Decoder, FrameRange, FrameRequest, request_frames, to_jpeg
 from data_preparation.dives import Dive, VideoFacts, list_names
 from data_preparation.frame_numbers import VideoScan, scan_video
@@ -39,7 +39,7 @@ from data_preparation.layout import DatasetLayout, archive_file, dataset_layout,
 from data_preparation.rates import RepeatWatch, fact_faults, rate_warnings, repeat_warning, version_warnings
 from data_preparation.running_extractions import announce_extraction
 from data_preparation.shards import ShardConfig, command_text
-from data_preparation.verified import remember
+from data_preparation.verified import mark_videos_verified
 from data_preparation.verify import VerifyConfig, dive_frame_faults, report_text, verify
 
 Numbered = list[tuple[int, bytes]]  # frame number, JPEG
@@ -151,7 +151,7 @@ class DecodingPool:
 
     def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("fork")
-        self._pool = ProcessPoolExecutor(processes, context, follow_parent)
+        self._pool = ProcessPoolExecutor(processes, context, init_worker)
         self._pool.submit(os.getpid).result()  # forks all of them now, before there are threads
         self.ahead = processes + 1  # requests under way, which bounds the memory of their results
         self.stopped = False
@@ -161,7 +161,7 @@ class DecodingPool:
 
         Raises:
             UserError: a frame does not decode, or a worker was killed.
-            Stopped: `stop` was called.
+            Cancelled: `stop` was called.
         """
         waiting: deque[Future[Numbered]] = deque()
         requests = iter(requests)
@@ -173,14 +173,14 @@ class DecodingPool:
                     return
                 for numbered in waiting.popleft().result():
                     if self.stopped:
-                        raise Stopped
+                        raise Cancelled
                     yield numbered
         except BrokenProcessPool:
             if self.stopped:
-                raise Stopped from None
+                raise Cancelled from None
             raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
         except RuntimeError:  # the pool takes no more requests
-            raise Stopped from None
+            raise Cancelled from None
         finally:
             for future in waiting:
                 future.cancel()
@@ -201,7 +201,7 @@ def _decoded_here(wanted: FrameRequest, height: int, quality: int, pool: Decodin
     try:
         for number, frame in decoder.frames(wanted):
             if pool.stopped:
-                raise Stopped
+                raise Cancelled
             yield number, to_jpeg(frame, height, quality)
     finally:
         decoder.close()
@@ -367,10 +367,10 @@ def extract_videos(
             return extract_video(layout, video, work[video], config, pool, bar.update, facts.get(video, ()))
         except UserError as error:
             return Outcome(False, str(error))
-        except Stopped:
+        except Cancelled:
             return Outcome(False, f"video {video_name(video)}: interrupted")
         except Exception as error:
-            if text := shortage(error):
+            if text := limit_error_text(error):
                 return Outcome(False, f"video {video_name(video)}: {text}")
             return Outcome(False, f"video {video_name(video)}: unexpected, please report it\n{traceback.format_exc()}")
 
@@ -428,7 +428,7 @@ def main(argv: Sequence[str]) -> int:
     if config.verify and made:
         reports = verify(layout, made, VerifyConfig(workers=config.workers), facts)
         print(report_text(reports))
-        print(remember(layout.frames, [r.video for r in reports if not r.faults]))
+        print(mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults]))
         failed |= {
             r.video: "\n".join(f"video {video_name(r.video)}: {f}" for f in r.faults) for r in reports if r.faults
         }
