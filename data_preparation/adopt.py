@@ -27,7 +27,7 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.extract import merge_ranges
 from data_preparation.frame_numbers import VideoScan, scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
-from data_preparation.near_misses import Numbering, names_in, numbered_alike, numberings
+from data_preparation.similar_files import Numbering, names_in, names_with_number, numberings
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _SAMPLES = 12  # pictures of a video that are compared with its source
@@ -55,7 +55,7 @@ class AdoptConfig:
 
 
 @dataclass(frozen=True)
-class Loose:
+class LooseFrames:
     """The loose frames of one video: the files of `numbering` in `folder`."""
 
     folder: Path
@@ -141,7 +141,7 @@ def _listed(found: Sequence[Numbering]) -> str:
     return "; ".join(f"{n.pattern}: {n.text}" for n in found[:4])
 
 
-def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> Loose:
+def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> LooseFrames:
     """The loose frames of a folder, with the number that they give to the first picture.
 
     Raises:
@@ -155,14 +155,14 @@ def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> L
         first = lowest
     shift = None
     if source:
-        result = _compared(Loose(place, numbering, 1 if first is None else first), source)
+        result = _compared(LooseFrames(place, numbering, 1 if first is None else first), source)
         shift = result.shift
         if result.rate:
             raise UserError(
                 f"{place} has the pictures of a file of about {round(result.rate)} frames per second, and {source.path.name} has {float(source.rate):g}: they are of another version; extract that video, or remove it if the labels count the other one's frames"
             )
     if first is None and shift in (0, 1):
-        return Loose(place, numbering, 1 - shift)
+        return LooseFrames(place, numbering, 1 - shift)
     if first is None:
         raise UserError(
             f"{place} begins with {numbering.name(lowest)}, which does not tell whether its files count from 0 or 1: give --first_number"
@@ -172,10 +172,10 @@ def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> L
             f"{place}: with --first_number {first} picture N would be frame N{shift:+d} of {source.path.name} by ffmpeg's numbers: "
             + (f"give --first_number {1 - first}" if 1 - first == first - shift else "number them as ffmpeg does")
         )
-    return Loose(place, numbering, first)
+    return LooseFrames(place, numbering, first)
 
 
-def _compared(loose: Loose, source: VideoScan) -> Alignment:
+def _compared(loose: LooseFrames, source: VideoScan) -> Alignment:
     numbers = loose.numbers
     chosen = {numbers[i] for i in np.linspace(0, len(numbers) - 1, _SAMPLES + 2).round().astype(int).tolist()}
     return compare_with_video(source, sorted(chosen), loose.image)
@@ -199,7 +199,7 @@ def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:
     found, faults = {}, []
     for video in asked:
         exact = [name for name in folders if name == video_name(video)]
-        its = exact or numbered_alike(folders, video)
+        its = exact or names_with_number(folders, video)
         if len(its) == 1:
             found[video] = source / its[0]
         else:
@@ -213,7 +213,7 @@ def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:
 # ------------------------------------------------------------------------------------------------------------- packing
 
 
-def pack(loose: Loose, target: Path, quality: int, source: VideoScan | None) -> int:
+def pack(loose: LooseFrames, target: Path, quality: int, source: VideoScan | None) -> int:
     """Write the archive of one video, whole or not at all; returns how many pictures were encoded.
 
     Raises:

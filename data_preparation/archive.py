@@ -24,11 +24,11 @@ import numpy as np
 import simplejpeg
 
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import whole_file, writing
-from data_preparation.common.limits import shortage
-from data_preparation.contents import reading_fault
+from data_preparation.common.files import atomic_file, reporting_write_errors
+from data_preparation.common.limits import limit_error_text
+from data_preparation.file_types import unreadable_file_error
 from data_preparation.layout import archive_file, frame_name, loose_dir, prepared_videos, video_name
-from data_preparation.near_misses import names_in, numbered_alike, numberings
+from data_preparation.similar_files import names_in, names_with_number, numberings
 
 PROVENANCE = "provenance.json"
 _FRAME_FILE = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})\.jpg")
@@ -46,8 +46,8 @@ def write_archive(path: Path, frames: Iterable[tuple[int, bytes]], provenance: d
         UserError: the disk is full or not writable. An exception of `frames` is passed on. No partial file is left.
     """
     with (
-        writing(path),
-        whole_file(path) as temporary,
+        reporting_write_errors(path),
+        atomic_file(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
     ):
         for number, jpeg in frames:
@@ -100,9 +100,9 @@ class FrameReader:
             try:
                 self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
             except _ZIP_FAULTS as error:
-                if text := shortage(error):  # the archive itself may be intact
+                if text := limit_error_text(error):  # the archive itself may be intact
                     raise UserError(text) from None
-                raise reading_fault(
+                raise unreadable_file_error(
                     self.path,
                     "a readable frame archive",
                     first_line(error),
@@ -144,7 +144,7 @@ class FrameReader:
         except (KeyError, FileNotFoundError):
             raise UserError(f"{self.path} has no frame {number}: extract the video again") from None
         except _ZIP_FAULTS as error:
-            if text := shortage(error):
+            if text := limit_error_text(error):
                 raise UserError(text) from None
             raise UserError(
                 f"{self.path}: frame {number} is damaged ({first_line(error)}): delete the archive and extract the video again"
@@ -269,7 +269,7 @@ def missing_text(frames_dir: Path, video: int) -> str:
     wanted, names = archive_file(frames_dir, video), names_in(frames_dir)
     if not names:
         return f"{wanted} is missing ({frames_dir} {'is empty' if frames_dir.is_dir() else 'does not exist'}): {extract_first(video)}"
-    for name in numbered_alike(names, video):
+    for name in names_with_number(names, video):
         candidate = frames_dir / name
         images = _describe_images(candidate) if candidate.is_dir() else ""
         if images and not any(map(is_frame_file, names_in(candidate))):

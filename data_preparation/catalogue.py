@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.contents import POINTERS_AND_PACKED, VIDEO_BOXES, content_of
 from data_preparation.dives import VideoFacts
+from data_preparation.file_types import POINTERS_AND_PACKED, VIDEO_BOXES, file_type_of
 from data_preparation.layout import DatasetLayout
 
 KINDS = ("videos", "annotations", "weights")
@@ -149,7 +149,7 @@ def _resolved(source: str, folder: Path) -> str:
 def content_fault(name: str, head: bytes) -> str | None:
     """What is wrong with a file by its first bytes (`contents.HEAD_BYTES` of them), or None: a web page, a pointer, a
     compressed file or a message in its place."""
-    content = content_of(head)
+    content = file_type_of(head)
     if content is not None and content.kind in ("html", "xml"):
         return "a web page came in its place: the link has expired, or wants a log-in or a confirmation in a browser"
     suffix = Path(name).suffix.lower()

@@ -27,10 +27,10 @@ from tqdm import tqdm
 from data_preparation.catalogue import CATALOGUE, KINDS, Artefact, content_fault, load_catalogue
 from data_preparation.common.command_line import flag, parse_command, run
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import Stopped, alone, lock, sha256, write_fault, write_whole
-from data_preparation.contents import HEAD_BYTES
+from data_preparation.common.files import Cancelled, exclusive_lock, lock, sha256, write_atomic, write_error
+from data_preparation.file_types import HEAD_BYTES
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
-from data_preparation.transfer import Partial, SourceFault, Space, Transfer, fetch, size_text
+from data_preparation.transfer import DiskSpace, PartialFile, SourceError, Transfer, fetch, size_text
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,17 @@ class Manifest:
             lock(file, wait=True)
             entry = {"sha256": digest, "bytes": size, "source": source, "recorded": date.today().isoformat()}
             entries = dict(sorted({**self.read(), name: entry}.items()))
-            write_whole(self.path, (json.dumps(entries, indent=2) + "\n").encode())
+            write_atomic(self.path, (json.dumps(entries, indent=2) + "\n").encode())
 
 
 @dataclass
-class Job:
+class DownloadContext:
     """One command: its flags and what its downloads share."""
 
     layout: DatasetLayout
     config: DownloadConfig
     manifest: Manifest
-    space: Space = field(default_factory=Space)
+    space: DiskSpace = field(default_factory=DiskSpace)
     stop: threading.Event = field(default_factory=threading.Event)
     rows: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)  # of the terminal, for progress bars
 
@@ -112,48 +112,55 @@ class Job:
 # ------------------------------------------------------------------------------------------------------------- one file
 
 
-def provide(job: Job, artefact: Artefact, say: Callable[[str], None]) -> str:
+def ensure_file(context: DownloadContext, artefact: Artefact, say: Callable[[str], None]) -> str:
     """Have one file of the catalogue in its place, whole and checked; returns what happened, for the report.
 
     Raises:
         UserError: no source could give it, it is not what it was before, or the disk is full.
-        Stopped: the command was interrupted; what has come stays for the next time.
+        Cancelled: the command was interrupted; what has come stays for the next time.
     """
-    target = artefact.target(job.layout)
-    name = str(target.relative_to(job.layout.root))
-    known = job.manifest.read().get(name)
+    target = artefact.target(context.layout)
+    name = str(target.relative_to(context.layout.root))
+    known = context.manifest.read().get(name)
     try:
-        with job.bar(artefact.name) as bar:
+        with context.bar(artefact.name) as bar:
             if target.exists():
-                return _check_present(job, artefact, target, name, known, bar)
+                return _check_present(context, artefact, target, name, known, bar)
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = Partial(target.with_name(target.name + ".part"))
-            with alone(target.with_name(f".{part.path.name}.lock"), f"{target.name} is being downloaded"):
+            part = PartialFile(target.with_name(target.name + ".part"))
+            with exclusive_lock(target.with_name(f".{part.path.name}.lock"), f"{target.name} is being downloaded"):
                 started = time.monotonic()
                 transfer = Transfer(
-                    artefact, part, bar, say, job.space, job.stop, job.config.retries, job.config.timeout
+                    artefact,
+                    part,
+                    bar,
+                    say,
+                    context.space,
+                    context.stop,
+                    context.config.retries,
+                    context.config.timeout,
                 )
                 source = _from_any_source(transfer, known)
-                digest, size = _sha256(part.path, job.stop, bar), part.path.stat().st_size
+                digest, size = _sha256(part.path, context.stop, bar), part.path.stat().st_size
                 with open(part.path, "rb") as file:
                     os.fsync(file.fileno())
-                job.manifest.record(name, digest, size, source)
+                context.manifest.record(name, digest, size, source)
                 os.replace(part.path, target)
                 part.remove()
                 seconds = time.monotonic() - started
                 return f"{size_text(size)} in {seconds:.0f} s, SHA-256 {'as recorded' if known or artefact.sha256 else 'recorded'}"
     except OSError as error:
-        raise write_fault(target, error) from None
+        raise write_error(target, error) from None
     finally:
-        job.space.release(target.with_name(target.name + ".part"))
+        context.space.release(target.with_name(target.name + ".part"))
 
 
 def _check_present(
-    job: Job, artefact: Artefact, target: Path, name: str, known: dict[str, Any] | None, bar: tqdm
+    context: DownloadContext, artefact: Artefact, target: Path, name: str, known: dict[str, Any] | None, bar: tqdm
 ) -> str:
     if not target.is_file():
         raise UserError(f"{target} is no file: put it out of the way")
-    digest, size = _sha256(target, job.stop, bar), target.stat().st_size
+    digest, size = _sha256(target, context.stop, bar), target.stat().st_size
     if fault := _digest_fault(artefact, known, digest):
         raise UserError(f"{target} {fault}; delete it to download it again")
     if known is None:
@@ -162,7 +169,7 @@ def _check_present(
                 raise UserError(f"{target}: {fault}; delete it to download it again")
         compared = "SHA-256 right" if artefact.sha256 else "found in place and not compared with anything"
         try:
-            job.manifest.record(name, digest, size, "found in place")
+            context.manifest.record(name, digest, size, "found in place")
         except OSError as error:  # a shared data set that is mounted read-only
             return f"there already ({size_text(size)}), {compared}; its SHA-256 is not recorded ({error.strerror})"
         recorded = "" if artefact.sha256 else ": its SHA-256 is recorded for the next time"
@@ -205,8 +212,8 @@ def _from_any_source(transfer: Transfer, known: dict[str, Any] | None) -> str:
             if not fault:
                 return source
             part.remove()
-            raise SourceFault(f"what came {fault}")
-        except SourceFault as fault:
+            raise SourceError(f"what came {fault}")
+        except SourceError as fault:
             faults.append(f"{source}: {fault}")
     raise UserError(f"{artefact.kind}/{artefact.name} could not be fetched: " + "; ".join(faults))
 
@@ -242,18 +249,18 @@ def download(layout: DatasetLayout, artefacts: Sequence[Artefact], config: Downl
         raise UserError(f"--dataset {layout.root} cannot be made ({error.strerror}): name another folder") from None
     if layout.synthetic_file.exists():
         raise UserError(f"--dataset {layout.root} holds a synthetic data set: name another folder for the real one")
-    job = Job(layout, config, Manifest(layout))
-    job.manifest.read()
+    context = DownloadContext(layout, config, Manifest(layout))
+    context.manifest.read()
     for row in range(config.parallel):
-        job.rows.put(row)
+        context.rows.put(row)
     faults = dict.fromkeys((f"{a.kind}/{a.name}" for a in artefacts), "")  # in the catalogue's order
 
     def one(artefact: Artefact) -> None:
         name = f"{artefact.kind}/{artefact.name}"
         say = lambda text: tqdm.write(f"{name}: {text}", sys.stdout)  # noqa: E731
         try:
-            say(provide(job, artefact, say))
-        except Stopped:
+            say(ensure_file(context, artefact, say))
+        except Cancelled:
             raise
         except UserError as error:
             faults[name] = str(error)
@@ -268,7 +275,7 @@ def download(layout: DatasetLayout, artefacts: Sequence[Artefact], config: Downl
             for future in wait(waiting, return_when="FIRST_EXCEPTION").done:
                 future.result()
         except BaseException:  # Ctrl-C: what has come stays in the .part files
-            job.stop.set()
+            context.stop.set()
             threads.shutdown(wait=True, cancel_futures=True)
             raise
     return {name: fault for name, fault in faults.items() if fault}

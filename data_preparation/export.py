@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data_preparation.archive import PROVENANCE, FrameReader
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import whole_folder, writing
+from data_preparation.common.files import atomic_folder, reporting_write_errors
 from data_preparation.layout import archive_file, dataset_layout, frame_name, loose_dir, prepared_videos, video_name
 
 
@@ -41,7 +41,7 @@ def export_video(archive: Path, folder: Path) -> int:
         raise UserError(f"{folder} is there already: remove it, or name another --output")
     reader = FrameReader(archive)
     numbers = tqdm(reader.numbers.tolist(), desc=folder.name, unit="frame", disable=not sys.stderr.isatty())
-    with writing(folder), whole_folder(folder) as temporary:
+    with reporting_write_errors(folder), atomic_folder(folder) as temporary:
         for number in numbers:
             (temporary / frame_name(number)).write_bytes(reader.read(number))
         (temporary / PROVENANCE).write_text(json.dumps(reader.provenance, indent=2))

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from data_preparation.archive import FrameReader, decode_grey, recorded_rates, source_rate, write_archive
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import Stopped, sha256
-from data_preparation.common.limits import shortage
-from data_preparation.common.workers import check_workers, follow_parent, kill_workers
+from data_preparation.common.files import Cancelled, sha256
+from data_preparation.common.limits import limit_error_text
+from data_preparation.common.workers import check_workers, init_worker, kill_workers
 from data_preparation.decoding import Decoder, FrameRange, FrameRequest, request_frames, to_jpeg
 from data_preparation.dives import Dive, VideoFacts, list_names
 from data_preparation.frame_numbers import VideoScan, scan_video
@@ -39,7 +39,7 @@ from data_preparation.layout import DatasetLayout, archive_file, dataset_layout,
 from data_preparation.rates import RepeatWatch, fact_faults, rate_warnings, repeat_warning, version_warnings
 from data_preparation.running_extractions import announce_extraction
 from data_preparation.shards import ShardConfig, command_text
-from data_preparation.verified import remember
+from data_preparation.verified import mark_videos_verified
 from data_preparation.verify import VerifyConfig, dive_frame_faults, report_text, verify
 
 NumberedJpegs = list[tuple[int, bytes]]  # (frame number, JPEG bytes)
@@ -155,7 +155,7 @@ class DecodingPool:
 
     def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("fork")
-        self._pool = ProcessPoolExecutor(processes, context, follow_parent)
+        self._pool = ProcessPoolExecutor(processes, context, init_worker)
         self._pool.submit(os.getpid).result()  # fork all workers now, before this process starts threads
         self.max_pending = processes + 1  # requests per video; bounds the memory of their results
         self.stopped = False
@@ -165,7 +165,7 @@ class DecodingPool:
 
         Raises:
             UserError: a frame cannot be decoded, or a worker was killed.
-            Stopped: `stop` was called.
+            Cancelled: `stop` was called.
         """
         pending: deque[Future[NumberedJpegs]] = deque()
         requests = iter(requests)
@@ -177,14 +177,14 @@ class DecodingPool:
                     return
                 for numbered in pending.popleft().result():
                     if self.stopped:
-                        raise Stopped
+                        raise Cancelled
                     yield numbered
         except BrokenProcessPool:
             if self.stopped:
-                raise Stopped from None
+                raise Cancelled from None
             raise UserError("a worker was killed, probably out of memory: use fewer --workers") from None
         except RuntimeError:  # the pool was shut down
-            raise Stopped from None
+            raise Cancelled from None
         finally:
             for future in pending:
                 future.cancel()
@@ -207,7 +207,7 @@ def _decode_sequentially(
     try:
         for number, frame in decoder.frames(request):
             if pool.stopped:
-                raise Stopped
+                raise Cancelled
             yield number, to_jpeg(frame, height, quality)
     finally:
         decoder.close()
@@ -378,10 +378,10 @@ def extract_videos(
             return extract_video(layout, video, work[video], config, pool, on_frame, facts.get(video, ()))
         except UserError as error:
             return Outcome(False, str(error))
-        except Stopped:
+        except Cancelled:
             return Outcome(False, f"video {video_name(video)}: interrupted")
         except Exception as error:
-            if text := shortage(error):
+            if text := limit_error_text(error):
                 return Outcome(False, f"video {video_name(video)}: {text}")
             return Outcome(
                 False, f"video {video_name(video)}: unexpected error, please report it\n{traceback.format_exc()}"
@@ -442,7 +442,7 @@ def main(argv: Sequence[str]) -> int:
     if config.verify and extracted:
         reports = verify(layout, extracted, VerifyConfig(workers=config.workers), facts)
         print(report_text(reports))
-        print(remember(layout.frames, [r.video for r in reports if not r.faults]))
+        print(mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults]))
         failed |= {
             r.video: "\n".join(f"video {video_name(r.video)}: {f}" for f in r.faults) for r in reports if r.faults
         }

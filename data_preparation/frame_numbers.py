@@ -17,8 +17,8 @@ import av
 import numpy as np
 
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.contents import description
 from data_preparation.dives import LAST_FRAME
+from data_preparation.file_types import file_type_hint
 
 DEFAULT_DISPOSITION_BONUS = 5_000_000  # pixels; how much ffmpeg prefers a stream that is marked as default
 _FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "mpeg", "mpegts", "asf", "mxf", "ogg"}
@@ -107,13 +107,13 @@ def open_video(path: Path) -> av.container.InputContainer:
     try:
         container = av.open(os.path.abspath(path))  # ffmpeg reads 'a:b' as protocol a
     except (av.FFmpegError, OSError, ValueError) as error:
-        cause = description(path, wanted={"video"})
+        cause = file_type_hint(path, wanted={"video"})
         raise UserError(
             f"{path} cannot be opened as a video{f', {cause}' if cause else f' ({first_line(error)}): download it again'}"
         ) from None
     if container.format.name not in _FORMATS:  # for example a playlist, which would open other files
         container.close()
-        cause = description(path, wanted={"video"})
+        cause = file_type_hint(path, wanted={"video"})
         raise UserError(
             f"{path} is not a video but '{container.format.name}'{f', {cause}' if cause else ': download it again'}"
         )

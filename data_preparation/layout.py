@@ -1,4 +1,4 @@
-"""Names and paths of a prepared data set (leaf: imports only cli and near_misses).
+"""Names and paths of a prepared data set (leaf: imports only cli and similar_files).
 
 DeepSports_dataset/
     whole_videos/NN.mp4             the source videos
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_preparation.common.errors import UserError
-from data_preparation.near_misses import names_in, numbered_alike
+from data_preparation.similar_files import names_in, names_with_number
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg")
 ARCHIVE_SUFFIX = ".zip"
@@ -117,7 +117,7 @@ class DatasetLayout:
         name = video_name(video)
         inner = [path for f in (self.videos, self.root) for n in names_in(f) if (path := f / n).is_dir()]
         for folder in (self.videos, self.root, *(f for f in inner if f not in (self.videos, self.frames))):
-            for found in numbered_alike(names_in(folder), video, VIDEO_SUFFIXES):
+            for found in names_with_number(names_in(folder), video, VIDEO_SUFFIXES):
                 there = folder / found
                 if there.is_symlink() and not there.exists():
                     return f", and {there} is a link to {os.readlink(there)}, which is not there: make the link again"

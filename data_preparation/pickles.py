@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.contents import reading_fault
+from data_preparation.file_types import unreadable_file_error
 
 _PLAIN_TYPE = re.compile(r"[biuf][0-9]{1,2}|[SU][0-9]{1,6}")  # numbers and text; never objects, which are pointers
 _LONGEST_RANGE = 10_000_000
@@ -302,4 +302,4 @@ def load_pickle(path: Path) -> Any:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can raise anything
         problem = f"{type(error).__name__}: {first_line(error)}"
-        raise reading_fault(path, "a readable pickle", problem, {"pickle"}) from None
+        raise unreadable_file_error(path, "a readable pickle", problem, {"pickle"}) from None

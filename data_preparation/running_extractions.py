@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.common.files import remove_abandoned, writer_lives
+from data_preparation.common.files import is_writer_alive, remove_stale_temporaries
 
 _TOUCH_INTERVAL = 20  # seconds
 _ALIVE_WITHIN = 300  # seconds since the last touch, on another host, whose clock may differ by a little
@@ -50,7 +50,7 @@ def announce_extraction(frames_dir: Path, videos: Iterable[int], shards: int) ->
     try:
         with suppress(OSError):
             frames_dir.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(frames_dir / "extracting")
+            remove_stale_temporaries(frames_dir / "extracting")
             mark.write_text(json.dumps({"videos": sorted(videos), "shares": shards}))
         threading.Thread(target=keep_alive, daemon=True).start()
         yield
@@ -65,7 +65,7 @@ def running_extractions(frames_dir: Path) -> list[Extraction]:
     extractions = []
     with suppress(OSError):
         for path in sorted(frames_dir.iterdir()):
-            if (match := _FILE_NAME.fullmatch(path.name)) and writer_lives(
+            if (match := _FILE_NAME.fullmatch(path.name)) and is_writer_alive(
                 path, match["host"], int(match["pid"]), _ALIVE_WITHIN
             ):
                 with suppress(OSError, ValueError, KeyError, TypeError):

@@ -17,19 +17,19 @@ from tqdm import tqdm
 
 from data_preparation.catalogue import Artefact, content_fault, is_web, is_youtube
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import Stopped, write_whole
-from data_preparation.contents import HEAD_BYTES
+from data_preparation.common.files import Cancelled, write_atomic
+from data_preparation.file_types import HEAD_BYTES
 
 _BLOCK = 1 << 14  # bytes; what a broken connection may lose
 _LONGEST_WAIT = 60.0  # seconds between two attempts
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 
 
-class SourceFault(Exception):
+class SourceError(Exception):
     """A source that cannot give the file; the next source may."""
 
 
-class Interrupted(Exception):
+class RetryableError(Exception):
     """A transfer that broke off and may go on: what happened, and how long the server wants us to wait (seconds)."""
 
     def __init__(self, text: str, wait: float | None = None) -> None:
@@ -42,7 +42,7 @@ def size_text(size: float) -> str:
     return next(f"{size / scale:.3g} {unit}" for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes")) if size >= scale or scale == 1)  # fmt: skip
 
 
-class Space:
+class DiskSpace:
     """What the downloads under way will still write, so that together they fit on the disk."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Space:
 
 
 @dataclass
-class Partial:
+class PartialFile:
     """NAME.part, and NAME.part.json that says where its bytes come from: only that source may continue it."""
 
     path: Path
@@ -99,7 +99,7 @@ class Partial:
     def begin(self, source: str, tag: str | None) -> None:
         """Note what the bytes to come are of, before the first is written."""
         self.path.write_bytes(b"")
-        write_whole(self.note, json.dumps({"source": source, "tag": tag}).encode())
+        write_atomic(self.note, json.dumps({"source": source, "tag": tag}).encode())
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -111,10 +111,10 @@ class Transfer:
     """One file on its way: where it goes, what it shares with the others, and how it tells of itself."""
 
     artefact: Artefact
-    part: Partial
+    part: PartialFile
     bar: tqdm
     say: Callable[[str], None]
-    space: Space
+    space: DiskSpace
     stop: threading.Event
     retries: int
     timeout: float  # seconds
@@ -122,18 +122,18 @@ class Transfer:
     def check_stop(self) -> None:
         """
         Raises:
-            Stopped: the command was interrupted.
+            Cancelled: the command was interrupted.
         """
         if self.stop.is_set():
-            raise Stopped
+            raise Cancelled
 
     def pause(self, seconds: float) -> None:
         """
         Raises:
-            Stopped: the command was interrupted meanwhile.
+            Cancelled: the command was interrupted meanwhile.
         """
         if self.stop.wait(seconds):
-            raise Stopped
+            raise Cancelled
 
     def wrote(self, size: int) -> None:
         """`size` bytes have been written to the part."""
@@ -146,9 +146,9 @@ def fetch(transfer: Transfer, source: str) -> None:
     """Bring the part to completeness from a source.
 
     Raises:
-        SourceFault: the source cannot give the file.
+        SourceError: the source cannot give the file.
         UserError: the disk has no room for it.
-        Stopped: the command was interrupted.
+        Cancelled: the command was interrupted.
     """
     if is_youtube(source):
         _fetch_youtube(transfer, source)
@@ -162,7 +162,7 @@ def _fetch_web(transfer: Transfer, url: str) -> None:
     """Bring `part` to completeness from an http(s) address, over as many attempts as bring something.
 
     Raises:
-        SourceFault: the server has no such file, sends something else, or breaks off too often.
+        SourceError: the server has no such file, sends something else, or breaks off too often.
     """
     part = transfer.part
     fruitless, longest = 0, part.have(url)
@@ -170,11 +170,11 @@ def _fetch_web(transfer: Transfer, url: str) -> None:
         try:
             _attempt(transfer, url)
             return
-        except Interrupted as broken:
+        except RetryableError as broken:
             longest, before = max(longest, part.have(url)), longest
             fruitless = 0 if longest > before else fruitless + 1
             if fruitless > transfer.retries:
-                raise SourceFault(f"{broken}; given up after {fruitless} fruitless attempts") from None
+                raise SourceError(f"{broken}; given up after {fruitless} fruitless attempts") from None
             transfer.pause(min(broken.wait or 2.0 ** max(fruitless - 1, 0), _LONGEST_WAIT))
 
 
@@ -193,7 +193,7 @@ def _attempt(transfer: Transfer, url: str) -> None:
                 if total == have:
                     return
                 part.remove()
-                raise Interrupted("what is here does not fit what the server has; started again from the beginning")
+                raise RetryableError("what is here does not fit what the server has; started again from the beginning")
             blocks = answer.iter_content(_BLOCK)
             first = next(blocks, b"")
             if answer.status_code == 200:
@@ -205,7 +205,7 @@ def _attempt(transfer: Transfer, url: str) -> None:
                     )
                     transfer.say(f"{size_text(have)} that were here come again from the beginning: {cause} ({url})")
                 if fault := content_fault(artefact.name, first[:HEAD_BYTES]):
-                    raise SourceFault(fault)
+                    raise SourceError(fault)
                 have = 0
                 part.begin(url, _version(answer))
             transfer.space.claim(part.path, (total or have) - have)
@@ -217,23 +217,23 @@ def _attempt(transfer: Transfer, url: str) -> None:
                     transfer.wrote(len(first))
                     first = next(blocks, b"")
     except (requests.exceptions.InvalidURL, UnicodeError) as error:
-        raise SourceFault(f"no address: {first_line(error)}") from None
+        raise SourceError(f"no address: {first_line(error)}") from None
     except requests.exceptions.SSLError as error:
-        raise SourceFault(f"no secure connection ({_reason(error)})") from None
+        raise SourceError(f"no secure connection ({_reason(error)})") from None
     except requests.exceptions.TooManyRedirects:
-        raise SourceFault("redirects without end") from None
+        raise SourceError("redirects without end") from None
     except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError):
-        raise Interrupted(f"the connection broke off after {size_text(part.have(url))}") from None
+        raise RetryableError(f"the connection broke off after {size_text(part.have(url))}") from None
     except requests.exceptions.Timeout:
-        raise Interrupted(f"no byte for {transfer.timeout:g} s") from None
+        raise RetryableError(f"no byte for {transfer.timeout:g} s") from None
     except requests.exceptions.ConnectionError as error:
         if "Read timed out" in str(error):  # in the middle of the body
-            raise Interrupted(f"no byte for {transfer.timeout:g} s") from None
-        raise Interrupted(
+            raise RetryableError(f"no byte for {transfer.timeout:g} s") from None
+        raise RetryableError(
             f"no connection ({_reason(error)}); compute nodes often reach no network: run this on the login node"
         ) from None
     if total is not None and (size := part.path.stat().st_size) != total:
-        raise Interrupted(f"the connection ended at {size} of {total} bytes")
+        raise RetryableError(f"the connection ended at {size} of {total} bytes")
 
 
 def _reason(error: Exception) -> str:
@@ -260,19 +260,19 @@ def _check_answer(answer: requests.Response, artefact: Artefact, have: int) -> i
     """The file's whole size in bytes by the server's headers, None where it does not say.
 
     Raises:
-        SourceFault: this will never be the file.
-        Interrupted: this is not the file now.
+        SourceError: this will never be the file.
+        RetryableError: this is not the file now.
     """
     status = answer.status_code
     if status in _TRY_AGAIN:
         pause = answer.headers.get("Retry-After", "")
-        raise Interrupted(f"the server answers {status} {answer.reason}", _number(pause))
+        raise RetryableError(f"the server answers {status} {answer.reason}", _number(pause))
     if status not in (200, 206, 416):
-        raise SourceFault(f"the server answers {status} {answer.reason}")
+        raise SourceError(f"the server answers {status} {answer.reason}")
     if status != 416 and answer.headers.get("Content-Type", "").startswith("text/html"):
         if answer.history:
-            raise SourceFault(f"redirected to {answer.url}, a web page: the file wants a log-in, or the link expired")
-        raise SourceFault(content_fault(artefact.name, b"<html"))
+            raise SourceError(f"redirected to {answer.url}, a web page: the file wants a log-in, or the link expired")
+        raise SourceError(content_fault(artefact.name, b"<html"))
     if status == 200:
         length = answer.headers.get("Content-Length", "")
         total = _number(length)
@@ -280,9 +280,9 @@ def _check_answer(answer: requests.Response, artefact: Artefact, have: int) -> i
         span, _, whole = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         total = _number(whole)
         if status == 206 and not span.startswith(f"{have}-"):
-            raise SourceFault(f"the server sends other bytes than were asked for (Content-Range '{span}')")
+            raise SourceError(f"the server sends other bytes than were asked for (Content-Range '{span}')")
     if artefact.size is not None and total not in (None, artefact.size):
-        raise SourceFault(f"the server's file has {total} bytes, the catalogue says {artefact.size}")
+        raise SourceError(f"the server's file has {total} bytes, the catalogue says {artefact.size}")
     return total
 
 
@@ -290,14 +290,14 @@ def _fetch_local(transfer: Transfer, source: Path) -> None:
     """Copy a file of this machine to `part`.
 
     Raises:
-        SourceFault: it is missing, no file, unreadable, or something else than its name says.
+        SourceError: it is missing, no file, unreadable, or something else than its name says.
     """
     try:
         if source.exists() and not source.is_file():
-            raise SourceFault("no file")
+            raise SourceError("no file")
         with open(source, "rb") as original:
             if fault := content_fault(transfer.artefact.name, original.read(HEAD_BYTES)):
-                raise SourceFault(fault)
+                raise SourceError(fault)
             original.seek(0)
             transfer.bar.total = os.fstat(original.fileno()).st_size
             transfer.space.claim(transfer.part.path, transfer.bar.total)
@@ -309,19 +309,19 @@ def _fetch_local(transfer: Transfer, source: Path) -> None:
     except OSError as error:
         if error.filename != str(source):
             raise
-        raise SourceFault(error.strerror) from None
+        raise SourceError(error.strerror) from None
 
 
 def _fetch_youtube(transfer: Transfer, url: str) -> None:
     """Fetch a YouTube video with yt-dlp, which a user may have installed; the best mp4 picture, without sound.
 
     Raises:
-        SourceFault: yt-dlp is not installed, or fails.
+        SourceError: yt-dlp is not installed, or fails.
     """
     try:
         import yt_dlp
     except ImportError:
-        raise SourceFault("YouTube needs yt-dlp: pip install yt-dlp") from None
+        raise SourceError("YouTube needs yt-dlp: pip install yt-dlp") from None
 
     def progress(status: dict[str, Any]) -> None:
         transfer.check_stop()
@@ -350,12 +350,12 @@ def _fetch_youtube(transfer: Transfer, url: str) -> None:
             downloader.download([url])
         os.replace(fetched, part.path)
     except yt_dlp.utils.DownloadError as error:
-        raise SourceFault(f"yt-dlp: {first_line(error).removeprefix('ERROR: ')}") from None
+        raise SourceError(f"yt-dlp: {first_line(error).removeprefix('ERROR: ')}") from None
     finally:
         fetched.unlink(missing_ok=True)
     with open(part.path, "rb") as file:
         if fault := content_fault(transfer.artefact.name, file.read(HEAD_BYTES)):
-            raise SourceFault(fault)
+            raise SourceError(fault)
 
 
 class _Silent:

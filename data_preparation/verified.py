@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from data_preparation.common.files import write_whole
+from data_preparation.common.files import write_atomic
 from data_preparation.layout import archive_file, loose_dir, video_name
 
 
@@ -52,15 +52,15 @@ def mark_verified(frames_dir: Path, video: int) -> Path:
     *first, last = _places(frames_dir)
     for place in first:
         try:
-            write_whole(place / video_name(video), state)
+            write_atomic(place / video_name(video), state)
             return place
         except OSError:
             pass  # read-only, another user's, full: the next place
-    write_whole(last / video_name(video), state)
+    write_atomic(last / video_name(video), state)
     return last
 
 
-def remember(frames_dir: Path, videos: Iterable[int]) -> str:
+def mark_videos_verified(frames_dir: Path, videos: Iterable[int]) -> str:
     """Mark videos as verified; returns the sentence that says where this is remembered, or why it is not."""
     places: dict[Path, None] = {}
     for video in videos:

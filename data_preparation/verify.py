@@ -30,17 +30,17 @@ from data_preparation.annotations import list_faults, load_split
 from data_preparation.archive import FrameReader, adopt_command, extract_first, is_frame_file, open_frames, source_rate
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import sha256, whole_file, write_whole, writing
-from data_preparation.common.workers import check_workers, follow_parent
+from data_preparation.common.files import atomic_file, reporting_write_errors, sha256, write_atomic
+from data_preparation.common.workers import check_workers, init_worker
 from data_preparation.decoding import stored_size
 from data_preparation.dives import Dive, VideoFacts
 from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
-from data_preparation.near_misses import names_in, numberings
 from data_preparation.rates import fact_faults, rate_warnings
 from data_preparation.running_extractions import Extraction, running_extractions
 from data_preparation.shards import ShardConfig, command_text
-from data_preparation.verified import remember
+from data_preparation.similar_files import names_in, numberings
+from data_preparation.verified import mark_videos_verified
 
 _MAX_LISTED_DIVES = 5  # dives of a video whose missing frames are listed one by one
 _SHEET_HEIGHT = 96  # pixels; height of a frame on a contact sheet
@@ -188,7 +188,7 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
     drawable: list[Dive] = []
     if config.sheets and (drawable := _drawable(reader, dives, faults)):
         sheet = config.sheets / f"{video_name(video)}.png"
-        with writing(sheet), whole_file(sheet) as temporary:
+        with reporting_write_errors(sheet), atomic_file(sheet) as temporary:
             contact_sheet(reader, drawable).save(temporary, format="PNG")
     source = record.get("source", {})
     rate = source.get("frames_per_second")
@@ -266,7 +266,7 @@ def verify(
     check_workers(min(config.processes, len(work)))
     # spawn, not fork: this process may have threads
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(config.processes, len(work)), context, follow_parent) as pool:
+    with ProcessPoolExecutor(min(config.processes, len(work)), context, init_worker) as pool:
         pending = [pool.submit(verify_video, layout, video, dives, config) for video, dives in work.items()]
         done = tqdm(
             as_completed(pending), total=len(work), desc="verifying", unit="video", disable=not sys.stderr.isatty()
@@ -354,7 +354,7 @@ def main(argv: Sequence[str]) -> int:
     lists = list_faults({d.key: d for dives in annotated.values() for d in dives}, train, test)
     facts = config.stated_facts()
     reports = verify(layout, work, config, facts)
-    remembered = remember(layout.frames, [r.video for r in reports if not r.faults])
+    remembered = mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults])
     other_heights = height_faults(reports)
     unfinished = [r for r in reports if r.extraction_state]
     faulty = [r for r in reports if r.faults and not r.extraction_state]
@@ -378,8 +378,8 @@ def main(argv: Sequence[str]) -> int:
         text += " Read the warnings above." if warnings else ""
         text += f"\n{remembered}"
     if config.report:
-        with writing(config.report):
-            write_whole(config.report, (text + "\n").encode())
+        with reporting_write_errors(config.report):
+            write_atomic(config.report, (text + "\n").encode())
     print(text.split("\n\n")[0] if faults else text)
     if drawn := sum(r.has_sheet for r in reports):
         print(f"Contact sheets: {drawn} in {config.sheets}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The results table of the README: every line is three trainings (seeds 0, 1, 2) on the synthetic data set of the quick
-# start, on two CPU cores in about an hour. Trainings that are done are not done again.
+# Makes the results table of training/README.md. Every line is three trainings (seeds 0, 1, 2) on the synthetic data set
+# of the quick start. It takes about an hour on two CPU cores. A second call skips the trainings that are done.
 #
 #     bash job_files/quickstart.sh && bash job_files/results_table.sh
 #

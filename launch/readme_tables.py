@@ -1,4 +1,4 @@
-"""Write the flag tables of README.md anew from the dataclasses; with a file, its results table too.
+"""Write the tables of the README files from the dataclasses of the flags, and the results table from a file.
 
 python -m launch.readme_tables [results.md]                    job_files/results_table.sh makes that file
 """
@@ -18,25 +18,20 @@ from launch.config import REPOSITORY, LaunchConfig
 from training import plugins
 from training.config import TrainConfig
 
-TABLES = {
-    "training flags": TrainConfig,
-    "launch flags": LaunchConfig,
-    "extraction flags": ExtractConfig,
-    "download flags": DownloadConfig,
-}
+RESULTS_README = "training/README.md"
 
 
-def with_tables(text: str) -> str:
-    """The text with what stands between each pair of markers replaced by its table.
-
-    Raises:
-        UserError: a pair of markers is missing.
-    """
-    for name, config in TABLES.items():
-        text = _replaced(text, name, markdown_table(config))
-    for kind, flag_name in plugins.FLAG_OF.items():
-        text = _replaced(text, f"{kind} flags", plugin_tables(kind, flag_name))
-    return text
+def tables() -> dict[str, dict[str, str]]:
+    """The generated tables: README file (relative to the repository) to {name of the markers: table}."""
+    of_plugins = {f"{kind} flags": plugin_tables(kind, flag_name) for kind, flag_name in plugins.FLAG_OF.items()}
+    return {
+        "data_preparation/README.md": {
+            "extraction flags": markdown_table(ExtractConfig),
+            "download flags": markdown_table(DownloadConfig),
+        },
+        "training/README.md": {"training flags": markdown_table(TrainConfig), **of_plugins},
+        "launch/README.md": {"launch flags": markdown_table(LaunchConfig)},
+    }
 
 
 def plugin_tables(kind: str, flag_name: str) -> str:
@@ -49,19 +44,25 @@ def plugin_tables(kind: str, flag_name: str) -> str:
     return "\n\n".join(["", *parts, ""])
 
 
-def _replaced(text: str, name: str, table: str) -> str:
+def replace_table(readme: Path, name: str, table: str) -> None:
+    """Replace what is between `<!-- name -->` and `<!-- end of name -->` in a README file.
+
+    Raises:
+        UserError: the file has no such pair of markers.
+    """
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    text = readme.read_text()
     if not pattern.search(text):
-        raise UserError(f"README.md has no markers for the {name}: restore <!-- {name} --> and <!-- end of {name} -->")
-    return pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
+        raise UserError(f"{readme} has no markers for the {name}: add <!-- {name} --> and <!-- end of {name} -->")
+    readme.write_text(pattern.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text))
 
 
 def main(argv: Sequence[str]) -> None:
-    readme = REPOSITORY / "README.md"
-    text = with_tables(readme.read_text())
+    for file, of_file in tables().items():
+        for name, table in of_file.items():
+            replace_table(REPOSITORY / file, name, table)
     for name in argv[:1]:
-        text = _replaced(text, "results", "\n" + Path(name).read_text())
-    readme.write_text(text)
+        replace_table(REPOSITORY / RESULTS_README, "results", "\n" + Path(name).read_text())
 
 
 if __name__ == "__main__":

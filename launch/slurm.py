@@ -219,6 +219,33 @@ def oneliner_fields(line: str) -> dict[str, str]:
     return {name: value.strip() for name, value in re.findall(r"(?:^|\s)(\w+)=(.*?)(?=\s+\w+=|\s*$)", line)}
 
 
+def job_state(job_id: str) -> str:
+    """The state of a job or array task, such as RUNNING; '' if Slurm does not say.
+
+    Raises:
+        SlurmError: scontrol is missing or fails.
+    """
+    return oneliner_fields(_run("scontrol", "show", "job", "--oneliner", job_id)).get("JobState", "")
+
+
+def time_left(job_number: int) -> str:
+    """The time until a job's limit, as squeue prints it.
+
+    Raises:
+        SlurmError: squeue is missing or fails.
+    """
+    return _run("squeue", "--noheader", f"--jobs={job_number}", "--format=%L").strip()
+
+
+def requeue(job_id: str) -> None:
+    """Requeue a running job.
+
+    Raises:
+        SlurmError: scontrol is missing (some sites have none on compute nodes) or refuses.
+    """
+    _run("scontrol", "requeue", job_id)
+
+
 def set_comment(job_id: str, comment: str) -> None:
     """Write a running job's comment (squeue's %k).
 

@@ -20,11 +20,10 @@ from typing import Any
 
 import submitit
 
-from data_preparation.common.command_line import collected, flag_faults, parse, run, to_argv
+from data_preparation.common.command_line import collect_faults, flag_faults, parse, run, to_argv
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import lock, writing
+from data_preparation.common.files import lock, reporting_write_errors
 from launch import preflight, snapshot
-from launch.begin import free_port
 from launch.config import (
     ENVIRONMENT_FILE,
     REPOSITORY,
@@ -36,7 +35,7 @@ from launch.config import (
     site_flags,
     split_argv,
 )
-from launch.job import TrainingJob
+from launch.job import JOB_VARIABLE, TrainingJob, create_folder, free_port
 from launch.slurm import NEVER, QueuedJob, SlurmError, queue
 from training import plugins
 from training.config import TrainConfig
@@ -56,13 +55,17 @@ def job_setup(launch: LaunchConfig, site: Mapping[str, str], code: Path, jobs: S
     values = {name: site[name] for name in _SITE_VARIABLES if name in site}
     values |= {"DEEPSPORTS_REQUEUES": str(launch.requeues), "DEEPSPORTS_COMMENT": launch.comment}
     return [
-        f"cd {shlex.quote(str(code))} || exit 2",
         *(f"export {name}={shlex.quote(value)}" for name, value in values.items()),
-        "source job_files/environment.sh",
-        f"deepsports_jobs=({' '.join(jobs)})",
-        'deepsports_job="${deepsports_jobs[${SLURM_ARRAY_TASK_ID:-0}]}"',
-        "source job_files/begin.sh",
+        f"source {shlex.quote(str(code))}/job_files/preamble.sh || exit 2",
+        f"jobs=({' '.join(jobs)})",
+        f'export {JOB_VARIABLE}="${{jobs[${{SLURM_ARRAY_TASK_ID:-0}}]}}"',
+        f'{PORT_VARIABLE}="$(python -m launch.job begin)" || exit 2',
+        f"export {PORT_VARIABLE}",
     ]
+
+
+# the lines of the batch script after srun, as in job_files/train_model.job
+JOB_END = ["status=$?", 'exit "$(python -m launch.job end "$status" || echo "$status")"']
 
 
 def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
         "wckey": None,  # submitit's own would be refused where a site enforces them
         "signal_delay_s": min(SIGNAL_BEFORE_END_S, launch.time_min * 60 // 2),
         "setup": setup,
-        "teardown": ["deepsports_status=$?", "source job_files/requeue.sh"],
+        "teardown": JOB_END,
         # one dead rank must end them all
         "srun_args": ["--kill-on-bad-exit=1", *(f"--{k}={v}" for k, v in binding.items() if v)],
         "additional_parameters": additional,
@@ -104,7 +107,7 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
 @contextmanager
 def submitting_into(folder: Path) -> Iterator[None]:
     """Keep other submissions out of a run's folder while the block looks at it and submits."""
-    with writing(folder):
+    with reporting_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".submit.lock", "w")  # noqa: SIM115 (closed below)
     with file:
@@ -197,7 +200,7 @@ def train_on_slurm(launch: LaunchConfig, training: TrainConfig, site: Mapping[st
         preflight.say(f"keeping the code in {folder.path}, and submitting")
         code = snapshot.take(folder.path)
         (job_id,) = submit(slurm_executor(launch, training, site, code), [training])
-        snapshot.keep(folder, job_id, training, code)
+        create_folder(folder, job_id, training, code)
     return job_id
 
 
@@ -233,7 +236,7 @@ def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
     """
     folder = RunFolder(training.run_dir)
     with submitting_into(folder.path):
-        folder.refuse_if_held()
+        folder.refuse_if_locked()
         return _start_here(launch, training, folder)
 
 
@@ -253,7 +256,7 @@ def _start_here(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) 
     os.environ[PORT_VARIABLE] = str(free_port(os.getpid()))
     with away_from_terminal():
         job = executor.submit(TrainingJob(to_argv(training)))
-    snapshot.keep(folder, "local", training, code)  # the number is no Slurm job's
+    create_folder(folder, "local", training, code)  # the number is no Slurm job's
     return f"process {job.job_id}"
 
 
@@ -270,14 +273,16 @@ def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[A
     preflight.say(f"reading the flags and {ENVIRONMENT_FILE.relative_to(REPOSITORY)}")
     site = dict(site_environment())
     faults: list[str] = []
-    own = [*(collected(faults, site_flags, site, cls) or []), *launch_argv]
-    launch = collected(faults, parse, cls, own, prog, description, {_AFTER: TrainConfig})
+    own = [*(collect_faults(faults, site_flags, site, cls) or []), *launch_argv]
+    launch = collect_faults(faults, parse, cls, own, prog, description, {_AFTER: TrainConfig})
     config = named_config(own) if launch is None else launch.config
-    flags = collected(faults, read_flag_file, REPOSITORY / config)
+    flags = collect_faults(faults, read_flag_file, REPOSITORY / config)
     if flags is None:
         faults += flag_faults(TrainConfig, training_argv, {_BEFORE: cls})
     else:
-        training = collected(faults, parse, TrainConfig, [*flags, *training_argv], str(config), None, {_BEFORE: cls})
+        training = collect_faults(
+            faults, parse, TrainConfig, [*flags, *training_argv], str(config), None, {_BEFORE: cls}
+        )
     if faults:
         raise UserError.of(faults)
     return launch, absolute(training), site

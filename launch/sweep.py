@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_preparation.common.command_line import collected, flag, parse, parse_command, parse_named, run, to_argv
+from data_preparation.common.command_line import collect_faults, flag, parse, parse_command, parse_named, run, to_argv
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import write_whole, writing
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from launch import preflight, snapshot, submit
 from launch.config import LaunchConfig, absolute
+from launch.job import create_folder
 from launch.progress import number_text, share_text
 from launch.status import end_jobs, existing_runs_dir, last_job, look_at_cluster, run_state
 from training.config import TrainConfig, path_faults
@@ -270,10 +271,10 @@ def _points_of(launch: SweepConfig) -> list[Point]:
         UserError: there are none, too many, or some cannot be read.
     """
     faults: list[str] = []
-    points = collected(faults, grid_points, launch.grid) or []
+    points = collect_faults(faults, grid_points, launch.grid) or []
     if launch.points is not None:
-        text = collected(faults, _text_of, launch.points)
-        listed = collected(faults, listed_points, text or "") or []
+        text = collect_faults(faults, _text_of, launch.points)
+        listed = collect_faults(faults, listed_points, text or "") or []
         if not listed and not faults:
             faults.append(f"--points {launch.points} holds no point: give the flags of a point in each line")
         points = [{**a, **b} for a in points for b in listed] if launch.grid else listed
@@ -294,7 +295,7 @@ def _trainings(base: TrainConfig, folder: Path, named: Mapping[str, Point]) -> d
     where: dict[str, list[str]] = {}  # fault -> points
     for name, point in named.items():
         faults: list[str] = []
-        training = collected(faults, _training, base, folder, name, point)
+        training = collect_faults(faults, _training, base, folder, name, point)
         if training is not None:
             trainings[name] = training
         for fault in faults:
@@ -316,7 +317,7 @@ def _training(base: TrainConfig, folder: Path, name: str, point: Point) -> Train
     own = point_argv(point)
     # a point may choose another backbone or method than the flag file, whose flags are then not its own
     flags = to_argv(base, only={f.name for f in dataclasses.fields(TrainConfig.for_argv([*to_argv(base), *own]))})
-    given = collected(faults, parse, TrainConfig, [*flags, *own], None, None, {_LAUNCH: LaunchConfig})
+    given = collect_faults(faults, parse, TrainConfig, [*flags, *own], None, None, {_LAUNCH: LaunchConfig})
     if faults:
         raise UserError.of(faults)
     return absolute(dataclasses.replace(given, runs_dir=folder, run_name=name))
@@ -330,7 +331,7 @@ def _submit_points(
     executor = _executor(launch, folder, code, list(wanted.values()), site)
     for job_id, training in zip(submit.submit(executor, list(wanted.values())), wanted.values(), strict=True):
         run_folder = RunFolder(training.run_dir)
-        snapshot.keep(run_folder, job_id, training, code)
+        create_folder(run_folder, job_id, training, code)
         print(f"job {job_id}   {run_folder.path}")
 
 
@@ -435,8 +436,8 @@ def show_sweep(argv: Sequence[str]) -> int:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with writing(folder / "sweep.csv"):
-        write_whole(folder / "sweep.csv", text.getvalue().encode())
+    with reporting_write_errors(folder / "sweep.csv"):
+        write_atomic(folder / "sweep.csv", text.getvalue().encode())
         draw_sweep(
             rows, sorted(varied(points.values())) or sorted(next(iter(points.values()))), folder / "sweep.png", name
         )

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from tests.conftest import TINY_MODEL, data_flags, loader_processes, run_python
+from tests.conftest import TINY_MODEL, data_flags, run_python, worker_processes
 from tests.on_cluster import (
     FINAL,
     NODE,
@@ -102,7 +102,7 @@ class Chaos:
     def kill_loader(self) -> None:
         """As the kernel does when memory is short. One whose batches are all handed over is not missed, so again."""
         while job_states(self.job) == ["RUNNING"]:
-            for loader in [p for training in processes_of(self.job).values() for p in loader_processes(training)]:
+            for loader in [p for training in processes_of(self.job).values() for p in worker_processes(training)]:
                 with suppress(ProcessLookupError):  # it ended with its epoch
                     os.kill(loader, signal.SIGKILL)
             time.sleep(0.2)

@@ -157,7 +157,7 @@ def _no_job_left(request: pytest.FixtureRequest) -> Iterator[None]:
         time.sleep(1)
 
 
-def loader_processes(training: int) -> list[int]:
+def worker_processes(training: int) -> list[int]:
     """The processes that load for a training process: they come from a server that it started."""
 
     def children(process: int) -> list[int]:

@@ -123,7 +123,7 @@ def processes_of(job: str) -> dict[int, int]:
             variables = dict(v.split("=", 1) for v in path.read_text(errors="replace").split("\0") if "=" in v)
         except OSError:
             continue
-        trains = re.match(rb"[^\0]*python[^\0/]*\0-m\0launch\.job\0", command)
+        trains = re.match(rb"[^\0]*python[^\0/]*\0-m\0launch\.job\0run\0", command)
         if variables.get("SLURM_JOB_ID") == job and trains and "SLURM_PROCID" in variables:
             found[int(variables["SLURM_PROCID"])] = int(path.parent.name)
     return found

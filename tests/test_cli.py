@@ -1,4 +1,4 @@
-"""Flags: one dataclass feeds the command line, the shipped flag files and the README."""
+"""Flags: one dataclass feeds the command line, the shipped flag files and the README files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_preparation.common.command_line import build_parser, flag_faults, markdown_table, parse, to_argv
+from data_preparation.common.command_line import build_parser, flag_faults, parse, to_argv
 from data_preparation.common.errors import UserError
 from launch.config import LaunchConfig, read_flag_file, split_argv
-from launch.readme_tables import plugin_tables
+from launch.readme_tables import tables
 from tests.conftest import REPOSITORY, run_python
 from training import plugins
 from training.config import TrainConfig, as_record, differences, from_record
@@ -237,12 +237,12 @@ def test_the_shipped_settings_are_the_originals():
     assert config.weight_file.name == "TimeSformer_divST_96x32_224_HowTo100M.pyth"
 
 
-def test_the_readme_holds_the_flag_tables():
-    readme = (REPOSITORY / "README.md").read_text()
-    assert markdown_table(TrainConfig) in readme, "run python -m launch.readme_tables"
-    assert markdown_table(LaunchConfig) in readme, "run python -m launch.readme_tables"
-    for kind, flag in plugins.FLAG_OF.items():
-        assert plugin_tables(kind, flag) in readme, "run python -m launch.readme_tables"
+def test_the_readmes_hold_the_flag_tables():
+    for file, of_file in tables().items():
+        readme = (REPOSITORY / file).read_text()
+        for name, table in of_file.items():
+            expected = f"<!-- {name} -->\n{table}\n<!-- end of {name} -->"
+            assert expected in readme, f"{name} of {file}: run python -m launch.readme_tables"
 
 
 def test_launch_and_training_flags_are_parted():

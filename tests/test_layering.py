@@ -23,16 +23,17 @@ LEAVES = {
     "data_preparation/common/command_line.py": {COMMON + "errors", COMMON + "limits"},
     "data_preparation/common/files.py": ERRORS,
     "data_preparation/common/workers.py": ERRORS | {COMMON + "limits"},
-    "data_preparation/layout.py": ERRORS | {"data_preparation.near_misses"},
-    "data_preparation/near_misses.py": set(),
+    "data_preparation/layout.py": ERRORS | {"data_preparation.similar_files"},
+    "data_preparation/similar_files.py": set(),
     "data_preparation/dives.py": set(),
-    "data_preparation/contents.py": ERRORS,
-    "data_preparation/pickles.py": ERRORS | {"data_preparation.contents"},
+    "data_preparation/file_types.py": ERRORS,
+    "data_preparation/pickles.py": ERRORS | {"data_preparation.file_types"},
     "training/plugins.py": set(),
     "training/config.py": ERRORS | {COMMON + "command_line", "training", "training.plugins"},
     "training/data/plan.py": {"data_preparation.dives"},
     "training/data/batch.py": set(),
-    "training/runtime/interruption.py": ERRORS,
+    "training/runtime/statuses.py": set(),
+    "training/runtime/interruption.py": ERRORS | {"training.runtime.statuses"},
     "training/runtime/ranks.py": ERRORS,
     "training/runtime/run_progress.py": set(),
     "training/rows.py": set(),
@@ -74,9 +75,26 @@ def test_only_one_file_runs_slurms_commands_and_one_reads_its_variables():
     assert holders('"SLURM_') == {"training/runtime/ranks.py"}
 
 
-def test_submitting_imports_no_torch():
-    code = "import sys, launch.submit, launch.status; sys.exit('torch' in sys.modules)"
-    assert run_python("-c", code, check=False).returncode == 0
+PLOTS_AND_STATISTICS = {"matplotlib", "scipy", "sklearn"}
+IMPORTED_LATE = {
+    "training.train": PLOTS_AND_STATISTICS
+    | {"av", "fvcore", "h5py", "submitit", "tensorboard", "timm", "torchmetrics", "torchsort", "torchvision"},
+    "training.evaluate": PLOTS_AND_STATISTICS | {"timm", "torchsort"},
+    "training.compare": PLOTS_AND_STATISTICS | {"torch"},
+    "training.report": PLOTS_AND_STATISTICS | {"torch"},
+    "launch.submit": PLOTS_AND_STATISTICS | {"torch"},
+    "launch.status": PLOTS_AND_STATISTICS | {"torch"},
+    "launch.sweep": PLOTS_AND_STATISTICS | {"torch"},
+    "data_preparation.verify": PLOTS_AND_STATISTICS | {"torch"},
+}
+
+
+@pytest.mark.parametrize("module", IMPORTED_LATE)
+def test_start_up_imports_no_library_that_is_needed_late_or_never(module: str):
+    """A training imports again at every restart, and each of these libraries takes up to a second."""
+    imported = set(run_python("-c", f"import sys, {module}; print(*sys.modules)").stdout.split())
+    assert module in imported
+    assert not imported & IMPORTED_LATE[module]
 
 
 def test_ruff_is_clean():

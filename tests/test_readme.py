@@ -1,4 +1,4 @@
-"""The commands that README.md prints."""
+"""The README files: their commands exist and run, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.on_cluster import wait_for_end
 
-TEXT = (REPOSITORY / "README.md").read_text()
+README = REPOSITORY / "README.md"
+README_FILES = [
+    path
+    for pattern in ("*.md", ".github/*.md", "*/README.md", "tests/*/README.md")
+    for path in sorted(REPOSITORY.glob(pattern))
+]
 SMALL_CLUSTER = re.search(
-    r"<!-- commands for the small cluster -->\n```bash\n(.*?)```\n<!-- end of commands", TEXT, re.DOTALL
+    r"<!-- commands for the small cluster -->\n```bash\n(.*?)```\n<!-- end of commands",
+    (REPOSITORY / "launch/README.md").read_text(),
+    re.DOTALL,
 )[1]
 
 # as sbatch, launch.submit, launch.pipeline and launch.sweep name what they submitted; launch.status also shows others' jobs
@@ -25,12 +32,20 @@ JOB = r"(?:^Submitted batch job |^job +|submitted, job )(\d+)(?:$|,|_\d+ +/)"
 
 
 def commands() -> list[list[str]]:
-    """The words of each command in the README's blocks."""
+    """The words of each command in the README files' blocks."""
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL):
-        for line in block.splitlines():
-            found += [shlex.split(part, comments=True) for part in line.split(" && ")]
+    for path in README_FILES:
+        for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                found += [shlex.split(part, comments=True) for part in line.split(" && ")]
     return [words for words in found if words]
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a Markdown file."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_command_names_what_is_there():
@@ -40,6 +55,25 @@ def test_every_command_names_what_is_there():
     modules = {words[words.index("-m") + 1] for words in commands() if words[0] == "python" and "-m" in words}
     assert len(modules) >= 8
     assert not [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+def test_every_link_leads_to_a_file_and_a_heading():
+    links = [
+        (path, target)
+        for path in README_FILES
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text())
+        if "://" not in target
+    ]
+    assert len(links) >= 15
+    for path, target in links:
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), f"{path.relative_to(REPOSITORY)}: {target}"
+        assert not anchor or anchor in anchors(file), f"{path.relative_to(REPOSITORY)}: {target}"
+
+
+def test_the_readme_is_one_page():
+    assert len(README.read_text().splitlines()) <= 200
 
 
 @pytest.mark.slurm

@@ -271,7 +271,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
         return None if self.pretrained_model.lower() in NO_WEIGHTS else Path(self.pretrained_model)
 
     @property
-    def loaders(self) -> int:
+    def loader_workers(self) -> int:
         """Workers of each training process; rows of a feature file are read without any."""
         return self.workers if self.reads == "video" else 0
 

@@ -6,7 +6,6 @@ import logging
 import warnings
 
 import torch
-from fvcore.nn import FlopCountAnalysis, parameter_count
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from training.backbones import build_backbone
@@ -18,11 +17,14 @@ from training.runtime.ranks import Ranks
 
 def parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(all, trainable) numbers of parameters."""
-    return parameter_count(model)[""], sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
     """Multiply-adds of one clip's forward pass (convolutions and matrix products, attention included)."""
+    from fvcore.nn import FlopCountAnalysis  # here, because only the first rank counts them
+
     device = model.input_mean.device
     backbone = model.backbone.eval()
     video = backbone.example(config, 1).to(device)

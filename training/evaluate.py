@@ -24,22 +24,22 @@ import torch
 
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import write_whole, writing
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.dives import Dive
 from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
-from training.data.processes import start_server
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
-from training.engine.prediction import predict, remember_references
+from training.data.workers import start_server
+from training.engine.prediction import encode_references, predict
 from training.metrics import (
     baselines,
     bootstrap_interval,
+    constant_prediction_warning,
     group_metrics,
     predicted_range,
     relative_l2_rows,
-    sameness_remark,
     score_metrics,
     spearman_rows,
 )
@@ -77,7 +77,7 @@ def open_test_split(
             opened["checkpoint"]["epoch"],
         )
         return opened
-    same = collectives.see_the_same(run.best_checkpoint, checkpoint.fingerprint)
+    same = collectives.wait_until_visible(run.best_checkpoint, checkpoint.fingerprint)
     best = checkpoint.load(same, device, parts={"model", "position"})
     try:
         model.load_state_dict(best["model"])
@@ -87,7 +87,7 @@ def open_test_split(
         ) from None
     data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known)
     where = (config, ranks, device, between_batches)
-    remember_references(model, data.references, *where, known=True)
+    encode_references(model, data.references, *where, known=True)
     rows = predict(model, data, *where)
     predicted = model.method.predict(rows.outputs, rows.given)["score"].tolist()
     summary = None
@@ -95,8 +95,8 @@ def open_test_split(
         summary = summarise(predicted, splits, best["position"])
         summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
         columns = model.method.columns(rows.outputs)
-        with writing(run.predictions_file):
-            write_whole(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
+        with reporting_write_errors(run.predictions_file):
+            write_atomic(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
         draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.title}: {result_line(summary)}")
         write_json(run.summary_file, summary)
         summary = run.summary()
@@ -140,7 +140,7 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     far = (summary["test"]["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf)
     return [
         result_line(summary),
-        *([f"  {remark}"] if (remark := sameness_remark(summary["test"].get("predicted_range"))) else []),
+        *([f"  {remark}"] if (remark := constant_prediction_warning(summary["test"].get("predicted_range"))) else []),
         *(["  further from the true scores than the train mean: these scores are not learned yet"] if far else []),
         *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
         *(
@@ -196,7 +196,7 @@ EvaluateConfig = dataclasses.make_dataclass(
 def main(argv: Sequence[str]) -> int:
     options = parse(EvaluateConfig, argv, prog="python -m training.evaluate")
     folder = RunFolder(options.run)
-    config = folder.known_config()
+    config = folder.existing_config()
     opened = folder.summary()
     if opened is not None:
         print("\n".join(result_lines(opened)))
@@ -215,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(fault)
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
-    start_server(config.loaders)
+    start_server(config.loader_workers)
     splits = load_splits(config)
     source = source_of(config)
     folder.check_splits(splits.record() | source.record(splits.known))
@@ -224,12 +224,12 @@ def main(argv: Sequence[str]) -> int:
     if faults := source.faults(splits.test) + label_faults(splits.test, model.method):
         raise UserError.of(faults)
     check_machine(config, model, ranks, device, splits, trains=False)
-    collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    collectives.on_first_rank(folder.hold)
+    collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    collectives.on_first_rank(folder.acquire_lock)
     opened = open_test_split(folder, config, model, ranks, device, splits)
     if ranks.is_first:
         print("\n".join(result_lines(opened)))
-    collectives.leave()
+    collectives.disconnect()
     return 0
 
 

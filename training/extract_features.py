@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data_preparation.annotations import load_annotations
 from data_preparation.common.command_line import flag, parse, run, split_flags, to_argv
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import write_whole, writing
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.dives import Dive
 from training import plugins
 from training.config import TrainConfig, as_record, differences, path_faults
@@ -37,8 +37,8 @@ from training.data.dataset import ActionDataset, Plan
 from training.data.features import FeatureFile
 from training.data.loader import batches_of
 from training.data.plan import Arrays, Sample
-from training.data.processes import start_server
 from training.data.sources import source_of
+from training.data.workers import start_server
 from training.engine.prediction import autocast, resolve_precision, to_device
 from training.model import ScoringModel, build_model
 from training.runtime import checkpoint, collectives
@@ -157,19 +157,19 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
         raise UserError.of(faults)
     device = collectives.choose_device(config.gpu, ranks)
     model = load_model(options, config).to(device)
-    collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     precision = resolve_precision(config.precision, device)
     parts = options.output.with_name(f"{options.output.name}.parts-{fingerprint(config, model, precision, actions)}")
     data = ActionDataset(actions, config, ClipAlone(), augment=False)
     batches = [range(start, min(start + _PART, len(actions))) for start in range(0, len(actions), _PART)]
-    with writing(parts):
+    with reporting_write_errors(parts):
         parts.mkdir(parents=True, exist_ok=True)
     mine = list(missing_parts(parts, len(batches)))[ranks.rank :: ranks.world_size]
     collectives.barrier()  # the list is made before any rank adds to it
     for number in tqdm(mine, desc="features", unit="part", disable=not (ranks.is_first and sys.stderr.isatty())):
         arrays = compute_part(model, data, config, device, batches[number])
-        with writing(parts):
-            write_whole(part_file(parts, number), array_bytes(arrays))
+        with reporting_write_errors(parts):
+            write_atomic(part_file(parts, number), array_bytes(arrays))
     collectives.barrier()
     return collectives.on_first_rank(partial(join_parts, options.output, parts, len(batches), actions))
 
@@ -180,8 +180,8 @@ def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Dive]) -
     for number in range(count):
         with np.load(part_file(parts, number), allow_pickle=False) as loaded:
             arrays |= dict(loaded)
-    with writing(output):
-        write_whole(output, array_bytes({action.name: arrays[action.name] for action in actions}))
+    with reporting_write_errors(output):
+        write_atomic(output, array_bytes({action.name: arrays[action.name] for action in actions}))
     shutil.rmtree(parts)
     written = FeatureFile(output)
     if faults := written.faults(actions):
@@ -196,7 +196,7 @@ def _config_of_run(run_dir: Path, given: Sequence[str]) -> TrainConfig:
     Raises:
         UserError: a flag that is wrong, or that would change what is computed.
     """
-    saved = RunFolder(run_dir).known_config()
+    saved = RunFolder(run_dir).existing_config()
     config = parse(type(saved), [*to_argv(saved), *given])
     if fixed := [each for each in differences(saved, config)[0] if not each.startswith("--precision")]:
         raise UserError(
@@ -214,11 +214,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError.of(faults)
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
-    start_server(config.loaders)
+    start_server(config.loader_workers)
     text = extract(options, config, ranks)
     if ranks.is_first:
         print(text)
-    collectives.leave()
+    collectives.disconnect()
     return 0
 
 

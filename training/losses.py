@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
-import torchsort
 from torch.nn import functional as F
 
-# torchsort ranks on the GPU only where it was compiled with the CUDA toolkit; a batch of scores is as well ranked on the CPU
-_RANKS_ON_GPU = find_spec("torchsort.isotonic_cuda") is not None
+
+@cache
+def _ranks_on_gpu() -> bool:
+    """Whether torchsort was compiled with the CUDA toolkit. If not, a batch's scores are ranked on the CPU."""
+    return find_spec("torchsort.isotonic_cuda") is not None
 
 
 def average_ranks(values_B: torch.Tensor) -> torch.Tensor:
@@ -31,10 +34,12 @@ def soft_spearman(
     A batch that has no order (one dive, all predictions or all targets equal) gives 0 and no gradient; a prediction that
     is no number gives NaN and no gradient.
     """
+    import torchsort  # here, so that a run with --loss_spcoef_weight 0 does not need it
+
     if not torch.isfinite(predicted_B).all():
         return torch.nan_to_num(predicted_B, 0, 0, 0).sum() * 0 + torch.nan
     device = predicted_B.device
-    if not _RANKS_ON_GPU:
+    if not _ranks_on_gpu():
         predicted_B, target_B = predicted_B.cpu(), target_B.cpu()
     predicted_B = predicted_B.float()
     centred_target = average_ranks(target_B)

@@ -39,7 +39,7 @@ class ScoringModel(nn.Module):
         super().__init__()
         self.backbone, self.method, self.frozen, self.trains_batch_norm = backbone, method, freeze, trains_batch_norm
         for name, parameter in backbone.named_parameters():
-            parameter.requires_grad_(not freeze and backbone.trains(name))
+            parameter.requires_grad_(not freeze and backbone.is_trainable(name))
         self.input_scale = input_scale
         mean, std = INPUT_SCALES[input_scale]
         self.register_buffer("input_mean", torch.tensor(mean))
@@ -53,9 +53,9 @@ class ScoringModel(nn.Module):
             freeze_batch_norm(self)
         return self
 
-    def groups(self, config: TrainConfig) -> list[ParameterGroup]:
+    def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
         """The trained parameters as the optimizer's groups: the method's, with the backbone's rate scaled."""
-        groups = self.method.groups([name for name, p in self.named_parameters() if p.requires_grad])
+        groups = self.method.parameter_groups([name for name, p in self.named_parameters() if p.requires_grad])
         if config.backbone_lr_scale == 1:
             return groups
         scaled: list[ParameterGroup] = []

@@ -6,26 +6,31 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
-from data_preparation.common.files import whole_file, writing
+from data_preparation.common.files import atomic_file, reporting_write_errors
 from data_preparation.dives import Dive
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRAIN, VALIDATION, BEST, FAILED = "#1f77b4", "#d95f02", "#2ca02c", "#d62728"
 
 
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches. It belongs to no window, so it needs no display and no closing.
+
+    Matplotlib is imported here, because that takes half a second and most processes draw nothing.
+    """
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def _save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, with all that it shows: what the layout has left outside makes the picture larger."""
-    with writing(path), whole_file(path) as temporary:
+    """Write the figure as PNG. Artists outside the layout make the picture larger instead of being cut off."""
+    with reporting_write_errors(path), atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)
-    plt.close(figure)
 
 
 def _short(text: str, most: int = 24) -> str:
@@ -46,7 +51,10 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
     best = max(known, key=lambda i: rho[i]) if known else 0
     marker = "o" if len(x) <= 40 else None
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(11, 4.5)
+    left, right = figure.subplots(1, 2)
     figure.suptitle(textwrap.fill(f"{title}: {len(x)} epoch{'s' if len(x) > 1 else ''}", 110))
     left.plot(x, [e["train_loss"] for e in epochs], color=TRAIN, marker=marker, markersize=3, label="train")
     left.plot(x, [e["val_loss"] for e in epochs], color=VALIDATION, marker=marker, markersize=3, label="validation")
@@ -70,7 +78,8 @@ def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, t
     """Write the PNG of predicted against true final scores of the test dives, coloured by difficulty."""
     true = [d.final_score for d in dives]
     low, high = min([*true, *predicted]) - 2, max([*true, *predicted]) + 2
-    figure, axes = plt.subplots(figsize=(7.5, 6.5), layout="constrained")
+    figure = _figure(7.5, 6.5)
+    axes = figure.subplots()
     figure.suptitle(textwrap.fill(title, 110), fontsize=9)
     axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="predicted = true")
     points = axes.scatter(true, predicted, c=[d.difficulty for d in dives], cmap="viridis", s=16, alpha=0.8)
@@ -93,9 +102,8 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Pa
     lacking = [row for row in rows if row["best_val_spearman"] is None]
     columns = min(len(flags), 3)
     shape = (-(-len(flags) // columns), columns)
-    figure, panels = plt.subplots(
-        *shape, figsize=(5 * columns, 4 * shape[0]), layout="constrained", squeeze=False, sharey=True
-    )
+    figure = _figure(5 * columns, 4 * shape[0])
+    panels = figure.subplots(*shape, squeeze=False, sharey=True)
     figure.suptitle(f"{title}: {len(rows)} points" + (f", {len(lacking)} without a number" if lacking else ""))
     numbers = [row["best_val_spearman"] for row in done] or [0.0, 1.0]
     margin = max(max(numbers) - min(numbers), 0.02) * 0.12

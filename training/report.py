@@ -65,7 +65,7 @@ def read_run(path: Path) -> OpenedRun:
         UserError: the folder holds no run, or its test split was not opened.
     """
     folder = RunFolder(path)
-    config, summary = folder.known_config(), folder.summary()
+    config, summary = folder.existing_config(), folder.summary()
     if summary is None:
         raise UserError(f"{path} has no result: open its test split first (python -m training.evaluate --run {path})")
     splits = read_json(folder.splits_file)
@@ -136,7 +136,7 @@ def grouped(runs: Sequence[OpenedRun]) -> list[list[OpenedRun]]:
     return list(groups.values())
 
 
-def spread(values: Sequence[float | None], digits: int = 3) -> str:
+def mean_and_std(values: Sequence[float | None], digits: int = 3) -> str:
     """'0.912 ± 0.004': mean and sample standard deviation."""
     if any(value is None for value in values):
         return "undefined"
@@ -198,7 +198,9 @@ def table(runs: Sequence[OpenedRun]) -> str:
         lines.append([name, config.model, config.method, str(len(seeds)), *_figures(tests)])
         if group[0].summary["method_metrics"]:
             besides = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
-            listed = ", ".join(f"{key.replace('_', ' ')} {spread([b[key] for b in besides], 2)}" for key in besides[0])
+            listed = ", ".join(
+                f"{key.replace('_', ' ')} {mean_and_std([b[key] for b in besides], 2)}" for key in besides[0]
+            )
             notes.append(f"\n{name} also predicts: {listed}.")
     first = by_seed(grouped(runs)[0], list(tested))[0]
     for name in first[0].summary["baselines"]:
@@ -215,7 +217,7 @@ def _scores(result: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _figures(results: Sequence[dict[str, float | None]]) -> list[str]:
-    return [spread([result[key] for result in results], digits) for key, digits in _COLUMNS]
+    return [mean_and_std([result[key] for result in results], digits) for key, digits in _COLUMNS]
 
 
 def main(argv: Sequence[str]) -> None:

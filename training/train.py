@@ -26,15 +26,15 @@ import torch
 
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.limits import shortage
+from data_preparation.common.limits import limit_error_text
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
-from training.data.processes import start_server
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
-from training.engine.at_once import FitAtOnce
+from training.data.workers import start_server
+from training.engine.feature_fit import FeatureFit
 from training.engine.loop import Engine
 from training.engine.prediction import resolve_precision
 from training.engine.trainer import Trainer
@@ -42,16 +42,16 @@ from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
 from training.runtime import collectives
 from training.runtime.interruption import (
-    PROCESS_LOST_STATUS,
-    Interrupted,
     InterruptionFlag,
     ProcessLost,
-    time_limit_remark,
+    StoppedBySignal,
+    time_limit_warning,
 )
 from training.runtime.logs import also_log_to, start_log
-from training.runtime.progress import ProgressHook, failure_recorded
+from training.runtime.progress import ProgressHook, record_failure
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
+from training.runtime.statuses import Status
 
 log = logging.getLogger("training")
 
@@ -67,22 +67,22 @@ def main(
     interruption = interruption or InterruptionFlag().install()
     try:
         train(config, interruption, on_progress)
-    except Interrupted as stop:
+    except StoppedBySignal as stop:
         interruption.ignore()
         log.warning("%s: start the same command again to go on", stop)
-        collectives.leave()
+        collectives.disconnect()
         return stop.status
     # after an error the ranks do not take leave: with nccl that can wait for the others, who must see this one fail
     except ProcessLost as loss:
         log.error("%s", loss)
-        return PROCESS_LOST_STATUS
+        return Status.RANK_LOST
     except RuntimeError as error:
-        if not collectives.is_about_peers(error):
+        if not collectives.is_peer_failure(error):
             raise
-        log.error(collectives.lost_contact(error))
-        return PROCESS_LOST_STATUS
+        log.error(collectives.describe_peer_failure(error))
+        return Status.RANK_LOST
     interruption.ignore()
-    collectives.leave()
+    collectives.disconnect()
     return 0
 
 
@@ -90,7 +90,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     """One whole run: everything that can be wrong is looked at before the first step.
 
     Raises:
-        UserError: something to fix. Interrupted: a signal came; the checkpoint is written, or nothing was begun.
+        UserError: something to fix. StoppedBySignal: a signal came; the checkpoint is written, or nothing was begun.
     """
     if faults := path_faults(config):
         raise UserError.of(faults)
@@ -100,10 +100,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError(
             f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes in --accumulate {config.accumulate} parts: give a multiple of {ranks.world_size * config.accumulate}"
         )
-    leave_early(interruption, ranks)
+    stop_before_start(interruption, ranks)
     if fault := batch_norm_fault(config, ranks.world_size):
         raise UserError(fault)
-    start_server(config.loaders)
+    start_server(config.loader_workers)
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = collectives.choose_device(config.gpu, ranks)
@@ -116,55 +116,55 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     model = build_model(config)
     if faults := label_faults(used, model.method):
         raise UserError.of(faults)
-    leave_early(interruption, ranks)
+    stop_before_start(interruption, ranks)
     check_machine(config, model, ranks, device, splits, trains=True)
-    collectives.join(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    if status := collectives.largest(interruption.status, device):
-        raise Interrupted(_BEFORE_THE_FIRST_STEP, status)
+    collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
+    if status := collectives.max_over_ranks(interruption.status, device):
+        raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
     collectives.on_first_rank(partial(open_run, run, config, splits.record() | source.record(splits.known)))
-    with failure_recorded(run, failure_text) if ranks.is_first else nullcontext():
+    with record_failure(run, failure_text) if ranks.is_first else nullcontext():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
-        describe(config, ranks, device, precision, model, splits)
+        log_setup(config, ranks, device, precision, model, splits)
         method, pool = model.method, splits.train
-        train_data = ActionDataset(splits.train, config, method, augment=not method.fits_at_once, pool=pool)
+        train_data = ActionDataset(splits.train, config, method, augment=not method.fits_features, pool=pool)
         val_data = ActionDataset(splits.val, config, method, augment=False, pool=pool)
-        trainer: Trainer = (FitAtOnce if method.fits_at_once else Engine)(
+        trainer: Trainer = (FeatureFit if method.fits_features else Engine)(
             model, config, run, ranks, device, interruption, on_progress
         )
         trainer.resume()
         warn_of_time_limit(ranks)
         trainer.fit(train_data, val_data)
         if config.evaluate:
-            summary = open_test_split(run, config, model, ranks, device, splits, trainer.leave_if_told)
+            summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
             for line in result_lines(summary):
                 log.info(line)
-        trainer.report_end()
+        trainer.report_finished()
         log.info("Loss plot: %s", run.plot_file(config))
 
 
 def failure_text(error: Exception) -> str:
     """An error that ends the training, in one line."""
-    if collectives.is_about_peers(error):
-        return f"lost contact with another process of the run ({collectives.plain_reason(error)})"
-    return shortage(error) or first_line(error)
+    if collectives.is_peer_failure(error):
+        return f"lost contact with another process of the run ({collectives.short_reason(error)})"
+    return limit_error_text(error) or first_line(error)
 
 
-def leave_early(interruption: InterruptionFlag, ranks: Ranks) -> None:
+def stop_before_start(interruption: InterruptionFlag, ranks: Ranks) -> None:
     """Stop before anything is made, if this process was told to. One of several must first meet the others and agree.
 
     Raises:
-        Interrupted: a signal came.
+        StoppedBySignal: a signal came.
     """
     if interruption.status and ranks.world_size == 1:
-        raise Interrupted(_BEFORE_THE_FIRST_STEP, interruption.status)
+        raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, interruption.status)
 
 
 def warn_of_time_limit(ranks: Ranks) -> None:
     """Say where a job's time limit leaves little to train; called when the start-up is done."""
     if ranks.is_first and (times := job_times()):
         started, end = times
-        if remark := time_limit_remark(started, time.time(), end):
+        if remark := time_limit_warning(started, time.time(), end):
             log.warning(remark)
 
 
@@ -174,20 +174,20 @@ def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any]) -> None:
     Raises:
         UserError: the folder holds a run of another configuration or data, or --resume False forbids to go on.
     """
-    run.hold(patience_s=_LEFT_OVER_S if restart_count() else 0)
-    run.remove_torn()
+    run.acquire_lock(patience_s=_LEFT_OVER_S if restart_count() else 0)
+    run.remove_temporary_files()
     faults, free = resume_faults(run, config)
     if faults:
         raise UserError.of(faults)
     if free:
         log.info("Flags that differ from those before, and may: %s", "; ".join(free))
-    if run.holds_run():
+    if run.has_results():
         run.check_splits(data)
     run.create(config)
     write_json(run.splits_file, data)
 
 
-def describe(
+def log_setup(
     config: TrainConfig, ranks: Ranks, device: torch.device, precision: str, model: ScoringModel, splits: Splits
 ) -> None:
     """The head of the log: where it runs, on what, and what it costs."""

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from data_preparation.annotations import load_annotations, load_split
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import whole_file, write_whole
+from data_preparation.common.files import atomic_file, write_atomic
 from data_preparation.common.workers import check_workers
 from data_preparation.dives import ATTRIBUTE_CLASSES, POSITIONS, ROTATION_TYPES, Dive, DiveKey
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
@@ -437,7 +437,7 @@ def _filler_frames(config: SyntheticConfig, stage: Stage, video: int, before: in
 def write_video(config: SyntheticConfig, plan: VideoPlan, path: Path, progress: Callable[[], None]) -> None:
     """Encodes one video; `path` appears only when it is complete."""
 
-    with whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         # x264 looks ahead into memory that it never wrote, and what lies there differs from process to process
         options = {"preset": "veryfast", "crf": "18", "g": str(GROUP_OF_PICTURES), "bf": "3", "rc-lookahead": "0"}
         video = container.add_stream("libx264", rate=config.fps, options=options)
@@ -515,9 +515,9 @@ def write_annotations(config: SyntheticConfig, plans: Sequence[VideoPlan], layou
         (layout.train_file, train, 3),
         (layout.test_file, test, 3),
     ):
-        write_whole(path, pickle.dumps(content, protocol=protocol))
+        write_atomic(path, pickle.dumps(content, protocol=protocol))
     words = json.dumps(vocabulary(list(captions.values())))
-    write_whole(layout.vocabulary_file, words.encode())
+    write_atomic(layout.vocabulary_file, words.encode())
 
 
 # ------------------------------------------------------------------------------------------------------ the whole set
@@ -556,7 +556,7 @@ def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
         )
     for folder in (layout.videos, layout.annotations):
         folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 _drawn: Any = None  # the count of frames drawn by all workers together
@@ -676,7 +676,7 @@ def main(argv: Sequence[str]) -> None:
     if config.sheet is not None:
         sheet = contact_sheet(config, make_plan(config))
         config.sheet.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(config.sheet) as temporary:
+        with atomic_file(config.sheet) as temporary:
             sheet.save(temporary, format="PNG")
         print(f"contact sheet: {config.sheet}")
         return

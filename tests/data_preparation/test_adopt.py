@@ -17,7 +17,7 @@ from data_preparation.common.command_line import parse
 from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from data_preparation.layout import DatasetLayout, prepared_videos
-from data_preparation.near_misses import numberings
+from data_preparation.similar_files import numberings
 from tests.conftest import run_python
 from training.config import TrainConfig
 from training.data.sources import frame_faults

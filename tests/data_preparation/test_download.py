@@ -413,10 +413,10 @@ def test_local_sources_that_are_no_files(tmp_path: Path):
 
 def test_a_disk_that_fills_up_is_an_error_and_what_came_stays(server: Server, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
-    monkeypatch.setattr(transfer.Partial, "begin", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(transfer.PartialFile, "begin", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match=r"01\.mp4 could not be written \(No space left\): make room"):
-        download.provide(
-            download.Job(
+        download.ensure_file(
+            download.DownloadContext(
                 DatasetLayout(tmp_path), download.DownloadConfig(), download.Manifest(DatasetLayout(tmp_path)),
                 rows=_one_row(),
             ),
@@ -432,7 +432,7 @@ def _one_row():
 
 def test_downloads_under_way_share_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    space = transfer.Space()
+    space = transfer.DiskSpace()
     space.claim(tmp_path / "a", 600)
     with pytest.raises(UserError, match="make room"):
         space.claim(tmp_path / "b", 600)

@@ -1,4 +1,4 @@
-"""Limits of the machine: told in one sentence before the first step, or when they are reached."""
+"""Resource limits of the machine: one message each, before the first step or when a limit is reached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from data_preparation.common.limits import Need, Room, read_room, room_faults, shortage, temporary_faults
+from data_preparation.common.limits import (
+    ResourceLimits,
+    ResourceNeeds,
+    exceeded_limits,
+    limit_error_text,
+    read_resource_limits,
+    temporary_folder_faults,
+)
 from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
 from training.config import TrainConfig
 from training.data.machine import shared_bytes
@@ -20,11 +27,11 @@ PLENTY = 2**50
 
 
 def in_namespace(setup: str, *arguments: object, timeout: float = 300) -> tuple[int, str]:
-    """Run the interpreter of the tests after `setup` with mounts of its own: (exit status, all that it printed)."""
+    """Run the tests' interpreter in its own mount namespace after `setup`: (exit status, its whole output)."""
     if os.geteuid() or not shutil.which("unshare"):
         pytest.skip("only root can mount a small file system")
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("no mounts of its own are allowed here")
+        pytest.skip("mount namespaces are not allowed here")
     command = ["unshare", "-m", "sh", "-c", f'{setup}; exec "$@"', "sh", sys.executable, *map(str, arguments)]
     done = subprocess.run(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
@@ -41,39 +48,41 @@ def errors(out: str) -> list[str]:
     return [line for line in out.splitlines() if line.startswith("error: ")]
 
 
-# ------------------------------------------------------------------------------------------------------------- comparing
+# ------------------------------------------------------------------------------------------------------- comparing
 
 
 @pytest.mark.parametrize(
-    ("need", "room", "words"),
+    ("need", "limits", "words"),
     [
-        (Need(workers=True, shared_bytes=65 * 2**20), Room(shared_bytes=2**26), ("64.0 MiB", "--shm-size", "--prefetch", "--workers 0")),
-        (Need(workers=True), Room(shared_fault="cannot be written to"), ("/dev/shm", "writable")),
-        (Need(files=100), Room(files=64), ("64 files", "ulimit -n")),
-        (Need(processes=20), Room(processes=3), ("3 more processes", "ulimit -u", "--pids-limit")),
-        (Need(memory_bytes=3 * 2**30), Room(memory_bytes=2**30), ("1.0 GiB of memory", "--mem")),
-        (Need(address_bytes=2**30), Room(address_bytes=2**20), ("address space", "ulimit -v")),
-        (Need(file_bytes=2**20), Room(file_bytes=1000), ("ulimit -f",)),
+        (ResourceNeeds(workers=True, shared_bytes=65 * 2**20), ResourceLimits(shared_bytes=2**26), ("64.0 MiB", "--shm-size", "--prefetch", "--workers 0")),
+        (ResourceNeeds(workers=True), ResourceLimits(shared_memory_fault="cannot be written to"), ("/dev/shm", "writable")),
+        (ResourceNeeds(files=100), ResourceLimits(files=64), ("64 files", "ulimit -n")),
+        (ResourceNeeds(processes=20), ResourceLimits(processes=3), ("3 more processes", "ulimit -u", "--pids-limit")),
+        (ResourceNeeds(memory_bytes=3 * 2**30), ResourceLimits(memory_bytes=2**30), ("1.0 GiB of memory", "--mem")),
+        (ResourceNeeds(address_bytes=2**30), ResourceLimits(address_bytes=2**20), ("address space", "ulimit -v")),
+        (ResourceNeeds(file_bytes=2**20), ResourceLimits(file_bytes=1000), ("ulimit -f",)),
     ],
 )  # fmt: skip
-def test_too_little_is_one_sentence_with_the_fix(need: Need, room: Room, words: tuple[str, ...]):
-    (sentence,) = room_faults(need, room)
+def test_an_exceeded_limit_is_one_sentence_with_the_fix(
+    need: ResourceNeeds, limits: ResourceLimits, words: tuple[str, ...]
+):
+    (sentence,) = exceeded_limits(need, limits)
     assert all(word in sentence for word in words)
     assert "\n" not in sentence
 
 
-def test_enough_and_the_unknown_are_not_refused():
-    need = Need(10, 10, True, 10, 10, 10, 10)
-    assert room_faults(need, Room()) == []
-    assert room_faults(need, Room(10, 10, 10, None, 10, 10, 10)) == []
-    assert len(room_faults(need, Room(9, 9, 9, None, 9, 9, 9))) == 6  # all at once
-    assert room_faults(Need(), read_room()) == []
+def test_sufficient_and_unknown_limits_are_accepted():
+    need = ResourceNeeds(10, 10, True, 10, 10, 10, 10)
+    assert exceeded_limits(need, ResourceLimits()) == []
+    assert exceeded_limits(need, ResourceLimits(10, 10, 10, None, 10, 10, 10)) == []
+    assert len(exceeded_limits(need, ResourceLimits(9, 9, 9, None, 9, 9, 9))) == 6  # all at once
+    assert exceeded_limits(ResourceNeeds(), read_resource_limits()) == []
 
 
 def test_shared_memory_of_a_rank():
     config = TrainConfig(batch_size=8, frame_num=4, spatial_size=32, workers=2, prefetch=3)
     clips = 8 * 4 * 3 * 32 * 32
-    assert shared_bytes(config, 1, 800, 0, tensors=4) == 7 * (clips + 3 * 4096)  # 2 x 3 ready, one in use
+    assert shared_bytes(config, 1, 800, 0, tensors=4) == 7 * (clips + 3 * 4096)  # 2 x 3 prefetched, one in use
     assert shared_bytes(config, 1, 16, 0, tensors=4) == 2 * (clips + 3 * 4096)  # an epoch has two batches
     assert shared_bytes(config, 4, 800, 0, tensors=1) == 7 * clips / 4
     assert shared_bytes(config, 1, 0, 800, tensors=1) == 7 * clips  # an evaluation
@@ -95,31 +104,31 @@ def test_shared_memory_of_a_rank():
         (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
     ],
 )  # fmt: skip
-def test_an_error_of_a_limit_becomes_a_sentence(error: BaseException, words: str):
-    assert words in shortage(error)
+def test_an_error_that_a_limit_caused_becomes_a_message(error: BaseException, words: str):
+    text = limit_error_text(error)
+    assert text is not None
+    assert words in text
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOENT, "No such file"), RuntimeError("a mistake"), ValueError("memory")]
-)
-def test_other_errors_stay_what_they_are(error: BaseException):
-    assert shortage(error) is None
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), RuntimeError("a bug"), ValueError("memory")])
+def test_other_errors_have_no_message(error: BaseException):
+    assert limit_error_text(error) is None
 
 
-def test_a_temporary_folder_with_too_long_a_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_temporary_folder_with_too_long_a_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    (sentence,) = temporary_faults()
+    (sentence,) = temporary_folder_faults()
     assert str(long) in sentence
     assert "TMPDIR" in sentence
 
 
-# ----------------------------------------------------------------------------------------------------------- for real
+# ------------------------------------------------------------------------------------------- with real limits
 
 
 def test_a_small_shared_memory_is_refused_before_the_start(dataset: Path, tmp_path: Path):
-    """A container's 64 MB, in proportion to the small network's clips."""
+    """As the default 64 MB of a container, scaled down to the small network's clips."""
     small = "mount -t tmpfs -o size=128k tmpfs /dev/shm"
     status, out = in_namespace(small, *training(dataset, tmp_path))
     assert status == 2
@@ -128,7 +137,7 @@ def test_a_small_shared_memory_is_refused_before_the_start(dataset: Path, tmp_pa
     assert not (tmp_path / "default").exists()
 
 
-def test_as_much_shared_memory_as_was_called_enough_is_enough(dataset: Path, tmp_path: Path):
+def test_the_computed_need_of_shared_memory_suffices(dataset: Path, tmp_path: Path):
     flags = ("--workers", 2, "--prefetch", 2, "--batch_size", 4)
     needed = shared_bytes(TrainConfig(batch_size=4, workers=2, prefetch=2, frame_num=4, spatial_size=32), 1, 36, 16, 4)
     semaphores = 32 * 4096
@@ -138,7 +147,7 @@ def test_as_much_shared_memory_as_was_called_enough_is_enough(dataset: Path, tmp
     assert status == 0, out
 
 
-def test_shared_memory_that_another_program_takes_meanwhile(dataset: Path, tmp_path: Path):
+def test_shared_memory_that_another_program_takes_during_training(dataset: Path, tmp_path: Path):
     code = f"""
 import sys
 import training.train as t
@@ -158,7 +167,7 @@ run(t.main)
 
 
 @pytest.mark.parametrize("limit", ["-n 16", "-f 4"])
-def test_a_low_limit_of_the_shell_is_refused_before_the_start(dataset: Path, tmp_path: Path, limit: str):
+def test_a_low_ulimit_is_refused_before_the_start(dataset: Path, tmp_path: Path, limit: str):
     command = [
         "bash",
         "-c",
@@ -185,18 +194,18 @@ def test_preparation_names_the_limit(dataset: Path, command: str):
     assert "ulimit -n" in sentence
 
 
-def test_a_cgroup_without_room_for_workers_is_told(dataset: Path, tmp_path: Path):
+def test_the_process_limit_of_a_cgroup_is_read(dataset: Path, tmp_path: Path):
     group = Path(f"/sys/fs/cgroup/pids/deepsports-{os.getpid()}")
     try:
         group.mkdir()
         (group / "pids.max").write_text("4")
     except OSError:
-        pytest.skip("no control group of processes can be made here")
+        pytest.skip("control groups cannot be created here")
     code = f"""
 import os
 open("{group}/cgroup.procs", "w").write(str(os.getpid()))
-from data_preparation.common.limits import read_room
-print(read_room().processes)
+from data_preparation.common.limits import read_resource_limits
+print(read_resource_limits().processes)
 """
     try:
         assert run_python("-c", code).stdout.split() == ["3"]

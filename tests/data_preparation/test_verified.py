@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_preparation import verified
-from data_preparation.verified import mark_verified, remember, unverified
+from data_preparation.verified import mark_verified, mark_videos_verified, unverified
 from tests.conftest import REPOSITORY
 
 
@@ -28,19 +28,19 @@ def frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def read_only(monkeypatch: pytest.MonkeyPatch, *folders: Path, error: int = errno.EROFS) -> None:
     """What a user finds who may not write there; root may write anywhere, so the error is made here."""
-    write = verified.write_whole
+    write = verified.write_atomic
 
     def refusing(path: Path, content: bytes) -> None:
         if any(folder in path.parents for folder in folders):
             raise OSError(error, os.strerror(error), str(path))
         write(path, content)
 
-    monkeypatch.setattr(verified, "write_whole", refusing)
+    monkeypatch.setattr(verified, "write_atomic", refusing)
 
 
 def test_it_is_remembered_beside_the_frames_where_that_may_be_written(frames: Path, tmp_path: Path):
     assert unverified(frames, [1, 2]) == [1, 2]
-    assert remember(frames, [1]) == f"Remembered in {frames / '.verified'}."
+    assert mark_videos_verified(frames, [1]) == f"Remembered in {frames / '.verified'}."
     assert unverified(frames, [1, 2]) == [2]
     assert not (tmp_path / "cache").exists()
     (frames / "01.zip").write_bytes(b"other frames")
@@ -54,7 +54,7 @@ def test_of_a_read_only_data_set_it_is_remembered_in_the_cache(
     mark_verified(frames, 1)
     (frames / "01.zip").write_bytes(b"other frames")  # the mark beside the frames is of an earlier state
     read_only(monkeypatch, frames, error=error)
-    told = remember(frames, [1, 2])
+    told = mark_videos_verified(frames, [1, 2])
     assert told.startswith(f"Remembered in {tmp_path / 'cache' / 'verified'}")
     assert unverified(frames, [1, 2]) == []
     link = tmp_path / "link"
@@ -70,7 +70,7 @@ def test_where_nothing_can_be_written_that_is_said_with_the_fix(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     read_only(monkeypatch, frames, tmp_path / "cache")
-    told = remember(frames, [1, 2])
+    told = mark_videos_verified(frames, [1, 2])
     assert "cannot be remembered (Read-only file system" in told
     assert "set DEEPSPORTS_CACHE to a folder that you may write" in told
     assert unverified(frames, [1, 2]) == [1, 2]
@@ -98,7 +98,7 @@ def test_a_user_without_a_home_is_no_traceback(frames: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "home", homeless)
     assert unverified(frames, [1]) == [1]
     read_only(monkeypatch, frames)
-    assert "set DEEPSPORTS_CACHE" in remember(frames, [1])
+    assert "set DEEPSPORTS_CACHE" in mark_videos_verified(frames, [1])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder read-only needs root")

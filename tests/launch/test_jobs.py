@@ -91,7 +91,7 @@ def test_a_time_limit_loses_nothing(dataset: Path, tmp_path: Path, undisturbed: 
             start_again(job)
         wait_for(lambda: job_states(job) not in (["PENDING"], ["CONFIGURING"]), "the start")
     assert any(0 < step < STEPS for step in reached), log.read_text()
-    assert log.read_text().count("it was told to stop, and saved") == len(reached)
+    assert log.read_text().count("stopped by a signal, checkpoint saved") == len(reached)
     # a start that was stopped before its first step left nothing to resume from
     assert resumed_at(log.read_text()) == [step for step in reached if step]
     assert_same_run(undisturbed, run)
@@ -133,7 +133,7 @@ def test_a_killed_process_ends_the_job_at_once_and_it_starts_again(dataset, tmp_
     wait_for(lambda: job_states(job) != ["RUNNING"], "the job to fail fast", 45)
     start_again(job)
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
-    assert "a process was killed (signal 9)" in log.read_text()
+    assert "a rank was killed (signal 9)" in log.read_text()
     (went_on_at,) = resumed_at(log.read_text())
     assert killed_at + 1 - went_on_at <= 4  # --checkpoint_every 3, and the step under way
     assert_same_run(undisturbed, run)
@@ -262,7 +262,7 @@ def test_term_is_a_reason_to_go_on(dataset: Path, tmp_path: Path, undisturbed: P
     wait_for_step(run, 5)
     call("scancel", "--signal=TERM", job)
     wait_for(lambda: job_states(job) == ["PENDING"], "the requeue")
-    assert comment_of(job).strip() == "waits to go on (it was told to stop, and saved)"
+    assert comment_of(job).strip() == "requeued (stopped by a signal, checkpoint saved)"
     waiting = run_python("-m", "launch.status", "quickstart", env=env).stdout
     assert re.search(rf"quickstart +pending \(\w+\) +{job} ", waiting)
     start_again(job)
@@ -277,7 +277,7 @@ def test_the_budget_of_restarts_is_the_users(dataset: Path, tmp_path: Path, log:
     wait_for_step(run, 1)
     call("scancel", "--signal=USR2", job)
     assert wait_for_end(job) == ["FAILED"]
-    assert "submit the run again to go on" in log.read_text()
+    assert "submit the run again to resume" in log.read_text()
     assert RunFolder(run).checkpoints()
 
 

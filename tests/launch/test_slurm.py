@@ -167,7 +167,7 @@ def test_the_job_file_goes_on_after_its_signal(dataset: Path, tmp_path: Path, lo
     signal_in_the_middle(job, run)
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
     text = log.read_text()
-    assert f"Requeueing job {job}: it was told to stop" in text
+    assert f"Requeueing job {job}: stopped by a signal" in text
     assert "Resuming" in text
     epochs = [
         r["epoch"] for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["type"] == "epoch"
@@ -290,7 +290,7 @@ def test_dry_run_prints_the_sbatch_file(dataset: Path, tmp_path: Path):
     ):
         assert f"#SBATCH {line}" in out, out
     assert "--kill-on-bad-exit=1" in out
-    assert "source job_files/requeue.sh" in out
+    assert "launch.job end" in out
     assert not (tmp_path / "runs").exists()
 
 

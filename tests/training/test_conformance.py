@@ -16,7 +16,7 @@ from data_preparation.dives import Dive
 from tests.small import METHODS, MODELS, VIDEO_MODELS, actions_of, batch_of, labels_of, tiny_config
 from training import plugins
 from training.config import TrainConfig
-from training.data.batch import Batch, Rows, cut_batch
+from training.data.batch import Batch, Rows, chunk_batch
 from training.engine.loop import Engine
 from training.engine.step import Step
 from training.methods.base import ComparingMethod
@@ -66,11 +66,11 @@ def with_batch_norm(model: ScoringModel) -> bool:
 def after_steps(config: TrainConfig, ranks: Ranks, steps: int = 2) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The model's tensors after the first of some steps on this rank's share of one batch, and the losses of all."""
     model = build_model(config)
-    if model.method.fits_at_once:
+    if model.method.fits_features:
         return {}, []
     step = Step(model, config, ranks, CPU)
     model.train()
-    batch = cut_batch(batch_for(config, model), ranks.world_size)[ranks.rank]
+    batch = chunk_batch(batch_for(config, model), ranks.world_size)[ranks.rank]
     losses = [step(batch, config.learning_rate, 0)["loss"]]
     moved = {name: t.clone() for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
     return moved, losses + [step(batch, config.learning_rate, number)["loss"] for number in range(1, steps)]
@@ -147,7 +147,7 @@ def test_a_run_resumes_bit_for_bit(model: str, method: str, features_file: Path,
         return made
 
     first = engine()
-    if first.model.method.fits_at_once:
+    if first.model.method.fits_features:
         pytest.skip("fitted at once: there are no steps")
     batch = batch_for(config, first.model)
     first.step(batch, 0.01, 0)
@@ -166,13 +166,13 @@ def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, featu
     batch = batch_for(config, network)
     with torch.no_grad():
         outputs = network(batch)
-        if network.method.fits_at_once:
+        if network.method.fits_features:
             network.method.fit(*[type("R", (), {"outputs": outputs, "labels": batch.labels})] * 2)
         if isinstance(network.method, ComparingMethod):
             pytest.skip("compares with references: tested where they are")
         together = network.method.predict(outputs, batch.given)["score"]
         assert together.shape == (len(DIVES),)
-        one = cut_batch(batch, len(DIVES))[3]
+        one = chunk_batch(batch, len(DIVES))[3]
         alone = network.method.predict(network(one), one.given)["score"]
         assert float(alone) == pytest.approx(float(together[3]), abs=1e-3)
         # and not at the labels
@@ -186,11 +186,11 @@ def test_a_few_samples_are_learned_by_heart(model: str, method: str, features_fi
     noise = {"dropout": (0.0,), "drop_path": 0.0}
     config = dataclasses.replace(config, **{n: v for n, v in noise.items() if n in config.__dataclass_fields__})
     network = build_model(config)
-    if network.method.fits_at_once:
+    if network.method.fits_features:
         pytest.skip("fitted at once: there are no steps")
     step = Step(network, config, Ranks(), CPU)
     network.train()
-    batch = cut_batch(batch_for(config, network), 3)[0]  # few, so that the largest network takes seconds
+    batch = chunk_batch(batch_for(config, network), 3)[0]  # few, so that the largest network takes seconds
     first = step(batch, 1e-3, 0)["loss"]
     assert any(step(batch, 1e-3, number)["loss"] < 0.2 * first for number in range(1, 100))
 
@@ -218,7 +218,7 @@ def unexplained(method: str, folder: Path, permuted: bool) -> float:
         Batch({"clip": rows[part]}, labels_of(model.method, actions, "given"), labels_of(model.method, actions), torch.arange(64))
         for part, actions in ((slice(0, 64), shown), (slice(64, 128), dives[64:]))
     ]  # fmt: skip
-    if model.method.fits_at_once:
+    if model.method.fits_features:
         with torch.no_grad():
             train, val = (Rows(model(part), part.given, part.labels) for part in parts)
         model.method.fit(train, val)

@@ -1,4 +1,4 @@
-"""The contracts between the engine, the data and plug-ins: sample plans, views, draws, groups, references, unused outputs."""
+"""The contracts between the engine, the data and plug-ins: sample plans, views, random samples, groups, references, unused outputs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from data_preparation.dives import Dive
 from tests.small import DIVES, batch_of, config_of
-from training.data.batch import Rows, Tensors, cut_batch
+from training.data.batch import Rows, Tensors, chunk_batch
 from training.data.dataset import ActionDataset, Plan
 from training.data.plan import Sample
-from training.data.transforms import crop_view, seen_through, squash_view
+from training.data.transforms import apply_view, crop_view, squash_view
 from training.engine import step as step_module
-from training.engine.prediction import remember_references, validation_metrics
+from training.engine.prediction import encode_references, validation_metrics
 from training.engine.step import Step
 from training.methods.base import ComparingMethod, ParameterGroup
 from training.methods.regression.method import Regression, mlp_head
@@ -44,7 +44,7 @@ def model_with(method_of, **flags) -> tuple[ScoringModel, object]:
     return model, config
 
 
-# ------------------------------------------------------------------------------------------------- views and draws
+# ------------------------------------------------------------------------------------------------- views and random samples
 
 
 @given(
@@ -58,7 +58,7 @@ def test_points_go_where_the_pixels_go(
     x, y = data.draw(st.integers(4, width - 5)), data.draw(st.integers(4, height - 5))
     frame = np.zeros((1, height, width, 3), np.uint8)
     frame[:, y - 3 : y + 4, x - 3 : x + 4] = 255
-    seen = seen_through(view, frame)[0, 0].double()
+    seen = apply_view(view, frame)[0, 0].double()
     assert tuple(seen.shape) == view.size == (size, size)
     found_x, found_y = view.points(np.array([x + 0.5, y + 0.5]), height, width)
     half_x, half_y = 3.5 * view.resize[1] / width, 3.5 * view.resize[0] / height
@@ -71,8 +71,8 @@ def test_points_go_where_the_pixels_go(
 class NoFrames:
     """A source that plans without a disk: the draw itself stands for the clip."""
 
-    def plan(self, action: Dive, draws: np.random.Generator | None) -> tuple:
-        return (action.key, None if draws is None else draws.random())
+    def plan(self, action: Dive, rng: np.random.Generator | None) -> tuple:
+        return (action.key, None if rng is None else rng.random())
 
     def faults(self, actions: Sequence[Dive]) -> list[str]:
         return []
@@ -85,20 +85,20 @@ def plan_of(action: Dive, epoch: int = 2, augment: bool = True) -> Plan:
 def test_draws_are_named_and_do_not_move_each_other():
     plan = plan_of(DIVES[3])
     alone = plan.clip(DIVES[3])
-    plan.draw("jitter").random(100)
+    plan.rng("jitter").random(100)
     assert plan.clip(DIVES[3]) == alone
     assert plan.clip(DIVES[5], "exemplar")[1] != alone[1]
     # the stream of the first edition
     assert alone[1] == generator(7, "clip", 2, *DIVES[3].key).random()
     assert plan_of(DIVES[3], epoch=3).clip(DIVES[3]) != alone
-    assert plan_of(DIVES[3], augment=False).draw("clip") is None
+    assert plan_of(DIVES[3], augment=False).rng("clip") is None
 
 
 # --------------------------------------------------------------------------------------------- parameter groups, rates
 
 
 class Grouped(Regression):
-    def groups(self, names: Sequence[str]) -> list[ParameterGroup]:
+    def parameter_groups(self, names: Sequence[str]) -> list[ParameterGroup]:
         bias = [name for name in names if name.endswith("bias")]
         return [ParameterGroup([n for n in names if n not in bias]), ParameterGroup(bias, rate=2.0, decay=0.0)]
 
@@ -149,8 +149,8 @@ class Nearest(ComparingMethod, Regression):
     """Scores an action as the reference with the nearest encoding; its training pairs an action with another one."""
 
     def sample(self, action: Dive, plan: Plan) -> Sample:
-        draws = plan.draw("exemplar")
-        other = action if draws is None else plan.pool[int(draws.integers(len(plan.pool)))]
+        rng = plan.rng("exemplar")
+        other = action if rng is None else plan.pool[int(rng.integers(len(plan.pool)))]
         clips = {"clip": plan.clip(action), "exemplar": plan.clip(other, "exemplar clip")}
         return Sample(clips, self.given(action), self.labels(action))
 
@@ -175,10 +175,10 @@ def test_references_are_encoded_with_the_weights_and_saved_with_them(tmp_path: P
         with torch.no_grad():
             return Rows(forward(batch), batch.given, batch.labels)
 
-    monkeypatch.setattr("training.engine.prediction.over_actions", all_at_once)
+    monkeypatch.setattr("training.engine.prediction.forward_all", all_at_once)
     monkeypatch.setattr("training.data.dataset.source_of", lambda config: NoFrames())
     data = ActionDataset(DIVES, config, model.method, augment=True, pool=DIVES)
-    remember_references(model, data.references, config, Ranks(), CPU)
+    encode_references(model, data.references, config, Ranks(), CPU)
     assert model.method.bank.keys == [dive.key for dive in DIVES]
     with torch.no_grad():
         rows = Rows(model(batch), batch.given, batch.labels)
@@ -221,7 +221,7 @@ def _steps_on_rank(rank: int, join: str) -> None:
     step_module.DistributedDataParallel = AsOnGpus
     model, config = model_with(Unused)
     step = Step(model, config, Ranks(rank, 2), CPU)
-    batch = cut_batch(batch_of(config, model.method), 2)[rank]
+    batch = chunk_batch(batch_of(config, model.method), 2)[rank]
     for number in range(3):
         step(batch, 0.01, number)
     assert not any(p.grad is None for p in model.parameters())

@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 from data_preparation.common.errors import UserError
 from training.losses import mse, soft_spearman
 from training.runtime.collectives import (
+    connect,
+    describe_peer_failure,
+    disconnect,
     gather,
     gather_objects,
-    is_about_peers,
-    join,
-    leave,
-    lost_contact,
-    lost_contact_text,
-    plain_reason,
-    see_the_same,
+    is_peer_failure,
+    peer_failure_text,
+    short_reason,
+    wait_until_visible,
 )
-from training.runtime.interruption import time_limit_remark
+from training.runtime.interruption import time_limit_warning
 from training.runtime.ranks import (
     Ranks,
     allocated_gpus,
@@ -98,9 +98,9 @@ def test_ports_are_free_to_use(job: int, step: int):
 def _come(rank: int, world: int, port: int, answers: mp.SimpleQueue) -> None:
     ranks = Ranks(rank, world, rank, "127.0.0.1", port, "Slurm")
     try:
-        join(ranks, torch.device("cpu"), timedelta(seconds=4))
+        connect(ranks, torch.device("cpu"), timedelta(seconds=4))
         answers.put((rank, gather_objects(rank)))
-        leave()
+        disconnect()
     except UserError as error:
         answers.put((rank, f"{type(error).__name__}: {error}"))
 
@@ -133,19 +133,19 @@ def test_a_port_that_another_program_holds_is_named():
         other.listen()
         ranks = Ranks(0, 2, 0, "127.0.0.1", other.getsockname()[1], "Slurm")
         with pytest.raises(UserError, match="another program holds that port"):
-            join(ranks, torch.device("cpu"), timedelta(seconds=4))
+            connect(ranks, torch.device("cpu"), timedelta(seconds=4))
 
 
 def _lose(rank: int, world: int, port: int, lost: int, how: int, answers: mp.SimpleQueue) -> None:
     ranks = Ranks(rank, world, rank, "127.0.0.1", port, "Slurm")
-    join(ranks, torch.device("cpu"), timedelta(seconds=4))
+    connect(ranks, torch.device("cpu"), timedelta(seconds=4))
     gather_objects(rank)
     if rank == lost:
         os.kill(os.getpid(), how)
     try:
         gather_objects(rank)
     except RuntimeError as error:
-        answers.put((is_about_peers(error), str(error), lost_contact(error)))
+        answers.put((is_peer_failure(error), str(error), describe_peer_failure(error)))
 
 
 @pytest.mark.parametrize(
@@ -194,14 +194,14 @@ def test_a_lost_rank_is_named_in_plain_words(world: int, lost: int, how: int):
     ],
 )
 def test_libraries_say_their_reason_without_their_source(said: str, plain: str):
-    assert plain_reason(RuntimeError(said)) == plain
+    assert short_reason(RuntimeError(said)) == plain
 
 
 def test_where_to_look_for_what_killed_a_rank():
-    text = lost_contact_text("Connection closed by peer", "rank 0 on a", ["rank 3 on b"], "12_1")
+    text = peer_failure_text("Connection closed by peer", "rank 0 on a", ["rank 3 on b"], "12_1")
     assert "sacct -j 12_1" in text
     assert "OUT_OF_MEMORY" in text
-    assert "sacct" not in lost_contact_text("Connection closed by peer", "rank 0 on a", [], None)
+    assert "sacct" not in peer_failure_text("Connection closed by peer", "rank 0 on a", [], None)
 
 
 @pytest.mark.parametrize(("text", "counts"), [("2(x3),1", [2, 2, 2, 1]), ("4", [4]), ("1,2(x2)", [1, 2, 2]), ("", [])])
@@ -223,11 +223,11 @@ def test_ranks_and_memory_of_this_node():
 
 
 def test_a_time_limit_that_leaves_little_to_train():
-    assert time_limit_remark(0, 30, 7200) is None
-    assert "0.2 are left" in time_limit_remark(0, 20, 60)  # a minute: 30 s of it are for saving
-    assert "0.0 are left" in time_limit_remark(0, 200, 300)
-    assert time_limit_remark(0, 300, 700)  # 280 s are left, less than each start takes
-    assert time_limit_remark(0, 300, 800) is None
+    assert time_limit_warning(0, 30, 7200) is None
+    assert "0.2 are left" in time_limit_warning(0, 20, 60)  # a minute: 30 s of it are for saving
+    assert "0.0 are left" in time_limit_warning(0, 200, 300)
+    assert time_limit_warning(0, 300, 700)  # 280 s are left, less than each start takes
+    assert time_limit_warning(0, 300, 800) is None
     assert job_times({}) is None
     assert job_times({"SLURM_JOB_START_TIME": "5", "SLURM_JOB_END_TIME": "65"}) == (5, 65)
 
@@ -242,7 +242,7 @@ def _see(rank: int, port: int, path: Path, late: float, answers: mp.SimpleQueue)
         return file.read_text()
 
     try:
-        answers.put(see_the_same(path, mark, patience_s=4))
+        answers.put(wait_until_visible(path, mark, patience_s=4))
     except UserError as error:
         answers.put(str(error))
     dist.destroy_process_group()

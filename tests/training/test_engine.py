@@ -13,14 +13,14 @@ from tests import small
 from tests.small import DIVES, config_of
 from training.config import TrainConfig
 from training.cost import step_memory
-from training.data.batch import Batch, cut, cut_batch, joined
+from training.data.batch import Batch, chunk, chunk_batch, concat
 from training.data.dataset import ActionDataset
 from training.engine.loop import Engine
 from training.engine.prediction import non_finite_rows
-from training.engine.step import StepFault
+from training.engine.step import NonFiniteLoss
 from training.losses import mse
 from training.model import build_model
-from training.rows import RowDropout, RowDropPath, rows_of
+from training.rows import RowDropout, RowDropPath, batch_part
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
@@ -63,7 +63,7 @@ def test_a_batch_in_parts_moves_the_weights_as_the_whole_does(tmp_path: Path, me
     assert distance(in_parts) < 1e-3
     # adding up the parts' own losses, as accumulation is mostly done, ranks within the parts: another direction
     naive = engine_of(tmp_path, **flags)
-    for part in cut_batch(batch_of(naive), parts):
+    for part in chunk_batch(batch_of(naive), parts):
         (naive.model.method.loss(naive.model(part), part.given, part.labels)["loss"] / parts).backward()
     with torch.no_grad():
         for p in naive.model.parameters():
@@ -93,7 +93,7 @@ def test_noise_has_its_rate_and_mean():
     assert float((paths[:, 0] == 0).float().mean()) == pytest.approx(0.3, abs=0.03)
     assert torch.equal(RowDropout(0.3).eval()(x), x)
     assert float(RowDropout(1.0)(x).sum()) == 0
-    with rows_of(1, 2):
+    with batch_part(1, 2):
         seed_all(1)
         second = RowDropout(0.5)(x)
     seed_all(1)
@@ -102,7 +102,7 @@ def test_noise_has_its_rate_and_mean():
 
 def test_both_passes_of_a_part_draw_the_same_dropout(tmp_path: Path):
     engine = engine_of(tmp_path, dropout=(0.5,), drop_path=0.3, accumulate=2)
-    first, second = cut_batch(batch_of(engine), 2)
+    first, second = chunk_batch(batch_of(engine), 2)
     with torch.no_grad():
         once, other = engine.step._forward(first, 0, 0), engine.step._forward(second, 0, 1)
         again = engine.step._forward(first, 0, 0)
@@ -113,9 +113,9 @@ def test_both_passes_of_a_part_draw_the_same_dropout(tmp_path: Path):
 
 def test_cut_and_joined():
     rows = {"a": torch.arange(6), "b": torch.rand(6, 2)}
-    parts = cut(rows, 3)
+    parts = chunk(rows, 3)
     assert [part["a"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
-    assert all(torch.equal(joined(parts)[name], rows[name]) for name in rows)
+    assert all(torch.equal(concat(parts)[name], rows[name]) for name in rows)
 
 
 def test_the_average_follows_the_weights(tmp_path: Path):
@@ -124,12 +124,12 @@ def test_the_average_follows_the_weights(tmp_path: Path):
     for _ in range(3):
         weights, _ = weights_after_a_step(engine)
         expected = weights if expected is None else {n: 0.9 * expected[n] + 0.1 * weights[n] for n in weights}
-    judged = dict(engine.step.evaluated_model.named_parameters())
+    judged = dict(engine.step.validated_model.named_parameters())
     assert all(torch.allclose(judged[n], expected[n], atol=1e-6) for n in expected)
-    assert engine.step.evaluated_model is not engine.model
+    assert engine.step.validated_model is not engine.model
     resumed = engine_of(tmp_path, ema=0.9)
     resumed.load_state(copy.deepcopy(engine.state()))
-    assert all(torch.equal(p, judged[n]) for n, p in resumed.step.evaluated_model.named_parameters())
+    assert all(torch.equal(p, judged[n]) for n, p in resumed.step.validated_model.named_parameters())
 
 
 @pytest.mark.parametrize("model", ["timesformer", "c3d"])
@@ -183,7 +183,7 @@ def test_expected_memory_is_what_a_step_keeps(tmp_path: Path):
 def test_a_loss_that_is_no_number_names_ranks_and_dives(tmp_path: Path):
     engine = engine_of(tmp_path)
     engine.ranks = Ranks(0, 4)
-    assert "rank 2: dives 01/005)" in engine._fault_text(StepFault(float("nan"), [5]), torch.arange(8))
+    assert "rank 2: dives 01/005)" in engine._non_finite_loss_text(NonFiniteLoss(float("nan"), [5]), torch.arange(8))
     assert non_finite_rows({"a": torch.tensor([1.0, torch.inf]), "n": torch.tensor([1, 2])}) == [1]
 
 
@@ -192,7 +192,7 @@ def test_nothing_moves_when_the_loss_or_the_gradient_is_no_number(tmp_path: Path
     before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
     batch = batch_of(engine)
     batch.labels["execution_and_difficulty"][3] = torch.inf
-    with pytest.raises(StepFault, match="the loss became inf"):
+    with pytest.raises(NonFiniteLoss, match="the loss became inf"):
         engine.step(batch, 0.05, 0)
     monkeypatch.setattr(
         "training.methods.regression.method.mse", lambda p, t: mse(p, t) + (p.sum() * 0).sqrt()

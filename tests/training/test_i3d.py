@@ -15,7 +15,7 @@ from tests.golden import golden, recipe_state, recipe_tensor
 from tests.small import config_of
 from training.backbones.i3d.network import I3D, own_name, pad_same
 from training.model import build_model
-from training.rows import apply_statistics, rows_of, set_batch_norm
+from training.rows import batch_part, set_batch_norm, update_running_statistics
 
 CASES = range(8)
 
@@ -71,7 +71,7 @@ def test_the_other_dialect_is_the_same_network(shared: Path):
                 assert own_name(f"{theirs}.{part}.weight") == f"{ours}.{own_part}.weight"
     model = I3D()
     notes = model.load_pretrained(weights("piergiaj_state_dict"))
-    assert notes == ["names of the piergiaj port translated", "classifier dropped"]
+    assert notes == ["parameter names converted from the piergiaj port", "classifier dropped"]
     state = weights("piergiaj_state_dict")
     assert torch.equal(model.mixed_5c.branch_3[1].conv3d.weight, state["Mixed_5c.b3b.conv3d.weight"])
     assert sum(p.numel() for p in model.parameters()) == reference()["parameters"]["without_classifier"]
@@ -85,11 +85,11 @@ def test_training_moves_the_running_statistics_as_the_originals(shared: Path, di
     model.load_pretrained(weights())  # the other dialect's code ran on the same weights under its names
     set_batch_norm(model, group=case["input"]["batch"], together=False)
     model.train()
-    with torch.no_grad(), rows_of(0, 1, case["input"]["batch"]):
+    with torch.no_grad(), batch_part(0, 1, case["input"]["batch"]):
         features = model.pool(model.tail(model.stem(video(case))))
     for row, expected in zip(features[:, 0], case["features"], strict=True):
         assert norm(row) == pytest.approx(expected["norm"], rel=1e-4)
-    apply_statistics(model, lambda numbers: numbers)
+    update_running_statistics(model, lambda numbers: numbers)
     state = model.state_dict()
     for name, expected in known["running"].items():
         found = state[name if dialect == "hassony2" else own_name(name)]

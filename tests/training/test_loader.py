@@ -70,8 +70,8 @@ def test_a_batch_that_does_not_come_ends_the_wait(workers: int):
 def test_time_in_which_the_job_is_suspended_does_not_count():
     code = """
 import os, subprocess, time
-from training.data.processes import patience
-with patience(0.05):
+from training.data.workers import time_limit
+with time_limit(0.05):
     subprocess.Popen(["sh", "-c", f"sleep 1; kill -STOP {os.getpid()}; sleep 5; kill -CONT {os.getpid()}"])
     begun = time.monotonic()
     while time.monotonic() - begun < 6.5:  # 5 s of it stopped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,15 +12,18 @@ import torchsort
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from data_preparation.dives import Dive
+from tests.small import DIVES, labels_of, tiny_config
 from training.losses import average_ranks, soft_spearman
+from training.methods import build_method
 from training.metrics import (
     baselines,
     bootstrap_interval,
+    constant_prediction_warning,
     predicted_range,
     relative_l2,
-    sameness_remark,
     score_metrics,
     spearman_rows,
 )
@@ -52,6 +56,21 @@ def test_the_gradient_orders_the_batch(norm):
         (-soft_spearman(predicted, true, 5.0, norm)).backward()
         optimizer.step()
     assert stats.spearmanr(predicted.detach(), true).statistic == pytest.approx(1)
+
+
+@pytest.mark.parametrize("method", ["regression", "multitask"])
+def test_torchsort_is_needed_only_for_the_spearman_loss(method, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchsort", None)  # importing it fails
+    for weight in (0.0, 0.5):
+        config = tiny_config("timesformer", method, loss_spcoef_weight=weight)
+        learned = build_method(config, feature_dim=8)
+        labels = labels_of(learned, DIVES)
+        outputs = learned(lambda clip: torch.ones(len(DIVES), 1, 8), {"clip": torch.empty(0)}, {}, labels)
+        if weight:
+            with pytest.raises(ImportError):
+                learned.loss(outputs, {}, labels)
+        else:
+            assert "soft_spearman" not in learned.loss(outputs, {}, labels)
 
 
 def test_ranking_the_wrong_axis_is_caught():
@@ -98,15 +117,22 @@ def test_half_precision_scores_are_ranked_in_float32():
 def test_metrics_are_what_they_say(true, seed):
     predicted = np.random.default_rng(seed).normal(60, 15, len(true))
     metrics = score_metrics(predicted, true)
-    assert metrics["mse"] == pytest.approx(np.mean((predicted - np.array(true)) ** 2))
+    # to the last bit, as the validation Spearman chooses the best epoch
+    assert metrics["mse"] == mean_squared_error(true, predicted)
+    assert metrics["mae"] == mean_absolute_error(true, predicted)
     assert metrics["rmse"] == pytest.approx(math.sqrt(metrics["mse"]))
     if len(set(true)) > 1:
-        assert metrics["spearman"] == pytest.approx(stats.spearmanr(predicted, true).statistic)
+        for values in (predicted, predicted.round(-1)):  # the second has ties
+            if len(set(values)) > 1:
+                found = score_metrics(values, true)
+                assert found["spearman"] == stats.spearmanr(values, true).statistic
+                assert found["pearson"] == stats.pearsonr(values, true).statistic
         rows = spearman_rows(predicted[None], np.array(true)[None])
         assert rows[0] == pytest.approx(metrics["spearman"])
         assert metrics["r_l2_x100"] == pytest.approx(metrics["mse"] / (max(true) - min(true)) ** 2 * 100)
     else:
         assert math.isnan(metrics["spearman"])
+        assert math.isnan(metrics["pearson"])
 
 
 def test_relative_l2_by_hand():
@@ -154,6 +180,6 @@ def test_baselines_of_the_official_split(shared):
 
 
 def test_predictions_that_are_all_the_same_are_remarked():
-    assert "all predicted scores are the same" in sameness_remark(predicted_range([61.2, 61.2001, 61.2]))
-    assert sameness_remark(predicted_range([61.2, 61.3, 61.2])) is None
-    assert sameness_remark(None) is None  # a result of an earlier version
+    assert "all predicted scores are the same" in constant_prediction_warning(predicted_range([61.2, 61.2001, 61.2]))
+    assert constant_prediction_warning(predicted_range([61.2, 61.3, 61.2])) is None
+    assert constant_prediction_warning(None) is None  # a result of an earlier version

@@ -12,18 +12,18 @@ from training.rows import (
     RowDecoderLayer,
     RowDropout,
     RowGRU,
-    apply_statistics,
-    rows_of,
+    batch_part,
+    update_running_statistics,
 )
 from training.runtime.seeding import seed_all
 
 
-def in_parts(layer: nn.Module, x: torch.Tensor, parts: int, again: bool = False) -> torch.Tensor:
+def in_parts(layer: nn.Module, x: torch.Tensor, parts: int, recomputing: bool = False) -> torch.Tensor:
     """The rows of x through the layer, part by part, each with the draws of its rows."""
     out = []
     for part, rows in enumerate(x.chunk(parts)):
         seed_all(3)
-        with rows_of(part, parts, len(rows), again=again):
+        with batch_part(part, parts, len(rows), recomputing=recomputing):
             found = layer(rows) if not isinstance(layer, RowDecoderLayer) else layer(rows, rows)
         out.append(found[0] if isinstance(found, tuple) else found)
     return torch.cat(out)
@@ -38,7 +38,7 @@ def test_dropout_belongs_to_rows(layer: nn.Module):
     for parts in (2, 4):
         assert torch.allclose(in_parts(layer, x, parts), whole, atol=1e-5)
     seed_all(4)
-    with rows_of(0, 1):
+    with batch_part(0, 1):
         other = layer(x, x) if isinstance(layer, RowDecoderLayer) else layer(x)
     assert not torch.allclose(other[0] if isinstance(other, tuple) else other, whole)
 
@@ -90,7 +90,7 @@ def test_a_group_is_normalised_as_torch_does(together: bool):
     x = torch.randn(8, 3, 4, 5)
     layer, theirs = norm(2, together), nn.BatchNorm2d(3, eps=1e-3, momentum=0.3)
     theirs.load_state_dict(layer.state_dict())
-    with rows_of(0, 1, 4):
+    with batch_part(0, 1, 4):
         found = layer(x).view(4, 2, 3, 4, 5)
     expected = torch.empty_like(found)
     for group in (slice(0, 2), slice(2, 4)):
@@ -100,7 +100,7 @@ def test_a_group_is_normalised_as_torch_does(together: bool):
             expected[group, window] = theirs(part.flatten(0, 1)).view(part.shape)
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.equal(layer.running_mean, torch.zeros(3))  # not before the step's end
-    apply_statistics(layer, lambda numbers: numbers)
+    update_running_statistics(layer, lambda numbers: numbers)
     for name in ("running_mean", "running_var"):
         assert torch.allclose(getattr(layer, name), getattr(theirs, name), atol=1e-5)
     assert layer.num_batches_tracked == theirs.num_batches_tracked
@@ -112,13 +112,15 @@ def test_parts_and_ranks_have_the_statistics_of_the_whole():
     x = torch.randn(8, 3, 6)
     whole = norm(2)
     found = in_parts(whole, x, 1)
-    apply_statistics(whole, lambda numbers: numbers)
+    update_running_statistics(whole, lambda numbers: numbers)
     for parts in (2, 4):
         layer = norm(2)
         layer.weight = whole.weight
         assert torch.allclose(in_parts(layer, x, parts), found, atol=1e-6)
-        in_parts(layer, x, parts, again=True)  # --accumulate computes each part twice: remembered once
-        apply_statistics(layer, lambda numbers: numbers)
+        in_parts(
+            layer, x, parts, recomputing=True
+        )  # --accumulate computes each part twice but records its statistics once
+        update_running_statistics(layer, lambda numbers: numbers)
         assert torch.allclose(layer.running_mean, whole.running_mean, atol=1e-6)
         assert torch.allclose(layer.running_var, whole.running_var, atol=1e-6)
         assert layer.num_batches_tracked == whole.num_batches_tracked

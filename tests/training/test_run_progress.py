@@ -27,22 +27,22 @@ def test_what_is_told_is_written_and_given_to_the_hook(tmp_path: Path, monkeypat
     run, heard = RunFolder(tmp_path), []
     assert run.progress() is None
     progress = Progress(run, Ranks(), heard.append)
-    progress.tell(state="running", error=None, epoch=0, epochs=2, step=0, steps=10, best_spearman=math.nan)
+    progress.update(state="running", error=None, epoch=0, epochs=2, step=0, steps=10, best_spearman=math.nan)
     record = json.loads(run.progress_file.read_text())
     assert {name for name, value in record.items() if value is None} == {"job_id", "error", "eta_s", "best_spearman"}
     assert "seconds_per_step" not in record
-    progress.tell(step=5, seconds_per_step=2.0)
-    progress.tell(epoch=1, epoch_s=20.0, best_epoch=1, best_spearman=0.5)
+    progress.update(step=5, seconds_per_step=2.0)
+    progress.update(epoch=1, epoch_s=20.0, best_epoch=1, best_spearman=0.5)
     assert [each.eta_s for each in heard] == [None, 10.0, 20.0]
     assert run.progress() == heard[-1]
     assert heard[-1].seconds_per_step == 2.0
     assert heard[-1].updated >= heard[0].updated > 0
     with pytest.raises(TypeError):
-        progress.tell(sate="running")
+        progress.update(sate="running")
 
 
 def test_only_the_first_rank_tells(tmp_path: Path):
-    Progress(RunFolder(tmp_path), Ranks(rank=1, world_size=2), None).tell(state="running")
+    Progress(RunFolder(tmp_path), Ranks(rank=1, world_size=2), None).update(state="running")
     assert not RunFolder(tmp_path).progress_file.exists()
 
 

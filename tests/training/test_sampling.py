@@ -11,7 +11,7 @@ from data_preparation.dives import Dive
 from training.config import FRAME_METHODS
 from training.data.sampling import balancing_repeats, clip_frames, epoch_order, needed_frames, rank_rows
 from training.data.splits import split_train_val
-from training.runtime.seeding import draw_seed, generator
+from training.runtime.seeding import derive_seed, generator
 
 BINNED = [m for m in FRAME_METHODS if m not in ("random", "end_aligned")]
 
@@ -90,8 +90,8 @@ def test_every_number_of_ranks_sees_the_same_global_batches(count, share, world,
 
 
 def test_draws_depend_on_every_part_and_nothing_else():
-    assert draw_seed(1, "clip", 2, 3, 4) == draw_seed(1, "clip", 2, 3, 4)
-    assert len({draw_seed(1, "a"), draw_seed(1, "b"), draw_seed("1a"), draw_seed(11), draw_seed(1, 1)}) == 5
+    assert derive_seed(1, "clip", 2, 3, 4) == derive_seed(1, "clip", 2, 3, 4)
+    assert len({derive_seed(1, "a"), derive_seed(1, "b"), derive_seed("1a"), derive_seed(11), derive_seed(1, 1)}) == 5
     assert epoch_order(50, 0, 0).tolist() != epoch_order(50, 0, 1).tolist()
     assert epoch_order(50, 0, 0).tolist() != epoch_order(50, 1, 0).tolist()
 

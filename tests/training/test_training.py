@@ -20,7 +20,7 @@ from scipy import stats
 from submitit.core.utils import DelayedSubmission
 
 from launch.job import TrainingJob
-from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, loader_processes, run_python
+from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python, worker_processes
 from training.config import DATA_PATHS
 from training.runtime import checkpoint
 from training.runtime.interruption import STATUS
@@ -250,7 +250,7 @@ def test_a_signal_before_the_training_could_take_it_is_remembered(finished: Path
     env |= {"SUBMITIT_EXECUTOR": "local", "DEEPSPORTS_PORT": "20123"}
     for command, more in (
         (["-m", module, *flags], {}),
-        (["-m", "launch.job", *flags], {}),
+        (["-m", "launch.job", "run", *flags], {}),
         (["-m", "submitit.core._submit", tmp_path], env),
     ):
         more |= {"DEEPSPORTS_JOB": str(tmp_path / command[1])}
@@ -260,7 +260,8 @@ def test_a_signal_before_the_training_could_take_it_is_remembered(finished: Path
         assert "stopped by a signal before the first step" in out
         assert not (tmp_path / "runs").exists()
         if command[1] != module:
-            assert [end.name for end in (tmp_path / command[1]).rglob("rank*")] == [f"rank0-{STATUS[kind]}"]
+            (end,) = (tmp_path / command[1]).rglob("rank*")
+            assert json.loads(end.read_text())["status"] == STATUS[kind]
 
 
 def test_a_signal_while_torch_is_imported_is_remembered(finished: Path, tmp_path: Path):
@@ -343,7 +344,7 @@ def test_a_killed_loader_process_ends_the_training(finished: Path, tmp_path: Pat
     command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500)
     process = start(*command)
     while process.poll() is None:  # at some moment there is a loader process, which ends with its epoch
-        for loader in loader_processes(process.pid) if (tmp_path / "whole" / "metrics.jsonl").exists() else []:
+        for loader in worker_processes(process.pid) if (tmp_path / "whole" / "metrics.jsonl").exists() else []:
             with suppress(ProcessLookupError):
                 os.kill(loader, signal.SIGKILL)
         time.sleep(0.01)
@@ -355,7 +356,7 @@ def test_a_killed_loader_process_ends_the_training(finished: Path, tmp_path: Pat
 
 def test_a_killed_training_takes_its_loader_processes_along(finished: Path, tmp_path: Path):
     process = start(*same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500))
-    while not loader_processes(process.pid):
+    while not worker_processes(process.pid):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     process.kill()

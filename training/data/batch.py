@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     labels: Tensors
     index: torch.Tensor
 
-    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """The batch with every tensor changed."""
         groups = ({name: change(t) for name, t in group.items()} for group in self[:3])
         return Batch(*groups, change(self.index))
@@ -33,18 +33,18 @@ class Rows(NamedTuple):
     labels: Tensors
 
 
-def cut(rows: Tensors, parts: int) -> list[Tensors]:
+def chunk(rows: Tensors, parts: int) -> list[Tensors]:
     """Named rows as `parts` smaller ones, in order."""
     pieces = {name: tensor.chunk(parts) for name, tensor in rows.items()}
     return [{name: chunks[part] for name, chunks in pieces.items()} for part in range(parts)]
 
 
-def cut_batch(batch: Batch, parts: int) -> list[Batch]:
+def chunk_batch(batch: Batch, parts: int) -> list[Batch]:
     """A batch as `parts` smaller ones, in order."""
-    groups = [cut(group, parts) for group in batch[:3]]
+    groups = [chunk(group, parts) for group in batch[:3]]
     return [Batch(*of_part, index) for *of_part, index in zip(*groups, batch.index.chunk(parts), strict=True)]
 
 
-def joined(parts: Sequence[Tensors]) -> Tensors:
-    """What `cut` has cut, as one again."""
+def concat(parts: Sequence[Tensors]) -> Tensors:
+    """Undo `chunk`."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -47,17 +47,17 @@ class Plan:
     epoch: int
     augment: bool
 
-    def draw(self, purpose: str) -> np.random.Generator | None:
+    def rng(self, purpose: str) -> np.random.Generator | None:
         """A generator of (seed, purpose, epoch, action), or None where nothing is drawn. The same purpose gives the same
         draws again."""
         return generator(self.seed, purpose, self.epoch, *self.action.key) if self.augment else None
 
     def clip(self, action: Dive, name: str = "clip") -> ClipSpec:
         """The clip of an action, with draws of its own name."""
-        return self.source.plan(action, self.draw(name))
+        return self.source.plan(action, self.rng(name))
 
 
-class Planned(NamedTuple):
+class PlannedSample(NamedTuple):
     """A sample on its way to a worker."""
 
     index: int
@@ -94,7 +94,7 @@ class ActionDataset:
         actions = [action for action in self.actions if action.key not in keys]
         return ActionDataset(actions, self.config, self.method, augment=self.augment, pool=self.pool)
 
-    def plan(self, epoch: int, index: int) -> Planned:
+    def plan(self, epoch: int, index: int) -> PlannedSample:
         """The sample at `index` in an epoch.
 
         Raises:
@@ -102,7 +102,7 @@ class ActionDataset:
         """
         action = self.actions[index]
         plan = Plan(action, self.source, self.pool, self.config.seed, epoch, self.augment)
-        return Planned(index, self.method.sample(action, plan))
+        return PlannedSample(index, self.method.sample(action, plan))
 
 
 class ClipReader(Dataset):
@@ -111,7 +111,7 @@ class ClipReader(Dataset):
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def __getitem__(self, planned: Planned) -> Batch:
+    def __getitem__(self, planned: PlannedSample) -> Batch:
         """One action's row of a batch, without the batch dimension."""
         sample = planned.sample
         known = (

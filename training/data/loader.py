@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.limits import shortage
+from data_preparation.common.limits import limit_error_text
 from data_preparation.common.workers import kill_workers
 from training.config import TrainConfig
-from training.data import processes
 from training.data.batch import Batch
-from training.data.dataset import ActionDataset, Planned
+from training.data.dataset import ActionDataset, PlannedSample
 from training.data.sampling import epoch_order, rank_rows
+from training.data.workers import CONTEXT, hidden_main_module, init_worker, start_server, time_limit
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
 
@@ -28,7 +28,7 @@ _MultiProcessingDataLoaderIter._shutdown = True
 # the limits of the machine are told once, by training.data.machine
 warnings.filterwarnings("ignore", message="This DataLoader will create")
 
-_given_up: list[object] = []  # iterators of DataLoaders that nobody waits for any more
+_abandoned: list[object] = []  # iterators of DataLoaders that nobody waits for any more
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -41,7 +41,7 @@ def epoch_length(dataset: ActionDataset, batch_size: int) -> int:
     return steps_per_epoch(len(dataset) if dataset.repeats is None else sum(dataset.repeats), batch_size)
 
 
-def _watched(batches: DataLoader, minutes: float) -> Generator[Batch]:
+def _iterate(batches: DataLoader, minutes: float) -> Generator[Batch]:
     """The batches, while loader processes are well; what one of them raises keeps its type and its sentence.
 
     Raises:
@@ -49,27 +49,27 @@ def _watched(batches: DataLoader, minutes: float) -> Generator[Batch]:
     """
     loaded, left = None, len(batches)
     try:
-        with processes.patience(minutes), processes.without_program():
+        with time_limit(minutes), hidden_main_module():
             loaded = iter(batches)
         while left:
-            with processes.patience(minutes):
+            with time_limit(minutes):
                 batch = next(loaded)
             left -= 1
             yield batch
     except (UserError, OSError, EOFError, RuntimeError) as error:
-        raise (_explained(error) if batches.num_workers else error) from None
+        raise (_worker_error(error) if batches.num_workers else error) from None
     finally:
         if left:  # the training ends with it, and need not wait for what its processes have begun
             kill_workers()
-            _given_up.append(loaded)  # whose finalizer would wait for them
+            _abandoned.append(loaded)  # whose finalizer would wait for them
 
 
-def _explained(error: Exception) -> Exception:
+def _worker_error(error: Exception) -> Exception:
     """What a DataLoader with processes raised, as the sentence that it is about; as it is where it is none."""
     text = str(error).rstrip()
     if isinstance(error, UserError):  # of a worker it begins with a traceback
         return UserError(text.rsplit("UserError: ", 1)[-1]) if text.startswith("Caught ") else error
-    if limit := shortage(error):
+    if limit := limit_error_text(error):
         return UserError(limit)
     if text.startswith("Caught "):  # by a worker, in its dataset; its traceback follows
         return UserError(f"{text.splitlines()[-1]}: fix the disk") if isinstance(error, OSError) else error
@@ -90,7 +90,7 @@ class PlannedBatches:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[Planned]]:
+    def __iter__(self) -> Iterator[list[PlannedSample]]:
         for batch in self.batches:
             yield [self.dataset.plan(epoch, index) for epoch, index in batch]
 
@@ -98,16 +98,16 @@ class PlannedBatches:
 def _load(
     dataset: ActionDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
 ) -> DataLoader:
-    workers = min(config.loaders, len(batches))
-    processes.start_server(workers)
+    workers = min(config.loader_workers, len(batches))
+    start_server(workers)
     return DataLoader(
         dataset.reader,
         batch_sampler=PlannedBatches(dataset, batches),
         num_workers=workers,
         prefetch_factor=config.prefetch if workers else None,
         pin_memory=device.type == "cuda",
-        worker_init_fn=processes.start_worker,
-        multiprocessing_context=processes.CONTEXT if workers else None,
+        worker_init_fn=init_worker,
+        multiprocessing_context=CONTEXT if workers else None,
     )
 
 
@@ -121,7 +121,7 @@ def training_batches(
         [(epoch, index) for index in rank_rows(order[step * size : (step + 1) * size], ranks.rank, ranks.world_size)]
         for step in range(first_step, epoch_length(dataset, size))
     ]
-    return _watched(_load(dataset, batches, config, device), config.peer_timeout_min)
+    return _iterate(_load(dataset, batches, config, device), config.peer_timeout_min)
 
 
 def batches_of(
@@ -130,7 +130,7 @@ def batches_of(
     """Batches of the given (epoch, index) pairs, cut to what is evaluated at once."""
     size = EVALUATION_BATCH
     pieces = [batch[start : start + size] for batch in batches for start in range(0, len(batch), size)]
-    return _watched(_load(dataset, pieces, config, device), config.peer_timeout_min)
+    return _iterate(_load(dataset, pieces, config, device), config.peer_timeout_min)
 
 
 def evaluation_batches(
@@ -147,6 +147,6 @@ def evaluation_batches(
     ]
     mine = batches[ranks.rank :: ranks.world_size]
     if mine:
-        yield from _watched(_load(dataset, mine, config, device), config.peer_timeout_min)
+        yield from _iterate(_load(dataset, mine, config, device), config.peer_timeout_min)
     rounds = -(-len(batches) // ranks.world_size)
     yield from [None] * (rounds - len(mine))

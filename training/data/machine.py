@@ -8,16 +8,16 @@ import torch
 
 from data_preparation.common.errors import UserError
 from data_preparation.common.limits import (
-    Need,
-    Room,
+    ResourceLimits,
+    ResourceNeeds,
     cores,
     cpu_seconds,
-    open_files,
-    read_room,
+    exceeded_limits,
+    open_file_count,
+    read_resource_limits,
     resident_bytes,
-    room_faults,
-    temporary_faults,
-    temporary_remark,
+    temporary_folder_faults,
+    temporary_folder_warning,
 )
 from data_preparation.dives import Dive
 from training.config import TrainConfig
@@ -33,7 +33,7 @@ _WORKER_BYTES = 30 * 2**20
 _SERVER_BYTES = 90 * 2**20
 _WORKER_THREADS = 3
 _WORKER_FILES = 14
-_SERVED_FILES = 5  # of the training for each worker
+_FILES_PER_WORKER = 5  # of the training for each worker
 _OTHER_FILES = 12  # of the training: logs, metrics, a checkpoint, sockets of other ranks
 _OTHER_THREADS = 3  # of the training: what saves, what pins, what watches
 _PAGE = 4096
@@ -43,7 +43,7 @@ def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated
     """(clips of a batch, batches that are ready or in use at the same time) of one rank, where their product is largest."""
 
     def load(clips: int, batches: int) -> tuple[int, int]:
-        return clips, min(min(config.loaders, batches) * config.prefetch + 1, batches)
+        return clips, min(min(config.loader_workers, batches) * config.prefetch + 1, batches)
 
     size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
     loads = [load(size, -(-evaluated // size // world_size))]
@@ -57,7 +57,7 @@ def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated:
 
     `training` and `evaluated` are numbers of dives; `tensors` those of a sample.
     """
-    if not config.loaders:
+    if not config.loader_workers:
         return 0
     clips, batches = _largest_load(config, world_size, training, evaluated)
     clip = config.frame_num * 3 * config.spatial_size**2  # uint8
@@ -71,10 +71,10 @@ def needs(
     device: torch.device,
     training: list[Dive],
     evaluated: list[Dive],
-) -> Need:
+) -> ResourceNeeds:
     """What a training (without `training`: an evaluation) needs on this machine at least."""
     here = ranks_on_node(ranks)
-    workers = config.loaders
+    workers = config.loader_workers
     tensors = 2 + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
     shared = shared_bytes(config, ranks.world_size, len(training), len(evaluated), tensors)
     _, batches = _largest_load(config, ranks.world_size, len(training), len(evaluated))
@@ -83,9 +83,9 @@ def needs(
     moving = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) if training else 0
     # gradients, and two averages of Adam, where the model is in this machine's memory
     trained = moving * (3 if config.optimizer.startswith("Adam") else 1) if device.type == "cpu" else 0
-    files = open_files() + _OTHER_FILES + _SERVED_FILES * workers + 2 * tensors + (0 if workers else videos)
+    files = open_file_count() + _OTHER_FILES + _FILES_PER_WORKER * workers + 2 * tensors + (0 if workers else videos)
     of_worker = _WORKER_FILES + videos + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
-    return Need(
+    return ResourceNeeds(
         files=max(files, of_worker if workers else 0),
         processes=here * (_WORKER_THREADS * workers + _OTHER_THREADS),
         workers=bool(workers),
@@ -108,33 +108,33 @@ def check_machine(
     training = list(splits.train) if trains else []
     evaluated = list(
         max(
-            splits.train if trains and model.method.fits_at_once else (),
+            splits.train if trains and model.method.fits_features else (),
             splits.val if trains else (),
             splits.test,
             key=len,
         )
     )
-    room = read_room()
+    room = read_resource_limits()
     given = allocated_memory()
     if given is not None and (room.memory_bytes is None or given < room.memory_bytes):
-        room = Room(**{**vars(room), "memory_bytes": given})
-    faults = room_faults(needs(config, model, ranks, device, training, evaluated), room)
-    if config.loaders:
-        faults += temporary_faults()
+        room = ResourceLimits(**{**vars(room), "memory_bytes": given})
+    faults = exceeded_limits(needs(config, model, ranks, device, training, evaluated), room)
+    if config.loader_workers:
+        faults += temporary_folder_faults()
     if faults:
         raise UserError.of(faults)
-    for remark in remarks(config):
+    for remark in machine_warnings(config):
         log.warning(remark)
 
 
-def remarks(config: TrainConfig) -> list[str]:
+def machine_warnings(config: TrainConfig) -> list[str]:
     """What will work, and perhaps not as wished."""
     found = []
-    if config.loaders > (there := cores()):
+    if config.loader_workers > (there := cores()):
         found.append(
-            f"--workers {config.loaders} and this process may use {there} CPU core{'s' if there > 1 else ''}: give it as many cores as workers (--cpus-per-task, --cpus_per_gpu), or fewer --workers"
+            f"--workers {config.loader_workers} and this process may use {there} CPU core{'s' if there > 1 else ''}: give it as many cores as workers (--cpus-per-task, --cpus_per_gpu), or fewer --workers"
         )
-    if config.loaders and (text := temporary_remark()):
+    if config.loader_workers and (text := temporary_folder_warning()):
         found.append(text)
     if (seconds := cpu_seconds()) is not None:
         found.append(

@@ -1,7 +1,7 @@
 """What a sample is made of, decided before any pixel is read: which clips, which frames, which geometry.
 
 A method plans its samples in the training process (Method.sample); workers only read what a plan names. Every draw is
-named: `plan.draw("clip")` is a generator of (seed, "clip", epoch, action), so adding a draw never moves another.
+named: `plan.rng("clip")` is a generator of (seed, "clip", epoch, action), so adding a draw never moves another.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def needed_frames(start: int, end: int, count: int, method: str) -> tuple[int, i
 
 
 def clip_frames(
-    start: int, end: int, count: int, method: str, draws: np.random.Generator | None, frames_after: int = END_SHIFT
+    start: int, end: int, count: int, method: str, rng: np.random.Generator | None, frames_after: int = END_SHIFT
 ) -> np.ndarray:
     """Numbers of the `count` frames of a clip, ascending, from the frames `start` to `end` (both inclusive).
 
@@ -30,7 +30,7 @@ def clip_frames(
         end_aligned         the `count` frames that end at `end`, shifted by a draw of -3 to 3 (C3D-AVG) but not past
                             the `frames_after` frames that follow `end` on disk; begins before `start` in a short dive,
                             and repeats frame 1 where it would begin before the video
-    `draws` is None for validation and test: then every method takes the middle of each bin (end_aligned: no shift),
+    `rng` is None for validation and test: then every method takes the middle of each bin (end_aligned: no shift),
     except spaced_fixed, which has no draw to leave out.
 
     Raises:
@@ -38,21 +38,21 @@ def clip_frames(
     """
     n = end - start + 1
     if method == "end_aligned":
-        shift = 0 if draws is None else min(int(draws.integers(-END_SHIFT, END_SHIFT + 1)), frames_after)
+        shift = 0 if rng is None else min(int(rng.integers(-END_SHIFT, END_SHIFT + 1)), frames_after)
         return np.maximum(np.arange(end - count + 1, end + 1) + shift, 1)
-    if method == "random" and draws is not None:
+    if method == "random" and rng is not None:
         if n < count:
             raise ValueError(f"the dive has {n} frames and --frame_method random wants {count} different ones")
-        return start + np.sort(draws.choice(n, size=count, replace=False))
+        return start + np.sort(rng.choice(n, size=count, replace=False))
     bins = np.arange(count)
     if method == "spaced_fixed":
         offsets = np.zeros(count)
-    elif draws is None:
+    elif rng is None:
         offsets = np.full(count, 0.5)
     elif method in ("spaced_varied", "spaced_fixed_new"):
-        offsets = np.full(count, draws.random())
+        offsets = np.full(count, rng.random())
     else:
-        offsets = draws.random(count)
+        offsets = rng.random(count)
     return start + np.floor((bins + offsets) * (n / count)).astype(int)
 
 

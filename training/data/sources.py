@@ -17,7 +17,7 @@ from training.config import TrainConfig
 from training.data.features import feature_file
 from training.data.plan import ClipSpec
 from training.data.sampling import END_SHIFT, clip_frames, needed_frames
-from training.data.transforms import crop_view, seen_through, squash_view
+from training.data.transforms import apply_view, crop_view, squash_view
 
 
 class Source(Protocol):
@@ -31,8 +31,8 @@ class Source(Protocol):
         """What a run keeps in splits.json of the data that it was trained on, besides labels."""
         ...
 
-    def plan(self, action: Dive, draws: np.random.Generator | None) -> ClipSpec:
-        """Which frames of an action, in which view. `draws` is None for validation and test.
+    def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
+        """Which frames of an action, in which view. `rng` is None for validation and test.
 
         Raises:
             UserError: the action cannot give such a clip.
@@ -71,15 +71,15 @@ class FrameSource:
     def record(self, actions: Sequence[Dive]) -> dict[str, str]:
         return {}  # frames are those of the videos that the labels belong to
 
-    def plan(self, action: Dive, draws: np.random.Generator | None) -> ClipSpec:
+    def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
         # only these windows move past the action's end; the others need not open the archive here
         frames_after = self._frames_after(action) if c.frame_method == "end_aligned" else 0
         try:
-            frames = clip_frames(action.start_frame, action.end_frame, c.frame_num, c.frame_method, draws, frames_after)
+            frames = clip_frames(action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after)
         except ValueError as error:
             raise UserError(f"dive {action.name}: {error}; choose another method or fewer frames") from None
-        view = crop_view(c.spatial_size, draws) if c.data_aug else squash_view(c.spatial_size)
+        view = crop_view(c.spatial_size, rng) if c.data_aug else squash_view(c.spatial_size)
         return ClipSpec(action, tuple(frames.tolist()), view)
 
     def _frames_after(self, action: Dive) -> int:
@@ -89,7 +89,7 @@ class FrameSource:
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
         reader = self._reader(clip.action.video)
-        return seen_through(clip.view, np.stack([reader.image(number) for number in clip.frames]))
+        return apply_view(clip.view, np.stack([reader.image(number) for number in clip.frames]))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_readers": {}}
@@ -107,7 +107,7 @@ class FeatureSource:
     def record(self, actions: Sequence[Dive]) -> dict[str, str]:
         return {"features": self.file.fingerprint(actions)}
 
-    def plan(self, action: Dive, draws: np.random.Generator | None) -> ClipSpec:
+    def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
         return ClipSpec(action, (), None)
 
     def read(self, clip: ClipSpec) -> torch.Tensor:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sklearn.model_selection import GroupKFold, GroupShuffleSplit
-
 from data_preparation.annotations import check_disjoint, load_annotations, load_split, select
 from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive, DiveKey
 from training.config import TrainConfig
-from training.runtime.seeding import draw_seed, generator
+from training.runtime.seeding import derive_seed, generator
 
 
 @dataclass(frozen=True)
@@ -87,13 +85,15 @@ def split_events(dives: Sequence[Dive], config: TrainConfig) -> Splits:
     Raises:
         UserError: fewer events than parts, or none left to validate on.
     """
+    from sklearn.model_selection import GroupKFold, GroupShuffleSplit  # here, because the import takes a second
+
     events = [d.video for d in dives]
     count = len(set(events))
     if count < max(config.folds, 3):
         raise UserError(
             f"--split event with --folds {config.folds} needs {max(config.folds, 3)} events (videos) and the lists have {count}: give fewer --folds, more --videos, or --split official"
         )
-    folds = GroupKFold(config.folds, shuffle=True, random_state=draw_seed(config.split_seed, "events") % 2**32)
+    folds = GroupKFold(config.folds, shuffle=True, random_state=derive_seed(config.split_seed, "events") % 2**32)
     rest, held_out = list(folds.split(dives, groups=events))[config.fold - 1]
     remaining = len({events[i] for i in rest})
     if remaining < 2:
@@ -101,7 +101,7 @@ def split_events(dives: Sequence[Dive], config: TrainConfig) -> Splits:
             f"--fold {config.fold} of {config.folds} leaves {remaining} event for training and validation: give more --folds"
         )
     held_for_validation = min(max(round(remaining * (1 - config.train_val_split_ratio)), 1), remaining - 1)
-    seed = draw_seed(config.split_seed, "validation events", config.fold) % 2**32
+    seed = derive_seed(config.split_seed, "validation events", config.fold) % 2**32
     shuffled = GroupShuffleSplit(1, test_size=held_for_validation, random_state=seed)
     train, val = next(shuffled.split(rest, groups=[events[i] for i in rest]))
     return Splits([dives[rest[i]] for i in train], [dives[rest[i]] for i in val], [dives[i] for i in held_out])

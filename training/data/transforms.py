@@ -27,22 +27,22 @@ def squash_view(size: int) -> View:
     return View((size, size), (0, 0, size, size))
 
 
-def crop_view(size: int, draws: np.random.Generator | None) -> View:
+def crop_view(size: int, rng: np.random.Generator | None) -> View:
     """One crop of `size` for the whole clip.
 
-    With `draws` its place is random and the clip is flipped in half of the cases (DeepSports' --data_aug); without, it
+    With `rng` its place is random and the clip is flipped in half of the cases (DeepSports' --data_aug); without, it
     is the centre and nothing is flipped.
     """
     height, width = crop_source_size(size)
-    if draws is None:
+    if rng is None:
         top, left, flip = (height - size) // 2, (width - size) // 2, False
     else:
-        top, left = (int(draws.integers(0, extent - size + 1)) for extent in (height, width))
-        flip = bool(draws.random() < 0.5)
+        top, left = (int(rng.integers(0, extent - size + 1)) for extent in (height, width))
+        flip = bool(rng.random() < 0.5)
     return View((height, width), (top, left, size, size), flip)
 
 
-def seen_through(view: View, frames_THWC: np.ndarray) -> torch.Tensor:
+def apply_view(view: View, frames_THWC: np.ndarray) -> torch.Tensor:
     """(T, H, W, 3) uint8 -> (T, 3, *view.size) uint8."""
     frames_TCHW = resize(frames_THWC, *view.resize)
     top, left, height, width = view.crop

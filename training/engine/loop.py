@@ -17,21 +17,21 @@ from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.dataset import ActionDataset
 from training.data.loader import epoch_length, training_batches
-from training.engine.prediction import predict, remember_references, validation_metrics
-from training.engine.state import Position, SavedStates
-from training.engine.step import Step, StepFault
+from training.engine.prediction import encode_references, predict, validation_metrics
+from training.engine.state import Checkpoints, Position
+from training.engine.step import NonFiniteLoss, Step
 from training.model import ScoringModel
 from training.plots import draw_losses
 from training.runtime import checkpoint
 from training.runtime.collectives import (
     barrier,
     gather_objects,
-    largest,
+    max_over_ranks,
     on_first_rank,
     peak_memory_gib,
-    see_the_same,
+    wait_until_visible,
 )
-from training.runtime.interruption import Interrupted, InterruptionFlag
+from training.runtime.interruption import InterruptionFlag, StoppedBySignal
 from training.runtime.progress import Meter, Progress, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
@@ -58,7 +58,7 @@ class Engine:
         self.interruption = interruption
         self.step = Step(model, config, ranks, device)
         self.position = Position()
-        self.states = SavedStates(run, config)
+        self.checkpoints = Checkpoints(run, config)
         self.progress = Progress(run, ranks, on_progress)
         self.meter = Meter()
         self.events = EventLog(run.path / "tensorboard") if config.tensorboard and ranks.is_first else None
@@ -69,7 +69,7 @@ class Engine:
         """Train from the present position to the last epoch.
 
         Raises:
-            Interrupted: a signal came; the checkpoint of the step that was reached is written.
+            StoppedBySignal: a signal came; the checkpoint of the step that was reached is written.
             UserError: a non-finite loss, a full disk, a damaged frame.
         """
         self.train_data = train_data
@@ -82,7 +82,7 @@ class Engine:
             self._finish_epoch(val_data, steps, started)
             if from_its_start:
                 self._report(epoch_s=time.perf_counter() - started)
-        on_first_rank(self.states.wait)
+        on_first_rank(self.checkpoints.wait)
         log.info(
             "Training is done: best epoch %d of %d, validation Spearman %.4f",
             self.position.best_epoch, self.position.epoch, self.position.best_spearman,
@@ -96,7 +96,7 @@ class Engine:
         loading = training_batches(self.train_data, config, self.ranks, self.device, at.epoch, at.step)
         with bar, closing(loading) as batches:
             while True:
-                self.stop_if_told()
+                self.save_and_stop_if_requested()
                 if at.step == steps:
                     return
                 waited_from = time.perf_counter()
@@ -105,22 +105,22 @@ class Engine:
                 rate = learning_rate(at.global_step, self.total_steps, config)
                 try:
                     losses = self.step(batch, rate, at.global_step)
-                except StepFault as fault:
-                    raise UserError(self._fault_text(fault, batch.index)) from None
+                except NonFiniteLoss as fault:
+                    raise UserError(self._non_finite_loss_text(fault, batch.index)) from None
                 self.meter.add(computed_from - waited_from, time.perf_counter() - computed_from)
                 at.step, at.global_step, at.loss_sum = at.step + 1, at.global_step + 1, at.loss_sum + losses["loss"]
                 bar.update()
                 if at.global_step % config.log_every == 0 or at.step == steps:
                     self._log_step(steps, losses, rate)
                 # the clock is the first rank's, who alone writes
-                if self.states.is_due(at.global_step):
+                if self.checkpoints.is_due(at.global_step):
                     self.save()
 
     def _finish_epoch(self, val_data: ActionDataset, steps: int, started: float) -> None:
         at = self.position
-        model = self.step.evaluated_model
-        where = (self.config, self.ranks, self.device, self.stop_if_told)
-        remember_references(model, self.train_data.references, *where)
+        model = self.step.validated_model
+        where = (self.config, self.ranks, self.device, self.save_and_stop_if_requested)
+        encode_references(model, self.train_data.references, *where)
         rows = predict(model, val_data, *where)
         result = {"train_loss": at.loss_sum / steps, **validation_metrics(model, rows, val_data.actions)}
         spearman = result["val_spearman"]
@@ -144,7 +144,7 @@ class Engine:
         at, patience = self.position, self.config.patience
         return bool(patience and at.best_epoch and at.epoch - at.best_epoch >= patience)
 
-    def _fault_text(self, fault: StepFault, own_indices: torch.Tensor) -> str:
+    def _non_finite_loss_text(self, fault: NonFiniteLoss, own_indices: torch.Tensor) -> str:
         """The sentence about a loss that is not a number, with the ranks and actions to blame."""
         indices = torch.cat(gather_objects(own_indices))
         share = len(indices) // self.ranks.world_size
@@ -156,31 +156,31 @@ class Engine:
 
     # ------------------------------------------------------------------------------------- stopping and resuming
 
-    def stop_if_told(self) -> None:
+    def save_and_stop_if_requested(self) -> None:
         """Save and stop, at a step boundary, if any rank was told to."""
-        if status := largest(self.interruption.status, self.device):
+        if status := max_over_ranks(self.interruption.status, self.device):
             self.save()
-            self._leave(status)
+            self._stop(status)
 
-    def leave_if_told(self) -> None:
+    def stop_if_requested(self) -> None:
         """Stop if any rank was told to, after the last epoch: the checkpoint is written, and the model may hold others'
         weights."""
-        if status := largest(self.interruption.status, self.device):
-            self._leave(status)
+        if status := max_over_ranks(self.interruption.status, self.device):
+            self._stop(status)
 
-    def _leave(self, status: int) -> None:
+    def _stop(self, status: int) -> None:
         at = self.position
-        on_first_rank(self.states.wait)
+        on_first_rank(self.checkpoints.wait)
         self._report(state="interrupted")
         barrier()  # the first rank has told the world: from here on no rank's end can cut it short
-        raise Interrupted(
+        raise StoppedBySignal(
             f"stopped by a signal after step {at.step} of epoch {at.epoch + 1}; the checkpoint is written", status
         )
 
     def save(self, is_best: bool = False) -> None:
         """Begin to write the checkpoint of this position, and with `is_best` best.pt after it, on the first rank."""
         if self.ranks.is_first:
-            self.states.save(self.state(), is_best)
+            self.checkpoints.save(self.state(), is_best)
 
     def state(self) -> dict[str, Any]:
         """All that a resume needs. Random generators are not in it: every draw is a function of the position."""
@@ -192,8 +192,8 @@ class Engine:
         Raises:
             UserError: no checkpoint is whole, or the ranks do not see the same one.
         """
-        newest = on_first_rank(lambda: self.states.load_newest(self.load_state))
-        path = see_the_same(newest, checkpoint.fingerprint)
+        newest = on_first_rank(lambda: self.checkpoints.load_newest(self.load_state))
+        path = wait_until_visible(newest, checkpoint.fingerprint)
         if path is not None:
             if not self.ranks.is_first:
                 self.load_state(checkpoint.load(path))
@@ -220,7 +220,7 @@ class Engine:
     def _log_step(self, steps: int, losses: dict[str, float], rate: float) -> None:
         at = self.position
         times = self.meter.means()
-        self._report(state="running", **self.meter.news(self.config.batch_size))
+        self._report(state="running", **self.meter.throughput(self.config.batch_size))
         memory = (
             f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else ""
         )
@@ -240,11 +240,11 @@ class Engine:
         if self.events:
             self.events.add(record)
 
-    def _report(self, **news: Any) -> None:
-        """Tell the world where the run is; `news` are fields of RunProgress."""
+    def _report(self, **fields: Any) -> None:
+        """Tell the world where the run is; `fields` are fields of RunProgress."""
         at = self.position
-        self.progress.tell(
-            **news,
+        self.progress.update(
+            **fields,
             epoch=at.epoch,
             epochs=self.config.epochs,
             step=at.global_step,
@@ -254,6 +254,6 @@ class Engine:
             peak_memory_gib=peak_memory_gib(self.device),
         )
 
-    def report_end(self) -> None:
+    def report_finished(self) -> None:
         """The last word of a run that reached its end."""
         self._report(state="finished")

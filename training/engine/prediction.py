@@ -16,7 +16,7 @@ from training.data.batch import Batch, Rows, Tensors
 from training.data.dataset import ActionDataset
 from training.data.loader import evaluation_batches
 from training.methods.base import Bank, ComparingMethod
-from training.metrics import predicted_range, sameness_remark, score_metrics
+from training.metrics import constant_prediction_warning, predicted_range, score_metrics
 from training.model import ScoringModel
 from training.runtime.collectives import gather_objects
 from training.runtime.ranks import Ranks
@@ -46,7 +46,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return batch.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+    return batch.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def non_finite_rows(outputs: Tensors) -> list[int]:
@@ -57,7 +57,7 @@ def non_finite_rows(outputs: Tensors) -> list[int]:
 
 
 @torch.no_grad()
-def over_actions(
+def forward_all(
     forward: Callable[[Batch], Tensors],
     data: ActionDataset,
     config: TrainConfig,
@@ -95,12 +95,12 @@ def predict(
     device: torch.device,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Rows:
-    """The model's outputs for every action, as `over_actions`."""
+    """The model's outputs for every action, as `forward_all`."""
     model.eval()
-    return over_actions(model, data, config, ranks, device, between_batches)
+    return forward_all(model, data, config, ranks, device, between_batches)
 
 
-def remember_references(
+def encode_references(
     model: ScoringModel,
     references: ActionDataset,
     config: TrainConfig,
@@ -121,7 +121,7 @@ def remember_references(
         if not len(references):
             return
     model.eval()
-    rows = over_actions(
+    rows = forward_all(
         lambda batch: method.encode(model.backbone, model.prepare(batch.clips["clip"])),
         references, config, ranks, device, between_batches,
     )  # fmt: skip
@@ -143,7 +143,7 @@ def validation_metrics(model: ScoringModel, rows: Rows, actions: Sequence[Dive])
         raise UserError(
             "the model predicts validation scores that are no numbers: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
         )
-    if remark := sameness_remark(predicted_range(scores)):
+    if remark := constant_prediction_warning(predicted_range(scores)):
         log.warning("Validation: %s", remark)
     besides = method.metrics(rows.outputs, rows.labels)
     if besides:

@@ -42,7 +42,7 @@ class Position:
         return is_best
 
 
-class SavedStates:
+class Checkpoints:
     """The checkpoints of a run on the first rank, which alone writes. Written beside the training, whole or not at all."""
 
     def __init__(self, run: RunFolder, config: TrainConfig) -> None:
@@ -64,9 +64,9 @@ class SavedStates:
 
         def files(copied: dict[str, Any]) -> dict[Path, dict[str, Any]]:
             """What is written of the writer's own copy of the state."""
-            return {newest: copied, **({self.run.best_checkpoint: best_of(copied)} if is_best else {})}
+            return {newest: copied, **({self.run.best_checkpoint: best_checkpoint_content(copied)} if is_best else {})}
 
-        self.writer.put(state, files, self.run.sync_metrics, self._forget_old)
+        self.writer.put(state, files, self.run.sync_metrics, self._delete_old)
 
     def wait(self) -> None:
         """Return when all that was put is written.
@@ -76,7 +76,7 @@ class SavedStates:
         """
         self.writer.wait()
 
-    def _forget_old(self) -> None:
+    def _delete_old(self) -> None:
         for old in self.run.checkpoints()[self.config.keep_checkpoints :]:
             old.unlink(missing_ok=True)
 
@@ -113,7 +113,7 @@ class SavedStates:
         if not at.best_epoch:
             return
         if at.best_epoch == at.epoch and at.step == 0:
-            checkpoint.save(best, best_of(state))
+            checkpoint.save(best, best_checkpoint_content(state))
             return
         known: dict[str, Any] = {}
         if best.exists():
@@ -130,7 +130,7 @@ class SavedStates:
                 best.rename(best.with_name(best.name + ".damaged"))
 
 
-def best_of(state: dict[str, Any]) -> dict[str, Any]:
+def best_checkpoint_content(state: dict[str, Any]) -> dict[str, Any]:
     """What best.pt holds of a checkpoint's state: the weights that were validated, and where that was."""
     model = state["model"]
     if state["average"] is not None:

@@ -14,10 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
-from training.data.batch import Batch, Tensors, cut, cut_batch, joined
+from training.data.batch import Batch, Tensors, chunk, chunk_batch, concat
 from training.engine.prediction import autocast, non_finite_rows, resolve_precision, to_device
 from training.model import ScoringModel
-from training.rows import apply_statistics, rows_of
+from training.rows import batch_part, update_running_statistics
 from training.runtime.collectives import gather
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import seed_all
@@ -41,12 +41,12 @@ def build_optimizer(model: ScoringModel, config: TrainConfig) -> torch.optim.Opt
             "rate": group.rate,
             "weight_decay": config.weight_decay * group.decay,
         }
-        for group in model.groups(config)
+        for group in model.parameter_groups(config)
     ]
     return _OPTIMIZERS[config.optimizer](groups, config)
 
 
-class StepFault(UserError):
+class NonFiniteLoss(UserError):
     """A loss that is not a number; `rows` of the global batch are to blame."""
 
     def __init__(self, loss: float, rows: Sequence[int]) -> None:
@@ -76,7 +76,7 @@ class Step:
         if self.ranks.world_size == 1:
             return self.model
         # find_unused_parameters keeps DDP from rebuilding its buckets after step 1, which would change the order of
-        # summation when a run resumes (3 or more ranks). Running statistics are made the same by apply_statistics.
+        # summation when a run resumes (3 or more ranks). Running statistics are made the same by update_running_statistics.
         return DistributedDataParallel(
             self.model, find_unused_parameters=self.device.type == "cpu", forward_sync_buffers=False
         )
@@ -89,50 +89,50 @@ class Step:
         outputs is known ("Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", Gao et al., 2021).
 
         Raises:
-            StepFault: the loss is not a finite number. UserError: the gradient is not. The optimizer has not moved.
+            NonFiniteLoss: the loss is not a finite number. UserError: the gradient is not. The optimizer has not moved.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        parts = cut_batch(to_device(batch, self.device), self.config.accumulate)
+        parts = chunk_batch(to_device(batch, self.device), self.config.accumulate)
         with torch.set_grad_enabled(len(parts) == 1):
             passes = [self._forward(part, number, index) for index, part in enumerate(parts)]
 
         # Every rank computes the loss of the global batch; its gradient reaches this rank's rows only.
-        rows = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in joined(passes).items()}
+        rows = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in concat(passes).items()}
         outputs = {name: gather(t) for name, t in rows.items()}
         given, labels = (
-            {name: gather(t) for name, t in joined([part[group] for part in parts]).items()} for group in (1, 2)
+            {name: gather(t) for name, t in concat([part[group] for part in parts]).items()} for group in (1, 2)
         )
         losses = self.model.method.loss(outputs, given, labels)
         if not torch.isfinite(losses["loss"]):
-            raise StepFault(float(losses["loss"].detach()), non_finite_rows(outputs))
+            raise NonFiniteLoss(float(losses["loss"].detach()), non_finite_rows(outputs))
 
         # DistributedDataParallel divides the summed gradients by the number of ranks
         self.scaler.scale(losses["loss"] * self.ranks.world_size).backward()
         # an output that the loss does not use has a gradient of zero: left out, its parameters would be missing from DDP's sums
         gradients = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in rows.items() if t.requires_grad}
         self.optimizer.zero_grad(set_to_none=True)
-        for index, (part, gradient) in enumerate(zip(parts, cut(gradients, len(parts)), strict=True)):
-            with self._gradient_sync(index == len(parts) - 1), self._rows(part, index, again=True):
-                graph = passes[0] if len(parts) == 1 else self._forward(part, number, index, again=True)
+        for index, (part, gradient) in enumerate(zip(parts, chunk(gradients, len(parts)), strict=True)):
+            with self._gradient_sync(index == len(parts) - 1), self._rows(part, index, recomputing=True):
+                graph = passes[0] if len(parts) == 1 else self._forward(part, number, index, recomputing=True)
                 traced = [name for name in gradient if graph[name].requires_grad]
                 torch.autograd.backward([graph[name] for name in traced], [gradient[name] for name in traced])
-        norm = self._move(number)
-        apply_statistics(self.model, gather)
+        norm = self._optimizer_step(number)
+        update_running_statistics(self.model, gather)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": norm}
 
-    def _rows(self, part: Batch, index: int, again: bool) -> AbstractContextManager:
+    def _rows(self, part: Batch, index: int, recomputing: bool) -> AbstractContextManager:
         """Draws and statistics are those of the rows of part `index` of this rank's share in the global batch."""
         parts = self.config.accumulate
         number = self.ranks.rank * parts + index
-        return rows_of(number, self.ranks.world_size * parts, len(part.index), again=again)
+        return batch_part(number, self.ranks.world_size * parts, len(part.index), recomputing=recomputing)
 
-    def _forward(self, part: Batch, number: int, index: int, again: bool = False) -> Tensors:
+    def _forward(self, part: Batch, number: int, index: int, recomputing: bool = False) -> Tensors:
         """Outputs of a part of a step's actions; the draws (dropout, stochastic depth) are those of the step."""
         seed_all(self.config.seed, "step", number)
-        with self._rows(part, index, again), autocast(self.precision, self.device):
+        with self._rows(part, index, recomputing), autocast(self.precision, self.device):
             return self.parallel(part)
 
     def _gradient_sync(self, now: bool) -> AbstractContextManager:
@@ -141,7 +141,7 @@ class Step:
             return nullcontext()
         return self.parallel.no_sync()
 
-    def _move(self, number: int) -> float:
+    def _optimizer_step(self, number: int) -> float:
         """Let the optimizer move; returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
@@ -155,7 +155,7 @@ class Step:
         return float(norm)
 
     @property
-    def evaluated_model(self) -> ScoringModel:
+    def validated_model(self) -> ScoringModel:
         """The model that is validated, kept as best and tested: the average of the weights, if one is kept."""
         return self.model if self.ema is None else self.ema.module
 

@@ -1,4 +1,4 @@
-"""What train.py asks of whatever trains: Engine (steps) and FitAtOnce (none)."""
+"""What train.py asks of whatever trains: Engine (steps) and FeatureFit (none)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from training.data.dataset import ActionDataset
 
 
 class Trainer(Protocol):
-    """Called in this order: resume, fit, and at the very end report_end; leave_if_told wherever all ranks pass together."""
+    """Called in this order: resume, fit, and at the very end report_finished; stop_if_requested wherever all ranks pass together."""
 
     def resume(self) -> None:
         """Go on from what the run folder holds.
@@ -22,17 +22,17 @@ class Trainer(Protocol):
         """Train to the end; the run folder then holds best.pt.
 
         Raises:
-            Interrupted: a signal came. UserError: something that the user can fix.
+            StoppedBySignal: a signal came. UserError: something that the user can fix.
         """
         ...
 
-    def leave_if_told(self) -> None:
+    def stop_if_requested(self) -> None:
         """
         Raises:
-            Interrupted: any rank was told to stop.
+            StoppedBySignal: any rank was told to stop.
         """
         ...
 
-    def report_end(self) -> None:
+    def report_finished(self) -> None:
         """Say that the run has ended well."""
         ...

@@ -11,7 +11,7 @@ from torch import nn
 
 from data_preparation.dives import Dive, DiveKey
 from training.backbones.base import Backbone
-from training.data.batch import Rows, Tensors, joined
+from training.data.batch import Rows, Tensors, concat
 from training.data.dataset import Plan
 from training.data.plan import Arrays, Sample
 
@@ -32,10 +32,10 @@ class Method(nn.Module):
     """
 
     freezes_backbone: bool = False  # the backbone's features are used as they are, whatever --freeze says
-    fits_at_once: bool = False  # `fit` learns from all features together: there are no steps and no gradients
+    fits_features: bool = False  # `fit` learns from all features together: there are no steps and no gradients
 
     def sample(self, action: Dive, plan: Plan) -> Sample:
-        """Which clips the network sees for an action, and what is known of it. Every draw is `plan.draw(purpose)`.
+        """Which clips the network sees for an action, and what is known of it. Every draw is `plan.rng(purpose)`.
 
         Raises:
             UserError: the annotation lacks something that this method learns from.
@@ -81,11 +81,11 @@ class Method(nn.Module):
         return {}
 
     def fit(self, train: Rows, val: Rows) -> str:
-        """For `fits_at_once`: learn from the outputs of all training actions, choose on the validation actions; returns
+        """For `fits_features`: learn from the outputs of all training actions, choose on the validation actions; returns
         what was chosen, for the log."""
         raise NotImplementedError
 
-    def groups(self, names: Sequence[str]) -> list[ParameterGroup]:
+    def parameter_groups(self, names: Sequence[str]) -> list[ParameterGroup]:
         """How the model's trained parameters are grouped for the optimizer; each name in one group."""
         return [ParameterGroup(names)]
 
@@ -106,7 +106,7 @@ class Bank:
     def joined(self, other: Bank) -> Bank:
         """The references of both."""
         encoded, labels = (
-            joined([mine, its]) for mine, its in ((self.encoded, other.encoded), (self.labels, other.labels))
+            concat([mine, its]) for mine, its in ((self.encoded, other.encoded), (self.labels, other.labels))
         )
         return Bank([*self.keys, *other.keys], encoded, labels)
 

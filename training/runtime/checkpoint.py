@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import whole_file
-from data_preparation.contents import content_of, head_of
+from data_preparation.common.files import atomic_file
+from data_preparation.file_types import file_type_of, read_head
 
 
 class Damaged(UserError):
@@ -32,7 +32,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
         UserError: the disk is full or not writable; the file that was there is as it was.
     """
     try:
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
         raise UserError(
@@ -60,7 +60,7 @@ def load(path: Path, device: torch.device | str = "cpu", parts: Set[str] = froze
         raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): mend its folder or disk") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError, zlib.error,
             pickle.UnpicklingError) as error:  # fmt: skip
-        content = content_of(head_of(path))
+        content = file_type_of(read_head(path))
         known = content is not None and content.kind not in ("torch", "zip")
         problem = f"it is {content.name}" if known else first_line(error)
     raise Damaged(f"checkpoint {path} is damaged ({problem}): restore it from a copy")

@@ -67,7 +67,7 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def join(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
+def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
     """Connect the processes of the run (nccl on GPUs, gloo on the CPU); nothing to do for a single one. From here on no
     process waits longer than `timeout` for another.
 
@@ -79,7 +79,7 @@ def join(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
     if ranks.source == "torchrun":  # its agent serves the store and watches over the ranks
         meeting = {"init_method": f"tcp://{ranks.address}:{ranks.port}"}
     else:
-        meeting = {"store": dist.PrefixStore("group", _meet(ranks, timeout))}
+        meeting = {"store": dist.PrefixStore("group", _rendezvous(ranks, timeout))}
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -91,11 +91,11 @@ def join(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise ProcessLost(
-            f"rank {ranks.rank} of {ranks.world_size} could not connect to the others ({plain_reason(error)}): see their logs"
+            f"rank {ranks.rank} of {ranks.world_size} could not connect to the others ({short_reason(error)}): see their logs"
         ) from None
 
 
-def _meet(ranks: Ranks, timeout: timedelta) -> dist.Store:
+def _rendezvous(ranks: Ranks, timeout: timedelta) -> dist.Store:
     """The store that the first rank serves, when all ranks have come to it."""
     place = f"{ranks.address}:{ranks.port}"
     minutes = f"{timeout.total_seconds() / 60:g} minutes"
@@ -106,10 +106,10 @@ def _meet(ranks: Ranks, timeout: timedelta) -> dist.Store:
     except (dist.DistError, RuntimeError, ValueError, OSError) as error:
         if ranks.is_first:
             raise ProcessLost(
-                f"the first rank cannot serve {place} ({plain_reason(error)}): another program holds that port, start the job again"
+                f"the first rank cannot serve {place} ({short_reason(error)}): another program holds that port, start the job again"
             ) from None
         raise ProcessLost(
-            f"rank {ranks.rank} on {socket.gethostname()} found no first rank at {place} within {minutes} ({plain_reason(error)}): see the log of rank 0"
+            f"rank {ranks.rank} on {socket.gethostname()} found no first rank at {place} within {minutes} ({short_reason(error)}): see the log of rank 0"
         ) from None
     store.set(f"come/{ranks.rank}", socket.gethostname())
     if ranks.is_first:
@@ -127,20 +127,20 @@ def _meet(ranks: Ranks, timeout: timedelta) -> dist.Store:
         store.wait(["all"], timeout)
     except (dist.DistError, RuntimeError) as error:
         raise ProcessLost(
-            f"rank {ranks.rank} on {socket.gethostname()} waited {minutes} at {place} for the others ({plain_reason(error)}): the log of rank 0 names them"
+            f"rank {ranks.rank} on {socket.gethostname()} waited {minutes} at {place} for the others ({short_reason(error)}): the log of rank 0 names them"
         ) from None
     global _store
     _store, _hosts[:] = store, json.loads(store.get("all"))
     return store
 
 
-def plain_reason(error: BaseException) -> str:
+def short_reason(error: BaseException) -> str:
     """What torch, gloo or nccl say: their first sentence, without their source paths, advice and pictures."""
     text = _NEXT_SENTENCE.split(_SOURCE.sub("", first_line(error)))[0]
     return " ".join(text.encode("ascii", "ignore").decode().split()).rstrip(".:")
 
 
-def silent_ranks(patience_s: float = 5) -> list[str]:
+def unresponsive_ranks(patience_s: float = 5) -> list[str]:
     """Ranks, with their hosts, that do not say within `patience_s` that they lost contact, as this one does by asking;
     [] where nobody can say."""
     if _store is None:
@@ -165,7 +165,7 @@ def silent_ranks(patience_s: float = 5) -> list[str]:
     return [f"rank {rank} on {_hosts[rank]}" for rank in missing if rank != dist.get_rank()]
 
 
-def lost_contact_text(reason: str, here: str, silent: Sequence[str], job_id: str | None) -> str:
+def peer_failure_text(reason: str, here: str, silent: Sequence[str], job_id: str | None) -> str:
     """One line for the log of a rank (`here`) that lost others: who, and where the cause can be found. A process that was
     killed could not write it down."""
     who = f"no answer from {', '.join(silent)}" if silent else "nobody can say which"
@@ -177,20 +177,20 @@ def lost_contact_text(reason: str, here: str, silent: Sequence[str], job_id: str
     return f"{here} lost contact with other processes of the run ({reason}; {who}): if the log of such a rank ends without an error, it was killed: look at {slurm}dmesg on its host"
 
 
-def lost_contact(error: BaseException) -> str:
-    """What this rank says when `is_about_peers(error)`, after asking which ranks are gone."""
+def describe_peer_failure(error: BaseException) -> str:
+    """What this rank says when `is_peer_failure(error)`, after asking which ranks are gone."""
     here = f"rank {dist.get_rank()} on {socket.gethostname()}"
-    return lost_contact_text(plain_reason(error), here, silent_ranks(), slurm_job_id())
+    return peer_failure_text(short_reason(error), here, unresponsive_ranks(), slurm_job_id())
 
 
-def is_about_peers(error: Exception) -> bool:
+def is_peer_failure(error: Exception) -> bool:
     """Whether an exception of torch says that another process is gone, or silent for too long."""
     if not dist.is_initialized():
         return False
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def leave() -> None:
+def disconnect() -> None:
     """Disconnect, if connected."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -242,7 +242,7 @@ def gather_objects(item: object) -> list:
     return items
 
 
-def largest(value: int, device: torch.device) -> int:
+def max_over_ranks(value: int, device: torch.device) -> int:
     """The largest of the ranks' values, on every rank."""
     if not dist.is_initialized():
         return value
@@ -267,7 +267,7 @@ def on_first_rank(action: Callable[[], T]) -> T:
     return found
 
 
-def see_the_same(path: Path | None, mark: Callable[[Path], str], patience_s: float = 60) -> Path | None:
+def wait_until_visible(path: Path | None, mark: Callable[[Path], str], patience_s: float = 60) -> Path | None:
     """The first rank's path, once every rank sees the first rank's file there: a shared file system may show it late.
 
     Raises:

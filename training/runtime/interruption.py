@@ -11,26 +11,22 @@ import signal
 from types import FrameType
 
 from data_preparation.common.errors import UserError
+from training.runtime.statuses import Status
 
-# exit statuses of a training that was told to stop and saved: 75 (EX_TEMPFAIL) wants to go on, job files requeue on it;
-# 143 (128 + TERM) was cancelled or preempted and 129 (128 + HUP) lost its terminal, job files requeue where the job still
-# stands; 130 (128 + INT) is Ctrl-C or launch.status cancel. The same numbers are in job_files/hold_signals.sh
+# the signals that stop a training at a step boundary, with its exit status then
 STATUS = {
-    signal.SIGUSR2: 75,
-    signal.SIGTERM: 128 + signal.SIGTERM,
-    signal.SIGHUP: 128 + signal.SIGHUP,
-    signal.SIGINT: 128 + signal.SIGINT,
+    signal.SIGUSR2: Status.STOPPED,
+    signal.SIGTERM: Status.TERMINATED,
+    signal.SIGHUP: Status.HANGUP,
+    signal.SIGINT: Status.INTERRUPTED,
 }
-# 76 (EX_PROTOCOL): another process of the run is gone; job files requeue on it too
-PROCESS_LOST_STATUS = 76
-
 
 # seconds between Slurm's USR2 and the time limit (--signal): enough to finish a step and save
 SIGNAL_BEFORE_END_S = 120
 _SHORT_S = 60  # less time to train than this is worth a remark
 
 
-def time_limit_remark(started: float, now: float, end: float) -> str | None:
+def time_limit_warning(started: float, now: float, end: float) -> str | None:
     """A sentence where a job's time limit leaves little between its start-up and the signal before its end.
 
     `started` and `end` are those of the job, `now` is when its start-up is done, all in seconds of one clock.
@@ -46,7 +42,7 @@ class ProcessLost(UserError):
     """Another process of the run is gone, silent or did not come: nothing that this one could mend; the job may start again."""
 
 
-class Interrupted(Exception):
+class StoppedBySignal(Exception):
     """The run stopped at a step boundary with a checkpoint, because of a signal; `status` is the exit status."""
 
     def __init__(self, message: str, status: int) -> None:

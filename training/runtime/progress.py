@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 from data_preparation.common.errors import UserError
-from training.runtime.interruption import Interrupted
+from training.runtime.interruption import StoppedBySignal
 from training.runtime.ranks import Ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder
 from training.runtime.run_progress import RunProgress, seconds_left
@@ -35,7 +35,7 @@ class Meter:
         """Seconds of one step."""
         return {"data_s": self.data_s / self.steps, "step_s": self.step_s / self.steps}
 
-    def news(self, batch_size: int) -> dict[str, float]:
+    def throughput(self, batch_size: int) -> dict[str, float]:
         """Seconds a step, dives a second over all processes, and the share of the time that waited for data."""
         total = self.data_s + self.step_s
         return {
@@ -46,17 +46,17 @@ class Meter:
 
 
 @contextmanager
-def failure_recorded(run: RunFolder, in_words: Callable[[Exception], str]) -> Iterator[None]:
-    """An error that ends the training is also the last word of progress.json, where launch.status finds it; `in_words`
+def record_failure(run: RunFolder, describe: Callable[[Exception], str]) -> Iterator[None]:
+    """An error that ends the training is also the last word of progress.json, where launch.status finds it; `describe`
     gives it in one line."""
     try:
         yield
-    except Interrupted:
+    except StoppedBySignal:
         raise
     except Exception as error:
         with suppress(OSError, UserError):  # a full disk, say: the error itself is what counts
             last = run.progress() or RunProgress("failed")
-            run.write_progress(replace(last, state="failed", error=in_words(error)))
+            run.write_progress(replace(last, state="failed", error=describe(error)))
         raise
 
 
@@ -66,7 +66,7 @@ class Progress:
 
     def __init__(self, run: RunFolder, ranks: Ranks, hook: ProgressHook | None) -> None:
         self.run, self.ranks, self.hook = run, ranks, hook
-        self.known = RunProgress(
+        self.current = RunProgress(
             "running",
             job_id=slurm_job_id(),
             restarts=restart_count(),
@@ -76,14 +76,14 @@ class Progress:
 
     def time_left_text(self) -> str:
         """'  eta 0:02:40' for a log line, by what was told last; '' where it is not known."""
-        seconds = self.known.eta_s
+        seconds = self.current.eta_s
         return "" if seconds is None else f"  eta {timedelta(seconds=round(seconds))}"
 
-    def tell(self, **news: Any) -> None:
+    def update(self, **fields: Any) -> None:
         """Say what is new, by the names of RunProgress; what was said before and is not said now stays."""
         if not self.ranks.is_first:
             return
-        known = replace(self.known, **news)
-        self.known = self.run.write_progress(replace(known, eta_s=seconds_left(known)))
+        known = replace(self.current, **fields)
+        self.current = self.run.write_progress(replace(known, eta_s=seconds_left(known)))
         if self.hook:
-            self.hook(self.known)
+            self.hook(self.current)

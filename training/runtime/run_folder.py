@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_preparation.common.errors import UserError
-from data_preparation.common.files import lock, write_fault, write_whole, writing
+from data_preparation.common.files import lock, reporting_write_errors, write_atomic, write_error
 from training.config import TrainConfig, as_record, differences, from_record
 from training.runtime.interruption import ProcessLost
 from training.runtime.run_progress import RunProgress
@@ -40,17 +40,17 @@ from training.runtime.run_progress import RunProgress
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, beside the folders of its points
 REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
 
-_held: list[IO[str]] = []  # lock files; closing one would give its lock away
+_lock_files: list[IO[str]] = []  # lock files; closing one would give its lock away
 
 _PACKAGES = "torch torchvision timm fvcore torchsort av simplejpeg numpy scipy scikit-learn matplotlib submitit".split()  # noqa: SIM905
 
 
-def _plain(value: Any) -> Any:
+def _without_nan(value: Any) -> Any:
     """JSON has no NaN and no infinity: they are written as null."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -59,8 +59,8 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         UserError: the disk is full or not writable.
     """
-    with writing(path):
-        write_whole(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
+    with reporting_write_errors(path):
+        write_atomic(path, (json.dumps(_without_nan(content), indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any | None:
@@ -120,7 +120,7 @@ class RunFolder:
     def splits_file(self) -> Path:
         return self.path / "splits.json"
 
-    def holds_run(self) -> bool:
+    def has_results(self) -> bool:
         """Whether a run has saved anything here; nothing is lost with one that never did."""
         results = (*self.checkpoints(), self.best_checkpoint, self.summary_file)
         return self.config_file.exists() and any(file.exists() for file in results)
@@ -168,7 +168,7 @@ class RunFolder:
         record = read_json(self.config_file)
         return None if record is None else from_record(record)
 
-    def known_config(self) -> TrainConfig:
+    def existing_config(self) -> TrainConfig:
         """The configuration of a run that there is.
 
         Raises:
@@ -197,7 +197,7 @@ class RunFolder:
             raise UserError(f"{self.summary_file} is damaged or of another version: restore it from a copy")
         return found
 
-    def hold(self, patience_s: float = 0) -> None:
+    def acquire_lock(self, patience_s: float = 0) -> None:
         """Keep other trainings out of this folder until this process ends, however it ends. A job that starts again waits
         up to `patience_s` for what its node's failure left over.
 
@@ -214,11 +214,11 @@ class RunFolder:
         deadline = time.monotonic() + patience_s
         while not lock(file, wait=False):
             if time.monotonic() > deadline:
-                raise (ProcessLost if patience_s else UserError)(self._held_by_another())
+                raise (ProcessLost if patience_s else UserError)(self._locked_text())
             time.sleep(1)
-        _held.append(file)
+        _lock_files.append(file)
 
-    def refuse_if_held(self) -> None:
+    def refuse_if_locked(self) -> None:
         """
         Raises:
             UserError: a training is at work here.
@@ -227,7 +227,7 @@ class RunFolder:
         try:
             with open(path) as file:  # for reading: it may be another user's
                 if not lock(file, wait=False):
-                    raise UserError(self._held_by_another())
+                    raise UserError(self._locked_text())
         except FileNotFoundError:
             return
         except OSError as error:
@@ -235,7 +235,7 @@ class RunFolder:
                 f"{path} cannot be read ({error.strerror}): give another --run_name, or ask its owner"
             ) from None
 
-    def _held_by_another(self) -> str:
+    def _locked_text(self) -> str:
         return f"another training is at work in {self.path}: wait for it, or give another --run_name"
 
     def check_splits(self, splits: dict[str, Any]) -> None:
@@ -262,16 +262,16 @@ class RunFolder:
     def append_metrics(self, record: dict[str, Any]) -> None:
         try:
             with open(self.metrics_file, "a") as file:
-                file.write(json.dumps(_plain(record)) + "\n")
+                file.write(json.dumps(_without_nan(record)) + "\n")
         except OSError as error:
-            raise write_fault(self.metrics_file, error) from None
+            raise write_error(self.metrics_file, error) from None
 
     def sync_metrics(self) -> None:
         """See that what was appended is on the disk: a checkpoint must not outlive the lines before it."""
         with suppress(FileNotFoundError), open(self.metrics_file, "rb") as file:
             os.fsync(file.fileno())
 
-    def remove_torn(self) -> None:
+    def remove_temporary_files(self) -> None:
         """Delete what killed writers left of checkpoints; only whoever holds the folder may."""
         for file in (self.path / "checkpoints").glob(".*.tmp"):
             file.unlink(missing_ok=True)
@@ -289,8 +289,8 @@ class RunFolder:
             for record in _complete_lines(self.metrics_file)
             if (record["epoch"] <= epochs_done if record["type"] == "epoch" else record["step"] <= global_step)
         ]
-        with writing(self.metrics_file):
-            write_whole(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        with reporting_write_errors(self.metrics_file):
+            write_atomic(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     # ----------------------------------------------------------------------------------------------------- progress
 
@@ -321,7 +321,7 @@ def resume_faults(run: RunFolder, config: TrainConfig) -> tuple[list[str], list[
         saved = run.saved_config()
     except UserError as error:
         return [str(error) if str(run.path) in str(error) else f"{run.config_file}: {error}"], []
-    if saved is None or not run.holds_run():
+    if saved is None or not run.has_results():
         return [], []
     if not config.resume:
         return [f"{run.path} holds a run and --resume is False: give another --run_name, or let it resume"], []

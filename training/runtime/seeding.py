@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-def draw_seed(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from the parts; any change of any part gives an unrelated one."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -19,12 +19,12 @@ def draw_seed(*parts: int | str) -> int:
 
 def generator(*parts: int | str) -> np.random.Generator:
     """A numpy generator for the draws named by the parts."""
-    return np.random.default_rng(draw_seed(*parts))
+    return np.random.default_rng(derive_seed(*parts))
 
 
 def seed_all(*parts: int | str) -> None:
     """Seed the global generators that library code draws from (dropout, stochastic depth, initial weights)."""
-    seed = draw_seed(*parts)
+    seed = derive_seed(*parts)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (third-party code may use the legacy generator)
     torch.manual_seed(seed)

@@ -1,7 +1,7 @@
-"""C3D: "Learning Spatiotemporal Features with 3D Convolutional Networks" (Tran et al., ICCV 2015), in windows of 16
-frames as C3D-AVG uses it (Parmar and Morris, CVPR 2019).
+"""C3D: "Learning Spatiotemporal Features with 3D Convolutional Networks" (Tran et al., ICCV 2015), on windows of 16
+frames as in C3D-AVG (Parmar and Morris, CVPR 2019).
 
-Parameter names are those of the public Sports-1M port (c3d.pickle).
+Parameter names are those of the public PyTorch port of the Sports-1M weights (c3d.pickle).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.backbones._weights import load_exactly
+from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.backbones.windows import LAYOUTS
 from training.config import TrainConfig
@@ -21,9 +21,9 @@ def build(config: TrainConfig) -> C3D:
 
 
 class C3D(Backbone):
-    """(B, 3, T, H, W) -> (B, windows, feature_dim): one vector for each window of 16 frames (8192 values at 112 x 112)."""
+    """(B, 3, T, H, W) -> (B, windows, feature_dim): one vector per window of 16 frames (8192 values at 112 x 112)."""
 
-    input_scale = "imagenet"  # C3D-AVG's, though the port of the Sports-1M weights expects 0_255: see --input_scale
+    input_scale = "imagenet"  # as C3D-AVG; the port of the Sports-1M weights itself expects 0_255, see --input_scale
 
     def __init__(self, image_size: int = 112, layout: str = "full") -> None:
         super().__init__()
@@ -70,5 +70,5 @@ class C3D(Backbone):
         return F.max_pool3d(F.relu(self.conv5b(F.relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
-        load_exactly(self, {name: t for name, t in state.items() if name.split(".")[0] not in ("fc6", "fc7", "fc8")})
+        load_strict(self, {name: t for name, t in state.items() if name.split(".")[0] not in ("fc6", "fc7", "fc8")})
         return ["fully connected layers fc6 to fc8 dropped"]

@@ -109,10 +109,13 @@ class Multitask(Method):
         error = mse(outputs["score"], true_B)
         l1_error = F.l1_loss(outputs["score"], true_B)
         cross_entropy = sum(F.cross_entropy(outputs[name], labels[name]) for name in ATTRIBUTE_CLASSES)
-        scores = self.predict(outputs, given)["score"]
-        correlation = soft_spearman(scores, labels["final_score"], c.spcoef_strength, c.spcoef_norm)
-        parts = {"mse": error, "l1": l1_error, "attributes": cross_entropy, "soft_spearman": correlation}
-        loss = c.loss_mse_weight * (error + l1_error) + cross_entropy - c.loss_spcoef_weight * correlation
+        parts = {"mse": error, "l1": l1_error, "attributes": cross_entropy}
+        loss = c.loss_mse_weight * (error + l1_error) + cross_entropy
+        if c.loss_spcoef_weight:
+            scores = self.predict(outputs, given)["score"]
+            correlation = soft_spearman(scores, labels["final_score"], c.spcoef_strength, c.spcoef_norm)
+            parts["soft_spearman"] = correlation
+            loss = loss - c.loss_spcoef_weight * correlation
         if "caption_nll" in outputs:
             parts["caption"] = outputs["caption_nll"].mean()
             loss = loss + CAPTION_WEIGHT * parts["caption"]

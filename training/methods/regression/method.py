@@ -78,10 +78,14 @@ class Regression(Method):
     def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
         c = self.config
         error = mse(outputs["execution_and_difficulty"], labels["execution_and_difficulty"])
-        scores = self.predict(outputs, given)["score"]
-        correlation = soft_spearman(scores, labels["final_score"], c.spcoef_strength, c.spcoef_norm)
-        loss = c.loss_mse_weight * error - c.loss_spcoef_weight * correlation
-        return {"loss": loss, "mse": error, "soft_spearman": correlation}
+        parts = {"mse": error}
+        loss = c.loss_mse_weight * error
+        if c.loss_spcoef_weight:
+            scores = self.predict(outputs, given)["score"]
+            correlation = soft_spearman(scores, labels["final_score"], c.spcoef_strength, c.spcoef_norm)
+            parts["soft_spearman"] = correlation
+            loss = loss - c.loss_spcoef_weight * correlation
+        return {"loss": loss, **parts}
 
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         return {"score": outputs["execution_and_difficulty"].prod(dim=1) * PERFECT_EXECUTION}

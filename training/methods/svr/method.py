@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVR
 
 from data_preparation.dives import Dive
 from training.backbones.base import Backbone
@@ -24,6 +22,9 @@ from training.data.plan import Arrays
 from training.losses import mse
 from training.methods.base import Method
 from training.metrics import spearman
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVR
 
 KERNELS, COSTS, EPSILONS = ("linear", "rbf"), (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), (0.5, 2.0)  # epsilon in points
 
@@ -36,7 +37,7 @@ class SupportVectorRegression(Method):
     """What scikit-learn fitted, kept as tensors, so that a checkpoint holds numbers and no pickled program."""
 
     freezes_backbone = True
-    fits_at_once = True
+    fits_features = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,6 +50,10 @@ class SupportVectorRegression(Method):
         return {"features": backbone(clip).float().mean(dim=1)}  # (B, D)
 
     def fit(self, train: Rows, val: Rows) -> str:
+        # here, because only the first rank fits and the import takes a second
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import SVR
+
         (features, scores), (val_features, val_scores) = (
             (rows.outputs["features"].double().numpy(), rows.labels["final_score"].numpy()) for rows in (train, val)
         )

@@ -19,7 +19,7 @@ import torch
 from data_preparation.annotations import load_annotations, load_split, load_vocabulary
 from data_preparation.archive import FrameReader
 from data_preparation.common.errors import UserError
-from data_preparation.contents import HEAD_BYTES, content_of
+from data_preparation.file_types import HEAD_BYTES, file_type_of
 from data_preparation.frame_numbers import open_video
 from training.runtime import checkpoint
 
@@ -67,7 +67,7 @@ def zipped(name: str) -> bytes:
     ],
 )
 def test_kinds_are_told_apart(content: bytes, kind: str | None):
-    found = content_of(content[:HEAD_BYTES])
+    found = file_type_of(content[:HEAD_BYTES])
     assert (found and found.kind) == kind
 
 
@@ -104,7 +104,7 @@ def test_damage_keeps_the_advice_that_helps_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"is not a readable frame archive .*: delete it and extract the video again"):
         FrameReader(tmp_path / "01.zip")
     (tmp_path / "a.csv").write_bytes("video,dive".encode("utf-16"))
-    with pytest.raises(UserError, match="holds no dive"):  # read, as Excel's "Unicode text" is
+    with pytest.raises(UserError, match="has no dives"):  # it is read, like Excel's "Unicode text"
         load_annotations(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_bytes(zipped("[Content_Types].xml"))
     with pytest.raises(UserError, match="a workbook of a spreadsheet program: open it there and save it as CSV"):

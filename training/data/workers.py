@@ -21,7 +21,7 @@ from types import ModuleType
 import torch
 
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.limits import raise_open_files, shortage, temporary_faults
+from data_preparation.common.limits import limit_error_text, raise_open_file_limit, temporary_folder_faults
 from data_preparation.common.workers import kill_workers
 from training.runtime.interruption import STATUS, ProcessLost
 
@@ -41,7 +41,7 @@ def start_server(workers: int) -> None:
     """
     if not workers:
         return
-    raise_open_files()  # the server and its workers have the limit of this process
+    raise_open_file_limit()  # the server and its workers have the limit of this process
     CONTEXT.set_forkserver_preload([__name__, "training.data.dataset"])
     # Ctrl-C, and what Slurm sends to all processes of a job, are for the training, which stops at a step boundary; what
     # is blocked here stays blocked in the server and in all that come from it
@@ -52,34 +52,34 @@ def start_server(workers: int) -> None:
         forkserver.ensure_running()
     except OSError as error:
         raise UserError(
-            next(iter(temporary_faults()), None)
-            or shortage(error)
+            next(iter(temporary_folder_faults()), None)
+            or limit_error_text(error)
             or f"workers cannot be started ({first_line(error)}): set TMPDIR to a folder with a short name and some room, or give --workers 0"
         ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_worker(_: int) -> None:
+def init_worker(_: int) -> None:
     """What each loader process does first."""
     torch.set_num_threads(1)  # the workers are the parallelism
-    sys.excepthook = _say_in_one_line
-    threading.Thread(target=_end_with_training, daemon=True).start()
+    sys.excepthook = _print_in_one_line
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _say_in_one_line(kind: type[BaseException], error: BaseException, _: object) -> None:
+def _print_in_one_line(kind: type[BaseException], error: BaseException, _: object) -> None:
     """What a thread that hands batches over could not do; the training says what it means."""
     print(f"worker {os.getpid()}: {kind.__name__}: {error}", file=sys.stderr, flush=True)
 
 
-def _end_with_training() -> None:
+def _exit_with_parent() -> None:
     """A killed training cannot say goodbye; the parent, which is the server, outlives it."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 @contextmanager
-def without_program() -> Iterator[None]:
+def hidden_main_module() -> Iterator[None]:
     """Processes that are started inside do not import the program of this one, which they have no use for."""
     program = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -90,7 +90,7 @@ def without_program() -> Iterator[None]:
 
 
 @contextmanager
-def patience(minutes: float) -> Iterator[None]:
+def time_limit(minutes: float) -> Iterator[None]:
     """
     Raises:
         ProcessLost: what is done inside takes longer than that.

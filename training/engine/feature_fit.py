@@ -1,4 +1,4 @@
-"""Training without steps: a method that is fitted at once to the features of all training dives (Method.fits_at_once).
+"""Training without steps: a method that is fitted at once to the features of all training dives (Method.fits_features).
 
 It leaves the run folder that the engine leaves after one epoch, so evaluation, status and comparison need not know.
 """
@@ -23,12 +23,12 @@ from training.runtime import checkpoint
 from training.runtime.collectives import (
     barrier,
     gather_objects,
-    largest,
+    max_over_ranks,
     on_first_rank,
     peak_memory_gib,
-    see_the_same,
+    wait_until_visible,
 )
-from training.runtime.interruption import Interrupted, InterruptionFlag
+from training.runtime.interruption import InterruptionFlag, StoppedBySignal
 from training.runtime.progress import Progress, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
@@ -36,7 +36,7 @@ from training.runtime.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 
-class FitAtOnce:
+class FeatureFit:
     """A run without steps: what engine.trainer.Trainer asks for."""
 
     def __init__(
@@ -56,7 +56,7 @@ class FitAtOnce:
     def resume(self) -> None:
         """A fit that was done stays done; one that was stopped begins again."""
         done = self.run.best_checkpoint if on_first_rank(self.run.best_checkpoint.exists) else None
-        if see_the_same(done, checkpoint.fingerprint):
+        if wait_until_visible(done, checkpoint.fingerprint):
             best = checkpoint.load(self.run.best_checkpoint, parts={"model", "position"})
             self.model.load_state_dict(best["model"])
             self.position = Position(**best["position"])
@@ -69,7 +69,7 @@ class FitAtOnce:
         """Compute all features, fit on the first rank, give the others what was fitted, save it as the best checkpoint.
 
         Raises:
-            Interrupted: a signal came while features were computed.
+            StoppedBySignal: a signal came while features were computed.
             UserError: features or predicted scores that are no numbers, a full disk, a damaged frame.
         """
         if self.position.epoch:
@@ -79,7 +79,7 @@ class FitAtOnce:
         method = self.model.method
         log.info("Fitted at once: the flags of epochs, optimizer, loss and averages are not used")
         train_rows, val_rows = (
-            predict(self.model, data, self.config, self.ranks, self.device, self.leave_if_told)
+            predict(self.model, data, self.config, self.ranks, self.device, self.stop_if_requested)
             for data in (train_data, val_data)
         )
         log.info("Features of %d dives: %.1f s", len(train_data) + len(val_data), time.perf_counter() - started)
@@ -109,17 +109,17 @@ class FitAtOnce:
         log.info("Fitted: validation Spearman %.4f, R-l2 x100 %.3f", result["val_spearman"], result["val_r_l2_x100"])
         self._report("running")
 
-    def leave_if_told(self) -> None:
+    def stop_if_requested(self) -> None:
         """Stop if any rank was told to."""
-        if status := largest(self.interruption.status, self.device):
+        if status := max_over_ranks(self.interruption.status, self.device):
             self._report("interrupted")
             barrier()
             reached = "the fit is saved" if self.position.epoch else "a fit is done whole, so it begins anew"
-            raise Interrupted(f"stopped by a signal; {reached}", status)
+            raise StoppedBySignal(f"stopped by a signal; {reached}", status)
 
     def _report(self, state: str) -> None:
         at = self.position
-        self.progress.tell(
+        self.progress.update(
             state=state,
             error=None,
             epoch=at.epoch,
@@ -132,6 +132,6 @@ class FitAtOnce:
             peak_memory_gib=peak_memory_gib(self.device),
         )
 
-    def report_end(self) -> None:
+    def report_finished(self) -> None:
         """The last word of a run that reached its end."""
         self._report("finished")

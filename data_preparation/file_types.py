@@ -19,7 +19,7 @@ HEAD_BYTES = 512  # the magic of a tar archive is at byte 257
 
 
 @dataclass(frozen=True)
-class Content:
+class FileType:
     """A kind of file: `name` says what it is, `fix` what makes the wanted file of it; "{}" stands for the path."""
 
     kind: str
@@ -63,11 +63,11 @@ def _is_text(head: bytes) -> bool:
 
 
 # in this order: the first that fits is the answer
-_KINDS: tuple[tuple[Content, Callable[[bytes], bool]], ...] = (
-    (Content("empty", "empty (0 bytes)", _AGAIN), lambda head: not head),
-    (Content("zeros", "nothing but zero bytes, as an interrupted copy leaves it", _AGAIN), lambda head: not head.strip(b"\0")),
+_KINDS: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
+    (FileType("empty", "empty (0 bytes)", _AGAIN), lambda head: not head),
+    (FileType("zeros", "nothing but zero bytes, as an interrupted copy leaves it", _AGAIN), lambda head: not head.strip(b"\0")),
     (
-        Content(
+        FileType(
             "git-lfs",
             "a pointer of git-lfs, not the file itself",
             "run 'git lfs pull' in its repository, or download the file itself",
@@ -75,7 +75,7 @@ _KINDS: tuple[tuple[Content, Callable[[bytes], bool]], ...] = (
         _starts(b"version https://git-lfs", b"version https://hawser"),
     ),
     (
-        Content(
+        FileType(
             "git-annex",
             "a pointer of git-annex, not the file itself",
             "run 'git annex get' for it in its repository, or download the file itself",
@@ -83,11 +83,11 @@ _KINDS: tuple[tuple[Content, Callable[[bytes], bool]], ...] = (
         _is_git_annex,
     ),
     (
-        Content("dvc", "a pointer of DVC, not the file itself", "run 'dvc pull' in its repository"),
+        FileType("dvc", "a pointer of DVC, not the file itself", "run 'dvc pull' in its repository"),
         _starts(b"outs:\n- md5:", b"outs:\n- hash:"),
     ),
     (
-        Content(
+        FileType(
             "html",
             "a web page that came in its place",
             "the link has expired, or wants a log-in or a confirmation in a browser: download the file there",
@@ -95,78 +95,78 @@ _KINDS: tuple[tuple[Content, Callable[[bytes], bool]], ...] = (
         _text_starts(b"<!doctype html", b"<html", b"<head"),
     ),
     (
-        Content("xml", "an XML message that a server sent in its place", "look into it, then download the file again"),
+        FileType("xml", "an XML message that a server sent in its place", "look into it, then download the file again"),
         _text_starts(b"<?xml", b"<error"),
     ),
-    (Content("gzip", "compressed with gzip", "unpack it: gunzip < '{}' > NEW_FILE"), _starts(b"\x1f\x8b")),
-    (Content("bzip2", "compressed with bzip2", "unpack it: bunzip2 < '{}' > NEW_FILE"), _starts(b"BZh")),
-    (Content("xz", "compressed with xz", "unpack it: unxz < '{}' > NEW_FILE"), _starts(b"\xfd7zXZ\0")),
-    (Content("zstd", "compressed with zstd", "unpack it: unzstd < '{}' > NEW_FILE"), _starts(b"\x28\xb5\x2f\xfd")),
-    (Content("lz4", "compressed with lz4", "unpack it: unlz4 < '{}' > NEW_FILE"), _starts(b"\x04\x22\x4d\x18")),
-    (Content("7z", "a 7z archive", "unpack it: 7z x '{}'"), _starts(b"7z\xbc\xaf\x27\x1c")),
-    (Content("rar", "a RAR archive", "unpack it: unrar x '{}'"), _starts(b"Rar!\x1a\x07")),
+    (FileType("gzip", "compressed with gzip", "unpack it: gunzip < '{}' > NEW_FILE"), _starts(b"\x1f\x8b")),
+    (FileType("bzip2", "compressed with bzip2", "unpack it: bunzip2 < '{}' > NEW_FILE"), _starts(b"BZh")),
+    (FileType("xz", "compressed with xz", "unpack it: unxz < '{}' > NEW_FILE"), _starts(b"\xfd7zXZ\0")),
+    (FileType("zstd", "compressed with zstd", "unpack it: unzstd < '{}' > NEW_FILE"), _starts(b"\x28\xb5\x2f\xfd")),
+    (FileType("lz4", "compressed with lz4", "unpack it: unlz4 < '{}' > NEW_FILE"), _starts(b"\x04\x22\x4d\x18")),
+    (FileType("7z", "a 7z archive", "unpack it: 7z x '{}'"), _starts(b"7z\xbc\xaf\x27\x1c")),
+    (FileType("rar", "a RAR archive", "unpack it: unrar x '{}'"), _starts(b"Rar!\x1a\x07")),
     (
-        Content("workbook", "a workbook of a spreadsheet program", "open it there and save it as CSV (UTF-8)"),
+        FileType("workbook", "a workbook of a spreadsheet program", "open it there and save it as CSV (UTF-8)"),
         _is_zip_with(rb"\[Content_Types\]\.xml|_rels/|xl/|docProps/|mimetype"),
     ),
     (
-        Content("workbook", "a workbook of a spreadsheet program", "open it there and save it as CSV (UTF-8)"),
+        FileType("workbook", "a workbook of a spreadsheet program", "open it there and save it as CSV (UTF-8)"),
         _starts(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),
     ),
     (
-        Content("npz", "an archive of numpy arrays (.npz)", _OTHER_FILE),
+        FileType("npz", "an archive of numpy arrays (.npz)", _OTHER_FILE),
         _is_zip_with(rb".*\.npy$"),
     ),
     (
-        Content("frames", "a ZIP archive of frames", _OTHER_FILE),
+        FileType("frames", "a ZIP archive of frames", _OTHER_FILE),
         _is_zip_with(rb"[0-9]{6,9}\.jpg"),
     ),
     (
-        Content("torch", "a file that torch.save wrote", "it is damaged or incomplete: download it again"),
+        FileType("torch", "a file that torch.save wrote", "it is damaged or incomplete: download it again"),
         _is_zip_with(rb"[^/]+/(data\.pkl|\.format_version|\.storage_alignment|byteorder|version|data/|code/|constants)"),
     ),
-    (Content("zip", "a ZIP archive", "unpack it: unzip '{}'"), _starts(b"PK\x03\x04", b"PK\x05\x06")),
-    (Content("tar", "a tar archive", "unpack it: tar -xf '{}'"), lambda head: head[257:262] == b"ustar"),
-    (Content("hdf5", "an HDF5 file", "convert it with h5py"), _starts(b"\x89HDF\r\n\x1a\n")),
-    (Content("npy", "a numpy array (.npy)", "load it with numpy.load and write it as CSV or JSON"), _starts(b"\x93NUMPY")),
-    (Content("matlab", "a MATLAB file", "convert it with scipy.io.loadmat to CSV"), _starts(b"MATLAB 5.0")),
-    (Content("parquet", "a Parquet table", "convert it with pandas.read_parquet to CSV"), _starts(b"PAR1")),
-    (Content("sqlite", "an SQLite database", "export its table as CSV"), _starts(b"SQLite format 3\0")),
-    (Content("gguf", "a GGUF file of a language model", _OTHER_FILE), _starts(b"GGUF")),
-    (Content("pdf", "a PDF document", _OTHER_FILE), _starts(b"%PDF")),
-    (Content("png", "a PNG picture", _OTHER_FILE), _starts(b"\x89PNG\r\n\x1a\n")),
-    (Content("jpeg", "a JPEG picture", _OTHER_FILE), _starts(b"\xff\xd8\xff")),
+    (FileType("zip", "a ZIP archive", "unpack it: unzip '{}'"), _starts(b"PK\x03\x04", b"PK\x05\x06")),
+    (FileType("tar", "a tar archive", "unpack it: tar -xf '{}'"), lambda head: head[257:262] == b"ustar"),
+    (FileType("hdf5", "an HDF5 file", "convert it with h5py"), _starts(b"\x89HDF\r\n\x1a\n")),
+    (FileType("npy", "a numpy array (.npy)", "load it with numpy.load and write it as CSV or JSON"), _starts(b"\x93NUMPY")),
+    (FileType("matlab", "a MATLAB file", "convert it with scipy.io.loadmat to CSV"), _starts(b"MATLAB 5.0")),
+    (FileType("parquet", "a Parquet table", "convert it with pandas.read_parquet to CSV"), _starts(b"PAR1")),
+    (FileType("sqlite", "an SQLite database", "export its table as CSV"), _starts(b"SQLite format 3\0")),
+    (FileType("gguf", "a GGUF file of a language model", _OTHER_FILE), _starts(b"GGUF")),
+    (FileType("pdf", "a PDF document", _OTHER_FILE), _starts(b"%PDF")),
+    (FileType("png", "a PNG picture", _OTHER_FILE), _starts(b"\x89PNG\r\n\x1a\n")),
+    (FileType("jpeg", "a JPEG picture", _OTHER_FILE), _starts(b"\xff\xd8\xff")),
     (
-        Content("video", "a video (MP4)", _OTHER_FILE),
+        FileType("video", "a video (MP4)", _OTHER_FILE),
         lambda head: head[4:8] in VIDEO_BOXES,
     ),
-    (Content("video", "a video (Matroska or WebM)", _OTHER_FILE), _starts(b"\x1a\x45\xdf\xa3")),
-    (Content("video", "a video (AVI)", _OTHER_FILE), lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI "),
+    (FileType("video", "a video (Matroska or WebM)", _OTHER_FILE), _starts(b"\x1a\x45\xdf\xa3")),
+    (FileType("video", "a video (AVI)", _OTHER_FILE), lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI "),
     (
-        Content("video", "a video (MPEG)", _OTHER_FILE),
+        FileType("video", "a video (MPEG)", _OTHER_FILE),
         lambda head: head.startswith((b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1"))
         or (head[:1] == b"G" and head[188:189] == b"G" and head[376:377] == b"G"),
     ),
     (
-        Content("pickle", "a pickle", "it is damaged or incomplete: download it again"),
+        FileType("pickle", "a pickle", "it is damaged or incomplete: download it again"),
         lambda head: len(head) > 2 and head[0] == 0x80 and head[1] in range(1, 6),
     ),
-    (Content("safetensors", "a .safetensors file", "name it so, and give it where weights are expected"), _is_safetensors),
+    (FileType("safetensors", "a .safetensors file", "name it so, and give it where weights are expected"), _is_safetensors),
     (
-        Content("utf-16", "text in UTF-16", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 < '{}' > NEW_FILE"),
+        FileType("utf-16", "text in UTF-16", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 < '{}' > NEW_FILE"),
         _starts(b"\xff\xfe", b"\xfe\xff"),
     ),
-    (Content("json", "JSON text", "name it .json where annotations or lists are expected"), _text_starts(b"{", b"[")),
-    (Content("text", "text", "look into it: it may be a message of a server (a table is to be named .csv)"), _is_text),
+    (FileType("json", "JSON text", "name it .json where annotations or lists are expected"), _text_starts(b"{", b"[")),
+    (FileType("text", "text", "look into it: it may be a message of a server (a table is to be named .csv)"), _is_text),
 )  # fmt: skip
 
 
-def content_of(head: bytes) -> Content | None:
+def file_type_of(head: bytes) -> FileType | None:
     """The kind of a file by its first `HEAD_BYTES` bytes; None where they are of no known kind."""
     return next((content for content, fits in _KINDS if fits(head)), None)
 
 
-def head_of(path: Path) -> bytes:
+def read_head(path: Path) -> bytes:
     """The first bytes of a file.
 
     Raises:
@@ -176,11 +176,11 @@ def head_of(path: Path) -> bytes:
         return file.read(HEAD_BYTES)
 
 
-def description(path: Path, head: bytes | None = None, wanted: Collection[str] = ()) -> str | None:
+def file_type_hint(path: Path, head: bytes | None = None, wanted: Collection[str] = ()) -> str | None:
     """What a file is and what to do, as "it is THIS: DO THAT"; None where its first bytes are of one of the `wanted` kinds
     (the file is damaged further on), or of no known kind, or cannot be read."""
     try:
-        content = content_of(head_of(path) if head is None else head)
+        content = file_type_of(read_head(path) if head is None else head)
     except OSError:
         return None
     if content is None or content.kind in wanted:
@@ -188,12 +188,14 @@ def description(path: Path, head: bytes | None = None, wanted: Collection[str] =
     return f"it is {content.name}: {content.fix.format(path)}"
 
 
-def reading_fault(path: Path, reader: str, problem: str, wanted: Collection[str], fix: str = _AGAIN) -> UserError:
+def unreadable_file_error(
+    path: Path, reader: str, problem: str, wanted: Collection[str], fix: str = _AGAIN
+) -> UserError:
     """The sentence about a file that its reader could not read. `reader` names what was expected ("a readable pickle"),
     `problem` is what the reader says. `fix` is the advice for a file that is damaged, empty, or of one of the `wanted`
     kinds at its beginning; other kinds have advice of their own."""
     try:
-        content = content_of(head_of(path))
+        content = file_type_of(read_head(path))
     except OSError:
         content = None
     if content is None or content.kind in wanted:
