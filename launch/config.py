@@ -67,13 +67,13 @@ class LaunchConfig:
         return self.nodes * self.tasks
 
     @property
-    def shares(self) -> int:
+    def gpus_or_tasks(self) -> int:
         """What --cpus_per_gpu and --mem_per_gpu_gb are multiplied with on each node."""
         return self.gpus_per_node or self.tasks
 
     @property
     def cpus_per_task(self) -> int:
-        return self.cpus_per_gpu * self.shares // self.tasks or 1
+        return self.cpus_per_gpu * self.gpus_or_tasks // self.tasks or 1
 
 
 # the variables that sbatch itself reads for jobs that are submitted as files; every other launch flag has one of its own

@@ -30,7 +30,7 @@ _LITTLE = 200 * 2**20  # bytes that logs, plots and metrics may come to
 _FORECAST_TIMEOUT_S = 600
 
 
-def say(what: str) -> None:
+def print_step(what: str) -> None:
     """Tell on stderr what is being done, since some of it takes seconds."""
     print(f"{what} ...", file=sys.stderr, flush=True)
 
@@ -41,7 +41,7 @@ def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], not
 
     The model is built by another process, which works while the block goes on and what is inside it is done.
     """
-    say("checking flags, run folder and files")
+    print_step("checking flags, run folder and files")
     folder = RunFolder(training.run_dir)
     own, free = resume_faults(folder, training)
     faults += request_flag_faults(launch, training) + own
@@ -55,17 +55,17 @@ def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], not
     elif not launch.forecast:
         notes.append("not checked: weights and memory (--forecast False)")
     else:
-        say("building the model in another process, to check weights and memory")
+        print_step("building the model in another process, to check weights and memory")
         forecast = start_forecast(launch, training)
     try:
         if not files:
-            say(f"checking the data set in {training.root_dir}")
+            print_step(f"checking the data set in {training.root_dir}")
             faults += data_faults(training)
         yield
         needed = _LITTLE
         if forecast is not None:
             if forecast.poll() is None:
-                say("waiting for the model")
+                print_step("waiting for the model")
             own, found = forecast_result(forecast)
             faults += own
             if found is not None:
@@ -106,9 +106,9 @@ def request_flag_faults(launch: LaunchConfig, training: TrainConfig) -> list[str
     return found
 
 
-def slurm_is_here(launch: LaunchConfig, found: list[str]) -> bool:
+def slurm_available(launch: LaunchConfig, found: list[str]) -> bool:
     """Whether sbatch can be asked; if not, `found` gets the sentence."""
-    if slurm.here():
+    if slurm.is_available():
         return True
     found.append(
         "sbatch is not on this machine: submit from a login node, or train here with --cluster local or bash model_train_config.sh"
@@ -116,10 +116,10 @@ def slurm_is_here(launch: LaunchConfig, found: list[str]) -> bool:
     return False
 
 
-def ask_slurm(script: str, launch: LaunchConfig, faults: list[str], notes: list[str]) -> None:
+def check_with_slurm(script: str, launch: LaunchConfig, faults: list[str], notes: list[str]) -> None:
     """Whether Slurm would ever start the job: partition, account, QOS, GPUs, sizes (sbatch --test-only). What is too much
     is told from what the nodes have."""
-    say("asking Slurm whether it could start this job")
+    print_step("asking Slurm whether it could start this job")
     try:
         slurm.test_only(script)
     except slurm.SlurmError as error:
@@ -139,7 +139,7 @@ def request_of(launch: LaunchConfig) -> Request:
         nodes=launch.nodes,
         tasks=launch.tasks,
         cpus=launch.cpus_per_task * launch.tasks,
-        memory=launch.mem_per_gpu_gb * launch.shares * 1024,
+        memory=launch.mem_per_gpu_gb * launch.gpus_or_tasks * 1024,
         gpus=launch.gpus_per_node,
         gpu_type=launch.gpu_type,
         minutes=launch.time_min,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from training.runtime.ranks import without_slurm
 
-NEVER = "DependencyNeverSatisfied"  # the reason of a job that is about to leave the queue
+NEVER_SATISFIED = "DependencyNeverSatisfied"  # the reason of a job that is about to leave the queue
 _BAD_ENDS = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 _TIMEOUT_S = 30  # a busy controller answers late; a dead one must not hang the caller
 
@@ -28,7 +28,7 @@ def _run(
     env: Mapping[str, str] = os.environ,
     folder: Path | None = None,
 ) -> str:
-    if not here(command[0]):
+    if not is_available(command[0]):
         raise SlurmError(f"{command[0]} is not on this machine")
     try:
         done = subprocess.run(
@@ -51,7 +51,7 @@ def _run(
     return done.stdout
 
 
-def here(command: str = "sbatch") -> bool:
+def is_available(command: str = "sbatch") -> bool:
     """Whether this machine has Slurm's commands."""
     return shutil.which(command) is not None
 

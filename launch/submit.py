@@ -36,7 +36,7 @@ from launch.config import (
     split_argv,
 )
 from launch.job import JOB_VARIABLE, TrainingJob, create_folder, free_port
-from launch.slurm import NEVER, QueuedJob, SlurmError, queue
+from launch.slurm import NEVER_SATISFIED, QueuedJob, SlurmError, queue
 from training import plugins
 from training.config import TrainConfig
 from training.runtime.interruption import SIGNAL_BEFORE_END_S
@@ -90,7 +90,7 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
         "nodes": launch.nodes,
         "ntasks_per_node": launch.tasks,
         "cpus_per_task": launch.cpus_per_task,
-        "mem": f"{launch.mem_per_gpu_gb * launch.shares}GB",
+        "mem": f"{launch.mem_per_gpu_gb * launch.gpus_or_tasks}GB",
         "time": launch.time_min,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own would be refused where a site enforces them
@@ -105,7 +105,7 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
 
 
 @contextmanager
-def submitting_into(folder: Path) -> Iterator[None]:
+def submission_lock(folder: Path) -> Iterator[None]:
     """Keep other submissions out of a run's folder while the block looks at it and submits."""
     with reporting_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def submitting_into(folder: Path) -> Iterator[None]:
         yield
 
 
-def lasting_jobs() -> dict[str, QueuedJob]:
+def active_jobs() -> dict[str, QueuedJob]:
     """The user's jobs that wait or run, by job id, without those that are about to leave the queue since a job that they
     wait for has failed.
 
@@ -123,24 +123,24 @@ def lasting_jobs() -> dict[str, QueuedJob]:
         UserError: squeue fails, so nobody can say.
     """
     try:
-        return {job_id: job for job_id, job in queue().items() if job.reason != NEVER}
+        return {job_id: job for job_id, job in queue().items() if job.reason != NEVER_SATISFIED}
     except SlurmError as error:
         raise UserError(f"the queue cannot be read ({error}): try again when Slurm answers") from None
 
 
-def refuse_second(folder: RunFolder) -> None:
+def refuse_if_queued(folder: RunFolder) -> None:
     """
     Raises:
         UserError: a job that waits or runs belongs to the run already, or squeue fails.
     """
-    jobs = lasting_jobs()
+    jobs = active_jobs()
     for job in (jobs[path.name] for path in folder.jobs_dir.glob("*") if path.name in jobs):
         raise UserError(
             f"job {job.job_id} ({job.state}) works on {folder.path} already: wait for it, cancel it (python -m launch.status cancel {folder.path.name}), or give another --run_name"
         )
 
 
-def executor_of(launch: LaunchConfig, folder: Path, name: str, setup: list[str]) -> submitit.SlurmExecutor:
+def make_executor(launch: LaunchConfig, folder: Path, name: str, setup: list[str]) -> submitit.SlurmExecutor:
     """submitit's executor for one kind of job. Its files go into `folder` itself: one named after the job would not be
     there yet when a job starts at once, and Slurm does not make it."""
     executor = submitit.SlurmExecutor(folder, python=f"{HOLD_SIGNALS} python")  # the job's own environment's python
@@ -148,7 +148,7 @@ def executor_of(launch: LaunchConfig, folder: Path, name: str, setup: list[str])
     return executor
 
 
-def script_of(executor: submitit.SlurmExecutor, folder: Path) -> str:
+def batch_script(executor: submitit.SlurmExecutor, folder: Path) -> str:
     """The sbatch file that a submission would send."""
     command = f"{executor.python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return executor._make_submission_file_text(command, "dry-run")
@@ -160,7 +160,7 @@ def submit(executor: submitit.SlurmExecutor, trainings: Sequence[TrainConfig]) -
     Raises:
         UserError: sbatch refuses.
     """
-    with without_outer_job():
+    with without_slurm_variables():
         try:
             with executor.batch():
                 jobs = [executor.submit(TrainingJob(to_argv(training))) for training in trainings]
@@ -175,7 +175,7 @@ def submit(executor: submitit.SlurmExecutor, trainings: Sequence[TrainConfig]) -
 
 
 @contextmanager
-def without_outer_job() -> Iterator[None]:
+def without_slurm_variables() -> Iterator[None]:
     """Submitting from inside a job must not hand that job's variables on."""
     before = dict(os.environ)
     os.environ.clear()
@@ -187,18 +187,18 @@ def without_outer_job() -> Iterator[None]:
         os.environ.update(before)
 
 
-def train_on_slurm(launch: LaunchConfig, training: TrainConfig, site: Mapping[str, str]) -> str:
+def submit_training(launch: LaunchConfig, training: TrainConfig, site: Mapping[str, str]) -> str:
     """Keep the code, submit; returns the job id. What preflight has to say was said before.
 
     Raises:
         UserError: a job works on the run already, or sbatch refuses.
     """
     folder = RunFolder(training.run_dir)
-    with submitting_into(folder.path):
-        refuse_second(folder)
+    with submission_lock(folder.path):
+        refuse_if_queued(folder)
         folder.jobs_dir.mkdir(exist_ok=True)
-        preflight.say(f"keeping the code in {folder.path}, and submitting")
-        code = snapshot.take(folder.path)
+        preflight.print_step(f"keeping the code in {folder.path}, and submitting")
+        code = snapshot.copy_code(folder.path)
         (job_id,) = submit(slurm_executor(launch, training, site, code), [training])
         create_folder(folder, job_id, training, code)
     return job_id
@@ -210,11 +210,11 @@ def slurm_executor(
     folder = RunFolder(training.run_dir)
     job = f'{shlex.quote(str(folder.jobs_dir))}/"$SLURM_JOB_ID"'
     setup = job_setup(launch, site, code, [job])
-    return executor_of(launch, folder.jobs_dir, training.run_name, setup)
+    return make_executor(launch, folder.jobs_dir, training.run_name, setup)
 
 
 @contextmanager
-def away_from_terminal() -> Iterator[None]:
+def detached_from_terminal() -> Iterator[None]:
     """Processes that are started inside have no terminal or pipe of ours; who waits for our output need not wait for them."""
     with open(os.devnull, "r+b") as nothing:
         saved = [os.dup(number) for number in range(3)]
@@ -228,22 +228,22 @@ def away_from_terminal() -> Iterator[None]:
                 os.close(copy)
 
 
-def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
+def start_locally(launch: LaunchConfig, training: TrainConfig) -> str:
     """Start the training on this machine in the background, a process for each GPU; returns its process.
 
     Raises:
         UserError: a training is at work in the run's folder.
     """
     folder = RunFolder(training.run_dir)
-    with submitting_into(folder.path):
+    with submission_lock(folder.path):
         folder.refuse_if_locked()
-        return _start_here(launch, training, folder)
+        return _start_locally(launch, training, folder)
 
 
-def _start_here(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) -> str:
+def _start_locally(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) -> str:
     folder.jobs_dir.mkdir(exist_ok=True)
-    preflight.say(f"keeping the code in {folder.path}, and starting")
-    code = snapshot.take(folder.path)
+    preflight.print_step(f"keeping the code in {folder.path}, and starting")
+    code = snapshot.copy_code(folder.path)
     executor = submitit.LocalExecutor(folder.jobs_dir, python=f"{HOLD_SIGNALS} {shlex.quote(sys.executable)}")
     executor.update_parameters(
         tasks_per_node=launch.tasks,
@@ -254,13 +254,13 @@ def _start_here(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) 
     )
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: the training outlives this terminal
     os.environ[PORT_VARIABLE] = str(free_port(os.getpid()))
-    with away_from_terminal():
+    with detached_from_terminal():
         job = executor.submit(TrainingJob(to_argv(training)))
     create_folder(folder, "local", training, code)  # the number is no Slurm job's
     return f"process {job.job_id}"
 
 
-def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[Any, TrainConfig, dict[str, str]]:
+def read_flags(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[Any, TrainConfig, dict[str, str]]:
     """(launch flags, training flags with absolute paths, environment) of a command line with `--` in it.
 
     Raises:
@@ -270,7 +270,7 @@ def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[A
     launch_argv, training_argv = split_argv(list(argv))
     if {"-h", "--help"} & set(launch_argv):
         parse(cls, launch_argv, prog=prog, description=description)
-    preflight.say(f"reading the flags and {ENVIRONMENT_FILE.relative_to(REPOSITORY)}")
+    preflight.print_step(f"reading the flags and {ENVIRONMENT_FILE.relative_to(REPOSITORY)}")
     site = dict(site_environment())
     faults: list[str] = []
     own = [*(collect_faults(faults, site_flags, site, cls) or []), *launch_argv]
@@ -289,16 +289,16 @@ def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[A
 
 
 def main(argv: Sequence[str]) -> int:
-    launch, training, site = read(argv, LaunchConfig, "python -m launch.submit", __doc__.splitlines()[0])
+    launch, training, site = read_flags(argv, LaunchConfig, "python -m launch.submit", __doc__.splitlines()[0])
     folder = RunFolder(training.run_dir)
     faults: list[str] = []
     notes: list[str] = []
     script = ""
     with preflight.checking(launch, training, faults, notes):
-        if launch.cluster == "slurm" and preflight.slurm_is_here(launch, faults):
-            executor = slurm_executor(launch, training, site, snapshot.place(folder.path))
-            script = script_of(executor, folder.jobs_dir)
-            preflight.ask_slurm(script, launch, faults, notes)
+        if launch.cluster == "slurm" and preflight.slurm_available(launch, faults):
+            executor = slurm_executor(launch, training, site, snapshot.code_path(folder.path))
+            script = batch_script(executor, folder.jobs_dir)
+            preflight.check_with_slurm(script, launch, faults, notes)
     if faults:
         raise UserError.of(dict.fromkeys(faults))
     for note in notes:
@@ -306,7 +306,7 @@ def main(argv: Sequence[str]) -> int:
     if launch.dry_run:
         print(script or "--cluster local starts the training without a batch script")
         return 0
-    job_id = train_here(launch, training) if launch.cluster == "local" else train_on_slurm(launch, training, site)
+    job_id = start_locally(launch, training) if launch.cluster == "local" else submit_training(launch, training, site)
     print(f"job        {job_id}")
     print(f"run folder {folder.path}")
     print(f"log        python -m launch.status logs {training.run_name}")
