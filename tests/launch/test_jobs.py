@@ -170,7 +170,7 @@ def test_scancel_keeps_a_checkpoint_and_a_second_submission_is_refused(dataset, 
     try:
         arguments = ["--nodes", 2, "--tasks_per_node", 1, *SMALL_JOB, "--", *FLAGS]
         job, _ = submit(dataset, tmp_path, *arguments)
-        with pytest.raises(AssertionError, match=f"job {job} .* works on .*quickstart already"):
+        with pytest.raises(AssertionError, match=f"job {job} .* already trains .*quickstart"):
             submit(dataset, tmp_path, *arguments)
         assert accounted_jobs(run) == [job]
         wait_for_step(run, 5)

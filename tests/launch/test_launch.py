@@ -582,7 +582,7 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
 
 def test_a_broken_flag_file_is_named(tmp_path: Path):
     (tmp_path / "broken.sh").write_text("flags=(--epochs 3\n")
-    for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is no file")):
+    for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is not a file")):
         with pytest.raises(UserError, match=words):
             read_flag_file(tmp_path / name)
 

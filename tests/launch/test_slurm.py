@@ -231,7 +231,7 @@ def test_a_submission_that_cannot_train_does_not_queue(dataset: Path, tmp_path: 
     )
     assert done.returncode == 2
     assert "--train_path /nowhere.pkl" in done.stderr
-    assert "--batch_size 6 cannot be shared by 4 processes" in done.stderr
+    assert "--batch_size 6 cannot be divided by 4 ranks" in done.stderr
     assert call("squeue", "--noheader", "--states=all", "--format=%i").split() == before
 
 
@@ -310,7 +310,7 @@ def test_every_fault_is_told_before_the_queue(dataset: Path, tmp_path: Path):
     told = faults(
         *request, "--partition", "nowhere", "--nodes", 3, "--", *TINY_MODEL, "--pretrained_model", tmp_path / "w.pyth"
     )
-    assert "--batch_size 8 cannot be shared by 3 processes" in told
+    assert "--batch_size 8 cannot be divided by 3 ranks" in told
     assert "invalid partition" in told.lower()
     assert "blocks.0" in told  # what is missing in the weight file
     assert (
@@ -318,7 +318,7 @@ def test_every_fault_is_told_before_the_queue(dataset: Path, tmp_path: Path):
     )
     too_large = faults("--gpus_per_node", 3, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 1, "--gpu_mem_gb", 0.0001, "--", *TINY_MODEL, "--gpu", "True", "--batch_size", 9)  # fmt: skip
     assert "Slurm could not start this job" in too_large
-    assert "--gpu_mem_gb says 0.0001" in too_large
+    assert "--gpu_mem_gb is 0.0001" in too_large
     marks = dataset / "whole_videos_frames" / ".verified"
     marks.rename(tmp_path / "marks")
     try:
