@@ -66,7 +66,7 @@ def job_setup(launch: LaunchConfig, site: Mapping[str, str], code: Path, jobs: S
 
 
 # the lines of the batch script after srun, as in job_files/train_model.job
-JOB_END = ["status=$?", 'exit "$(python -m launch.job end "$status" || echo "$status")"']
+JOB_END = ["status=$?", 'exit_status="$(python -m launch.job end "$status")" || true', 'exit "${exit_status:-$status}"']
 
 
 def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[str, Any]:
