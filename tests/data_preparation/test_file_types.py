@@ -104,7 +104,7 @@ def test_damage_keeps_the_advice_that_helps_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"is not a readable frame archive .*: delete it and extract the video again"):
         FrameReader(tmp_path / "01.zip")
     (tmp_path / "a.csv").write_bytes("video,dive".encode("utf-16"))
-    with pytest.raises(UserError, match="holds no dive"):  # read, as Excel's "Unicode text" is
+    with pytest.raises(UserError, match="has no dives"):  # it is read, like Excel's "Unicode text"
         load_annotations(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_bytes(zipped("[Content_Types].xml"))
     with pytest.raises(UserError, match="a workbook of a spreadsheet program: open it there and save it as CSV"):
