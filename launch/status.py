@@ -103,7 +103,7 @@ class Cluster:
     unknown: list[str] = field(default_factory=list)
 
 
-def look_at_cluster(job_ids: set[str]) -> Cluster:
+def query_slurm(job_ids: set[str]) -> Cluster:
     """Ask squeue, and sacct about those jobs that are no longer queued."""
     found = Cluster()
     try:
@@ -422,7 +422,7 @@ def overview(
     every = run_folders(runs_dir)
     runs = chosen_runs(every, patterns)
     jobs = {name: last_job(folder.path) for name, folder in runs.items()}
-    cluster = look_at_cluster({job for job in jobs.values() if job})
+    cluster = query_slurm({job for job in jobs.values() if job})
     now = time.time()
     rows = [Row(*run_row(name, folder, cluster, now), last_change(folder)) for name, folder in runs.items()]
     present = dict.fromkeys(row.state.split(" (")[0] for row in rows)

@@ -508,8 +508,8 @@ def test_failed_points_are_marked_in_the_plot(tmp_path: Path):
 
 
 def test_the_snapshot_is_the_code(tmp_path: Path):
-    code = snapshot.take(tmp_path)
-    assert snapshot.take(tmp_path) == code == snapshot.place(tmp_path)
+    code = snapshot.copy_code(tmp_path)
+    assert snapshot.copy_code(tmp_path) == code == snapshot.code_path(tmp_path)
     assert (code / "training" / "train.py").read_bytes() == (REPOSITORY / "training" / "train.py").read_bytes()
     record = json.loads((code / "code.json").read_text())
     assert set(record) == {"code_revision", "code_changed"}
@@ -582,7 +582,7 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
 
 def test_a_broken_flag_file_is_named(tmp_path: Path):
     (tmp_path / "broken.sh").write_text("flags=(--epochs 3\n")
-    for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is no file")):
+    for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is not a file")):
         with pytest.raises(UserError, match=words):
             read_flag_file(tmp_path / name)
 
