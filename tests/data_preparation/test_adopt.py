@@ -89,7 +89,7 @@ def test_frames_numbered_from_0_are_refused_and_packed_with_the_right_numbers(da
     checked = verify(dataset)
     assert checked.returncode == 2
     command = f"python -m data_preparation.adopt --dataset {dataset.root} --videos 01"
-    assert f"{folder} is numbered from 0 (000000.jpg is there)" in checked.stderr
+    assert f"{folder} is numbered from 0 (it has 000000.jpg)" in checked.stderr
     assert command in checked.stderr
     assert "extract again" not in checked.stderr
     assert command in " ".join(training_faults(dataset))
@@ -107,7 +107,7 @@ def test_frames_numbered_from_0_are_refused_and_packed_with_the_right_numbers(da
     assert "packed before" in adopt("--dataset", dataset.root).stdout
     extract = ["-m", "data_preparation.extract", "--dataset", dataset.root, "--annotation_path"]
     kept = run_python(*extract, dataset.annotations / "dives.csv")
-    assert "packed by data_preparation.adopt, left as it is" in kept.stdout
+    assert "packed by data_preparation.adopt, kept unchanged" in kept.stdout
 
 
 def test_a_shift_that_no_name_shows_is_seen_beside_the_video(dataset: DatasetLayout, video: Path):
@@ -115,7 +115,7 @@ def test_a_shift_that_no_name_shows_is_seen_beside_the_video(dataset: DatasetLay
     loose_frames(video, dataset.frames / "01", "%06d.jpg", 0, leave_out=1)
     checked = verify(dataset)
     assert checked.returncode == 2
-    assert "its pictures are 1 frame late: picture N is frame N+1 of 01.mp4" in checked.stderr
+    assert "its frames are 1 frame late: file N is frame N+1 of 01.mp4" in checked.stderr
     assert "--videos 01 --first_number 0" in checked.stderr
     refused = adopt("--dataset", dataset.root)
     assert refused.returncode == 2
@@ -203,10 +203,10 @@ def test_a_zip_of_other_names_or_numbers_is_refused(tmp_path: Path):
     [
         (["1/000001.jpg"], "mv .*/1 .*/01"),
         (["01.ZIP"], "mv .*01.ZIP .*01.zip"),
-        (["01.tar"], "unpack it to a folder 01"),
+        (["01.tar"], "unpack it into a folder 01"),
         (["01_00001.jpg", "01_00002.jpg"], "itself has 2 files 01_00001.jpg to 01_00002.jpg"),
-        (["01/cover.jpg"], "has no pictures"),
-        (["whole_videos_frames/01/000001.jpg"], "name the folder .*whole_videos_frames instead"),
+        (["01/cover.jpg"], "has no images"),
+        (["whole_videos_frames/01/000001.jpg"], "give the folder .*whole_videos_frames instead"),
         (["02.zip"], "01.zip is missing: extract the video first"),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_data_set_that_is_mounted_read_only_is_verified_once_and_for_all(datas
     if done.returncode == 77:
         pytest.skip("this machine does not let root mount a file system")
     assert done.returncode == 0, done.stdout + done.stderr
-    before, _, after = done.stdout.partition("All frames of all dives are there and decode; the splits are disjoint.\n")
+    before, _, after = done.stdout.partition("All frames of all dives exist and decode; the splits are disjoint.\n")
     assert f"not verified since they were extracted (01 02): run python -m data_preparation.verify {flags}" in before
     assert after.startswith(f"Remembered in {tmp_path / 'cache' / 'verified'}")
     assert after.splitlines()[1] == "[]"  # no fault any more
