@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# The hyperparameters of a training: one flag a line. Edit, then
+# The hyperparameters of a training, one flag in each line. Edit them, then
 #
 #     bash model_train_config.sh                        train here
 #     sbatch job_files/train_model.job                  train on Slurm
-#     python -m launch.submit --nodes 2 --gpus_per_node 2   train on Slurm, by submitit
+#     python -m launch.submit --nodes 2 --gpus_per_node 2   train on Slurm, through submitit
 #
-# All flags: python -m training.train --help. Flags given after a command win over this file.
+# All flags: python -m training.train --help. Flags after a command override this file.
 #
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/job_files/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # refuses Windows line ends, too
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # when called with sh or zsh
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/job_files/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # also checks for Windows line ends
 
 flags=(
-    # where things are
+    # data and run folder
     --root_dir "$DEEPSPORTS_DATASET/whole_videos_frames"
     --annotation_path "$DEEPSPORTS_DATASET/annotations/final_annotations_dict.pkl"
     --train_path "$DEEPSPORTS_DATASET/annotations/train_split_0.pkl"
     --test_path "$DEEPSPORTS_DATASET/annotations/test_split_0.pkl"
     --runs_dir "$DEEPSPORTS_RUNS"
-    --run_name timesformer         # the run folder; another name is another run
+    --run_name timesformer         # name of the run folder
     --loglevel INFO
 
     # the model
@@ -29,18 +29,18 @@ flags=(
     --activation LeakyReLU
     --use_decoder False
 
-    # what a step sees
+    # input of a step
     --frame_num 48
     --frame_method spaced_varied_new
     --spatial_size 224
-    --normalize False              # False: as the weight file was trained; True: MTL-AQA's statistics
+    --normalize False              # False: as for the pretrained weights; True: with MTL-AQA's mean and deviation
     --data_aug True
     --train_val_split_ratio 0.8
-    --batch_size 8                 # over all GPUs together
+    --batch_size 8                 # of all GPUs together
 
     # the loss and the optimizer
     --loss_mse_weight 1
-    --loss_spcoef_weight 0         # above 0 adds the rank correlation of the batch: give it a large batch
+    --loss_spcoef_weight 0         # above 0 adds the rank correlation within the batch; needs a large batch
     --epochs 200
     --optimizer AdamW
     --amsgrad True
@@ -49,7 +49,7 @@ flags=(
     --momentum 0.9
 
     # at the end
-    --evaluate True                # open the test split once, with the best epoch's model
+    --evaluate True                # evaluate the best epoch's model on the test split
     --output losses.png
 )
 
