@@ -350,7 +350,7 @@ def test_what_is_too_much_for_the_nodes_is_told(dataset: Path, tmp_path: Path, c
     training = [*TINY_MODEL, "--gpu", "True", "--batch_size", 144]
     done = run_python("-m", *command.split(), "--config", env["DEEPSPORTS_CONFIG"], *flags, "--", *training, env=env, check=False)  # fmt: skip
     assert done.returncode == 2
-    for words in ("asked 64 CPUs", "of memory on each node", "asked 8 GPUs", "asked 9 nodes", "partition gpu has: 2 nodes with 2 CPUs"):  # fmt: skip
+    for words in ("requested 64 CPUs", "of memory on each node", "requested 8 GPUs", "requested 9 nodes", "partition gpu has: 2 nodes with 2 CPUs"):  # fmt: skip
         assert words in done.stderr
     assert done.stderr.startswith("reading the flags")
     assert not (tmp_path / "runs").exists()

@@ -420,21 +420,21 @@ def test_nodes_and_partitions_are_read_as_slurm_prints_them():
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"cpus": 8}, ["asked 8 CPUs on each node, the largest node of partition gpu has 2: give --cpus_per_gpu 2"]),
-        ({"memory": 32 * 1024}, ["asked 32 GB of memory on each node, .* has 7.81 GB: give --mem_per_gpu_gb 7"]),
-        ({"gpus": 4, "tasks": 4, "cpus": 32}, ["32 CPUs .* give --cpus_per_gpu 1 --gpus_per_node 2", "asked 4 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"cpus": 8}, ["requested 8 CPUs on each node, the largest node of partition gpu has 2: give --cpus_per_gpu 2"]),
+        ({"memory": 32 * 1024}, ["requested 32 GB of memory on each node, .* has 7.81 GB: give --mem_per_gpu_gb 7"]),
+        ({"gpus": 4, "tasks": 4, "cpus": 32}, ["32 CPUs .* give --cpus_per_gpu 1 --gpus_per_node 2", "requested 4 GPUs .* has 2: give --gpus_per_node 2"]),
         ({"gpu_type": "v100"}, ["the GPUs of partition gpu have no type: leave out --gpu_type"]),
-        ({"nodes": 3}, ["asked 3 nodes, partition gpu has 1: give --nodes 1"]),
+        ({"nodes": 3}, ["requested 3 nodes, partition gpu has 1: give --nodes 1"]),
         ({"gpus": 0, "tasks": 4, "cpus": 4}, ["--cpus_per_gpu 1 --tasks_per_node 2"]),
-        ({"partition": "nope"}, ["--partition nope is not there: give one of gpu, long"]),
-        ({"partition": "long", "gpu_type": "h100"}, ["asked 1 h100 GPU .* has GPUs of type a100, v100: give one of them"]),
-        ({"partition": "long", "gpu_type": "v100", "gpus": 4}, ["asked 4 v100 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"partition": "nope"}, ["--partition nope does not exist: give one of gpu, long"]),
+        ({"partition": "long", "gpu_type": "h100"}, ["requested 1 h100 GPU .* has GPUs of type a100, v100: give one of them"]),
+        ({"partition": "long", "gpu_type": "v100", "gpus": 4}, ["requested 4 v100 GPUs .* has 2: give --gpus_per_node 2"]),
         ({"partition": "long", "cpus": 64}, ["64 CPUs .* has 48"]),
-        ({"partition": "long", "minutes": 4000}, ["asked 4000 minutes, partition long allows 2880: give --time_min 2880"]),
-        ({"partition": "long", "nodes": 2}, ["asked 2 nodes, partition long allows 1 for a job: give --nodes 1"]),
-        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["asked 1 node with all of this on each, partition long has 0: ask for less"]),
+        ({"partition": "long", "minutes": 4000}, ["requested 4000 minutes, partition long allows 2880: give --time_min 2880"]),
+        ({"partition": "long", "nodes": 2}, ["requested 2 nodes, partition long allows 1 for a job: give --nodes 1"]),
+        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["requested 1 node with all of this on each, partition long has 0: ask for less"]),
         ({"partition": "long", "constraint": "a100&h100"}, ["no node of partition long has these features; they have: a100, ib, v100"]),
-        ({"partition": "long", "exclude": "a1", "gpus": 3}, ["asked 3 GPUs on each node, the largest node of partition long has 2"]),
+        ({"partition": "long", "exclude": "a1", "gpus": 3}, ["requested 3 GPUs on each node, the largest node of partition long has 2"]),
         ({"cpus": 8, "memory": 9000, "gpus": 3, "nodes": 5}, ["8 CPUs", "8.79 GB", "3 GPUs", "5 nodes"]),
     ],
 )  # fmt: skip
@@ -447,7 +447,7 @@ def test_everything_that_is_too_much_for_the_nodes_is_named(asked: dict, words: 
 
 def test_what_was_asked_and_what_there_is_are_told():
     *_, asked, there = too_much(partition="long", gpus=9, tasks=9, memory=2048)
-    assert asked == "asked: 1 node with 9 tasks, 1 CPU, 2 GB and 9 GPUs each, partition long, 60 minutes"
+    assert asked == "requested: 1 node with 9 tasks, 1 CPU, 2 GB and 9 GPUs each, partition long, 60 minutes"
     assert there == "partition long has: 1 node with 64 CPUs, 498 GB, 4 a100 GPUs; 1 node with 128 CPUs, 188 GB, 2 v100 GPUs (1 of them down or drained)"  # fmt: skip
     assert too_much() == too_much(partition="long") == too_much(partition="a,b") == []
     assert excess(Request(1, 9, 9, 9, 9), [], {}) == []
