@@ -318,7 +318,7 @@ def test_a_sweep_is_cancelled_point_by_point(dataset: Path, tmp_path: Path):
     first = tmp_path / "runs" / "seeds" / "seed-0"
     wait_for_step(first, 2)
     out = run_python("-m", "launch.sweep", "cancel", "seeds", env=env).stdout
-    assert f"job {array}_0 is told to save and end" in out
+    assert f"job {array}_0 is signaled to save and exit" in out
     assert "3 of 3 points are cancelled" in out
     assert set(wait_for_end(array)) == {"CANCELLED"}
     assert max(step_lines(first)) == int(RunFolder(first).checkpoints()[0].stem.split("-")[-1])
@@ -390,7 +390,7 @@ def test_cancel_lets_a_run_save(dataset: Path, tmp_path: Path, log: Path, run: P
     followed = run_python("-m", "launch.status", "logs", "quickstart", "--follow", "False", env=env).stdout
     assert "step 1/4" in followed
     out = run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
-    assert "submit quickstart again to go on" in out
+    assert "submit quickstart again to resume" in out
     assert wait_for_end(job) == ["CANCELLED"]
     assert max(step_lines(run)) == int(RunFolder(run).checkpoints()[0].stem.split("-")[-1])
     nothing = run_python("-m", "launch.status", "cancel", "quickstart", env=env, check=False)

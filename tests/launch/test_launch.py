@@ -91,7 +91,7 @@ def test_a_job_that_can_never_start_says_so(tmp_path: Path):
     cluster = Cluster(queued={"7": job("PENDING", "PartitionConfig")})
     cells, error = run_row("a", RunFolder(tmp_path / "a"), cluster, 1000.0)
     assert cells["STATE"] == "pending (PartitionConfig)"
-    assert "asks for more than the nodes of the partition have" in error
+    assert "requests more than the nodes of the partition have" in error
 
 
 def test_the_comment_is_one_plain_line():
@@ -131,7 +131,7 @@ def test_only_a_training_is_told_to_stop(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text("{}")
     sleep = "import time; time.sleep(60)"
-    for words, name in ((["training.train"], "told to save"), ([], "nothing of")):
+    for words, name in ((["training.train"], "signaled to save"), ([], "nothing to cancel")):
         process = subprocess.Popen([sys.executable, "-c", sleep, *words])
         while sleep.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
             time.sleep(0.01)  # between fork and exec
@@ -331,7 +331,9 @@ def test_launch_and_training_faults_are_named_at_once(monkeypatch: pytest.Monkey
 
 
 def test_all_faults_of_a_sweep_are_named_at_once():
-    with pytest.raises(UserError, match=r"--name is missing(.|\n)*leave out --cluster local(.|\n)*without points"):
+    with pytest.raises(
+        UserError, match=r"--name is missing(.|\n)*--cluster local does not fit a sweep(.|\n)*the sweep has no points"
+    ):
         parse(sweep.SweepConfig, ["--cluster", "local"])
     with pytest.raises(UserError, match=r"'lr'(.|\n)*'seed=1,,2'"):
         grid_points(["lr", "seed=1,,2"])
@@ -358,7 +360,7 @@ def test_status_without_slurm_says_what_it_cannot_know(tmp_path: Path):
     (tmp_path / "a" / "config.json").write_text("{}")
     done = run_python("-m", "launch.status", "--runs_dir", tmp_path, env={"PATH": "/nowhere"})
     assert "no progress yet" in done.stdout
-    assert "not known" in done.stdout
+    assert "unknown: which jobs are pending or running" in done.stdout
     missing = run_python("-m", "launch.status", "--runs_dir", tmp_path / "none", check=False)
     assert missing.returncode == 2
 
@@ -570,7 +572,7 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
     assert "job        process" in done.stdout
     assert next(line for line in done.stderr.splitlines() if line.endswith(" ...")).startswith("reading the flags")
     wait_for_state("running")
-    assert "told to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
+    assert "signaled to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
     stopped = wait_for_state("interrupted")
     assert 0 < stopped["epoch"] < 500 or stopped["step"]
     while not_free(RunFolder(tmp_path / "quickstart")):  # the processes end
