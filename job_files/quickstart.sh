@@ -5,9 +5,9 @@
 #
 #     bash job_files/quickstart.sh
 #
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # when called with sh or zsh
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
 set -euo pipefail # stop at the first error
-bash "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh" # also checks for Windows line ends
+bash "$(dirname -- "${BASH_SOURCE[0]}")/setup.sh" # also refuses Windows line endings
 builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 builtin cd "$DEEPSPORTS_HOME"
 export DEEPSPORTS_DATASET="$DEEPSPORTS_SCRATCH/DeepSports_quickstart"

@@ -4,9 +4,9 @@
 #
 #     bash job_files/quickstart.sh && bash job_files/results_table.sh
 #
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # when called with sh or zsh
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
 set -euo pipefail # stop at the first error
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" # also checks for Windows line ends
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" # also refuses Windows line endings
 builtin cd "$DEEPSPORTS_HOME"
 export DEEPSPORTS_DATASET="$DEEPSPORTS_SCRATCH/DeepSports_quickstart"
 
