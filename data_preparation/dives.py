@@ -137,7 +137,9 @@ def judged_score(dive: Dive) -> float | None:
 
 
 def judge_exceptions(dives: Iterable[Dive]) -> list[Dive]:
-    """Dives whose final score does not follow from their judges' scores, mostly because of a typing error in one judge's
-    score. They are reported, not corrected."""
+    """Dives whose final score does not follow from their judges' scores.
+
+    Mostly one judge's score has a typing error. They are reported, not corrected.
+    """
     scored = ((dive, judged_score(dive)) for dive in dives)
     return [dive for dive, score in scored if score is not None and abs(score - dive.final_score) > ROUNDING]

@@ -318,7 +318,7 @@ def test_a_sweep_is_cancelled_point_by_point(dataset: Path, tmp_path: Path):
     first = tmp_path / "runs" / "seeds" / "seed-0"
     wait_for_step(first, 2)
     out = run_python("-m", "launch.sweep", "cancel", "seeds", env=env).stdout
-    assert f"job {array}_0 is told to save and end" in out
+    assert f"job {array}_0 is signaled to save and exit" in out
     assert "3 of 3 points are cancelled" in out
     assert set(wait_for_end(array)) == {"CANCELLED"}
     assert max(step_lines(first)) == int(RunFolder(first).checkpoints()[0].stem.split("-")[-1])
@@ -350,7 +350,7 @@ def test_what_is_too_much_for_the_nodes_is_told(dataset: Path, tmp_path: Path, c
     training = [*TINY_MODEL, "--gpu", "True", "--batch_size", 144]
     done = run_python("-m", *command.split(), "--config", env["DEEPSPORTS_CONFIG"], *flags, "--", *training, env=env, check=False)  # fmt: skip
     assert done.returncode == 2
-    for words in ("asked 64 CPUs", "of memory on each node", "asked 8 GPUs", "asked 9 nodes", "partition gpu has: 2 nodes with 2 CPUs"):  # fmt: skip
+    for words in ("requested 64 CPUs", "of memory on each node", "requested 8 GPUs", "requested 9 nodes", "partition gpu has: 2 nodes with 2 CPUs"):  # fmt: skip
         assert words in done.stderr
     assert done.stderr.startswith("reading the flags")
     assert not (tmp_path / "runs").exists()
@@ -390,7 +390,7 @@ def test_cancel_lets_a_run_save(dataset: Path, tmp_path: Path, log: Path, run: P
     followed = run_python("-m", "launch.status", "logs", "quickstart", "--follow", "False", env=env).stdout
     assert "step 1/4" in followed
     out = run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
-    assert "submit quickstart again to go on" in out
+    assert "submit quickstart again to resume" in out
     assert wait_for_end(job) == ["CANCELLED"]
     assert max(step_lines(run)) == int(RunFolder(run).checkpoints()[0].stem.split("-")[-1])
     nothing = run_python("-m", "launch.status", "cancel", "quickstart", env=env, check=False)
