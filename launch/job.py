@@ -93,7 +93,7 @@ def create(argv: Sequence[str]) -> None:
     flags = [*read_flag_file(REPOSITORY / options.config), *training_argv]
     training = absolute(parse(TrainConfig, flags, prog=str(options.config)))
     run_folder = RunFolder(training.run_dir)
-    job = create_folder(run_folder, job_id, training, snapshot.take(run_folder.path))
+    job = create_folder(run_folder, job_id, training, snapshot.copy_code(run_folder.path))
     link = Path(os.environ.get("DEEPSPORTS_RUNS", "runs")).resolve() / ".jobs" / job_id
     with reporting_write_errors(link):
         link.parent.mkdir(parents=True, exist_ok=True)

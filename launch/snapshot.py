@@ -23,7 +23,7 @@ def code_files() -> list[Path]:
     return sorted(path.relative_to(REPOSITORY) for path in found if "__pycache__" not in path.parts)
 
 
-def place(folder: Path) -> Path:
+def code_path(folder: Path) -> Path:
     """The path that a copy of the present code has, or would have, in the folder of a run or a sweep."""
     digest = hashlib.sha256()
     for name in code_files():
@@ -31,13 +31,13 @@ def place(folder: Path) -> Path:
     return folder / "code" / digest.hexdigest()[:12]
 
 
-def take(folder: Path) -> Path:
+def copy_code(folder: Path) -> Path:
     """Copy the code into the folder of a run or a sweep, unless it has this code already; returns the copy.
 
     Raises:
         UserError: the disk is full or not writable.
     """
-    target = place(folder)
+    target = code_path(folder)
     if target.is_dir():
         return target
     with reporting_write_errors(target), atomic_folder(target) as temporary:

@@ -480,7 +480,7 @@ def test_export_gives_back_loose_frames(two_videos: Path, tmp_path: Path):
     assert not (tmp_path / "loose" / "02").exists()
     refused = export("--output", tmp_path / "loose")
     assert refused.returncode == 2
-    assert "01 is there already" in refused.stderr
+    assert "01 exists already" in refused.stderr
     assert (tmp_path / "loose" / "02").is_dir()
     assert "no archive of 07" in export("--videos", "07").stderr
     assert export().returncode == 0

@@ -91,7 +91,7 @@ def test_a_job_that_can_never_start_says_so(tmp_path: Path):
     cluster = Cluster(queued={"7": job("PENDING", "PartitionConfig")})
     cells, error = run_row("a", RunFolder(tmp_path / "a"), cluster, 1000.0)
     assert cells["STATE"] == "pending (PartitionConfig)"
-    assert "asks for more than the nodes of the partition have" in error
+    assert "requests more than the nodes of the partition have" in error
 
 
 def test_the_comment_is_one_plain_line():
@@ -131,7 +131,7 @@ def test_only_a_training_is_told_to_stop(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text("{}")
     sleep = "import time; time.sleep(60)"
-    for words, name in ((["training.train"], "told to save"), ([], "nothing of")):
+    for words, name in ((["training.train"], "signaled to save"), ([], "nothing to cancel")):
         process = subprocess.Popen([sys.executable, "-c", sleep, *words])
         while sleep.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
             time.sleep(0.01)  # between fork and exec
@@ -331,7 +331,9 @@ def test_launch_and_training_faults_are_named_at_once(monkeypatch: pytest.Monkey
 
 
 def test_all_faults_of_a_sweep_are_named_at_once():
-    with pytest.raises(UserError, match=r"--name is missing(.|\n)*leave out --cluster local(.|\n)*without points"):
+    with pytest.raises(
+        UserError, match=r"--name is missing(.|\n)*--cluster local does not fit a sweep(.|\n)*the sweep has no points"
+    ):
         parse(sweep.SweepConfig, ["--cluster", "local"])
     with pytest.raises(UserError, match=r"'lr'(.|\n)*'seed=1,,2'"):
         grid_points(["lr", "seed=1,,2"])
@@ -358,7 +360,7 @@ def test_status_without_slurm_says_what_it_cannot_know(tmp_path: Path):
     (tmp_path / "a" / "config.json").write_text("{}")
     done = run_python("-m", "launch.status", "--runs_dir", tmp_path, env={"PATH": "/nowhere"})
     assert "no progress yet" in done.stdout
-    assert "not known" in done.stdout
+    assert "unknown: which jobs are pending or running" in done.stdout
     missing = run_python("-m", "launch.status", "--runs_dir", tmp_path / "none", check=False)
     assert missing.returncode == 2
 
@@ -420,21 +422,21 @@ def test_nodes_and_partitions_are_read_as_slurm_prints_them():
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"cpus": 8}, ["asked 8 CPUs on each node, the largest node of partition gpu has 2: give --cpus_per_gpu 2"]),
-        ({"memory": 32 * 1024}, ["asked 32 GB of memory on each node, .* has 7.81 GB: give --mem_per_gpu_gb 7"]),
-        ({"gpus": 4, "tasks": 4, "cpus": 32}, ["32 CPUs .* give --cpus_per_gpu 1 --gpus_per_node 2", "asked 4 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"cpus": 8}, ["requested 8 CPUs on each node, the largest node of partition gpu has 2: give --cpus_per_gpu 2"]),
+        ({"memory": 32 * 1024}, ["requested 32 GB of memory on each node, .* has 7.81 GB: give --mem_per_gpu_gb 7"]),
+        ({"gpus": 4, "tasks": 4, "cpus": 32}, ["32 CPUs .* give --cpus_per_gpu 1 --gpus_per_node 2", "requested 4 GPUs .* has 2: give --gpus_per_node 2"]),
         ({"gpu_type": "v100"}, ["the GPUs of partition gpu have no type: leave out --gpu_type"]),
-        ({"nodes": 3}, ["asked 3 nodes, partition gpu has 1: give --nodes 1"]),
+        ({"nodes": 3}, ["requested 3 nodes, partition gpu has 1: give --nodes 1"]),
         ({"gpus": 0, "tasks": 4, "cpus": 4}, ["--cpus_per_gpu 1 --tasks_per_node 2"]),
-        ({"partition": "nope"}, ["--partition nope is not there: give one of gpu, long"]),
-        ({"partition": "long", "gpu_type": "h100"}, ["asked 1 h100 GPU .* has GPUs of type a100, v100: give one of them"]),
-        ({"partition": "long", "gpu_type": "v100", "gpus": 4}, ["asked 4 v100 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"partition": "nope"}, ["--partition nope does not exist: give one of gpu, long"]),
+        ({"partition": "long", "gpu_type": "h100"}, ["requested 1 h100 GPU .* has GPUs of type a100, v100: give one of them"]),
+        ({"partition": "long", "gpu_type": "v100", "gpus": 4}, ["requested 4 v100 GPUs .* has 2: give --gpus_per_node 2"]),
         ({"partition": "long", "cpus": 64}, ["64 CPUs .* has 48"]),
-        ({"partition": "long", "minutes": 4000}, ["asked 4000 minutes, partition long allows 2880: give --time_min 2880"]),
-        ({"partition": "long", "nodes": 2}, ["asked 2 nodes, partition long allows 1 for a job: give --nodes 1"]),
-        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["asked 1 node with all of this on each, partition long has 0: ask for less"]),
+        ({"partition": "long", "minutes": 4000}, ["requested 4000 minutes, partition long allows 2880: give --time_min 2880"]),
+        ({"partition": "long", "nodes": 2}, ["requested 2 nodes, partition long allows 1 for a job: give --nodes 1"]),
+        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["requested 1 node with all of this on each, partition long has 0: ask for less"]),
         ({"partition": "long", "constraint": "a100&h100"}, ["no node of partition long has these features; they have: a100, ib, v100"]),
-        ({"partition": "long", "exclude": "a1", "gpus": 3}, ["asked 3 GPUs on each node, the largest node of partition long has 2"]),
+        ({"partition": "long", "exclude": "a1", "gpus": 3}, ["requested 3 GPUs on each node, the largest node of partition long has 2"]),
         ({"cpus": 8, "memory": 9000, "gpus": 3, "nodes": 5}, ["8 CPUs", "8.79 GB", "3 GPUs", "5 nodes"]),
     ],
 )  # fmt: skip
@@ -447,7 +449,7 @@ def test_everything_that_is_too_much_for_the_nodes_is_named(asked: dict, words: 
 
 def test_what_was_asked_and_what_there_is_are_told():
     *_, asked, there = too_much(partition="long", gpus=9, tasks=9, memory=2048)
-    assert asked == "asked: 1 node with 9 tasks, 1 CPU, 2 GB and 9 GPUs each, partition long, 60 minutes"
+    assert asked == "requested: 1 node with 9 tasks, 1 CPU, 2 GB and 9 GPUs each, partition long, 60 minutes"
     assert there == "partition long has: 1 node with 64 CPUs, 498 GB, 4 a100 GPUs; 1 node with 128 CPUs, 188 GB, 2 v100 GPUs (1 of them down or drained)"  # fmt: skip
     assert too_much() == too_much(partition="long") == too_much(partition="a,b") == []
     assert excess(Request(1, 9, 9, 9, 9), [], {}) == []
@@ -508,8 +510,8 @@ def test_failed_points_are_marked_in_the_plot(tmp_path: Path):
 
 
 def test_the_snapshot_is_the_code(tmp_path: Path):
-    code = snapshot.take(tmp_path)
-    assert snapshot.take(tmp_path) == code == snapshot.place(tmp_path)
+    code = snapshot.copy_code(tmp_path)
+    assert snapshot.copy_code(tmp_path) == code == snapshot.code_path(tmp_path)
     assert (code / "training" / "train.py").read_bytes() == (REPOSITORY / "training" / "train.py").read_bytes()
     record = json.loads((code / "code.json").read_text())
     assert set(record) == {"code_revision", "code_changed"}
@@ -570,7 +572,7 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
     assert "job        process" in done.stdout
     assert next(line for line in done.stderr.splitlines() if line.endswith(" ...")).startswith("reading the flags")
     wait_for_state("running")
-    assert "told to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
+    assert "signaled to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
     stopped = wait_for_state("interrupted")
     assert 0 < stopped["epoch"] < 500 or stopped["step"]
     while not_free(RunFolder(tmp_path / "quickstart")):  # the processes end
@@ -582,7 +584,7 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
 
 def test_a_broken_flag_file_is_named(tmp_path: Path):
     (tmp_path / "broken.sh").write_text("flags=(--epochs 3\n")
-    for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is no file")):
+    for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is not a file")):
         with pytest.raises(UserError, match=words):
             read_flag_file(tmp_path / name)
 
