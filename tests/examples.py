@@ -34,7 +34,9 @@ class Example(NamedTuple):
     def diff(self) -> str:
         old = (REPOSITORY / self.existing).read_text().splitlines()
         lines = difflib.unified_diff(old, self.text().splitlines(), self.existing, self.new, lineterm="", n=1)
-        return "\n".join(["```diff", *(line.rstrip() for line in lines), "```"])
+        # without line numbers, so that an edit elsewhere in the file does not change the diff
+        shown = ("@@" if line.startswith("@@") else line.rstrip() for line in lines)
+        return "\n".join(["```diff", *shown, "```"])
 
 
 EXAMPLES = {

@@ -20,7 +20,16 @@ def test_the_example_plug_ins_pass_conformance_tests_and_train(tmp_path: Path, d
     write("backbone example", tmp_path / "plugins")
     env = {"DEEPSPORTS_PLUGINS": str(tmp_path / "plugins")}
     conformance = str(REPOSITORY / "tests" / "training" / "test_conformance.py")
-    done = run_python("-m", "pytest", "-q", conformance, "-k", "(huber and features or c3d_norm) and (own_clip or whole)", env=env, check=False)
+    done = run_python(
+        "-m",
+        "pytest",
+        "-q",
+        conformance,
+        "-k",
+        "(huber and features or c3d_norm) and (own_clip or whole)",
+        env=env,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     flags = ["--model", "c3d_norm", "--method", "huber", "--huber_delta", "0.2", "--topology", "16", "--dropout", "0"]
     small = ["--spatial_size", "16", "--frame_num", "16", "--epochs", "1", "--workers", "0", "--gpu", "False"]
