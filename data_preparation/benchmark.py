@@ -43,11 +43,11 @@ _CLIP_FRAMES = 48
 class ExtractionConfig:
     """Extract a partly annotated 720p H.264 broadcast, and compare with "ffmpeg everything, then delete"."""
 
-    video: Path | None = flag(None, "A broadcast video. Default: generate one (1280x720, 25 fps, GOP 250).")
+    video: Path | None = flag(None, "A broadcast video; none generates one (1280x720, 25 fps, GOP 250).")
     frames: int = flag(12000, "Number of frames of the generated broadcast.", minimum=1000)
     share: float = flag(0.064, "Fraction of the frames inside dives; MTL-AQA's is 0.064.", minimum=0.001, maximum=0.5)
     height: int = flag(256, "Height of the stored frames in pixels.", minimum=0)
-    folder: Path | None = flag(None, "Working folder. Default: the system's temporary folder.")
+    folder: Path | None = flag(None, "Working folder; none uses the system's temporary folder.")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ContainersConfig:
 
     frames: int = flag(10000, "Number of frames in the container; an archive of MTL-AQA has about 10,000.", minimum=100)
     clips: int = flag(200, "Number of clips to read, of 48 frames each.", minimum=1)
-    folder: Path | None = flag(None, "Working folder. Default: the system's temporary folder.")
+    folder: Path | None = flag(None, "Working folder; none uses the system's temporary folder.")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TimelineConfig:
     like: Path | None = flag(None, "Annotation file that gives the timeline.")
     width: int = flag(96, "Width of the generated videos in pixels.", minimum=16)
     height: int = flag(54, "Height of the generated videos and of the stored frames in pixels.", minimum=16)
-    dataset: Path | None = flag(None, "Folder for the data set, which is kept. Default: a temporary folder.")
+    dataset: Path | None = flag(None, "Folder for the data set, which is kept; none uses a temporary folder.")
 
     def __post_init__(self) -> None:
         if self.like is None:

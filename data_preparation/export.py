@@ -25,13 +25,11 @@ from data_preparation.layout import archive_file, dataset_layout, frame_name, lo
 class ExportConfig:
     """Unpack frame archives to loose frames."""
 
-    dataset: Path | None = flag(
-        None, "Data set folder. Default: DEEPSPORTS_DATASET, which job_files/environment.sh sets."
-    )
+    dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     videos: tuple[str, ...] = flag(
         ("all",), "Videos to unpack: all (those with an archive), or numbers.", allowed="all, or numbers"
     )
-    output: Path | None = flag(None, "Folder for NN/000001.jpg ... Default: the folder of the archives.")
+    output: Path | None = flag(None, "Folder for NN/000001.jpg ...; none uses the folder of the archives.")
 
 
 def export_video(archive: Path, folder: Path) -> int:

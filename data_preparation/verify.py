@@ -52,10 +52,10 @@ _LABEL_HEIGHT, _GAP = 18, 12  # pixels
 class VerifyConfig(ShardConfig):
     """Verify a prepared data set."""
 
-    train_path: Path | None = flag(None, "Train list. Default: the data set's own.")
-    test_path: Path | None = flag(None, "Test list. Default: the data set's own.")
+    train_path: Path | None = flag(None, "Train list; none uses the data set's own.")
+    test_path: Path | None = flag(None, "Test list; none uses the data set's own.")
     sources: bool = flag(False, "Also compare the SHA-256 of each source video with its archive's record.")
-    sheets: Path | None = flag(None, "Folder for contact sheets. Default: draw none.")
+    sheets: Path | None = flag(None, "Folder for contact sheets; without it none are drawn.")
     report: Path | None = flag(None, "Text file to write the report to. The report is always printed.")
 
 

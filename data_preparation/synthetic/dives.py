@@ -59,14 +59,12 @@ DIVE, JUDGES, PICTURE, LOOK, FILLER, WORDS, SPLIT = range(7)
 class SyntheticConfig:
     """Write a synthetic data set like MTL-AQA: videos of drawn dives and their annotation files."""
 
-    dataset: Path | None = flag(
-        None, "Folder to write. Default: DEEPSPORTS_DATASET, which job_files/environment.sh sets."
-    )
+    dataset: Path | None = flag(None, "Folder to write; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     videos: int | None = flag(
-        None, f"Number of videos. Default: {DEFAULT_VIDEOS}, or with --like all of its videos.", minimum=1
+        None, f"Number of videos; none means {DEFAULT_VIDEOS}, or with --like all of its videos.", minimum=1
     )
     dives: int | None = flag(
-        None, f"Total number of dives. Default: {DEFAULT_DIVES}, or with --like all of its dives.", minimum=2
+        None, f"Total number of dives; none means {DEFAULT_DIVES}, or with --like all of its dives.", minimum=2
     )
     width: int = flag(160, "Width of the videos in pixels (even).", minimum=32)
     height: int = flag(90, "Height of the videos in pixels (even).", minimum=32)

@@ -31,7 +31,7 @@ def test_the_quick_start_ends_with_an_honest_number_and_reuses_what_is_there(tmp
     out = quickstart()
     run = tmp_path / "runs" / "quickstart"
     test = json.loads((run / "summary.json").read_text())["test"]
-    assert "GMAC a clip" in out
+    assert "GMAC per clip" in out
     assert "Expected memory: " in out
     assert test["spearman"] >= 0.9
     assert test["dives"] == 304

@@ -162,7 +162,7 @@ def test_a_run_whose_data_were_moved_is_evaluated(finished: Path, dataset: Path,
     assert (copied / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
     second = run_python(*evaluate)  # needs no data
     assert first.stdout == second.stdout
-    assert "without looking, train mean" in first.stdout
+    assert "without video, train mean" in first.stdout
     assert json.loads((copied / "config.json").read_text()) == json.loads(config)
 
 
