@@ -1,1 +1,1 @@
-"""Everyone's floor: errors, command lines from dataclasses, whole files, worker processes, limits of the machine."""
+"""Used by every package: errors, command lines from dataclasses, atomic file writes, worker processes, resource limits."""

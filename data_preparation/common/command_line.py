@@ -1,8 +1,8 @@
 """Command lines from dataclasses.
 
-A dataclass whose fields are made with `flag()` is the only place where a flag, its default, its help and its allowed
-values are written. `parse` turns it into a command line, `to_argv` turns an instance back into one, and
-`markdown_table` writes the table of the README.
+A dataclass whose fields are made with `flag()` is the only place that states a flag, its default, its help text and its
+allowed values. `parse` makes an instance from a command line, `to_argv` a command line from an instance, and
+`markdown_table` the table of the README.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def flag(
 ) -> Any:
     """A dataclass field that is also a command-line flag.
 
-    `choices` are compared without regard to case and stored as spelled here. `minimum` and `maximum` are inclusive and
-    hold for each item of a list. `allowed` words the allowed values for the help where the type does not say enough.
-    `may_change` marks a flag that a resumed run may change: it says how or where a run computes, not what. `path` marks one
-    that names a file or folder which a job must find from wherever it starts.
+    `choices` are case-insensitive and stored as spelled here. `minimum` and `maximum` are inclusive and hold for each
+    item of a list. `allowed` describes the allowed values in the help if the type does not say enough. `may_change` marks
+    a flag that may differ when a run is resumed: it affects how or where the run computes, not the result. `path` marks a
+    file or folder, which is made absolute for jobs because they start in another folder.
     """
     metadata = dict(help=help, short=short, choices=choices, minimum=minimum, maximum=maximum, allowed=allowed)
     metadata |= dict(may_change=may_change, path=path)
@@ -50,7 +50,7 @@ def flag(
 
 
 def _item_type(annotation: Any) -> tuple[type, bool]:
-    """(type of one value, whether the flag takes several) of a field's annotation; `X | None` counts as X."""
+    """(type of one value, whether the flag takes several values) for a field's annotation; `X | None` counts as X."""
     if type(None) in typing.get_args(annotation):
         (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
     if typing.get_origin(annotation) is tuple:
@@ -58,14 +58,14 @@ def _item_type(annotation: Any) -> tuple[type, bool]:
     return annotation, False
 
 
-@functools.cache  # evaluating the annotations of a class takes a while
+@functools.cache  # evaluating the annotations of a class is slow
 def _types(cls: type) -> dict[str, tuple[type, bool]]:
     hints = typing.get_type_hints(cls)
     return {field.name: _item_type(hints[field.name]) for field in dataclasses.fields(cls) if field.metadata}
 
 
 def allowed_text(cls: type, name: str) -> str:
-    """The allowed values of one flag, as the help and the README show them."""
+    """The allowed values of a flag, as shown in its help and in the README."""
     field = next(f for f in dataclasses.fields(cls) if f.name == name)
     item, several = _types(cls)[name]
     meta = field.metadata
@@ -138,9 +138,8 @@ def build_parser(cls: type, prog: str | None = None, description: str | None = N
             dest=field.name,
             default=argparse.SUPPRESS,
             type=_converter(cls, field),
-            **(
-                dict(nargs="+") if several else dict(nargs="?", const=True) if item is bool else {}
-            ),  # a bare switch is on
+            # a boolean flag without a value means True
+            **(dict(nargs="+") if several else dict(nargs="?", const=True) if item is bool else {}),
             metavar="VALUE",
             help=help_text.replace("%", "%%"),
         )
@@ -148,9 +147,9 @@ def build_parser(cls: type, prog: str | None = None, description: str | None = N
 
 
 def default_text(field: dataclasses.Field) -> str:
-    """A default as a user would type it, or the words of its own that the field's metadata have for it."""
-    if words := field.metadata.get("default"):
-        return words
+    """A default as a user would type it, or the text that the field's metadata has for it."""
+    if text := field.metadata.get("default"):
+        return text
     if isinstance(field.default, tuple) and field.default:
         return " ".join(str(item) for item in field.default)
     return "none" if field.default in (None, ()) else str(field.default)
@@ -163,16 +162,16 @@ def parse(
     description: str | None = None,
     others: Mapping[str, type] | None = None,
 ) -> T:
-    """An instance of the dataclass `cls` from a command line; the last of repeated flags wins.
+    """Parse a command line into an instance of the dataclass `cls`; the last of repeated flags wins.
 
     Raises:
-        UserError: everything that `flag_faults` finds, or else what the dataclass's own `__post_init__` refuses.
+        UserError: all faults that `flag_faults` finds, or else the one that the dataclass's `__post_init__` raises.
     """
     cls = _class_for(cls, argv)
     parser = build_parser(cls, prog, description)
     try:
-        known, unknown = parser.parse_known_args(_words(argv))
-    except UserError as error:  # argparse ends at the first fault
+        known, unknown = parser.parse_known_args(_protect_negative_numbers(argv))
+    except UserError as error:  # argparse stops at the first fault
         raise UserError.of(flag_faults(cls, argv, others) or [str(error)]) from None
     if unknown:
         raise UserError.of(flag_faults(cls, argv, others) or [unknown_flag_text(cls, unknown[0], others)])
@@ -181,16 +180,16 @@ def parse(
 
 
 def flag_faults(cls: type, argv: Sequence[str], others: Mapping[str, type] | None = None) -> list[str]:
-    """Everything that is wrong with the flags of a command line, a sentence each: unknown flags (with the nearest known
-    one), missing values, values that are not allowed.
+    """A message for each fault of a command line: unknown flags (with the most similar known one), missing values, values
+    that are not allowed.
 
-    `others` are dataclasses with flags that belong elsewhere on the command line, by the words that say where.
+    `others` are dataclasses whose flags belong elsewhere on the command line; each key says where.
     """
     cls = _class_for(cls, argv)
     parser = build_parser(cls)
     types, spellings = _types(cls), _spellings(cls)
     found = []
-    for name, values in _flags_with_values(_words(argv), spellings):
+    for name, values in _flags_with_values(_protect_negative_numbers(argv), spellings):
         if name in ("-h", "--help"):
             continue
         if name not in spellings:
@@ -198,7 +197,7 @@ def flag_faults(cls: type, argv: Sequence[str], others: Mapping[str, type] | Non
             continue
         _, several = types[spellings[name].removeprefix("--")]
         own, extra = (values, []) if several else (values[:1], values[1:])
-        # one value at a time, so that every wrong one is named
+        # parse one value at a time, so that every wrong one is reported
         for words in [[name, value] for value in own] or [[name]]:
             try:
                 parser.parse_args(words)
@@ -210,16 +209,17 @@ def flag_faults(cls: type, argv: Sequence[str], others: Mapping[str, type] | Non
 
 
 def split_flags(cls: type[T], argv: Sequence[str], prog: str, also: type) -> tuple[T, list[str]]:
-    """(an instance of `cls`, the words that are not its flags) of a command line that also has the flags of `also`.
+    """Parse a command line that also has flags of the dataclass `also`: (instance of `cls`, remaining words).
 
     Raises:
         UserError: as `parse`.
     """
     if {"-h", "--help"} & set(argv):
         build_parser(cls, prog).print_help()
-        print("\nBesides, the flags of training:\n")
+        print("\nThe flags of training are also accepted:\n")
         parse(also, argv, prog=prog)
-    own, rest = [], []
+    own: list[str] = []
+    rest: list[str] = []
     for name, values in _flags_with_values(argv, {**_spellings(_class_for(also, argv)), **_spellings(cls)}):
         words = [name, *values] if name else values
         (own if name in _spellings(cls) else rest).extend(words)
@@ -227,17 +227,17 @@ def split_flags(cls: type[T], argv: Sequence[str], prog: str, also: type) -> tup
 
 
 def _class_for(cls: type, argv: Sequence[str]) -> type:
-    """`cls`, or what its own `for_argv` makes of it: some flags choose which others there are."""
+    """`cls`, or the class that its `for_argv` returns: some flags (such as --model) decide which other flags exist."""
     return getattr(cls, "for_argv", lambda _: cls)(argv)
 
 
-def _words(argv: Sequence[str]) -> list[str]:
-    """argparse takes '-1e-5' for a flag; with a space in front it is a value."""
+def _protect_negative_numbers(argv: Sequence[str]) -> list[str]:
+    """Put a space before '-1e-5' and the like, which argparse would take for flags."""
     return [f" {word}" if _is_negative_number(word) else word for word in argv]
 
 
 def _flags_with_values(words: Sequence[str], known: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """(flag, what follows it) for each flag of a command line; words before the first flag follow ''."""
+    """(flag, the words after it) for each flag of a command line; the words before the first flag come with ''."""
     found: list[tuple[str, list[str]]] = [("", [])]
     for word in words:
         name, equals, value = word.partition("=")
@@ -251,7 +251,7 @@ def _flags_with_values(words: Sequence[str], known: Iterable[str]) -> list[tuple
 
 
 def collect_faults(faults: list[str], make: Callable[..., T], *arguments: Any) -> T | None:
-    """What a call returns, or None where it raises a UserError, whose sentences are added to `faults`."""
+    """The result of a call, or None if it raises a UserError, whose messages are appended to `faults`."""
     try:
         return make(*arguments)
     except UserError as error:
@@ -259,29 +259,29 @@ def collect_faults(faults: list[str], make: Callable[..., T], *arguments: Any) -
         return None
 
 
-def parse_command(commands: dict[str, type], argv: Sequence[str], prog: str) -> tuple[str, Any]:
-    """(name, instance of its dataclass) of a command line that begins with one of several commands.
+def parse_command(commands: Mapping[str, type], argv: Sequence[str], prog: str) -> tuple[str, Any]:
+    """Parse a command line that begins with a command: (name of the command, instance of its dataclass).
 
     Raises:
-        UserError: no command or an unknown one, or as `parse`.
+        UserError: the command is missing or unknown, or as `parse`.
     """
     listed = ", ".join(commands)
     if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: {prog} COMMAND [flags]; the commands, each with a --help of its own:\n")
+        print(f"usage: {prog} COMMAND [flags]; the commands (each has its own --help):\n")
         for name, cls in commands.items():
             print(f"  {name:<12} {(cls.__doc__ or '').strip().splitlines()[0]}")
         raise SystemExit(0)
     if not argv or argv[0] not in commands:
         close = difflib.get_close_matches(argv[0], commands, 1) if argv else []
-        given = f"'{argv[0]}' is no command" if argv else "a command is missing"
+        given = f"'{argv[0]}' is not a command" if argv else "a command is missing"
         raise UserError(f"{given}; give one of: {listed}" + (f" (did you mean {close[0]}?)" if close else ""))
     name = argv[0]
     return name, parse(commands[name], argv[1:], prog=f"{prog} {name}")
 
 
 def parse_named(cls: type[T], argv: Sequence[str], prog: str) -> tuple[str, T]:
-    """(name, instance of the dataclass `cls`) of a command line that begins with the name of something; `prog` ends in
-    the word for it, such as RUN.
+    """Parse a command line that begins with a name: (name, instance of `cls`). The last word of `prog` says what is named,
+    such as RUN.
 
     Raises:
         UserError: the name is missing, or as `parse`.
@@ -289,7 +289,7 @@ def parse_named(cls: type[T], argv: Sequence[str], prog: str) -> tuple[str, T]:
     if {"-h", "--help"} & set(argv):
         parse(cls, ["--help"], prog=prog)
     if not argv or argv[0].startswith("-"):
-        raise UserError(f"name the {prog.split()[-1].lower()} first: {prog}")
+        raise UserError(f"the name of the {prog.split()[-1].lower()} is missing: give it first ({prog})")
     return argv[0], parse(cls, argv[1:], prog=prog)
 
 
@@ -301,14 +301,14 @@ def _is_negative_number(word: str) -> bool:
 
 
 def unknown_flag_text(cls: type, text: str, others: Mapping[str, type] | None = None) -> str:
-    """The sentence about something on the command line that is not a flag of `cls`; `others` as in `flag_faults`."""
+    """A message about a word on the command line that is not a flag of `cls`; `others` as in `flag_faults`."""
     text = text.strip()
     given = text.split("=")[0]
     for where, other in (others or {}).items():
-        if given in _spellings(other) or _of_another(other, given):
+        if given in _spellings(other) or _inactive_flag_text(other, given):
             return f"unknown flag '{given}' here: {where}"
-    if known := _of_another(cls, given):
-        return known
+    if inactive := _inactive_flag_text(cls, given):
+        return inactive
     bare = {spelling.lstrip("-"): flag_name for spelling, flag_name in _spellings(cls).items()}
     close = difflib.get_close_matches(given.lstrip("-"), bare, 1) if given.startswith("-") else []
     return f"unknown flag or value '{text}'; " + (
@@ -316,13 +316,13 @@ def unknown_flag_text(cls: type, text: str, others: Mapping[str, type] | None = 
     )
 
 
-def _of_another(cls: type, given: str) -> str | None:
-    """The sentence about a flag that `cls` would have if other flags chose it, or None."""
+def _inactive_flag_text(cls: type, given: str) -> str | None:
+    """A message about a flag that `cls` has only with other values of its flags, or None."""
     return getattr(cls, "unknown_flag_text", lambda _: None)(given)
 
 
 def _spellings(cls: type) -> dict[str, str]:
-    """The long flag for every spelling of it."""
+    """The long form of a flag, by each of its spellings."""
     fields = [field for field in dataclasses.fields(cls) if field.metadata]
     return {
         spelling: f"--{field.name}"
@@ -333,7 +333,7 @@ def _spellings(cls: type) -> dict[str, str]:
 
 
 def to_argv(config: Any, only: Collection[str] | None = None) -> list[str]:
-    """The command line that gives `config` again; flags at their default are left out, and those that are not in `only`."""
+    """The command line that gives `config`, without flags at their defaults and without flags that are not in `only`."""
     argv: list[str] = []
     for field in dataclasses.fields(config):
         if only is not None and field.name not in only:
@@ -342,7 +342,7 @@ def to_argv(config: Any, only: Collection[str] | None = None) -> list[str]:
         if field.metadata and value != field.default and value is not None:
             if isinstance(value, tuple):
                 argv += [f"--{field.name}", *map(str, value)]
-            elif str(value).startswith("-"):  # argparse would take it for a flag
+            elif str(value).startswith("-"):  # otherwise argparse takes it for a flag
                 argv.append(f"--{field.name}={value}")
             else:
                 argv += [f"--{field.name}", str(value)]
@@ -361,21 +361,21 @@ def markdown_table(cls: type) -> str:
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
-    """Call an entry point with the command line; a UserError becomes its sentence on stderr and exit status 2."""
+    """Call `main` with the command line and exit; a UserError becomes its message on stderr and exit status 2."""
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        _say(f"error: {line}" for line in str(error).splitlines())
+        _print_to_stderr(f"error: {line}" for line in str(error).splitlines())
         status = 2
-    except BrokenPipeError:  # the reader (head, less) went away: nothing to report to
-        _drop(sys.stdout)
+    except BrokenPipeError:  # the reader of the pipe (head, less) has exited
+        _discard(sys.stdout)
         status = 141
     except OSError as error:
-        _say([f"error: {os_error_text(error)}"])
+        _print_to_stderr([f"error: {os_error_text(error)}"])
         status = 2
     except KeyboardInterrupt:
-        _say(["stopped by Ctrl-C"])
+        _print_to_stderr(["stopped by Ctrl-C"])
         status = 130
     except (RuntimeError, MemoryError) as error:
         if not (text := limit_error_text(error)):
@@ -385,16 +385,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     raise SystemExit(status or 0)
 
 
-def _say(lines: Iterable[str]) -> None:
-    """Print to stderr, where there is one still: without a terminal or reader the exit status has to do."""
+def _print_to_stderr(lines: Iterable[str]) -> None:
+    """Print lines to stderr; without a terminal or reader only the exit status remains."""
     try:
         for line in lines:
             print(line, file=sys.stderr)
     except OSError:
-        _drop(sys.stderr)
+        _discard(sys.stderr)
 
 
-def _drop(stream: TextIO) -> None:
-    """Throw away what is left of a stream that nobody reads: Python would end with status 120 because of it."""
+def _discard(stream: TextIO) -> None:
+    """Redirect a stream without a reader to /dev/null; otherwise Python fails to flush it and exits with status 120."""
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), stream.fileno())

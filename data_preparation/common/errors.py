@@ -1,4 +1,4 @@
-"""Errors that a person can act on (leaf: imports only limits)."""
+"""Errors that users can act on (imports only common.limits)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from data_preparation.common.limits import limit_error_text
 
 
 class UserError(Exception):
-    """Something that the user can fix. Its text is one sentence (or one a line) naming the thing and the fix."""
+    """An error that the user can fix. Its message is one sentence per line; each names the cause and the fix."""
 
     @classmethod
     def of(cls, faults: Iterable[str]) -> UserError:
-        """All faults at once, one a line."""
+        """One error for several faults, one per line."""
         return cls("\n".join(faults))
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its name where it says nothing."""
+    """The first line of an exception's message, or the name of its class if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def os_error_text(error: OSError) -> str:
-    """The sentence about what the system refused: a file or folder, or more of something that is limited."""
+    """Turn an OSError into a message for the user: either a limit was reached, or a file or folder is not accessible."""
     if text := limit_error_text(error):
         return text
     place = f"{error.filename}: " if error.filename else ""

@@ -1,4 +1,4 @@
-"""Writing files that are complete or absent, and telling whether they still are (leaf: imports only cli)."""
+"""Atomic file writes, file locks and checksums (imports only common.errors and what it needs)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from data_preparation.common.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
-_ABANDONED_AFTER = 24 * 3600  # seconds without a write, on another host whose processes cannot be asked
+_STALE_AFTER_S = (
+    24 * 3600
+)  # since the last write; used for writers on other hosts, whose processes are not visible here
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to. When the block ends well it becomes `path`, flushed to the disk and
-    renamed; when it raises, `path` is as it was and nothing is left. What killed writers left of `path` is removed.
+    """Yield a temporary path to write to, and rename it to `path` (after fsync) when the block succeeds.
+
+    If the block raises, `path` is unchanged and the temporary file is deleted. Temporary files of `path` that killed
+    writers left are deleted first.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -45,10 +49,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: what is put into the temporary one appears as `path` when the block ends well.
+    """Yield a temporary folder to fill, and rename it to `path` when the block succeeds; like `atomic_file`.
 
     Raises:
-        OSError: the disk is full or not writable, or `path` is there already.
+        OSError: the disk is full or not writable, or `path` exists.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_temporaries(path)
@@ -70,7 +74,7 @@ def _temporary(path: Path) -> Path:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all.
+    """Write a small file atomically.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -80,19 +84,20 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """The sentence about a path that could not be written, with what mends it."""
+    """An error that says why `path` could not be written, and the fix."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        mend = "make room on that disk"
+        fix = "make room on that disk"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        mend = "change its folder's permissions, or choose another place"
+        fix = "change its folder's permissions, or choose another place"
     else:
-        mend = "mend its folder, or choose another place"
-    return UserError(f"{path} could not be written ({error.strerror or first_line(error)}): {mend}")
+        fix = "repair its folder, or choose another place"
+    return UserError(f"{path} could not be written ({error.strerror or first_line(error)}): {fix}")
 
 
 @contextmanager
 def reporting_write_errors(path: Path) -> Iterator[None]:
-    """
+    """Turn an OSError of the block into a UserError about `path`.
+
     Raises:
         UserError: the block could not write `path`.
     """
@@ -102,28 +107,31 @@ def reporting_write_errors(path: Path) -> Iterator[None]:
         raise write_error(path, error) from None
 
 
-_UNLOCKABLE: set[int] = set()  # devices whose missing locks were said
+_WARNED_DEVICES: set[int] = set()  # file systems without locks, for which the warning was logged
 
 
 def lock(file: IO, wait: bool) -> bool:
-    """Lock an open file for this process alone, which loses the lock however it ends; False where another one has it and
-    `wait` is False. A file that is open for reading only is locked against those that write: it tells whether one has it.
-    Where the file system has no locks, that is said once, and taken for a lock."""
+    """Lock an open file for this process; the kernel releases the lock when the process ends.
+
+    A file opened for writing gets an exclusive lock, a file opened for reading a shared one (to find out whether a writer
+    holds the lock). Returns False if `wait` is False and another process holds the lock. If the file system does not
+    support locks, log a warning (once per file system) and return True as if locked.
+    """
     return _lock(file, wait) is not False
 
 
 def _lock(file: IO, wait: bool) -> bool | None:
-    """The same; None where the file system has no locks."""
+    """Like `lock`, but None if the file system does not support locks."""
     kind = fcntl.LOCK_EX if file.writable() else fcntl.LOCK_SH
     try:
-        # of this process alone: its children do not inherit it
+        # POSIX locks belong to the process: children do not inherit them
         fcntl.lockf(file, kind | (0 if wait else fcntl.LOCK_NB))
-    except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another holds
+    except (BlockingIOError, PermissionError):  # POSIX allows either if another process holds the lock
         return False
-    except OSError as error:  # ENOSYS, ENOLCK, EOPNOTSUPP, EINVAL ...: no other process is the reason
+    except OSError as error:  # ENOSYS, ENOLCK, EOPNOTSUPP, EINVAL ...: the file system does not support locks
         device = os.fstat(file.fileno()).st_dev
-        if device not in _UNLOCKABLE:
-            _UNLOCKABLE.add(device)
+        if device not in _WARNED_DEVICES:
+            _WARNED_DEVICES.add(device)
             log.warning(
                 "%s cannot be locked (%s), as on Lustre mounted without flock: do not start the same work there twice",
                 file.name,
@@ -135,16 +143,18 @@ def _lock(file: IO, wait: bool) -> bool | None:
 
 @contextmanager
 def exclusive_lock(path: Path, what: str) -> Iterator[None]:
-    """Hold `path`, a file made for this, against other processes while the block runs. A file system without locks gets
-    a file beside it that names the owner; two processes on two hosts could still both take over an abandoned one.
+    """Hold an exclusive lock on the lock file `path` while the block runs, and delete the file afterwards.
+
+    If the file system does not support locks, a file PATH.owner names the owner instead. In that case two processes on two
+    hosts could both take over a stale owner file.
 
     Raises:
-        UserError: another process holds it; `what` begins the sentence.
+        UserError: another process holds the lock; `what` begins the message.
         OSError: the folder cannot be written.
     """
     with open(path, "w") as file:
         locked = _lock(file, wait=False)
-        # without a name: the other process has just finished and deleted it
+        # no link left: the other process has just finished and deleted the file
         if locked is False or os.fstat(file.fileno()).st_nlink == 0:
             raise UserError(f"{what} by another process: wait for it, or stop it")
         with nullcontext() if locked else _owner_file(path.with_name(path.name + ".owner"), what):
@@ -156,32 +166,32 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def _owner_file(path: Path, what: str) -> Iterator[None]:
-    """Hold a name by a file that only one process can create. That of a process that was killed is taken over."""
+    """Hold a lock by creating `path` exclusively; the file of a process that was killed is taken over."""
     for _ in range(3):  # another process may take over the same file at the same moment
         try:
             with open(path, "x") as file:
                 file.write(f"{socket.gethostname()} {os.getpid()}")
             break
         except FileExistsError:
-            owner = _words_of(path)
-            if owner is None:  # gone meanwhile
+            owner = _read_owner(path)
+            if owner is None:  # deleted meanwhile
                 continue
             host, pid = owner
-            if _may_live(path, host, pid):
+            if _may_be_in_use(path, host, pid):
                 raise UserError(
-                    f"{what} by process {pid} on {host}: wait for it, or stop it; if it is gone, delete {path}"
+                    f"{what} by process {pid} on {host}: wait for it, or stop it; if it no longer runs, delete {path}"
                 ) from None
             path.unlink(missing_ok=True)
     else:
-        raise UserError(f"{what} by another process: wait for it, or stop it; if there is none, delete {path}")
+        raise UserError(f"{what} by another process: wait for it, or stop it; if no such process runs, delete {path}")
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def _words_of(path: Path) -> tuple[str, int] | None:
-    """(host, process) of an owner file; None where it is gone. One that is still empty has an unknown owner."""
+def _read_owner(path: Path) -> tuple[str, int] | None:
+    """(host, process id) in an owner file, None if the file does not exist. A file that is still empty has an unknown owner."""
     try:
         host, _, pid = path.read_text().partition(" ")
         return (host, int(pid)) if pid.isdigit() else ("an unknown host", 0)
@@ -190,22 +200,22 @@ def _words_of(path: Path) -> tuple[str, int] | None:
 
 
 class Cancelled(Exception):
-    """The command was interrupted: what is under way is given up."""
+    """The user interrupted the command (Ctrl-C), so this part of the work was given up."""
 
 
 def sha256(
-    path: Path, stopped: Callable[[], bool] = lambda: False, on_bytes: Callable[[int], Any] | None = None
+    path: Path, is_cancelled: Callable[[], bool] = lambda: False, on_bytes: Callable[[int], Any] | None = None
 ) -> str:
-    """The SHA-256 of a file, in hexadecimal; `on_bytes(n)` is called as bytes are read.
+    """The SHA-256 of a file, in hexadecimal; `on_bytes(n)` is called after every n bytes read.
 
     Raises:
         OSError: the file cannot be read.
-        Cancelled: `stopped()` became true.
+        Cancelled: `is_cancelled()` returned True.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
-            if stopped():
+            if is_cancelled():
                 raise Cancelled
             digest.update(block)
             if on_bytes:
@@ -214,22 +224,28 @@ def sha256(
 
 
 def remove_stale_temporaries(path: Path) -> None:
-    """Delete the temporary files of `path` whose writers were killed; those of living writers stay."""
+    """Delete the temporary files of `path` whose writers no longer run."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(?P<host>.+)\.(?P<pid>\d+)\.tmp")
     for name in os.listdir(path.parent):
-        if (match := pattern.fullmatch(name)) and not _may_live(path.parent / name, match["host"], int(match["pid"])):
-            abandoned = path.parent / name
-            shutil.rmtree(abandoned) if abandoned.is_dir() else abandoned.unlink(missing_ok=True)
+        if (match := pattern.fullmatch(name)) and not _may_be_in_use(
+            path.parent / name, match["host"], int(match["pid"])
+        ):
+            stale = path.parent / name
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
 
 
-def _may_live(temporary: Path, host: str, pid: int) -> bool:
-    its_own = host == socket.gethostname() and pid == os.getpid()  # what an earlier process of this number left
-    return not its_own and is_writer_alive(temporary, host, pid, _ABANDONED_AFTER)
+def _may_be_in_use(path: Path, host: str, pid: int) -> bool:
+    # a file with this process's own id was left by an earlier process that had the same id
+    own_pid = host == socket.gethostname() and pid == os.getpid()
+    return not own_pid and is_writer_alive(path, host, pid, _STALE_AFTER_S)
 
 
 def is_writer_alive(path: Path, host: str, pid: int, within_s: float) -> bool:
-    """Whether the process that keeps a file is at work: on this host if there is such a process, on another one if the file
-    was written to within `within_s` seconds."""
+    """Whether the process that writes a file still runs.
+
+    On this host: whether a process `pid` exists. On another host: whether the file was written to in the last `within_s`
+    seconds.
+    """
     if host != socket.gethostname():
         try:
             return time.time() - path.stat().st_mtime < within_s
@@ -239,6 +255,6 @@ def is_writer_alive(path: Path, host: str, pid: int, within_s: float) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # the process exists and belongs to another user
         pass
     return True

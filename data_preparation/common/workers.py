@@ -1,4 +1,4 @@
-"""Worker processes: whether the machine allows them, what each does first, and how all of them are ended."""
+"""Worker processes: checking the limits of the machine, initialising a worker, and killing all workers."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from data_preparation.common.limits import (
     temporary_folder_faults,
 )
 
-_FILES = 6  # of the command itself: a video, an archive, queues
-_SERVED_FILES = 3  # for each worker
-_THREADS = 2  # of one worker
+_OWN_FILES = 6  # open files of the command itself: a video, an archive, queues
+_FILES_PER_WORKER = 3
+_THREADS_PER_WORKER = 2
 
 
 def check_workers(workers: int) -> None:
-    """See that so many workers can be started here.
+    """Check that this machine allows `workers` worker processes.
 
     Raises:
-        UserError: what there is too little of.
+        UserError: naming every limit that is too low.
     """
     raise_open_file_limit()
     need = ResourceNeeds(
-        files=open_file_count() + _FILES + _SERVED_FILES * workers, processes=_THREADS * workers + 2, workers=True
+        files=open_file_count() + _OWN_FILES + _FILES_PER_WORKER * workers,
+        processes=_THREADS_PER_WORKER * workers + 2,
+        workers=True,
     )
     if faults := exceeded_limits(need, read_resource_limits()) + temporary_folder_faults():
         raise UserError.of(faults)
 
 
 def init_worker() -> None:
-    """Leave signals to the parent, and end when it ends: a killed parent cannot say goodbye."""
+    """Leave signals to the parent process, and exit when it exits: a parent that is killed cannot stop its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal tells all processes that were started in it
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal sends it to all processes started there
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = os.getppid()
 
@@ -53,6 +55,6 @@ def init_worker() -> None:
 
 
 def kill_workers() -> None:
-    """End the worker processes of this process, whatever they are doing."""
+    """Kill all worker processes of this process."""
     for worker in multiprocessing.active_children():
         worker.kill()

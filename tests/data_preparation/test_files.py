@@ -1,4 +1,4 @@
-"""Files are complete or absent, and what killed writers left goes away."""
+"""Atomic writes, locks, and the clean-up of what killed writers left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from data_preparation.common.files import (
 from tests.conftest import run_python
 
 
-def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path):
+def test_a_failed_block_leaves_the_old_content(tmp_path: Path):
     write_atomic(tmp_path / "a", b"old")
     with contextlib.suppress(ZeroDivisionError), atomic_file(tmp_path / "a") as temporary:
         temporary.write_bytes(b"half")
@@ -41,14 +41,14 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_only_abandoned_temporaries_of_that_file_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_stale_temporaries_of_that_file_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     host = socket.gethostname()
     for name in (
-        f".01.zip.{host}.{dead.pid}.tmp",  # gone: its writer is dead
-        f".01.zip.{host}.{os.getppid()}.tmp",  # its writer lives
-        f".01.zip.other-node.{dead.pid}.tmp",  # of another host, written to a moment ago
+        f".01.zip.{host}.{dead.pid}.tmp",  # stale: its writer does not run
+        f".01.zip.{host}.{os.getppid()}.tmp",  # its writer runs
+        f".01.zip.other-node.{dead.pid}.tmp",  # of another host, just written
         f".02.zip.{host}.{dead.pid}.tmp",  # of another file
         "01.zip.tmp",
     ):
@@ -64,17 +64,17 @@ def test_only_abandoned_temporaries_of_that_file_are_removed(tmp_path: Path, mon
     assert not list(tmp_path.glob(".01.zip.other-node*"))
 
 
-def test_sha256_is_sha256_and_can_be_stopped(tmp_path: Path):
+def test_sha256_equals_hashlib_and_can_be_cancelled(tmp_path: Path):
     content = os.urandom(3_000_000)
     (tmp_path / "a").write_bytes(content)
     seen: list[int] = []
     assert sha256(tmp_path / "a", on_bytes=seen.append) == hashlib.sha256(content).hexdigest()
     assert sum(seen) == len(content)
     with pytest.raises(Cancelled):
-        sha256(tmp_path / "a", stopped=lambda: True)
+        sha256(tmp_path / "a", is_cancelled=lambda: True)
 
 
-# what a file system without locks answers, and what it answers where another process has the lock
+# errors of a file system that does not support locks, and errors if another process holds the lock
 NO_LOCKS = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO]
 HELD = [errno.EACCES, errno.EAGAIN]
 
@@ -84,11 +84,11 @@ def without_locks(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(files.fcntl, "lockf", lockf)
-    monkeypatch.setattr(files, "_UNLOCKABLE", set())
+    monkeypatch.setattr(files, "_WARNED_DEVICES", set())
 
 
 @pytest.mark.parametrize("error", NO_LOCKS)
-def test_a_file_system_without_locks_is_told_of_once(
+def test_missing_locks_are_warned_about_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: int
 ):
     without_locks(monkeypatch, error)
@@ -98,13 +98,13 @@ def test_a_file_system_without_locks_is_told_of_once(
     assert [record.getMessage() for record in caplog.records if "cannot be locked" in record.getMessage()] == [
         caplog.records[0].getMessage()
     ]
-    with exclusive_lock(tmp_path / "a", "a is being made"):  # goes on, with a file that names the owner
+    with exclusive_lock(tmp_path / "a", "a is being made"):  # works, with a file that names the owner
         assert (tmp_path / "a.owner").read_text() == f"{socket.gethostname()} {os.getpid()}"
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize("error", HELD)
-def test_a_lock_of_another_process_is_no_missing_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int):
+def test_a_lock_of_another_process_is_not_a_missing_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int):
     without_locks(monkeypatch, error)
     with open(tmp_path / "lock", "w") as file:
         assert not lock(file, wait=False)
@@ -115,15 +115,15 @@ def test_a_lock_of_another_process_is_no_missing_lock(tmp_path: Path, monkeypatc
         pass
 
 
-def test_without_locks_one_process_is_alone_and_a_killed_owner_is_forgotten(
+def test_without_locks_the_owner_file_excludes_others_until_its_owner_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     without_locks(monkeypatch, errno.ENOSYS)
     owner, host = tmp_path / "a.owner", socket.gethostname()
     for living in (f"{host} {os.getppid()}", f"other-node {os.getpid()}", ""):
         owner.write_text(living)
-        told = pytest.raises(UserError, match=f"a is being made by process .* if it is gone, delete {owner}")
-        with told, exclusive_lock(tmp_path / "a", "a is being made"):
+        refused = pytest.raises(UserError, match=f"a is being made by process .* if it no longer runs, delete {owner}")
+        with refused, exclusive_lock(tmp_path / "a", "a is being made"):
             pass
         assert owner.read_text() == living
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -134,9 +134,9 @@ def test_without_locks_one_process_is_alone_and_a_killed_owner_is_forgotten(
     assert not owner.exists()
 
 
-def test_a_lock_is_seen_by_who_may_only_read(tmp_path: Path):
-    look = f"from data_preparation.common.files import lock; import sys; sys.exit(lock(open({str(tmp_path / 'lock')!r}), False))"
+def test_a_reader_finds_out_whether_the_lock_is_held(tmp_path: Path):
+    check = f"from data_preparation.common.files import lock; import sys; sys.exit(lock(open({str(tmp_path / 'lock')!r}), False))"
     with open(tmp_path / "lock", "w") as file:
         assert lock(file, wait=False)
-        assert run_python("-c", look, check=False).returncode == 0
-    assert run_python("-c", look, check=False).returncode == 1
+        assert run_python("-c", check, check=False).returncode == 0
+    assert run_python("-c", check, check=False).returncode == 1

@@ -1,4 +1,4 @@
-"""Limits of the machine: told in one sentence before the first step, or when they are reached."""
+"""Resource limits of the machine: one message each, before the first step or when a limit is reached."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PLENTY = 2**50
 
 
 def in_namespace(setup: str, *arguments: object, timeout: float = 300) -> tuple[int, str]:
-    """Run the interpreter of the tests after `setup` with mounts of its own: (exit status, all that it printed)."""
+    """Run the tests' interpreter in its own mount namespace after `setup`: (exit status, its whole output)."""
     if os.geteuid() or not shutil.which("unshare"):
         pytest.skip("only root can mount a small file system")
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("no mounts of its own are allowed here")
+        pytest.skip("mount namespaces are not allowed here")
     command = ["unshare", "-m", "sh", "-c", f'{setup}; exec "$@"', "sh", sys.executable, *map(str, arguments)]
     done = subprocess.run(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
@@ -48,7 +48,7 @@ def errors(out: str) -> list[str]:
     return [line for line in out.splitlines() if line.startswith("error: ")]
 
 
-# ------------------------------------------------------------------------------------------------------------- comparing
+# ------------------------------------------------------------------------------------------------------- comparing
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,15 @@ def errors(out: str) -> list[str]:
         (ResourceNeeds(file_bytes=2**20), ResourceLimits(file_bytes=1000), ("ulimit -f",)),
     ],
 )  # fmt: skip
-def test_too_little_is_one_sentence_with_the_fix(need: ResourceNeeds, limits: ResourceLimits, words: tuple[str, ...]):
+def test_an_exceeded_limit_is_one_sentence_with_the_fix(
+    need: ResourceNeeds, limits: ResourceLimits, words: tuple[str, ...]
+):
     (sentence,) = exceeded_limits(need, limits)
     assert all(word in sentence for word in words)
     assert "\n" not in sentence
 
 
-def test_enough_and_the_unknown_are_not_refused():
+def test_sufficient_and_unknown_limits_are_accepted():
     need = ResourceNeeds(10, 10, True, 10, 10, 10, 10)
     assert exceeded_limits(need, ResourceLimits()) == []
     assert exceeded_limits(need, ResourceLimits(10, 10, 10, None, 10, 10, 10)) == []
@@ -80,7 +82,7 @@ def test_enough_and_the_unknown_are_not_refused():
 def test_shared_memory_of_a_rank():
     config = TrainConfig(batch_size=8, frame_num=4, spatial_size=32, workers=2, prefetch=3)
     clips = 8 * 4 * 3 * 32 * 32
-    assert shared_bytes(config, 1, 800, 0, tensors=4) == 7 * (clips + 3 * 4096)  # 2 x 3 ready, one in use
+    assert shared_bytes(config, 1, 800, 0, tensors=4) == 7 * (clips + 3 * 4096)  # 2 x 3 prefetched, one in use
     assert shared_bytes(config, 1, 16, 0, tensors=4) == 2 * (clips + 3 * 4096)  # an epoch has two batches
     assert shared_bytes(config, 4, 800, 0, tensors=1) == 7 * clips / 4
     assert shared_bytes(config, 1, 0, 800, tensors=1) == 7 * clips  # an evaluation
@@ -102,18 +104,18 @@ def test_shared_memory_of_a_rank():
         (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
     ],
 )  # fmt: skip
-def test_an_error_of_a_limit_becomes_a_sentence(error: BaseException, words: str):
-    assert words in limit_error_text(error)
+def test_an_error_that_a_limit_caused_becomes_a_message(error: BaseException, words: str):
+    text = limit_error_text(error)
+    assert text is not None
+    assert words in text
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOENT, "No such file"), RuntimeError("a mistake"), ValueError("memory")]
-)
-def test_other_errors_stay_what_they_are(error: BaseException):
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), RuntimeError("a bug"), ValueError("memory")])
+def test_other_errors_have_no_message(error: BaseException):
     assert limit_error_text(error) is None
 
 
-def test_a_temporary_folder_with_too_long_a_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_temporary_folder_with_too_long_a_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
@@ -122,11 +124,11 @@ def test_a_temporary_folder_with_too_long_a_name_is_named(tmp_path: Path, monkey
     assert "TMPDIR" in sentence
 
 
-# ----------------------------------------------------------------------------------------------------------- for real
+# ------------------------------------------------------------------------------------------- with real limits
 
 
 def test_a_small_shared_memory_is_refused_before_the_start(dataset: Path, tmp_path: Path):
-    """A container's 64 MB, in proportion to the small network's clips."""
+    """As the default 64 MB of a container, scaled down to the small network's clips."""
     small = "mount -t tmpfs -o size=128k tmpfs /dev/shm"
     status, out = in_namespace(small, *training(dataset, tmp_path))
     assert status == 2
@@ -135,7 +137,7 @@ def test_a_small_shared_memory_is_refused_before_the_start(dataset: Path, tmp_pa
     assert not (tmp_path / "default").exists()
 
 
-def test_as_much_shared_memory_as_was_called_enough_is_enough(dataset: Path, tmp_path: Path):
+def test_the_computed_need_of_shared_memory_suffices(dataset: Path, tmp_path: Path):
     flags = ("--workers", 2, "--prefetch", 2, "--batch_size", 4)
     needed = shared_bytes(TrainConfig(batch_size=4, workers=2, prefetch=2, frame_num=4, spatial_size=32), 1, 36, 16, 4)
     semaphores = 32 * 4096
@@ -145,7 +147,7 @@ def test_as_much_shared_memory_as_was_called_enough_is_enough(dataset: Path, tmp
     assert status == 0, out
 
 
-def test_shared_memory_that_another_program_takes_meanwhile(dataset: Path, tmp_path: Path):
+def test_shared_memory_that_another_program_takes_during_training(dataset: Path, tmp_path: Path):
     code = f"""
 import sys
 import training.train as t
@@ -165,7 +167,7 @@ run(t.main)
 
 
 @pytest.mark.parametrize("limit", ["-n 16", "-f 4"])
-def test_a_low_limit_of_the_shell_is_refused_before_the_start(dataset: Path, tmp_path: Path, limit: str):
+def test_a_low_ulimit_is_refused_before_the_start(dataset: Path, tmp_path: Path, limit: str):
     command = [
         "bash",
         "-c",
@@ -192,13 +194,13 @@ def test_preparation_names_the_limit(dataset: Path, command: str):
     assert "ulimit -n" in sentence
 
 
-def test_a_cgroup_without_room_for_workers_is_told(dataset: Path, tmp_path: Path):
+def test_the_process_limit_of_a_cgroup_is_read(dataset: Path, tmp_path: Path):
     group = Path(f"/sys/fs/cgroup/pids/deepsports-{os.getpid()}")
     try:
         group.mkdir()
         (group / "pids.max").write_text("4")
     except OSError:
-        pytest.skip("no control group of processes can be made here")
+        pytest.skip("control groups cannot be created here")
     code = f"""
 import os
 open("{group}/cgroup.procs", "w").write(str(os.getpid()))
