@@ -32,7 +32,7 @@ class FeatureFit(Trainer):
         best_file = self.run.best_checkpoint
         found = best_file if collectives.on_first_rank(best_file.exists) else None
         if collectives.wait_until_visible(found, checkpoint.fingerprint):
-            best = checkpoint.load(best_file, parts={"model", "position"})
+            best = checkpoint.load(best_file, required={"model", "position"})
             self.model.load_state_dict(best["model"])
             self.position = Position(**best["position"])
             log.info("%s is fitted already", self.run.path)
@@ -74,7 +74,9 @@ class FeatureFit(Trainer):
         }
         spearman = metrics["val_spearman"]
         if math.isnan(spearman):
-            log.warning("Validation Spearman is undefined, so nothing could be chosen by it: give more validation dives")
+            log.warning(
+                "Validation Spearman is undefined, so nothing could be chosen by it: give more validation dives"
+            )
         self.position = Position(epoch=1, best_epoch=1, best_spearman=spearman)
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": 1, "step": 0, **metrics, "seconds": time.perf_counter() - started}

@@ -106,7 +106,9 @@ class Engine(Trainer):
                 bar.update()
                 if position.global_step % self.config.log_every == 0 or position.step == steps:
                     self._log_step(steps, losses, rate)
-                if self.checkpoints.is_due(position.global_step):  # ranks may differ here, but only the first one writes
+                if self.checkpoints.is_due(
+                    position.global_step
+                ):  # ranks may differ here, but only the first one writes
                     self.save()
                 self.save_and_stop_if_requested()
 

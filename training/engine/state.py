@@ -90,7 +90,7 @@ class Checkpoints:
         damaged: list[Path] = []
         for path in self.run.checkpoints():
             try:
-                state = checkpoint.load(path, parts={"model", "optimizer", "position", "precision"})
+                state = checkpoint.load(path, required={"model", "optimizer", "position", "precision"})
             except checkpoint.Damaged as error:
                 log.error("%s", error)
                 damaged.append(path)
@@ -122,7 +122,7 @@ class Checkpoints:
         found: dict[str, Any] = {}
         if best.exists():
             try:
-                found = checkpoint.load(best, parts={"model", "position"})["position"]
+                found = checkpoint.load(best, required={"model", "position"})["position"]
             except checkpoint.Damaged as error:
                 log.error("%s", error)
         if found.get("best_epoch") != position.best_epoch:

@@ -41,7 +41,7 @@ def build_optimizer(model: ScoringModel, config: TrainConfig) -> torch.optim.Opt
             "rate": group.rate,
             "weight_decay": config.weight_decay * group.decay,
         }
-        for group in model.groups(config)
+        for group in model.parameter_groups(config)
     ]
     return _OPTIMIZERS[config.optimizer](groups, config)
 
@@ -174,7 +174,9 @@ class Step:
     @property
     def validated_model(self) -> ScoringModel:
         """The model that is validated, saved as best.pt and tested: with --ema the average of the weights."""
-        return self.model if self.average is None else self.average.module
+        model = self.model if self.average is None else self.average.module
+        assert isinstance(model, ScoringModel)
+        return model
 
     def state(self) -> dict[str, Any]:
         """The tensors and numbers that a checkpoint needs of this step."""
