@@ -20,9 +20,8 @@ from data_preparation.common.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
-_STALE_AFTER_S = (
-    24 * 3600
-)  # since the last write; used for writers on other hosts, whose processes are not visible here
+# After this time without a write, a file of a process on another host counts as stale: that process is not visible here.
+_STALE_AFTER_S = 24 * 3600
 
 
 @contextmanager
@@ -133,7 +132,7 @@ def _lock(file: IO, wait: bool) -> bool | None:
         if device not in _WARNED_DEVICES:
             _WARNED_DEVICES.add(device)
             log.warning(
-                "%s cannot be locked (%s), as on Lustre mounted without flock: do not start the same work there twice",
+                "%s cannot be locked (%s), as on Lustre mounted without flock: do not run the same command there twice at the same time",
                 file.name,
                 error.strerror,
             )

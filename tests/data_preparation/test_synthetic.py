@@ -284,7 +284,7 @@ def test_different_flags_in_one_folder_are_refused(made):
 def test_a_folder_with_real_videos_is_refused(tmp_path):
     (tmp_path / "whole_videos").mkdir()
     (tmp_path / "whole_videos" / "01.mp4").write_bytes(b"a real one")
-    with pytest.raises(UserError, match="was not made here"):
+    with pytest.raises(UserError, match="is not synthetic"):
         synthetic.generate(replace(SMALL, dataset=tmp_path))
     assert [p.name for p in tmp_path.rglob("*.*")] == ["01.mp4"]
 
@@ -302,7 +302,7 @@ def test_an_interrupted_video_leaves_nothing(tmp_path):
     ("argv", "sentence"),
     [
         (["--width", "65"], "--width 65 is odd"),
-        (["--min_frames", "60", "--max_frames", "50"], "--min_frames 60 is above"),
+        (["--min_frames", "60", "--max_frames", "50"], "--min_frames 60 is greater"),
         (["--videos", "9", "--dives", "10"], "--dives 10 is too few"),
         (["--keep_timeline", "True"], "add --like PATH"),
         (["--like", "/nowhere.pkl", "--dataset", "/nowhere"], "/nowhere.pkl is not a file"),
@@ -341,7 +341,7 @@ def test_twin_keeps_videos_labels_and_lengths(real_file, tmp_path):
 
 
 def test_twin_keeps_the_whole_timeline_when_asked(real_file):
-    plans = synthetic.twin_plan(SyntheticConfig(like=real_file, keep_timeline=True))
+    plans = synthetic.plan_like(SyntheticConfig(like=real_file, keep_timeline=True))
     real = load_annotations(real_file)
     assert sum(len(plan.dives) for plan in plans) == len(real) == 1412
     for plan in plans:
@@ -356,14 +356,14 @@ def test_twin_refuses_overlapping_dives(tmp_path):
     path = tmp_path / "overlap.pkl"
     path.write_bytes(pickle.dumps({(1, 1): fields, (1, 2): {**fields, "start_frame": 60, "end_frame": 90}}))
     with pytest.raises(UserError, match=r"dive 01/002: .* overlap those of dive 01/001"):
-        synthetic.twin_plan(SyntheticConfig(like=path))
+        synthetic.plan_like(SyntheticConfig(like=path))
 
 
 def test_twin_needs_the_attributes(tmp_path):
     path = tmp_path / "bare.pkl"
     path.write_bytes(pickle.dumps({(1, 1): dict(start_frame=1, end_frame=50, difficulty=3.0, final_score=60.0)}))
-    with pytest.raises(UserError, match=r"gives no position, .* for dive 01/001"):
-        synthetic.twin_plan(SyntheticConfig(like=path))
+    with pytest.raises(UserError, match=r"has no position, .* for dive 01/001"):
+        synthetic.plan_like(SyntheticConfig(like=path))
 
 
 # ---------------------------------------------------------------------------------------------------- contact sheet

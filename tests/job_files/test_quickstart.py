@@ -31,7 +31,7 @@ def test_the_quick_start_ends_with_an_honest_number_and_reuses_what_is_there(tmp
     out = quickstart()
     run = tmp_path / "runs" / "quickstart"
     test = json.loads((run / "summary.json").read_text())["test"]
-    assert "GMAC a clip" in out
+    assert "GMAC per clip" in out
     assert "Expected memory: " in out
     assert test["spearman"] >= 0.9
     assert test["dives"] == 304
@@ -40,7 +40,7 @@ def test_the_quick_start_ends_with_an_honest_number_and_reuses_what_is_there(tmp
     assert "Next:" in out
 
     again = quickstart()
-    assert again.count("done before") == 8
+    assert again.count("already extracted") == 8
     assert "Resuming" in again
     assert "not opened again" in again
     assert json.loads((run / "summary.json").read_text())["test"] == test

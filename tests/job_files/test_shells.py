@@ -172,7 +172,7 @@ def test_other_packages_do_not_replace_those_of_the_environment(checkout: Path, 
     command = f"{SOURCE}; python -c 'import numpy, data_preparation; print(numpy.__doc__ is not None, \"ü\")'"
     done = shell(command, checkout, env={**odd, "PYTHONPATH": str(tmp_path)})
     assert done.stdout == "True ü\n", done
-    assert f"note: PYTHONPATH ({tmp_path}) is left out" in done.stderr
+    assert f"warning: PYTHONPATH ({tmp_path}) is ignored" in done.stderr
     done = shell(f"{SOURCE}; echo $PYTHONPATH", checkout, env={"DEEPSPORTS_PYTHONPATH": "/mine"})
     assert (done.stdout, done.stderr) == ("/mine\n", "")
     hijacked = shell("python() { echo no; }; export -f python; bash -c 'source job_files/environment.sh; type -t python'", checkout)  # fmt: skip
@@ -192,10 +192,10 @@ def test_a_python_that_cannot_work_is_refused_before_it_is_used(checkout: Path, 
     moved.mkdir(parents=True)
     (moved / "activate").write_text("VIRTUAL_ENV=/its/old/place\n")
     (moved / "python").symlink_to("/no/longer/there")
-    assert "load the module that it was made with" in one_sentence(shell(SOURCE, checkout, env=env))
+    assert "load the module that created it" in one_sentence(shell(SOURCE, checkout, env=env))
     (moved / "python").unlink()
     (moved / "python").symlink_to(sys.executable)
-    assert "was moved after it was made (as /its/old/place)" in one_sentence(shell(SOURCE, checkout, env=env))
+    assert "was moved after it was created (as /its/old/place)" in one_sentence(shell(SOURCE, checkout, env=env))
 
 
 def test_a_container_without_names(checkout: Path, tmp_path: Path):
