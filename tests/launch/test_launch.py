@@ -122,8 +122,8 @@ def test_the_comment_is_one_line():
 )
 def test_the_state_of_a_run(progress, queued, ended, state):
     how = EndedJob(ended, "1:00", "2:00", "n1") if ended else None
-    told = None if progress is None else RunProgress(**progress)
-    assert run_state(told, queued, how, now=1000.0) == state
+    recorded = None if progress is None else RunProgress(**progress)
+    assert run_state(recorded, queued, how, now=1000.0) == state
 
 
 def test_only_a_training_is_signaled_to_stop(tmp_path: Path):
