@@ -180,7 +180,7 @@ def test_scancel_keeps_a_checkpoint_and_a_second_submission_is_refused(dataset, 
     # training.train itself refuses a folder that is in use
     second = sbatch(*ON_TWO_NODES, "--nodes=1", "--mem=500M", "--overcommit", "--wrap", second_training(dataset, tmp_path), env=environment(dataset, tmp_path), output=tmp_path / "second")  # fmt: skip
     assert wait_for_end(second) == ["FAILED"]
-    assert "another training is at work in" in (tmp_path / "second").read_text()
+    assert "another training is" in (tmp_path / "second").read_text()
     call("scancel", job)
     assert wait_for_end(job) == ["CANCELLED"]
     saved = int(RunFolder(run).checkpoints()[0].stem.split("-")[-1])
