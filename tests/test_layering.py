@@ -1,4 +1,4 @@
-"""Arrows point one way: launch -> training -> data_preparation; and the whole tree is ruff clean."""
+"""Imports go one way, launch -> training -> data_preparation, and ruff and mypy find no errors."""
 
 from __future__ import annotations
 
@@ -103,3 +103,8 @@ def test_ruff_is_clean():
             [sys.executable, "-m", "ruff", *arguments, "."], cwd=REPOSITORY, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mypy_finds_no_errors():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
