@@ -61,7 +61,8 @@ class Step:
         self.model, self.config, self.ranks, self.device = model, config, ranks, device
         self.precision = resolve_precision(config.precision, device)
         self.optimizer = build_optimizer(model, config)
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision == "fp16")
+        # PyTorch's initial scale of 65536 makes the first gradients overflow, and each overflow skips a step
+        self.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**12, enabled=self.precision == "fp16")
         if config.compile:
             # dropout draws the same numbers, compiled or not
             model.backbone.compile(options={"fallback_random": True})
@@ -76,9 +77,10 @@ class Step:
         if self.ranks.world_size == 1:
             return self.model
         # find_unused_parameters keeps DDP from rebuilding its buckets after step 1, which would change the order of
-        # summation when a run resumes (3 or more ranks). Running statistics are made the same by update_running_statistics.
+        # summation when a run resumes (3 or more ranks). Buffers need no broadcast: every rank builds the same model, and
+        # update_running_statistics gives all ranks the same running statistics.
         return DistributedDataParallel(
-            self.model, find_unused_parameters=self.device.type == "cpu", forward_sync_buffers=False
+            self.model, find_unused_parameters=self.device.type == "cpu", broadcast_buffers=False
         )
 
     def __call__(self, batch: Batch, rate: float, number: int) -> dict[str, float]:
