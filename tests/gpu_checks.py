@@ -512,7 +512,7 @@ def nccl(place: Place) -> Iterator[Row]:
     step = Step(model, config, Ranks(0, 1), place.device)
     model.eval()
     step.ranks = Ranks(0, 2)  # one rank is wrapped as one of two would be
-    parallel = step._parallel()
+    parallel = step._wrap(model)
     gradients = []
     for module in (model, parallel):
         model.zero_grad(set_to_none=True)

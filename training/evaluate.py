@@ -32,7 +32,7 @@ from training.data.machine import check_machine
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
-from training.engine.prediction import encode_references, predict
+from training.engine.prediction import Predictor
 from training.metrics import (
     baselines,
     bootstrap_interval,
@@ -79,7 +79,7 @@ def open_test_split(
         return opened
     path = collectives.wait_until_visible(run.best_checkpoint, checkpoint.fingerprint)
     assert path is not None, "the caller has checked that there is a best checkpoint"
-    best = checkpoint.load(path, device, parts={"model", "position"})
+    best = checkpoint.load(path, device, required={"model", "position"})
     try:
         model.load_state_dict(best["model"])
     except RuntimeError:
@@ -87,9 +87,9 @@ def open_test_split(
             f"{run.best_checkpoint} does not fit the network of {run.config_file}: restore both from a copy"
         ) from None
     data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known)
-    where = (config, ranks, device, between_batches)
-    encode_references(model, data.references, *where, known=True)
-    rows = predict(model, data, *where)
+    predictor = Predictor(config, ranks, device, between_batches)
+    predictor.encode_references(model, data.references, keep_known=True)
+    rows = predictor.predict(model, data)
     predicted = model.method.predict(rows.outputs, rows.given)["score"].tolist()
     summary = None
     if ranks.is_first:

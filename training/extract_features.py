@@ -106,7 +106,7 @@ def load_model(options: FeaturesConfig, config: TrainConfig) -> ScoringModel:
         folder = RunFolder(options.run)
         if not folder.best_checkpoint.exists():
             raise UserError(f"{options.run} has no best checkpoint yet: train it for at least one epoch")
-        state = checkpoint.load(folder.best_checkpoint, parts={"model"})["model"]
+        state = checkpoint.load(folder.best_checkpoint, required={"model"})["model"]
         own = {name: tensor for name, tensor in state.items() if not name.startswith("method.")}
         missing, unexpected = model.load_state_dict(own, strict=False)
         if unexpected or any(not name.startswith("method.") for name in missing):

@@ -451,7 +451,7 @@ def test_a_second_training_in_the_same_folder_is_refused(finished: Path, tmp_pat
 
 
 def test_a_torn_checkpoint_gives_way_to_the_one_before_it(finished: Path, tmp_path: Path):
-    """Loudly, and to the same end; where none is whole, nothing begins anew by itself."""
+    """Loudly, and to the same end; if none is intact, the run does not start from scratch by itself."""
     copied = tmp_path / "torn"
     shutil.copytree(finished, copied)
     last, _ = RunFolder(copied).checkpoints()
@@ -470,7 +470,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_it(finished: Path, tmp_pa
         process = start(*same_flags(finished, "--runs_dir", tmp_path, "--run_name", "torn"))
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 2
-        assert "no checkpoint to go on from" in out
+        assert "no checkpoint to resume from" in out
         assert json.loads((copied / "progress.json").read_text())["state"] == "failed"
     assert metrics(copied) == before
 
