@@ -179,7 +179,7 @@ def record_start(job: Path, restart: int, allowed: int, now_at: str) -> None:
     file = job / "starts.jsonl"
     before = [start for start in _recorded_starts(file) if start["restart"] < restart]
     same_place = list(itertools.takewhile(lambda start: start["position"] == now_at, reversed(before)))
-    if sum(_had_its_chance(job, start) for start in same_place) >= _MAX_STARTS_WITHOUT_PROGRESS:
+    if sum(_counts_as_failed(job, start) for start in same_place) >= _MAX_STARTS_WITHOUT_PROGRESS:
         last = f", and the last {len(same_place)} starts" if len(same_place) < len(before) else " and"
         raise UserError(
             f"{job.name} started {len(before)} times{last} saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
@@ -205,10 +205,10 @@ def _recorded_starts(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _had_its_chance(job: Path, start: Mapping[str, Any]) -> bool:
-    """Whether a start that saved nothing counts as one without progress: a rank was killed or lost, or the start had its
-    whole time limit or _SHORT_START_S before a signal stopped it. A preempted start does not count, nor does one without
-    a record, whose node died."""
+def _counts_as_failed(job: Path, start: Mapping[str, Any]) -> bool:
+    """Whether a start that saved nothing counts as failed: a rank was killed or lost, or the start had its whole time limit
+    or _SHORT_START_S before a signal stopped it. A preempted start does not count, nor does one whose node died (it has no
+    record)."""
     try:
         end = json.loads((end_folder(job, start["restart"]) / "job.json").read_text())
         return not end["signaled"] or end["near_time_limit"] or end["time"] - start["time"] > _SHORT_START_S
