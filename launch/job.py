@@ -119,7 +119,7 @@ def create_folder(run_folder: RunFolder, job_id: str, training: TrainConfig, cod
 # -------------------------------------------------------------------------------------------------------------- begin
 
 _MAX_STARTS_WITHOUT_PROGRESS = 2
-_SHORT_START_S = 600  # a start that was stopped sooner, by preemption say, does not count as one without progress
+_SHORT_START_S = 600  # a start that was stopped sooner, for example by preemption, does not count as failed
 _PORT_ATTEMPTS = 200
 
 
@@ -194,7 +194,7 @@ def record_start(job: Path, restart: int, allowed: int, now_at: str) -> None:
 
 
 def _recorded_starts(file: Path) -> list[dict[str, Any]]:
-    """The earlier starts of a job, without damaged lines: none of them is worth a failed job."""
+    """The earlier starts of a job. Damaged lines are skipped: the job can run without them."""
     found = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         with suppress(ValueError, TypeError, KeyError):
@@ -234,7 +234,7 @@ def free_port(job_number: int) -> int:
 
 
 def comment_start(run_folder: RunFolder, env: Mapping[str, str]) -> None:
-    """Replace the job's comment, which still says how the start before ended."""
+    """Replace the job's comment, which still shows how the last start ended."""
     if job_id := slurm_job_id(env):
         with suppress(SlurmError, UserError):  # progress.json is damaged, or compute nodes have no scontrol
             slurm.set_comment(job_id, with_user_comment(starting_text(run_folder.progress()), env))

@@ -434,7 +434,7 @@ def test_nodes_and_partitions_are_parsed():
         ({"partition": "long", "cpus": 64}, ["64 CPUs .* has 48"]),
         ({"partition": "long", "minutes": 4000}, ["requested 4000 minutes, partition long allows 2880: give --time_min 2880"]),
         ({"partition": "long", "nodes": 2}, ["requested 2 nodes, partition long allows 1 for a job: give --nodes 1"]),
-        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["requested 1 node with all of this on each, partition long has 0: ask for less"]),
+        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["requested 1 node with all of this on each, partition long has 0: request less"]),
         ({"partition": "long", "constraint": "a100&h100"}, ["no node of partition long has these features; they have: a100, ib, v100"]),
         ({"partition": "long", "exclude": "a1", "gpus": 3}, ["requested 3 GPUs on each node, the largest node of partition long has 2"]),
         ({"cpus": 8, "memory": 9000, "gpus": 3, "nodes": 5}, ["8 CPUs", "8.79 GB", "3 GPUs", "5 nodes"]),
