@@ -91,7 +91,7 @@ def test_a_lost_process_is_told_from_a_mistake():
     batches = batches_of(Numbers(), batch_size=1, workers=1)
     next(batches)
     kill_workers()
-    with pytest.raises(ProcessLost, match="a worker is gone"):
+    with pytest.raises(ProcessLost, match="a worker died"):
         list(batches)
 
 

@@ -350,7 +350,7 @@ def test_a_killed_loader_process_ends_the_training(finished: Path, tmp_path: Pat
         time.sleep(0.01)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 76, out
-    assert "a worker is gone" in out
+    assert "a worker died" in out
     assert "Traceback" not in out
 
 
