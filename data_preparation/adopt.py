@@ -292,8 +292,8 @@ def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: 
     encoded = pack(loose, target, config.quality, source)
     count, name = len(loose.numbers), loose.numbering.name(loose.numbering.numbers[0])
     checked = f", compared with {source.path.name}" if source else ""
-    again = f", {encoded} of them encoded" if encoded else ""
-    return f"{target}: {count} frames{again}; {name} is frame {loose.numbers[0]}{checked}"
+    converted = f", {encoded} of them encoded" if encoded else ""
+    return f"{target}: {count} frames{converted}; {name} is frame {loose.numbers[0]}{checked}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -112,10 +112,10 @@ def query_slurm(job_ids: set[str]) -> Cluster:
     except SlurmError as error:
         found.queue_is_known = False
         found.unknown.append(f"which jobs are pending or running: {error}")
-    gone = sorted(job_ids - set(found.queued))
+    ended = sorted(job_ids - set(found.queued))
     try:
-        if gone or found.unknown:
-            found.ended = slurm.ended(gone)
+        if ended or found.unknown:
+            found.ended = slurm.ended(ended)
     except SlurmError as error:
         found.unknown.append(f"how jobs ended: {error}")
     return found
@@ -305,9 +305,9 @@ def table(rows: Sequence[tuple[Mapping[str, str], str]], width: float, height: f
     widths = {c: max(len(c), *(len(cells[c]) for cells, _ in rows)) for c in COLUMNS}
     while sum(widths[c] + 2 for c in shown) - 2 > width and len(shown) > 2:
         shown.remove(max(shown, key=COLUMNS.__getitem__))
-    room = width - sum(widths[c] + 2 for c in shown[1:])
-    if widths["RUN"] > room:  # shorten names only if dropping columns is not enough
-        widths["RUN"] = max(int(room), 12)
+    left = width - sum(widths[c] + 2 for c in shown[1:])
+    if widths["RUN"] > left:  # shorten names only if dropping columns is not enough
+        widths["RUN"] = max(int(left), 12)
 
     def line(cells: Mapping[str, str]) -> str:
         fitted = (cut(cells[c], widths[c]).ljust(widths[c]) for c in shown)
@@ -442,10 +442,10 @@ def overview(
     pairs = [(row.cells, row.error) for row in rows]
     whole = table(pairs, width, math.inf).count("\n") + 1
     others = first_lines(others, max(height - whole, height // 4), width)
-    room = height - len(others)
-    if whole > room and not last:
+    table_height = height - len(others)
+    if whole > table_height and not last:
         pairs = [(row.cells, row.error) for row in latest_first(rows)]
-    return "\n".join([table(pairs, width, math.inf if whole <= room else room), *others])
+    return "\n".join([table(pairs, width, math.inf if whole <= table_height else table_height), *others])
 
 
 def first_lines(lines: list[str], most: float, width: float) -> list[str]:

@@ -94,8 +94,8 @@ def build_model(config: TrainConfig) -> ScoringModel:
         if any(name.startswith("backbone.") for name in state):  # a checkpoint of another run: use its backbone
             saved_scale = {name: state[name] for name in ("input_mean", "input_std") if name in state}
             state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
-        for note in backbone.load_pretrained(state):
-            log.info("%s: %s", config.weight_file.name, note)
+        for message in backbone.load_pretrained(state):
+            log.info("%s: %s", config.weight_file.name, message)
     scale = "mtl_aqa" if config.normalize else config.input_scale
     chosen = backbone.input_scale if scale == "auto" else scale
     model = ScoringModel(

@@ -82,18 +82,18 @@ def opened_points(folder: Path) -> tuple[list[Path], list[str]]:
     Raises:
         UserError: no point was opened.
     """
-    opened, left_out = [], []
+    opened, omitted = [], []
     for name in sweep_points(folder):
         run = RunFolder(folder / name)
         if run.summary() is not None:
             opened.append(run.path)
         else:
-            left_out.append(f"{run.title}: {_why_not_opened(run)}")
+            omitted.append(f"{run.title}: {_why_not_opened(run)}")
     if not opened:
         raise UserError(
-            f"no point of the sweep {folder} has a result ({'; '.join(left_out)}): open the test split of the point with the best validation result (python -m training.evaluate --run {folder}/POINT)"
+            f"no point of the sweep {folder} has a result ({'; '.join(omitted)}): open the test split of the point with the best validation result (python -m training.evaluate --run {folder}/POINT)"
         )
-    return opened, left_out
+    return opened, omitted
 
 
 def _why_not_opened(run: RunFolder) -> str:
@@ -115,15 +115,15 @@ def opened_runs(paths: Sequence[Path]) -> tuple[list[OpenedRun], list[str]]:
         UserError: see `read_run` and `opened_points`; also if a run is given twice.
     """
     found: dict[Path, Path] = {}
-    notes: list[str] = []
+    omitted: list[str] = []
     for path in paths:
-        points, left_out = opened_points(path) if sweep_points(path) else ([path], [])
-        notes += left_out
+        points, not_opened = opened_points(path) if sweep_points(path) else ([path], [])
+        omitted += not_opened
         for point in points:
             if (place := point.resolve()) in found:
                 raise UserError(f"{point} and {found[place]} are the same run: give each run once")
             found[place] = point
-    return [read_run(path) for path in found.values()], notes
+    return [read_run(path) for path in found.values()], omitted
 
 
 def grouped(runs: Sequence[OpenedRun]) -> list[list[OpenedRun]]:
@@ -192,7 +192,7 @@ def table(runs: Sequence[OpenedRun]) -> str:
     dives = sum(map(len, tested.values()))
     header = ["run", "model", "method", "seeds", "Spearman", "R-l2 x100", "MAE (points)"]
     lines = [header, ["---"] * len(header)]
-    notes = [
+    footnotes = [
         f"\n{dives} test dives" + (f", means over {len(tested)} folds of whole events." if None not in tested else ".")
     ]
     for group in grouped(runs):
@@ -201,16 +201,17 @@ def table(runs: Sequence[OpenedRun]) -> str:
         tests = [mean_over_folds([_scores(each.summary["test"]) for each in folds]) for folds in seeds]
         lines.append([name, config.model, config.method, str(len(seeds)), *_figures(tests)])
         if group[0].summary["method_metrics"]:
-            besides = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
+            other_metrics = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
             listed = ", ".join(
-                f"{key.replace('_', ' ')} {mean_and_std([b[key] for b in besides], 2)}" for key in besides[0]
+                f"{key.replace('_', ' ')} {mean_and_std([m[key] for m in other_metrics], 2)}"
+                for key in other_metrics[0]
             )
-            notes.append(f"\n{name} also predicts: {listed}.")
+            footnotes.append(f"\n{name} also predicts: {listed}.")
     first = by_seed(grouped(runs)[0], list(tested))[0]
     for name in first[0].summary["baselines"]:
         values = mean_over_folds([_scores(each.summary["baselines"][name]) for each in first])
         lines.append([f"*without video: {name}*", "", "", "", *_figures([values])])
-    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + notes)
+    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + footnotes)
 
 
 _COLUMNS = (("spearman", 3), ("r_l2_x100", 2), ("mae", 2))  # metric and decimal places
@@ -232,10 +233,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             "give run folders or the folder of a sweep, for example: python -m training.report runs/a-s0 runs/a-s1"
         )
-    runs, left_out = opened_runs([Path(name) for name in argv])
+    runs, omitted = opened_runs([Path(name) for name in argv])
     print(table(runs))
-    if left_out:
-        print("\nOmitted:\n" + "".join(f"\n- {note}" for note in left_out))
+    if omitted:
+        print("\nOmitted:\n" + "".join(f"\n- {line}" for line in omitted))
 
 
 if __name__ == "__main__":

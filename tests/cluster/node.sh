@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes a node of the running cluster fail, and mends it. See README.md.
+# Make a node of the running cluster fail, or repair it. See README.md.
 set -euo pipefail
 # shellcheck source=tests/cluster/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
 USAGE="usage: node.sh down|up|off|cut|join NODE [--dir DIR]
   down   kill the node's slurmd; its jobs run on      up     start slurmd again
-  off    kill all that runs on the node (mend: up)
+  off    kill all that runs on the node (fix: up)
   cut    pull its network cable                       join   plug it in again"
 
 slurmd_pids() {
@@ -28,7 +28,7 @@ main() {
     NODE=$2
     need_root
     use_dir "${4:-$DEFAULT_DIR}"
-    # A pattern first: the switch has a namespace in that folder too, and is no node.
+    # The pattern excludes the switch, which has a namespace in the same folder.
     if ! [[ $NODE =~ ^n[0-9]+$ ]] || ! is_namespace "$DIR/net/$NODE"; then
         fail "No node '$NODE' runs in $DIR: start.sh starts them."
     fi

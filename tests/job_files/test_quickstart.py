@@ -1,4 +1,4 @@
-"""The first of the README's two commands, as a newcomer calls it."""
+"""The quick start, as a new user runs it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 
-def test_the_quick_start_ends_with_an_honest_number_and_reuses_what_is_there(tmp_path: Path):
-    """Draws, extracts, verifies, trains, evaluates: what a small TimeSformer learns in two minutes on two cores."""
+def test_the_quick_start_trains_evaluates_and_reuses_its_results(tmp_path: Path):
+    """It renders, extracts, verifies, trains and evaluates: a small TimeSformer in two minutes on two cores."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DEEPSPORTS_", "SLURM_"))}
     env |= {
         "DEEPSPORTS_VENV": sys.prefix,
