@@ -28,9 +28,10 @@ from training.runtime.interruption import STATUS
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
-# no test asserts a duration: other work on the machine may slow any of them
 settings.register_profile("deepsports", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("deepsports")
+
+PATIENCE_S = 600  # how long a test waits for what must happen: no test asserts a duration, and a machine can be busy
 
 # Under nohup, Python and all processes that it starts ignore HUP, and some tests send it.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -92,7 +93,7 @@ def run_python(
     """Run Python in the repository, in a process of its own."""
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=600
+        command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=PATIENCE_S
     )
     assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done

@@ -31,7 +31,7 @@ from data_preparation.dives import Dive
 from data_preparation.extract import check_length, needed_ranges
 from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import DatasetLayout
-from tests.conftest import REPOSITORY, SHARED, run_python
+from tests.conftest import PATIENCE_S, REPOSITORY, SHARED, run_python
 
 CLIPS = sorted(p for p in (SHARED / "clips").rglob("*") if p.suffix in (".mp4", ".avi", ".mkv", ".mov", ".webm"))
 READABLE = [p for p in CLIPS if p.parent.name != "broken"]
@@ -435,13 +435,16 @@ def test_an_extraction_killed_whole_leaves_no_archive_and_no_process(tmp_path: P
     command = [sys.executable, "-m", "data_preparation.extract", "--dataset", str(folder), "--height", "1080"]
     running = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     frames = folder / "whole_videos_frames"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not (frames.exists() and list(frames.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(number)
-    assert running.wait(30) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}[number]
+    assert (
+        running.wait(PATIENCE_S)
+        == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}[number]
+    )
     assert not list(frames.glob("*.zip"))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while processes_of(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_of(folder) == []
