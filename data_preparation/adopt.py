@@ -1,9 +1,9 @@
-"""Pack loose frames, as other tools write and number them, into our frame archives with the right names and numbers.
+"""Pack loose frames of other tools into frame archives, with the names and numbers that this project expects.
 
     python -m data_preparation.adopt --dataset DIR [--videos 01 02] [--pattern img_%05d.jpg] [--first_number 0]
 
-Frame 1 is the first picture of a video, as ffmpeg counts; OpenCV loops often count from 0. Where the source video is in
-whole_videos, the pictures are compared with it. The loose frames stay as they are.
+Frame 1 is the first picture of a video, as in ffmpeg; loops with OpenCV often count from 0. If the source video is in
+whole_videos, the pictures are compared with it. The loose frames are not changed.
 """
 
 from __future__ import annotations
@@ -30,28 +30,30 @@ from data_preparation.layout import DatasetLayout, archive_file, dataset_layout,
 from data_preparation.similar_files import Numbering, names_in, names_with_number, numberings
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_SAMPLES = 12  # pictures of a video that are compared with its source
+_SAMPLES = 12  # pictures of a video that are compared with the source video
 
 
 @dataclass(frozen=True)
 class AdoptConfig:
-    """Pack loose frames into our frame archives with the right names and numbers."""
+    """Pack loose frames of other tools into frame archives with the expected names and numbers."""
 
-    dataset: Path | None = flag(None, "Data set folder; none takes DEEPSPORTS_DATASET of job_files/environment.sh.")
+    dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     source: Path | None = flag(
-        None, "Folder that holds a folder of pictures for each video; none takes whole_videos_frames of the data set."
+        None, "Folder with a folder of pictures for each video; none uses whole_videos_frames of the data set."
     )
-    output: Path | None = flag(None, "Folder for the archives; none takes whole_videos_frames of the data set.")
+    output: Path | None = flag(None, "Folder for the archives; none uses whole_videos_frames of the data set.")
     videos: tuple[str, ...] = flag(("all",), "Videos: all that have a folder, or numbers.", allowed="all, or numbers")
-    pattern: str | None = flag(None, "Names of the pictures, such as img_%05d.jpg; none finds it.")
+    pattern: str | None = flag(None, "Pattern of the file names, such as img_%05d.jpg; none detects it.")
     first_number: int | None = flag(
-        None, "Number that the files give to the first picture of a video; none finds it.", minimum=0, maximum=1
+        None, "Number of the first picture of a video in the file names; none detects it.", minimum=0, maximum=1
     )
-    quality: int = flag(95, "JPEG quality of pictures that are not JPEGs yet.", minimum=1, maximum=100)
+    quality: int = flag(95, "JPEG quality for pictures that are not JPEGs.", minimum=1, maximum=100)
 
     def __post_init__(self) -> None:
         if self.pattern is not None and not re.fullmatch(r"[^%/]*%(0[1-9])?d[^%/]*", self.pattern):
-            raise UserError(f"--pattern {self.pattern}: give a file name with one number in it, such as img_%05d.jpg")
+            raise UserError(
+                f"--pattern {self.pattern}: give the pattern of a file name with one number, such as img_%05d.jpg"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ class LooseFrames:
 
     @property
     def numbers(self) -> list[int]:
-        """Their frame numbers, from 1."""
+        """The frame numbers, counted from 1."""
         return [n - self.first_number + 1 for n in self.numbering.numbers]
 
     def path(self, number: int) -> Path:
-        """The file of a frame number."""
+        """The file with a frame number."""
         return self.folder / self.numbering.name(number + self.first_number - 1)
 
     def image(self, number: int) -> np.ndarray:
@@ -77,21 +79,21 @@ class LooseFrames:
         Raises:
             UserError: it is not a readable picture.
         """
-        return np.asarray(_opened(self.path(number)))
+        return np.asarray(_open_picture(self.path(number)))
 
 
-def _opened(path: Path) -> Image.Image:
+def _open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(
-            f"{path} is not a readable picture ({first_line(error)}): make it again, or remove it"
+            f"{path} is not a readable picture ({first_line(error)}): write it again, or delete it"
         ) from None
 
 
 def to_frame(path: Path, quality: int) -> tuple[bytes, bool]:
-    """(JPEG, whether its bytes are the file's) of a picture file.
+    """Convert a picture file to (JPEG bytes, whether they are a copy of the file).
 
     Raises:
         UserError: it is not a readable picture.
@@ -100,12 +102,12 @@ def to_frame(path: Path, quality: int) -> tuple[bytes, bool]:
     if content.startswith(b"\xff\xd8"):
         try:
             _, _, colours, _ = simplejpeg.decode_jpeg_header(content)
-            decode_grey(content, 8)  # read to its end, or it raises
+            decode_grey(content, 8)  # decodes the whole picture, or raises
             if colours in ("YCbCr", "RGB"):
                 return content, True
         except ValueError:
-            pass  # _opened may know more kinds, or says what is wrong
-    image = np.ascontiguousarray(_opened(path))
+            pass  # PIL may be able to read it, or names the fault
+    image = np.ascontiguousarray(_open_picture(path))
     return simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling="420"), False
 
 
@@ -113,10 +115,10 @@ def to_frame(path: Path, quality: int) -> tuple[bytes, bool]:
 
 
 def find_numbering(folder: Path, pattern: str | None) -> tuple[Path, Numbering]:
-    """(the folder itself or its only subfolder with pictures, the numbering of its files).
+    """Find numbered pictures in a folder or in a subfolder of it: (folder with the pictures, numbering of its files).
 
     Raises:
-        UserError: there are no numbered pictures, or several numberings and no pattern says which.
+        UserError: there are no numbered pictures, or several numberings and no pattern that selects one.
     """
     inner = [path for name in names_in(folder) if (path := folder / name).is_dir()]
     for place in (folder, *inner):
@@ -124,16 +126,16 @@ def find_numbering(folder: Path, pattern: str | None) -> tuple[Path, Numbering]:
         if pattern is not None:
             chosen = [n for n in found if n.pattern == pattern]
             if not chosen and found:
-                raise UserError(f"{place} has no files {pattern}, but {_listed(found)}: give --pattern one of these")
+                raise UserError(
+                    f"{place} has no files {pattern}, but {_listed(found)}: give one of these with --pattern"
+                )
             found = chosen
         if len(found) > 1:
-            raise UserError(
-                f"{place} has {len(found)} numberings ({_listed(found)}): say with --pattern which is meant"
-            )
+            raise UserError(f"{place} has {len(found)} numberings ({_listed(found)}): select one with --pattern")
         if found:
             return place, found[0]
     raise UserError(
-        f"{folder} has no numbered pictures ({', '.join(_SUFFIXES)}): it holds {', '.join(names_in(folder)[:3]) or 'nothing'}"
+        f"{folder} has no numbered pictures ({', '.join(_SUFFIXES)}), it holds {', '.join(names_in(folder)[:3]) or 'nothing'}: name the folder of the pictures"
     )
 
 
@@ -142,56 +144,56 @@ def _listed(found: Sequence[Numbering]) -> str:
 
 
 def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> LooseFrames:
-    """The loose frames of a folder, with the number that they give to the first picture.
+    """Find the loose frames of a folder and the number of the first picture in their names.
 
     Raises:
-        UserError: the numbers contradict the flags or the source video, or do not tell from where they count.
+        UserError: the numbers contradict the flags or the source video, or do not show whether they count from 0 or 1.
     """
     place, numbering = find_numbering(folder, config.pattern)
     lowest, first = numbering.numbers[0], config.first_number
     if first == 1 and lowest == 0:
-        raise UserError(f"{place / numbering.name(0)} is there, so its files count from 0: give --first_number 0")
+        raise UserError(f"{place / numbering.name(0)} exists, so its files count from 0: give --first_number 0")
     if first is None and lowest in (0, 1):
         first = lowest
     shift = None
-    if source:
-        result = _compared(LooseFrames(place, numbering, 1 if first is None else first), source)
+    if source is not None:
+        result = _compare(LooseFrames(place, numbering, 1 if first is None else first), source)
         shift = result.shift
         if result.rate:
             raise UserError(
-                f"{place} has the pictures of a file of about {round(result.rate)} frames per second, and {source.path.name} has {float(source.rate):g}: they are of another version; extract that video, or remove it if the labels count the other one's frames"
+                f"{place} has the pictures of a file of about {round(result.rate)} frames per second, but {source.path.name} has {float(source.rate):g}, so they are of different versions: extract that video, or delete it if the labels belong to the other version"
             )
     if first is None and shift in (0, 1):
         return LooseFrames(place, numbering, 1 - shift)
     if first is None:
         raise UserError(
-            f"{place} begins with {numbering.name(lowest)}, which does not tell whether its files count from 0 or 1: give --first_number"
+            f"{place} begins with {numbering.name(lowest)}, which does not show whether its files count from 0 or 1: give --first_number"
         )
-    if shift:
+    if shift and source is not None:
         raise UserError(
-            f"{place}: with --first_number {first} picture N would be frame N{shift:+d} of {source.path.name} by ffmpeg's numbers: "
-            + (f"give --first_number {1 - first}" if 1 - first == first - shift else "number them as ffmpeg does")
+            f"{place}: with --first_number {first} picture N would be frame N{shift:+d} of {source.path.name} in ffmpeg's numbering: "
+            + (f"give --first_number {1 - first}" if 1 - first == first - shift else "number them like ffmpeg")
         )
     return LooseFrames(place, numbering, first)
 
 
-def _compared(loose: LooseFrames, source: VideoScan) -> Alignment:
+def _compare(loose: LooseFrames, source: VideoScan) -> Alignment:
     numbers = loose.numbers
     chosen = {numbers[i] for i in np.linspace(0, len(numbers) - 1, _SAMPLES + 2).round().astype(int).tolist()}
     return compare_with_video(source, sorted(chosen), loose.image)
 
 
 def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:
-    """The folder of pictures of each video that is asked for, by number.
+    """The folder of pictures of each requested video, by video number.
 
     Raises:
-        UserError: naming all videos that have none or several.
+        UserError: naming all videos that have no folder or several.
     """
     folders = [name for name in names_in(source) if (source / name).is_dir() and not name.startswith(".")]
     if [v.lower() for v in config.videos] == ["all"]:
         asked = sorted({int(d[0]) for name in folders if len(d := re.findall(r"[0-9]+", name)) == 1})
         if not asked:
-            raise UserError(f"{source} has no folder named by a video's number, such as {video_name(1)}")
+            raise UserError(f"{source} has no folder named after a video's number, such as {video_name(1)}")
     elif all(re.fullmatch("[0-9]{1,6}", v) for v in config.videos):
         asked = sorted({int(v) for v in config.videos})
     else:
@@ -199,12 +201,18 @@ def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:
     found, faults = {}, []
     for video in asked:
         exact = [name for name in folders if name == video_name(video)]
-        its = exact or names_with_number(folders, video)
-        if len(its) == 1:
-            found[video] = source / its[0]
+        candidates = exact or names_with_number(folders, video)
+        if len(candidates) == 1:
+            found[video] = source / candidates[0]
         else:
-            there = f"several ({', '.join(its)})" if its else f"none (it has {', '.join(folders[:4]) or 'no folders'})"
-            faults.append(f"video {video_name(video)}: {source} has {there}: name one folder {video_name(video)}")
+            problem = (
+                f"several folders ({', '.join(candidates)})"
+                if candidates
+                else f"no folder (it has {', '.join(folders[:4]) or 'none'})"
+            )
+            faults.append(
+                f"video {video_name(video)}: {source} has {problem} for it: name one folder {video_name(video)}"
+            )
     if faults:
         raise UserError.of(faults)
     return found
@@ -214,12 +222,12 @@ def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:
 
 
 def pack(loose: LooseFrames, target: Path, quality: int, source: VideoScan | None) -> int:
-    """Write the archive of one video, whole or not at all; returns how many pictures were encoded.
+    """Write the archive of one video atomically; return the number of pictures that were encoded.
 
     Raises:
-        UserError: a picture is not readable or of another size, or the disk is full.
+        UserError: a picture is not readable or has another size than the first, or the disk is full.
     """
-    first = _opened(loose.path(loose.numbers[0]))
+    first = _open_picture(loose.path(loose.numbers[0]))
     ranges = merge_ranges((n, n) for n in loose.numbers)
     record: dict[str, Any] = {
         "source": {
@@ -244,12 +252,12 @@ def pack(loose: LooseFrames, target: Path, quality: int, source: VideoScan | Non
         nonlocal encoded
         bar = tqdm(loose.numbers, desc=target.name, unit="frame", disable=not sys.stderr.isatty())
         for number in bar:
-            jpeg, kept = to_frame(loose.path(number), quality)
-            encoded += not kept
+            jpeg, is_copy = to_frame(loose.path(number), quality)
+            encoded += not is_copy
             height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
             if (width, height) != first.size:
                 raise UserError(
-                    f"{loose.path(number)} is of {width}x{height} and {loose.path(loose.numbers[0]).name} of {first.width}x{first.height}: do they belong to one video?"
+                    f"{loose.path(number)} has {width}x{height} pixels and {loose.path(loose.numbers[0]).name} has {first.width}x{first.height}: keep only the pictures of one video"
                 )
             yield number, jpeg
         record["adopted"]["encoded"] = encoded
@@ -268,15 +276,15 @@ def _packed_from(folder: Path, target: Path) -> bool:
 
 
 def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: Path, config: AdoptConfig) -> str:
-    """Pack the frames of one video; returns what was done, in a sentence.
+    """Pack the frames of one video; return a sentence that says what was done.
 
     Raises:
-        UserError: the archive is there already, or as `find_loose` and `pack`.
+        UserError: the archive exists, or as `find_loose` and `pack`.
     """
     if target.exists() and _packed_from(folder, target):
-        return f"{target}: packed before"
+        return f"{target}: already packed"
     if target.exists():
-        raise UserError(f"{target} is there already and is what is read: remove it first to pack {folder} in its place")
+        raise UserError(f"{target} exists and is used instead of {folder}: delete it to pack that folder")
     source = None
     if layout is not None and video in layout.source_videos():
         source = scan_video(layout.video_file(video))
@@ -290,11 +298,13 @@ def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: 
 
 def main(argv: Sequence[str]) -> int:
     config = parse(AdoptConfig, argv, prog="python -m data_preparation.adopt", description=__doc__.splitlines()[0])
-    apart = config.source is not None and config.output is not None and config.dataset is None
-    layout = None if apart else dataset_layout(config.dataset)
-    source, output = config.source or layout.frames, config.output or layout.frames
+    if config.source is not None and config.output is not None and config.dataset is None:
+        layout, source, output = None, config.source, config.output  # needs no data set
+    else:
+        layout = dataset_layout(config.dataset)
+        source, output = config.source or layout.frames, config.output or layout.frames
     if not source.is_dir():
-        raise UserError(f"{source} is not a folder: name the folder that holds the folders of pictures with --source")
+        raise UserError(f"{source} is not a folder: give the folder with the folders of pictures with --source")
     faults = []
     for video, folder in video_folders(source, config).items():
         try:
@@ -303,7 +313,7 @@ def main(argv: Sequence[str]) -> int:
             faults += str(error).splitlines()
     if faults:
         raise UserError.of(faults)
-    print("Look at them: python -m data_preparation.verify --sheets sheets")
+    print("Check them: python -m data_preparation.verify --sheets sheets")
     return 0
 
 

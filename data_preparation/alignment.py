@@ -1,7 +1,8 @@
-"""Whether stored frames are the pictures that their numbers stand for: compared with the source video, where it is there.
+"""Check that stored frames have the right numbers, by comparing them with the source video.
 
-Loose frames carry no record of how they were numbered. A picture that looks like its neighbour in the video, in dive
-after dive by the same number of frames, shows another numbering.
+Loose frames carry no record of how they were numbered. If the images of most dives match a neighbouring frame of the
+video, always at the same distance, the frames were numbered differently. Images that match no frame nearby come from
+another video, or from a version of it at another frame rate.
 """
 
 from __future__ import annotations
@@ -19,101 +20,109 @@ from data_preparation.dives import Dive
 from data_preparation.frame_numbers import VideoScan
 
 REACH = 3  # frames before and after that are compared
-_SAMPLES = 8  # dives that are looked at
-_THUMBNAIL = (32, 18)  # width and height; small, so that another scaling or compression does not matter
-_CLEAR = 0.5  # a match must differ by less than this share of what the next best frame differs by
-_STILL = 0.15  # grey levels; where neighbours differ by less, nothing moves and nothing can be told
-_FOREIGN = 3.0  # times what neighbours differ by; a picture that differs by more from all is from elsewhere
-_FOREIGN_AT_LEAST = 1.5  # grey levels; so much may come from scaling and compression
-_RATES = (24, 25, Fraction(30000, 1001), 30, 50, Fraction(60000, 1001), 60)  # frames per second that files have
+_SAMPLES = 8  # dives that are compared
+_THUMBNAIL = (32, 18)  # width and height; small, so that scaling and compression make no difference
+_CLEAR_MATCH = 0.5  # a match must differ by less than this fraction of what the second best frame differs by
+_STILL = 0.15  # grey levels; if neighbouring frames differ by less, nothing moves and no shift can be measured
+# an image matches no frame if it differs from all by more than this multiple of what neighbours differ by, plus levels
+_UNMATCHED_FACTOR = 3.0
+_UNMATCHED_LEVELS = 1.5  # grey levels that scaling and compression may cause
+_RATES = [Fraction(r) for r in (24, 25, Fraction(30000, 1001), 30, 50, Fraction(60000, 1001), 60)]  # frames per second
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """`shift` frames that the pictures are late (negative: early), None where that cannot be told; `foreign` of
-    `compared` pictures are like no frame near their number, but, where `rate` is given, like those that a file of so
-    many frames per second has under that number."""
+    """Result of a comparison.
+
+    `shift` is the number of frames that the images are late (negative: early), or None if it cannot be measured.
+    `unmatched` of the `compared` images match no frame near their number. If most of them match the frames that a file
+    of another frame rate has under the same numbers, `rate` is that rate.
+    """
 
     shift: int | None
-    foreign: int
+    unmatched: int
     compared: int
     rate: Fraction | None = None
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """(18, 32) float32 grey of a picture (H, W, 3), the same for all sizes."""
+    """Reduce an image (H, W, 3) of any size to (18, 32) float32 grey."""
     return np.asarray(Image.fromarray(image).convert("L").resize(_THUMBNAIL, Image.Resampling.BOX), np.float32)
 
 
-def frame_shift(picture: np.ndarray, around: Sequence[np.ndarray]) -> int | None:
-    """Which of the video's frames a picture is: 0 for the middle one of `around`, None where it cannot be told.
+def frame_shift(image: np.ndarray, around: Sequence[np.ndarray]) -> int | None:
+    """Find which of the frames `around` an image is: 0 for the middle one; None if no match is clear.
 
-    All are thumbnails; `around` are 2 * REACH + 1 consecutive frames of the video.
+    All are thumbnails (18, 32); `around` are 2 * REACH + 1 consecutive frames of the video.
     """
-    distances = np.array([np.abs(picture - other).mean() for other in around])
+    distances = np.array([np.abs(image - other).mean() for other in around])
     best = int(distances.argmin())
-    elsewhere = np.delete(distances, best).min()
-    if elsewhere - distances[best] < _STILL or distances[best] > _CLEAR * elsewhere:
+    second = np.delete(distances, best).min()
+    if second - distances[best] < _STILL or distances[best] > _CLEAR_MATCH * second:
         return None
     return best - len(around) // 2
 
 
 def sample_frames(dives: Sequence[Dive]) -> list[int]:
-    """Frame numbers to compare: late in a dive, where the diver moves, of dives all over the video."""
+    """Choose frame numbers to compare: three quarters into a dive, where the diver moves, for dives across the video."""
     chosen = [dives[i] for i in np.unique(np.linspace(0, len(dives) - 1, _SAMPLES).round().astype(int)).tolist()]
     return sorted({d.start_frame + 3 * d.frame_count // 4 for d in chosen})
 
 
-def compare_with_video(found: VideoScan, numbers: Sequence[int], image: Callable[[int], np.ndarray]) -> Alignment:
-    """Compare stored frames with a video's: `image(number)` is the stored picture (H, W, 3) of each of `numbers`.
+def compare_with_video(scan: VideoScan, numbers: Sequence[int], read_image: Callable[[int], np.ndarray]) -> Alignment:
+    """Compare the stored frames `numbers` with those of a video; `read_image(number)` returns one as (H, W, 3).
 
     Raises:
         UserError: a stored frame or the video cannot be read.
     """
-    votes: list[int] = []
-    foreign: dict[int, float] = {}  # how much the pictures differ at least
+    shifts: list[int] = []
+    unmatched: dict[int, float] = {}  # by frame number, the distance to the nearest frame
     compared = 0
     for number in numbers:
-        around = _around(found, number)
+        around = _thumbnails_around(scan, number)
         if not around:
             continue
-        picture = thumbnail(image(number))
+        image = thumbnail(read_image(number))
         compared += 1
-        nearest = _nearest(picture, around)
-        apart = float(np.median([np.abs(a - b).mean() for a, b in itertools.pairwise(around)]))
-        if nearest > _FOREIGN * apart + _FOREIGN_AT_LEAST:
-            foreign[number] = nearest
-        if (shift := frame_shift(picture, around)) is not None:
-            votes.append(shift)
-    if len(foreign) > compared / 2:
-        return Alignment(None, len(foreign), compared, _other_rate(found, foreign, image))
-    agreed = max(set(votes), key=votes.count) if votes else None
-    clear = agreed is not None and votes.count(agreed) > 0.7 * len(votes) and len(votes) >= min(2, compared)
-    return Alignment(agreed if clear else None, len(foreign), compared)
+        nearest = _nearest_distance(image, around)
+        between = float(np.median([np.abs(a - b).mean() for a, b in itertools.pairwise(around)]))
+        if nearest > _UNMATCHED_FACTOR * between + _UNMATCHED_LEVELS:
+            unmatched[number] = nearest
+        if (shift := frame_shift(image, around)) is not None:
+            shifts.append(shift)
+    if len(unmatched) > compared / 2:
+        return Alignment(None, len(unmatched), compared, _matching_rate(scan, unmatched, read_image))
+    most = max(set(shifts), key=shifts.count) if shifts else None
+    clear = most is not None and shifts.count(most) > 0.7 * len(shifts) and len(shifts) >= min(2, compared)
+    return Alignment(most if clear else None, len(unmatched), compared)
 
 
-def _around(found: VideoScan, number: int) -> list[np.ndarray]:
-    """The thumbnails of a video's frames around a number; none where it ends before."""
+def _thumbnails_around(scan: VideoScan, number: int) -> list[np.ndarray]:
+    """The thumbnails of a video's frames around a number; empty if they reach beyond its ends."""
     first, last = number - REACH, number + REACH
-    if first < 1 or last > found.frame_count:
+    if first < 1 or last > scan.frame_count:
         return []
-    return [thumbnail(to_image(frame, 0)) for _, frame in decode_ranges(found, [(first, last)])]
+    return [thumbnail(to_image(frame, 0)) for _, frame in decode_ranges(scan, [(first, last)])]
 
 
-def _nearest(picture: np.ndarray, others: Sequence[np.ndarray]) -> float:
-    return min((float(np.abs(picture - other).mean()) for other in others), default=np.inf)
+def _nearest_distance(image: np.ndarray, others: Sequence[np.ndarray]) -> float:
+    return min((float(np.abs(image - other).mean()) for other in others), default=np.inf)
 
 
-def _other_rate(found: VideoScan, foreign: Mapping[int, float], image: Callable[[int], np.ndarray]) -> Fraction | None:
-    """The frame rate of a file that has these pictures under these numbers, None where none has."""
+def _matching_rate(
+    scan: VideoScan, unmatched: Mapping[int, float], read_image: Callable[[int], np.ndarray]
+) -> Fraction | None:
+    """The frame rate of a file that shows these images under these numbers, or None."""
     best, lowest = None, np.inf
-    for rate in map(Fraction, _RATES):
-        differ = {
-            number: _nearest(thumbnail(image(number)), _around(found, round((number - 1) * found.rate / rate) + 1))
-            for number in foreign
+    for rate in _RATES:
+        distances = {
+            number: _nearest_distance(
+                thumbnail(read_image(number)), _thumbnails_around(scan, round((number - 1) * scan.rate / rate) + 1)
+            )
+            for number in unmatched
         }
-        matching = sum(differ[number] < foreign[number] / 3 for number in foreign)
-        total = sum(min(differ[number], foreign[number]) for number in foreign)
-        if rate != found.rate and matching > 0.7 * len(foreign) and total < lowest:
+        matching = sum(distances[number] < unmatched[number] / 3 for number in unmatched)
+        total = sum(min(distances[number], unmatched[number]) for number in unmatched)
+        if rate != scan.rate and matching > 0.7 * len(unmatched) and total < lowest:
             best, lowest = rate, total
     return best

@@ -1,11 +1,11 @@
-"""Annotation files -> Dive records, and what a person wants to know of them.
+"""Read annotation files and split lists into Dive records, and summarise them.
 
     python -m data_preparation.annotations summary --dataset DIR
     python -m data_preparation.annotations disjoint --train_path small.pkl --test_path test.pkl --output train.pkl
 
 Reads MTL-AQA's own pickles (Parmar and Morris, "What and How Well You Performed? A Multitask Learning Approach to
-Action Quality Assessment", CVPR 2019), and CSV or JSON of the same fields. Whatever is wrong with a file is said at
-once, a line for each fault.
+Action Quality Assessment", CVPR 2019), and CSV or JSON files with the same fields. All faults of a file are reported at
+once, one per line.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _REQUIRED = ("start_frame", "end_frame", "difficulty", "final_score")
 _VIDEO_COLUMNS, _DIVE_COLUMNS = ("video", "video_num"), ("dive", "number")
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 _SUFFIXES = (".pkl", ".pickle", ".csv", ".tsv", ".json")
-_MOST_FAULTS = 50  # of rows that are all wrong in the same way
-_WORDS = {
+_MAX_ROW_FAULTS = 50  # reported of rows with the wrong number of cells
+_ATTRIBUTE_WORDS = {
     "position": {
         **{w: i for i, w in enumerate(POSITIONS)},
         **{letter.lower(): i for i, letter in enumerate(POSITION_LETTERS)},
@@ -74,13 +74,13 @@ _KNOWN_COLUMNS = {
 
 
 def _read_text(path: Path) -> str:
-    if told := file_type_hint(Path(path), wanted={"text", "utf-16", "json", "empty"}):
-        raise UserError(f"{path} cannot be read as text: {told}")
+    if hint := file_type_hint(Path(path), wanted={"text", "utf-16", "json", "empty"}):
+        raise UserError(f"{path} cannot be read as text: {hint}")
     try:
         content = Path(path).read_bytes()
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
             return content.decode("utf-16").lstrip("\ufeff")
-        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
+        return content.decode("utf-8-sig")  # spreadsheet programs write a byte order mark
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a text file in UTF-8") from None
     except UnicodeDecodeError as error:
@@ -92,10 +92,9 @@ def _read_text(path: Path) -> str:
 def _csv_rows(path: Path) -> list[dict[str, str]]:
     lines = io.StringIO(_read_text(path), newline="")
     first = lines.readline()
-    start, above = 0, 1  # where the header begins, and how many lines are above the first row
-    if excel := re.fullmatch(
-        r"\"?sep=(.)\"?[,;\t\s]*", first, re.IGNORECASE
-    ):  # Excel's own way of naming the separator
+    start, above = 0, 1  # position of the header, number of lines above the first row
+    # Excel may write a first line that names the separator
+    if excel := re.fullmatch(r"\"?sep=(.)\"?[,;\t\s]*", first, re.IGNORECASE):
         start, above, delimiter = lines.tell(), 2, excel[1]
     else:
         delimiter = next((d for d in ",;\t" if d in first), ",")
@@ -103,22 +102,24 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
     try:
         header, *rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)) or [[]]
     except csv.Error as error:
-        raise UserError(f"{path} is not a readable CSV ({first_line(error)}): look at its quotes") from None
+        raise UserError(f"{path} is not a readable CSV ({first_line(error)}): check its quotes") from None
     if header and all(re.fullmatch(r"[0-9.]+", name.strip()) for name in header):
         raise UserError(
-            f"{path}: its first line holds numbers, not the names of columns: write video,dive,... above it"
+            f"{path}: its first line has numbers instead of column names: insert the line video,dive,... above it"
         )
-    header = [_column(name.strip()) for name in header]
-    faults = [f"{path}: column '{name}' is there {n} times" for name, n in Counter(header).items() if n > 1 and name]
+    header = [_column_name(name.strip()) for name in header]
+    faults = [
+        f"{path}: column '{name}' occurs {n} times: keep one" for name, n in Counter(header).items() if n > 1 and name
+    ]
     longer = [(number, row) for number, row in enumerate(rows, start=above + 1) if len(row) > len(header)]
-    trailing = len(longer) == sum(any(row) for row in rows)  # separators at the end of every row: nothing is shifted
+    trailing = len(longer) == sum(any(row) for row in rows)  # separators at the end of every row: no cell is shifted
     faults += [
-        f"{path}, row {number}: {len(row)} cells for {len(header)} columns (a comma inside a number or a text? Write a point, or put the cell in quotes)"
+        f"{path}, row {number}: {len(row)} cells for {len(header)} columns (is there a comma inside a number or a text? Write a decimal point, or put the cell in quotes)"
         for number, row in longer
         if any(row[len(header) :]) or (any(row) and not trailing)
     ]
     if faults:
-        raise UserError.of(faults[:_MOST_FAULTS])
+        raise UserError.of(faults[:_MAX_ROW_FAULTS])
     filled = [{k: v.strip() for k, v in zip(header, row, strict=False) if k and v.strip()} for row in rows]
     return [row for row in filled if row]
 
@@ -128,83 +129,84 @@ def _json_rows(path: Path) -> list[Any]:
         rows = json.loads(_read_text(path))
     except ValueError as error:
         cause = first_line(error)
-        fix = (
-            "put the objects of its lines into one list, [...] with commas" if "Extra data" in cause else "fix it there"
-        )
+        fix = "put the objects of its lines into one list, [...] with commas" if "Extra data" in cause else "correct it"
         raise UserError(f"{path} is not JSON ({cause}): {fix}") from None
     if not isinstance(rows, list):
-        there = (
+        found = (
             f" but an object with {', '.join(map(repr, list(rows)[:3]))}, ..."
             if isinstance(rows, dict) and rows
             else ""
         )
         raise UserError(
-            f"{path} holds no JSON list{there}: write a list with one object a dive, or one [video, dive] pair"
+            f"{path} is not a JSON list{found}: write a list with one object per dive, or one [video, dive] pair per dive"
         )
     return rows
 
 
-def _column(name: str) -> str:
-    """The name of a column or field as we know it: 'Start Frame', 'START_FRAME' and 'startFrame' are start_frame."""
+def _column_name(name: str) -> str:
+    """The standard name of a column or field: 'Start Frame', 'START_FRAME' and 'startFrame' become start_frame."""
     plain = re.sub(r"[\s\-]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).lower()
     return plain if plain in _KNOWN_COLUMNS else name
 
 
 def _with_known_names(row: Mapping[Any, Any], where: str) -> dict[Any, Any]:
-    """
+    """The row with standard field names.
+
     Raises:
-        UserError: two fields of the row have the same name but for case.
+        UserError: two fields of the row get the same name.
     """
-    named = {_column(name) if isinstance(name, str) else name: value for name, value in row.items()}
+    named = {_column_name(name) if isinstance(name, str) else name: value for name, value in row.items()}
     if len(named) < len(row):
         raise UserError(f"{where} has a field twice ({', '.join(map(str, row))}): keep one of each")
     return named
 
 
-def _plain(value: Any) -> Any:
-    """Lists and tuples in place of arrays, also inside them."""
+def _to_list(value: Any) -> Any:
+    """An array as (nested) lists; any other value unchanged."""
     if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):
         return value.tolist()
     return value
 
 
-def _not_a_text_or_pickle(path: Path) -> None:
+def _reject_spreadsheet(path: Path) -> None:
     """
     Raises:
-        UserError: the suffix is that of a spreadsheet.
+        UserError: the file is a spreadsheet, by its suffix.
     """
     if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".numbers"):
-        raise UserError(f"{path} is a spreadsheet's own file: save the sheet as CSV (UTF-8) and name that")
+        raise UserError(f"{path} is a spreadsheet file: save the sheet as CSV (UTF-8) and give that file")
 
 
-def _npy(path: Path) -> Any:
+def _load_npy(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path} is not a readable array of numbers ({first_line(error)}): save it with numpy.save as numbers, or write a CSV"
+            f"{path} is not a readable array of numbers ({first_line(error)}): save an array of numbers with numpy.save, or write a CSV"
         ) from None
 
 
-def _key(raw: Any, where: str) -> DiveKey:
+def _parse_key(raw: Any, where: str) -> DiveKey:
     try:
         if isinstance(raw, dict):  # {"video": 1, "dive": 2}
-            ((key, _),) = _keyed([raw], where)
+            ((key, _),) = _with_keys([raw], where)
             return key
-        video, number = () if isinstance(raw, (str, bytes, set, frozenset)) else _plain(raw)
-        return (_whole(video), _whole(number))  # numpy.uint8 and numpy.int64 occur in released files
+        if isinstance(raw, (str, bytes, set, frozenset)):
+            raise TypeError("not a pair")
+        video, number = _to_list(raw)
+        return (_parse_int(video), _parse_int(number))  # numpy.uint8 and numpy.int64 occur in released files
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: '{raw}' is not a (video, dive) pair") from None
 
 
-def _keyed(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[str, Any]]]:
-    """Rows of a CSV or JSON file with their keys; dives without a number are numbered in the order of the file, anew
-    in each video."""
+def _with_keys(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[str, Any]]]:
+    """Yield the rows of a CSV or JSON file with their keys. Dives without a number are numbered in the order of the file,
+    starting from 1 in each video."""
     counted: Counter[int] = Counter()
     unnumbered = False
     for position, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"{where}, entry {position} is not a set of named fields: write one object a dive")
+            raise UserError(f"{where}, entry {position} is not a set of named fields: write one object per dive")
         row = _with_known_names(row, f"{where}, entry {position}")
         video = next((row[name] for name in _VIDEO_COLUMNS if name in row), None)
         if video is None:
@@ -216,10 +218,10 @@ def _keyed(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[s
             raise UserError(f"{where}, entry {position}: give every dive a number in the column 'dive', or none")
         unnumbered = number is None
         try:
-            key = (_whole(video), 0 if number is None else _whole(number))
+            key = (_parse_int(video), 0 if number is None else _parse_int(number))
         except (TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{where}, entry {position}: video '{video}', dive '{number}': both are whole numbers, video 7 being the file 07.mp4"
+                f"{where}, entry {position}: video '{video}', dive '{number}': write whole numbers (video 7 is the file 07.mp4)"
             ) from None
         counted[key[0]] += 1
         yield (key if number is not None else (key[0], counted[key[0]])), row
@@ -234,30 +236,33 @@ def _rows(path: Path) -> list[tuple[DiveKey, Mapping[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path} is not a file{similar_files_hint(path, _SUFFIXES)}: fetch MTL-AQA's (python -m data_preparation.download annotations), or name your annotations with --annotation_path"
+            f"{path} is not a file{similar_files_hint(path, _SUFFIXES)}: download MTL-AQA's (python -m data_preparation.download annotations), or name your annotations with --annotation_path"
         )
-    _not_a_text_or_pickle(path)
+    _reject_spreadsheet(path)
     suffix = path.suffix.lower()
     if suffix in (*_TEXT_SUFFIXES, ".json"):
         rows = _json_rows(path) if suffix == ".json" else _csv_rows(path)
         if not rows:
-            raise UserError(f"{path} holds no dive: write one row a dive with the columns {_columns_text()}")
-        return list(_keyed(rows, str(path)))
-    raw = _plain(load_pickle(path))
-    if isinstance(raw, (list, tuple)) and raw and all(isinstance(row, dict) for row in raw):  # as in JSON
-        return list(_keyed(raw, str(path)))
+            raise UserError(f"{path} has no dives: write one row per dive with the columns {_columns_text()}")
+        return list(_with_keys(rows, str(path)))
+    raw = _to_list(load_pickle(path))
+    if isinstance(raw, (list, tuple)) and raw and all(isinstance(row, dict) for row in raw):  # the same layout as JSON
+        return list(_with_keys(raw, str(path)))
     if not isinstance(raw, dict) or not raw:
         raise UserError(
-            f"{path} holds {_kind(raw)}, no dictionary of dives: give MTL-AQA's final_annotations_dict.pkl or a file like it"
+            f"{path} holds {_content_text(raw)}, not a dictionary of dives: give MTL-AQA's final_annotations_dict.pkl or a file like it"
         )
     return [
-        (_key(key, str(path)), _with_known_names(fields, f"{path}, dive {key}") if isinstance(fields, dict) else fields)
+        (
+            _parse_key(key, str(path)),
+            _with_known_names(fields, f"{path}, dive {key}") if isinstance(fields, dict) else fields,
+        )
         for key, fields in raw.items()
     ]
 
 
-def _kind(raw: Any) -> str:
-    """What a pickle holds, in words."""
+def _content_text(raw: Any) -> str:
+    """The content of a pickle, in words."""
     if isinstance(raw, dict):
         return f"a dictionary of {len(raw)} entries" + (f" ({next(iter(raw))!r}, ...)" if raw else "")
     if isinstance(raw, (list, tuple, set, frozenset)):
@@ -268,97 +273,98 @@ def _kind(raw: Any) -> str:
 # ------------------------------------------------------------------------------------------------------- rows -> Dives
 
 
-def _number(value: Any) -> float:
-    """A number; '3,4' that arrived as one cell is 3.4."""
+def _parse_float(value: Any) -> float:
+    """A number; the cell '3,4' is 3.4."""
     if not isinstance(value, str):
         return float(value)
     if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", value.strip()):
         return float(value.strip().replace(",", "."))
     if re.search(r"[0-9][.,' \u00a0\u202f][0-9]", value) and not re.fullmatch(r"[+-]?[0-9]+\.[0-9]+", value.strip()):
-        raise ValueError("write it without separators of thousands, with a point for the decimals")
+        raise ValueError("write it without thousands separators, with a decimal point")
     return float(value)
 
 
-def _whole(value: Any) -> int:
+def _parse_int(value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,3}([.,'\u00a0\u202f ][0-9]{3})+", value.strip()):
-        raise ValueError("a separator of thousands? Write the digits alone")
-    number = _number(value)
+        raise ValueError("is there a thousands separator? Write only digits")
+    number = _parse_float(value)
     if number != int(number):
         raise ValueError("not a whole number")
     return int(number)
 
 
-def _attribute(value: Any, name: str) -> int:
-    words = _WORDS.get(name, {})
+def _parse_attribute(value: Any, name: str) -> int:
+    words = _ATTRIBUTE_WORDS.get(name, {})
     if isinstance(value, str) and value.lower() in words:
         return words[value.lower()]
     try:
-        return _whole(value)
+        return _parse_int(value)
     except ValueError:
-        raise ValueError(f"allowed are {', '.join(words) or 'whole numbers'}") from None
+        raise ValueError(f"allowed: {', '.join(words) or 'whole numbers'}") from None
 
 
-def _judges(value: Any) -> tuple[float, ...]:
-    """Scores in a list, or in a text: apart by spaces, semicolons, or commas where those cannot be decimal ones."""
+def _parse_judges(value: Any) -> tuple[float, ...]:
+    """Scores from a list, or from a text with spaces, semicolons or (if they cannot be decimal commas) commas between them."""
     if not isinstance(value, str):
-        return tuple(_number(score) for score in _plain(value))
+        return tuple(_parse_float(score) for score in _to_list(value))
     text = re.sub(r",\s+", " ", value.strip("[]() ").replace(";", " "))
-    if "," in text and "." in text:  # points are the decimals
+    if "," in text and "." in text:  # the points are the decimal ones
         text = text.replace(",", " ")
     elif "," in text and len(text.split()) == 1:
-        raise ValueError("commas between the scores, or decimal ones? Put spaces between the scores")
-    return tuple(_number(score) for score in text.split())
+        raise ValueError("are its commas decimal ones? Put spaces between the scores")
+    return tuple(_parse_float(score) for score in text.split())
 
 
-def _rate(value: Any) -> Fraction:
-    rate = Fraction(value.strip()) if isinstance(value, str) and "/" in value else Fraction(str(_number(value)))
+def _parse_rate(value: Any) -> Fraction:
+    rate = Fraction(value.strip()) if isinstance(value, str) and "/" in value else Fraction(str(_parse_float(value)))
     if not 1 <= rate <= 1000:
-        raise ValueError("frames per second are between 1 and 1000, such as 25 or 30000/1001")
+        raise ValueError("give a number of frames per second from 1 to 1000, such as 25 or 30000/1001")
     return rate
 
 
-def _frame_total(value: Any) -> int:
-    if (frames := _whole(value)) < 1:
+def _parse_frame_count(value: Any) -> int:
+    if (frames := _parse_int(value)) < 1:
         raise ValueError("a video has at least 1 frame")
     return frames
 
 
-def _caption(value: Any) -> tuple[str, ...]:
+def _parse_caption(value: Any) -> tuple[str, ...]:
     return ("<sos>", *value.lower().split(), "<eos>") if isinstance(value, str) else tuple(map(str, value))
 
 
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
-    "start_frame": _whole,
-    "end_frame": _whole,
-    "difficulty": _number,
-    "final_score": _number,
-    "judge_scores": _judges,
+    "start_frame": _parse_int,
+    "end_frame": _parse_int,
+    "difficulty": _parse_float,
+    "final_score": _parse_float,
+    "judge_scores": _parse_judges,
     "dive_number": str,
-    "caption": _caption,
-    **{name: functools.partial(_attribute, name=name) for name in ATTRIBUTE_CLASSES},
+    "caption": _parse_caption,
+    **{name: functools.partial(_parse_attribute, name=name) for name in ATTRIBUTE_CLASSES},
 }
 
-_FACT_CONVERTERS: dict[str, Callable[[Any], Any]] = {"frames_per_second": _rate, "video_frames": _frame_total}
+_VIDEO_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "frames_per_second": _parse_rate,
+    "video_frames": _parse_frame_count,
+}
 
 
-def _facts(rows: Iterable[tuple[DiveKey, Any]], where: str) -> tuple[dict[int, VideoFacts], list[str]]:
-    """(what rows state of the files that were labelled, by video; faults: what cannot be understood or contradicts)."""
+def _video_facts(rows: Iterable[tuple[DiveKey, Any]], where: str) -> tuple[dict[int, VideoFacts], list[str]]:
+    """What the rows state about the video files that were labelled, by video; and the faults: unparsable and contradictory values."""
     stated: dict[tuple[int, str], Any] = {}
     faults: dict[str, None] = {}
     for key, fields in rows:
-        for name, convert in _FACT_CONVERTERS.items():
+        for name, convert in _VIDEO_CONVERTERS.items():
             if not isinstance(fields, Mapping) or fields.get(name) is None:
                 continue
             try:
                 value = convert(fields[name])
             except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-                faults[f"dive {dive_name(key)}: {name} '{fields[name]}' cannot be understood: {first_line(error)}"] = (
-                    None
-                )
+                faults[f"dive {dive_name(key)}: {name} '{fields[name]}' cannot be parsed: {first_line(error)}"] = None
                 continue
             if (earlier := stated.setdefault((key[0], name), value)) != value:
                 faults[
-                    f"video {key[0]:02d}: {name} is {earlier} in one row and {value} in another (dive {dive_name(key)}): a file has one, correct them"
+                    f"video {key[0]:02d}: {name} is {earlier} in one row and {value} in another (dive {dive_name(key)}): a video file has only one, correct them"
                 ] = None
     videos = {video for video, _ in stated}
     facts = {
@@ -368,21 +374,21 @@ def _facts(rows: Iterable[tuple[DiveKey, Any]], where: str) -> tuple[dict[int, V
     return facts, list(faults)
 
 
-def _dive(key: DiveKey, fields: Mapping[str, Any]) -> tuple[Dive | None, list[str]]:
-    """(the dive, or None with everything that is wrong with its fields)."""
+def _make_dive(key: DiveKey, fields: Mapping[str, Any]) -> tuple[Dive | None, list[str]]:
+    """(the dive or None, all faults of its fields)."""
     values, faults = {}, []
     for name, convert in _CONVERTERS.items():
         if fields.get(name) is not None:
             try:
                 values[name] = convert(fields[name])
             except (TypeError, ValueError, OverflowError) as error:
-                faults.append(f"{name} '{fields[name]}' cannot be understood: {first_line(error)}")
+                faults.append(f"{name} '{fields[name]}' cannot be parsed: {first_line(error)}")
     faults += [f"{name} is missing" for name in _REQUIRED if fields.get(name) is None]
     return (None if faults else Dive(key[0], key[1], **values)), [f"dive {dive_name(key)}: {f}" for f in faults]
 
 
 def _column_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns that no row has and should, and columns that look like a misspelt one."""
+    """Faults of required columns that no row has, and of columns that look like misspelt ones."""
     columns = dict.fromkeys(name for row in rows for name in row)
     known = _KNOWN_COLUMNS
     faults = [
@@ -393,14 +399,17 @@ def _column_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in columns:
         close = difflib.get_close_matches(str(name).lower(), known, 1, cutoff=0.65)
         if name not in known and name != "primary_view" and close:
-            faults.append(f"column '{name}' is unknown; did you mean {close[0]}? Rename it, or leave it out")
+            faults.append(f"column '{name}' is unknown; did you mean {close[0]}? Rename or remove it")
     return faults
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """An annotation file as it was read: `keys` are all its entries, `dives` those that could be understood, `faults`
-    everything that is wrong, a sentence each; `facts` is what it states of the videos that were labelled, by video."""
+    """The content of an annotation file.
+
+    `keys` are all its entries, `dives` those that could be parsed, `faults` one message per fault. `facts` is what the file
+    states about the video files that were labelled, by video.
+    """
 
     dives: dict[DiveKey, Dive]
     keys: frozenset[DiveKey]
@@ -409,8 +418,9 @@ class Annotations:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """The dives of an annotation file in its order, and everything that is wrong with them. A file that has not changed is
-    parsed once in a process; the dictionaries are the caller's own.
+    """Read the dives of an annotation file, in its order, and all its faults.
+
+    A process parses a file again only if its content has changed. The returned dictionaries are copies.
 
     Raises:
         UserError: the file as a whole is unreadable or holds no dives.
@@ -420,7 +430,7 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def _digest(path: Path) -> bytes:
-    """A digest of a file's content; b"" where there is none to read, which is said when it is parsed."""
+    """A digest of a file's content; b"" if it cannot be read, which parsing reports."""
     try:
         return hashlib.sha256(Path(path).read_bytes()).digest() if Path(path).is_file() else b""
     except OSError:
@@ -429,7 +439,7 @@ def _digest(path: Path) -> bytes:
 
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, digest: bytes) -> Annotations:
-    """What `read_annotations` returns, for the content with this digest: unlike a time of change, it misses no change."""
+    """What `read_annotations` returns, cached by the digest of the content: a modification time can miss a change."""
     rows = _rows(path)
     dives: dict[DiveKey, Dive] = {}
     faults = _column_faults([fields for _, fields in rows if isinstance(fields, dict)])
@@ -440,28 +450,29 @@ def _parsed(path: Path, digest: bytes) -> Annotations:
         if not isinstance(fields, dict):
             faults.append(f"dive {dive_name(key)}: {type(fields).__name__} instead of named fields")
             continue
-        dive, its = _dive(key, fields)
-        faults += [f for f in its if not any(f.endswith(f": {name} is missing") for name in absent)]  # said above
+        dive, own_faults = _make_dive(key, fields)
+        # _column_faults already reports columns that no row has
+        faults += [f for f in own_faults if not any(f.endswith(f": {name} is missing") for name in absent)]
         if dive is not None:
             dives[key] = dive
     for dive in dives.values():
         faults += dive_faults(dive)
     faults += overlap_faults(d for d in dives.values() if d.start_frame <= d.end_frame)
-    facts, fact_faults = _facts(rows, Path(path).name)
+    facts, fact_faults = _video_facts(rows, Path(path).name)
     faults += fact_faults
     faults += [
-        f"dive {d.name}: ends at frame {d.end_frame}, and video_frames says that its video has {facts[d.video].frames}"
+        f"dive {d.name}: ends at frame {d.end_frame}, but video_frames says that its video has {frames}"
         for d in dives.values()
-        if d.video in facts and facts[d.video].frames and d.end_frame > facts[d.video].frames
+        if d.video in facts and (frames := facts[d.video].frames) and d.end_frame > frames
     ]
     return Annotations(dives, frozenset(named), tuple(f"{path}: {fault}" for fault in faults), facts)
 
 
 def load_annotations(path: Path, captions_path: Path | None = None) -> dict[DiveKey, Dive]:
-    """All dives of an annotation file (.pkl, .csv, .json) in its order; captions are joined when their file is given.
+    """Load all dives of an annotation file (.pkl, .csv, .json), in its order, with captions if their file is given.
 
     Raises:
-        UserError: naming every fault of the file, one a line.
+        UserError: naming every fault of the file, one per line.
     """
     read = read_annotations(path)
     if read.faults:
@@ -471,7 +482,7 @@ def load_annotations(path: Path, captions_path: Path | None = None) -> dict[Dive
 
 
 def load_captions(path: Path) -> dict[DiveKey, tuple[str, ...]]:
-    """Caption tokens by dive, `<sos>` first and `<eos>` last, keys as plain ints.
+    """Load the caption tokens of each dive, `<sos>` first and `<eos>` last.
 
     Raises:
         UserError: the file is unreadable or holds no captions.
@@ -479,9 +490,9 @@ def load_captions(path: Path) -> dict[DiveKey, tuple[str, ...]]:
     raw = load_pickle(path)
     if not isinstance(raw, dict) or not all(map(_is_caption, raw.values())):
         raise UserError(
-            f"{path} holds no captions (a list of words for each dive): give MTL-AQA's final_captions_dict.pkl"
+            f"{path} does not hold captions (a list of words for each dive): give MTL-AQA's final_captions_dict.pkl"
         )
-    return {_key(key, str(path)): tuple(tokens) for key, tokens in raw.items()}
+    return {_parse_key(key, str(path)): tuple(tokens) for key, tokens in raw.items()}
 
 
 def _is_caption(tokens: Any) -> bool:
@@ -489,7 +500,7 @@ def _is_caption(tokens: Any) -> bool:
 
 
 def load_vocabulary(path: Path) -> list[str]:
-    """The words of `vocab.json` by index.
+    """Load the words of `vocab.json`, in the order of their indices.
 
     Raises:
         UserError: the file is unreadable or has no complete 'ix_to_word'.
@@ -498,13 +509,13 @@ def load_vocabulary(path: Path) -> list[str]:
         words = json.loads(_read_text(path))["ix_to_word"]
         listed = [words[str(index)] for index in range(len(words))]
         if not listed or not all(isinstance(word, str) for word in listed):
-            raise TypeError("its words are no text")
+            raise TypeError("a word is not text")
         if len(set(listed)) < len(listed):
-            raise ValueError(f"'{Counter(listed).most_common(1)[0][0]}' is in it twice")
+            raise ValueError(f"'{Counter(listed).most_common(1)[0][0]}' occurs twice")
         return listed
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no vocabulary ({type(error).__name__}: {error}): give MTL-AQA's vocab.json"
+            f"{path} is not a vocabulary ({type(error).__name__}: {error}): give MTL-AQA's vocab.json"
         ) from None
 
 
@@ -512,88 +523,89 @@ def load_vocabulary(path: Path) -> list[str]:
 
 
 def load_split(path: Path) -> list[DiveKey]:
-    """The (video, dive) pairs of a split list (.pkl, .csv with columns video and dive, .json, .npy of shape (N, 2)), in
-    the file's order; those of a set, which has none, ascending.
+    """Load the (video, dive) pairs of a split list: .pkl, .csv with the columns video and dive, .json, or .npy of shape (N, 2).
+
+    The order is that of the file; the pairs of a set are sorted.
 
     Raises:
-        UserError: the file is no list of pairs, or names a dive twice.
+        UserError: the file is not a list of pairs, or names a dive twice.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path} is not a file{similar_files_hint(path, (*_SUFFIXES, '.npy'))}: fetch MTL-AQA's split lists (python -m data_preparation.download annotations), or name yours with --train_path and --test_path"
+            f"{path} is not a file{similar_files_hint(path, (*_SUFFIXES, '.npy'))}: download MTL-AQA's split lists (python -m data_preparation.download annotations), or name yours with --train_path and --test_path"
         )
-    _not_a_text_or_pickle(path)
+    _reject_spreadsheet(path)
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
         rows = _csv_rows(path)
         if not all(any(name in row for name in _DIVE_COLUMNS) for row in rows):
-            raise UserError(f"{path}: a split list has the columns video and dive, filled in every row")
-        raw: Any = [key for key, _ in _keyed(rows, str(path))]
+            raise UserError(f"{path}: a split list needs the columns video and dive, filled in every row")
+        raw: Any = [key for key, _ in _with_keys(rows, str(path))]
     elif suffix == ".json":
         raw = _json_rows(path)
     else:
-        raw = _plain(_npy(path) if suffix == ".npy" else load_pickle(path))
-    if isinstance(raw, (set, frozenset)):  # has no order of its own, and the split by seed needs one
-        return sorted(_key(item, str(path)) for item in raw)
+        raw = _to_list(_load_npy(path) if suffix == ".npy" else load_pickle(path))
+    if isinstance(raw, (set, frozenset)):  # a set has no order, but the random train/validation split needs one
+        return sorted(_parse_key(item, str(path)) for item in raw)
     if isinstance(raw, dict) and raw:
-        keyed = all(isinstance(key, tuple) for key in raw)
+        keys_are_pairs = all(isinstance(key, tuple) for key in raw)
         raise UserError(
-            f"{path} holds {_kind(raw)}, and a split list is a list of (video, dive) pairs: "
-            + ("pickle list(dictionary)" if keyed else "pickle one of its values in a file of its own")
+            f"{path} holds {_content_text(raw)}, but a split list is a list of (video, dive) pairs: "
+            + ("pickle list(dictionary)" if keys_are_pairs else "pickle one of its values into a separate file")
         )
     if not isinstance(raw, (list, tuple)) or not raw:
         raise UserError(
-            f"{path} holds {_kind(raw)}, no list of (video, dive) pairs: give MTL-AQA's train_split_0.pkl or a file like it"
+            f"{path} holds {_content_text(raw)}, not a list of (video, dive) pairs: give MTL-AQA's train_split_0.pkl or a file like it"
         )
     if len(raw) == 2 and all(isinstance(row, (list, tuple)) and len(row) > 2 for row in raw):
         raise UserError(
-            f"{path} holds 2 rows of {len(raw[0])} numbers: save it transposed, a row (video, dive) for each dive"
+            f"{path} holds 2 rows of {len(raw[0])} numbers: save it transposed, one row (video, dive) per dive"
         )
-    keys = [_key(item, str(path)) for item in raw]
+    keys = [_parse_key(item, str(path)) for item in raw]
     twice = sorted(key for key, count in Counter(keys).items() if count > 1)
     if twice:
-        raise UserError(f"{path} names {len(twice)} dives twice ({list_names(twice)}): remove the repetitions")
+        raise UserError(f"{path} names {len(twice)} dives twice ({list_names(twice)}): remove the duplicates")
     return keys
 
 
 def list_faults(annotated: Container[DiveKey], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> list[str]:
-    """What is wrong with a pair of split lists, a sentence each: entries without annotation, shared dives."""
+    """The faults of a pair of split lists: entries without annotation, and dives that are in both."""
     faults = []
     for keys, name in ((train, "train"), (test, "test")):
-        absent = [key for key in keys if key not in annotated]
-        if absent:
-            faults.append(_absent_text(absent, f"the {name} list"))
+        unannotated = [key for key in keys if key not in annotated]
+        if unannotated:
+            faults.append(_unannotated_text(unannotated, f"the {name} list"))
     shared = sorted(set(train) & set(test))
     if shared:
         faults.append(
-            f"the train and test lists share {len(shared)} dives ({list_names(shared)}), so the test result would be worthless (MTL-AQA's smaller training sets overlap its test list like this): write a clean train list with python -m data_preparation.annotations disjoint"
+            f"the train and test lists share {len(shared)} dives ({list_names(shared)}), so the test result would be meaningless (MTL-AQA's smaller training sets overlap its test list like this): write a disjoint train list with python -m data_preparation.annotations disjoint"
         )
     return faults
 
 
-def _absent_text(absent: Sequence[DiveKey], where: str) -> str:
-    return f"{where} names {len(absent)} dives without annotation ({list_names(absent)}): use lists and annotations of the same data set"
+def _unannotated_text(keys: Sequence[DiveKey], where: str) -> str:
+    return f"{where} names {len(keys)} dives without annotation ({list_names(keys)}): use lists and annotations of the same data set"
 
 
 def select(dives: Mapping[DiveKey, Dive], keys: Iterable[DiveKey], where: str) -> list[Dive]:
-    """The dives that a split list names, in its order.
+    """The dives that a split list names, in the order of the list.
 
     Raises:
         UserError: the list names dives that have no annotation.
     """
     keys = list(keys)
-    absent = [key for key in keys if key not in dives]
-    if absent:
-        raise UserError(_absent_text(absent, where))
+    unannotated = [key for key in keys if key not in dives]
+    if unannotated:
+        raise UserError(_unannotated_text(unannotated, where))
     return [dives[key] for key in keys]
 
 
 def check_disjoint(train: Iterable[DiveKey], test: Iterable[DiveKey]) -> None:
-    """Refuses a train list that shares dives with the test list.
+    """Check that the train and test lists share no dive.
 
     Raises:
-        UserError: naming how many are shared, and the mend.
+        UserError: they do; the message has their number and the fix.
     """
     train, test = list(train), list(test)
     faults = list_faults(dict.fromkeys([*train, *test]), train, test)
@@ -606,7 +618,7 @@ def check_disjoint(train: Iterable[DiveKey], test: Iterable[DiveKey]) -> None:
 
 @dataclass(frozen=True)
 class SummaryConfig:
-    """Print what a person wants to know of a data set's annotations; exit 2 if anything is wrong with them."""
+    """Print a summary of a data set's annotations; exit with status 2 if they have faults."""
 
     dataset: Path | None = flag(None, "Data set folder; none takes DEEPSPORTS_DATASET of job_files/environment.sh.")
     annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none takes the data set's own.")
@@ -614,22 +626,24 @@ class SummaryConfig:
     test_path: Path | None = flag(None, "Test list; none takes the data set's own.")
 
     def path(self, name: str) -> Path:
-        """The file of a field, from its flag or from the data set.
+        """The file that --NAME_path names, or else that of the data set.
 
         Raises:
-            UserError: neither is named.
+            UserError: neither is given.
         """
         given = getattr(self, f"{name}_path")
+        if given is not None:
+            return given
         folder = self.dataset or default_dataset()
-        if given is None and folder is None:
+        if folder is None:
             raise UserError(
-                f"--{name}_path and --dataset are missing: name one, or source job_files/environment.sh first"
+                f"--{name}_path and --dataset are missing: give one, or source job_files/environment.sh first"
             )
-        return given or getattr(DatasetLayout(folder), f"{name}_file")
+        return getattr(DatasetLayout(folder), f"{name}_file")
 
 
 _WRITERS: dict[str, Callable[[list[DiveKey]], bytes]] = {
-    ".pkl": lambda keys: pickle.dumps(keys, protocol=3),  # the protocol of MTL-AQA's own lists
+    ".pkl": lambda keys: pickle.dumps(keys, protocol=3),  # the protocol of MTL-AQA's lists
     ".csv": lambda keys: "".join(["video,dive\n", *(f"{video},{dive}\n" for video, dive in keys)]).encode(),
     ".json": lambda keys: json.dumps(keys).encode(),
 }
@@ -645,9 +659,9 @@ class DisjointConfig:
 
     def __post_init__(self) -> None:
         if missing := [f"--{name}" for name, value in vars(self).items() if value is None]:
-            raise UserError(f"{', '.join(missing)} missing: name the lists and the file to write")
-        if self.output.suffix.lower() not in _WRITERS:
-            raise UserError(f"--output {self.output}: let its name end in {', '.join(_WRITERS)}")
+            raise UserError(f"{', '.join(missing)} missing: give the two lists and the file to write")
+        if self.output is not None and self.output.suffix.lower() not in _WRITERS:
+            raise UserError(f"--output {self.output}: give a name that ends in {', '.join(_WRITERS)}")
 
 
 def _spread(values: Iterable[float], digits: int = 1) -> str:
@@ -661,7 +675,7 @@ def _counts(dives: Iterable[Dive], name: str, words: Sequence[str] = ()) -> str:
 
 
 def summary(dives: Mapping[DiveKey, Dive], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> str:
-    """A data set in a screenful: size, spread of what is learned, labels, judges, and a row for each video."""
+    """A summary of a data set: size, range of the targets, labels, judges, and a row for each video."""
     everything = list(dives.values())
     lines = [
         f"dives          {len(everything)} in {len({d.video for d in everything})} videos; {len(train)} in the train list, {len(test)} in the test list, {len(set(dives) - set(train) - set(test))} in neither",
@@ -679,24 +693,26 @@ def summary(dives: Mapping[DiveKey, Dive], train: Sequence[DiveKey], test: Seque
         lines.append(f"dive numbers   {len(numbers)} distinct")
     if any(d.caption for d in everything):
         lines.append(f"captions       {sum(d.caption is not None for d in everything)} dives")
-    odd: list[Dive] = []
+    exceptions: list[Dive] = []
     if judged := [d for d in everything if judged_score(d) is not None]:
-        odd = judge_exceptions(judged)
-        lines.append(f"judges         {len(judged)} dives; the rules give the final score of {len(judged) - len(odd)}")
+        exceptions = judge_exceptions(judged)
+        lines.append(
+            f"judges         {len(judged)} dives; the rules give the final score of {len(judged) - len(exceptions)}"
+        )
     lines.append("\nvideo   dives   train    test   first frame   last frame   frames in dives")
     in_train, in_test = Counter(v for v, _ in train), Counter(v for v, _ in test)
     for video in sorted({d.video for d in everything}):
-        its = [d for d in everything if d.video == video]
+        in_video = [d for d in everything if d.video == video]
         lines.append(
-            f"{video:>5} {len(its):>7} {in_train[video]:>7} {in_test[video]:>7} {min(d.start_frame for d in its):>13} {max(d.end_frame for d in its):>12} {sum(d.frame_count for d in its):>17}"
+            f"{video:>5} {len(in_video):>7} {in_train[video]:>7} {in_test[video]:>7} {min(d.start_frame for d in in_video):>13} {max(d.end_frame for d in in_video):>12} {sum(d.frame_count for d in in_video):>17}"
         )
-    if odd:
+    if exceptions:
         lines.append(
-            f"\nwarning: the judges of {len(odd)} dives do not give the final score, which is what counts here:"
+            f"\nwarning: the judges' scores of {len(exceptions)} dives do not give the final score (training uses the final score):"
         )
     lines += [
         f"  {d.name}  {' '.join(f'{j:g}' for j in d.judge_scores or ())} at difficulty {d.difficulty:g} give {judged_score(d):.2f}, not {d.final_score:.2f}"
-        for d in odd
+        for d in exceptions
     ]
     return "\n".join(lines)
 
@@ -716,20 +732,29 @@ def _summary(config: SummaryConfig) -> None:
 
 
 def _disjoint(config: DisjointConfig) -> None:
+    # DisjointConfig checks that all three are given
+    assert config.train_path is not None
+    assert config.test_path is not None
+    assert config.output is not None
     train, test = load_split(config.train_path), set(load_split(config.test_path))
-    kept = [key for key in train if key not in test]
-    if not kept:
-        raise UserError(f"every dive of {config.train_path} is in the test list: nothing would be left to train on")
+    remaining = [key for key in train if key not in test]
+    if not remaining:
+        raise UserError(f"every dive of {config.train_path} is in the test list: give a train list with other dives")
     with reporting_write_errors(config.output):
-        write_atomic(config.output, _WRITERS[config.output.suffix.lower()](kept))
-    print(f"{config.output}: {len(kept)} dives; {len(train) - len(kept)} that the test list has are left out")
+        write_atomic(config.output, _WRITERS[config.output.suffix.lower()](remaining))
+    print(
+        f"{config.output}: {len(remaining)} dives; {len(train) - len(remaining)} that are in the test list were left out"
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     name, config = parse_command(
         {"summary": SummaryConfig, "disjoint": DisjointConfig}, argv, prog="python -m data_preparation.annotations"
     )
-    {"summary": _summary, "disjoint": _disjoint}[name](config)
+    if name == "summary":
+        _summary(config)
+    else:
+        _disjoint(config)
 
 
 if __name__ == "__main__":

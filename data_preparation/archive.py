@@ -1,9 +1,9 @@
-"""The frame archive: one uncompressed ZIP a video, `000123.jpg` for frame 123 and `provenance.json`.
+"""Frame archives: one uncompressed ZIP per video, with `000123.jpg` for frame 123 and `provenance.json`.
 
-Any ZIP tool opens it; each frame has a CRC-32; reading one frame is one seek. Chosen by `python -m
-data_preparation.benchmark containers` (10,000 frames): tar has no index (239 ms to open, ZIP 43), deflating costs six
-times the reading and saves 2 %, SQLite is as fast but no stranger's tool lists it. The original's loose layout
-`whole_videos_frames/NN/000123.jpg` is read through the same class.
+Any ZIP tool opens it, each frame has a CRC-32, and reading one frame takes one seek. Measured with `python -m
+data_preparation.benchmark containers` (10,000 frames): tar has no index (239 ms to open, ZIP 43 ms), a deflated ZIP
+takes six times as long to read and saves 2 %, and SQLite is as fast but common tools do not list it. `FrameReader` also
+reads the loose layout of the original code, `whole_videos_frames/NN/000123.jpg`.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from data_preparation.similar_files import names_in, names_with_number, numberin
 
 PROVENANCE = "provenance.json"
 _FRAME_FILE = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})\.jpg")
-# what zipfile raises on damaged archives
+# exceptions that zipfile raises for damaged archives
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
 
 def write_archive(path: Path, frames: Iterable[tuple[int, bytes]], provenance: dict[str, Any]) -> None:
-    """Write an archive whole or not at all: temporary name, fsync, rename.
+    """Write an archive atomically: temporary name, fsync, rename.
 
-    `frames` are (frame number, JPEG); `provenance` may be filled while they are drawn, it is written last.
+    `frames` yields (frame number, JPEG bytes). `provenance` is written last, so it may be changed while `frames` is
+    being consumed.
 
     Raises:
-        UserError: the disk is full or not writable. Whatever `frames` raises passes through; nothing is left behind.
+        UserError: the disk is full or not writable. An exception of `frames` is passed on. No partial file is left.
     """
     with (
         reporting_write_errors(path),
@@ -55,9 +56,9 @@ def write_archive(path: Path, frames: Iterable[tuple[int, bytes]], provenance: d
 
 
 def record_fault(record: Any) -> str | None:
-    """What a provenance record lacks that others count on, or None."""
+    """The first error in a provenance record: a required field is missing or invalid. None if there is none."""
     if not isinstance(record, dict):
-        return "it is not a set of named fields"
+        return "it is not a JSON object"
     numbers = {"source": ("bytes", "width", "height", "frames"), "settings": ("height", "quality")}
     for part, names in numbers.items():
         fields = record.get(part)
@@ -68,19 +69,20 @@ def record_fault(record: Any) -> str | None:
     if not isinstance(ranges, list) or not ranges:
         return "no ranges"
     for pair in ranges:
-        whole = isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
-        if not (whole and 1 <= pair[0] <= pair[1] <= record["source"]["frames"]):
-            return f"'{pair}' is no range of its source's frames"
+        is_range = isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+        if not (is_range and 1 <= pair[0] <= pair[1] <= record["source"]["frames"]):
+            return f"'{pair}' is not a range of frames of its source"
     return None
 
 
 class FrameReader:
-    """The frames of one video: `numbers` (sorted int64), `read(number)` -> JPEG bytes, `provenance`.
+    """Read the frames of one video from its archive or its folder of loose frames.
 
-    May be used in any process, also after a fork: each opens the file for itself.
+    `numbers` (frames,) int64 are the frame numbers, ascending. Safe to use after a fork: each process opens the file
+    for itself.
 
     Raises (on opening):
-        UserError: the archive is damaged, or its frames are named or numbered otherwise than ours.
+        UserError: the archive is damaged, or its frames do not have the expected names or numbers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,7 +100,7 @@ class FrameReader:
             try:
                 self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
             except _ZIP_FAULTS as error:
-                if text := limit_error_text(error):  # nothing is wrong with the archive
+                if text := limit_error_text(error):  # the archive itself may be intact
                     raise UserError(text) from None
                 raise unreadable_file_error(
                     self.path,
@@ -111,7 +113,11 @@ class FrameReader:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where the frames come from; {} for loose frames, which carry no record."""
+        """The record of the source video and the settings of the frames; {} for loose frames, which have none.
+
+        Raises:
+            UserError: the record is missing or invalid.
+        """
         if self.path.is_dir():
             return {}
         try:
@@ -126,10 +132,10 @@ class FrameReader:
         return record
 
     def read(self, number: int) -> bytes:
-        """The JPEG of a frame.
+        """Read the JPEG bytes of a frame.
 
         Raises:
-            UserError: the frame is not there, or its checksum is wrong.
+            UserError: the frame is missing, or its checksum is wrong.
         """
         try:
             if self.path.is_dir():
@@ -145,7 +151,7 @@ class FrameReader:
             ) from None
 
     def image(self, number: int) -> np.ndarray:
-        """A frame as (H, W, 3) uint8 RGB.
+        """Read a frame as (H, W, 3) uint8 RGB.
 
         Raises:
             UserError: as `read`, or the JPEG cannot be decoded.
@@ -154,12 +160,12 @@ class FrameReader:
             return simplejpeg.decode_jpeg(self.read(number), colorspace="RGB")
         except ValueError as error:
             raise UserError(
-                f"{self.path}: frame {number} is no readable JPEG ({first_line(error)}): extract the video again"
+                f"{self.path}: frame {number} is not a readable JPEG ({first_line(error)}): extract the video again"
             ) from None
 
 
 def recorded_rates(frames_dir: Path) -> dict[int, Fraction]:
-    """Frames per second of the sources of all archives of a folder, by video; unreadable ones are left out."""
+    """Frames per second of the source videos of all archives in a folder, by video. Skips unreadable archives."""
     rates = {}
     for video in prepared_videos(frames_dir):
         with suppress(UserError):
@@ -169,7 +175,7 @@ def recorded_rates(frames_dir: Path) -> dict[int, Fraction]:
 
 
 def source_rate(record: dict[str, Any]) -> Fraction | None:
-    """Frames per second of the source in a provenance record, None where it does not say."""
+    """Frames per second of the source video in a provenance record, or None if it is not recorded."""
     try:
         return Fraction(record["source"]["frames_per_second"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -177,19 +183,19 @@ def source_rate(record: dict[str, Any]) -> Fraction | None:
 
 
 def decode_grey(jpeg: bytes, height: int) -> np.ndarray:
-    """A JPEG as (h, w) uint8 grey of at least `height` pixels, decoded at a fraction of its size, which is quick.
+    """Decode a JPEG to (h, w) uint8 grey, with h at least `height`. Decodes at a fraction of the size, which is fast.
 
     Raises:
-        ValueError: it cannot be decoded.
+        ValueError: the JPEG cannot be decoded.
     """
     return simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=height, min_width=1, min_factor=1)[:, :, 0]
 
 
 def open_frames(frames_dir: Path, video: int) -> FrameReader:
-    """The frames of a video, from its archive or its folder of loose frames.
+    """Open the frames of a video: its archive or, if there is none, its folder of loose frames.
 
     Raises:
-        UserError: there is neither, the archive is damaged, or the frames are named or numbered otherwise than ours.
+        UserError: both are missing, the archive is damaged, or the frames do not have the expected names or numbers.
     """
     for path in (archive_file(frames_dir, video), loose_dir(frames_dir, video)):
         if path.exists():
@@ -197,57 +203,56 @@ def open_frames(frames_dir: Path, video: int) -> FrameReader:
     raise UserError(missing_text(frames_dir, video))
 
 
-# ---------------------------------------------------------------------------------- frames that are not where they belong
+# ------------------------------------------------------------------------------ messages about missing and misnamed frames
 
 
 def is_frame_file(name: str) -> bool:
-    """Whether a file name is that of one of our frames."""
+    """Whether a file name has the form of a stored frame's (`000123.jpg`)."""
     return _FRAME_FILE.fullmatch(name) is not None
 
 
 def adopt_command(folder: Path, *flags: object) -> str:
-    """The command that packs the loose frames of a video's folder with the right names and numbers."""
+    """The command that packs the loose frames of a video's folder into an archive, with the right names and numbers."""
     parent = folder.parent
-    named = (
+    place = (
         ["--dataset", parent.parent]
         if parent.name == "whole_videos_frames"
         else ["--source", parent, "--output", parent]
     )
-    words = ["python", "-m", "data_preparation.adopt", *named, "--videos", folder.name, *flags]
+    words = ["python", "-m", "data_preparation.adopt", *place, "--videos", folder.name, *flags]
     return shlex.join(map(str, words))
 
 
 def numbering_fault(path: Path, names: Sequence[str]) -> str | None:
-    """Why the frames of an archive or a folder cannot be read as they are, in one sentence, or None.
+    """Why the frames in an archive or a folder (entries `names`) cannot be used as they are: a sentence, or None.
 
-    A frame 0 shows that somebody counted from 0, so each picture is one number early: labels would silently be one frame
-    late.
+    A frame 0 shows that the frames were numbered from 0: every label would then silently point one frame too late.
     """
     loose = path.is_dir()
-    ours = [name for name in names if is_frame_file(name)]
-    if frame_name(0) in ours:
+    frame_files = [name for name in names if is_frame_file(name)]
+    if frame_name(0) in frame_files:
         fix = (
             f"{adopt_command(path)} packs them with the right numbers"
             if loose
             else "delete it and extract the video again"
         )
-        return f"{path} is numbered from 0 ({frame_name(0)} is there) and labels count from 1, as ffmpeg does, so every dive would be read one frame late: {fix}"
-    if ours:
+        return f"{path} is numbered from 0 (it has {frame_name(0)}) and labels count from 1, as ffmpeg does, so every dive would be read one frame late: {fix}"
+    if frame_files:
         return None
     if not loose:
         found = numberings(name.rsplit("/", 1)[-1] for name in names)
         if not found:
-            return None  # an archive without frames: the frames that are missing are told of
+            return None  # an archive without frames: the missing frames are reported elsewhere
         folder = path.with_suffix("")
-        return f"{path} has {found[0].text} and none named {frame_name(1)}: unpack it to the folder {folder}, remove it, and give {adopt_command(folder)}"
-    if found := _pictures_in(path):
-        return f"{found}, but none named {frame_name(1)}: {adopt_command(path)} packs them with the right names"
-    there = f"its entries are {', '.join(sorted(names)[:3])}" if names else "it is empty"
-    return f"{path} has no pictures ({there}): remove that folder and extract the video (python -m data_preparation.extract --videos {path.name})"
+        return f"{path} has {found[0].text} and none named {frame_name(1)}: unpack it to the folder {folder}, remove it, and run {adopt_command(folder)}"
+    if images := _describe_images(path):
+        return f"{images}, but none named {frame_name(1)}: {adopt_command(path)} packs them with the right names"
+    content = f"it has {', '.join(sorted(names)[:3])}" if names else "it is empty"
+    return f"{path} has no images ({content}): remove that folder and extract the video (python -m data_preparation.extract --videos {path.name})"
 
 
-def _pictures_in(folder: Path) -> str:
-    """A clause about the numbered pictures in a folder or a folder in it, or ''."""
+def _describe_images(folder: Path) -> str:
+    """A clause that names the numbered images in a folder or in one of its subfolders, or ''."""
     for place in (folder, *(folder / name for name in names_in(folder) if (folder / name).is_dir())):
         if found := numberings(names_in(place)):
             return f"{place} has {found[0].text}"
@@ -255,32 +260,35 @@ def _pictures_in(folder: Path) -> str:
 
 
 def extract_first(video: int) -> str:
-    """What to do about a video of which nothing was extracted yet."""
+    """The fix for a video that was not extracted yet."""
     return f"extract the video first (python -m data_preparation.extract --videos {video_name(video)})"
 
 
 def missing_text(frames_dir: Path, video: int) -> str:
-    """The sentence about a video that has neither an archive nor a folder of frames: what lies there instead."""
+    """The message about a video without archive and folder of frames. Names a file or folder that may be meant."""
     wanted, names = archive_file(frames_dir, video), names_in(frames_dir)
     if not names:
-        return f"{wanted} is missing ({frames_dir} is {'empty' if frames_dir.is_dir() else 'not there'}): {extract_first(video)}"
+        return f"{wanted} is missing ({frames_dir} {'is empty' if frames_dir.is_dir() else 'does not exist'}): {extract_first(video)}"
     for name in names_with_number(names, video):
-        there = frames_dir / name
-        if there.is_dir() and not any(map(is_frame_file, names_in(there))) and (found := _pictures_in(there)):
+        candidate = frames_dir / name
+        images = _describe_images(candidate) if candidate.is_dir() else ""
+        if images and not any(map(is_frame_file, names_in(candidate))):
             command = adopt_command(loose_dir(frames_dir, video))
-            return f"{wanted} is missing, but {found}: {command} packs them with the right names"
-        if there.is_dir() and (found := _pictures_in(there)):
-            return f"{wanted} is missing, but {found}: rename the folder ({_rename(there, video_name(video))}), or extract the video"
+            return f"{wanted} is missing, but {images}: {command} packs them with the right names"
+        if images:
+            return f"{wanted} is missing, but {images}: rename the folder ({_rename_command(candidate, video_name(video))}), or extract the video"
         if name.lower().endswith(".zip"):
-            return f"{wanted} is missing, but {there} is there: rename it ({_rename(there, wanted.name)})"
-        if there.is_file() and name.lower().endswith((".tar", ".tgz", ".tar.gz", ".7z", ".rar")):
-            return f"{wanted} is missing, but {there} is there: unpack it to a folder {video_name(video)} beside it"
+            return f"{wanted} is missing, but {candidate} exists: rename it ({_rename_command(candidate, wanted.name)})"
+        if candidate.is_file() and name.lower().endswith((".tar", ".tgz", ".tar.gz", ".7z", ".rar")):
+            return (
+                f"{wanted} is missing, but {candidate} exists: unpack it into a folder {video_name(video)} next to it"
+            )
     if "whole_videos_frames" in names:
-        return f"{wanted} is missing: name the folder {frames_dir / 'whole_videos_frames'} instead of {frames_dir}"
+        return f"{wanted} is missing: give the folder {frames_dir / 'whole_videos_frames'} instead of {frames_dir}"
     if found := numberings(names):
-        return f"{wanted} is missing, but {frames_dir} itself has {found[0].text}: move those of video {video_name(video)} to a folder {video_name(video)} in it"
+        return f"{wanted} is missing, but {frames_dir} itself has {found[0].text}: move those of video {video_name(video)} into a subfolder {video_name(video)}"
     return f"{wanted} is missing: {extract_first(video)}"
 
 
-def _rename(path: Path, name: str) -> str:
+def _rename_command(path: Path, name: str) -> str:
     return shlex.join(["mv", str(path), str(path.with_name(name))])

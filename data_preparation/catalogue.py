@@ -1,4 +1,4 @@
-"""The catalogue of files that can be downloaded (catalogue.ini): reading it, and what its files look like."""
+"""Read the catalogue of files that can be downloaded (catalogue.ini), and check the type of downloaded files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.dives import VideoFacts
-from data_preparation.file_types import POINTERS_AND_PACKED, VIDEO_BOXES, file_type_of
+from data_preparation.file_types import POINTERS_AND_COMPRESSED, VIDEO_BOXES, file_type_of
 from data_preparation.layout import DatasetLayout
 
 KINDS = ("videos", "annotations", "weights")
@@ -23,17 +23,17 @@ _YOUTUBE = ("youtube.com", "youtu.be", "youtube-nocookie.com")
 
 @dataclass(frozen=True)
 class Artefact:
-    """One file of the catalogue: where it comes from, in order of trial, and what is known of it."""
+    """One file of the catalogue: its sources in the order in which they are tried, and its known properties."""
 
     kind: str
     name: str
     sources: tuple[str, ...]
     sha256: str | None = None
     size: int | None = None  # bytes
-    facts: VideoFacts = field(default_factory=VideoFacts)  # of a video: what its labels were made on
+    facts: VideoFacts = field(default_factory=VideoFacts)  # of a video: properties of the file that was labelled
 
     def target(self, layout: DatasetLayout) -> Path:
-        """Where the file belongs in a data set."""
+        """The path of the file in a data set."""
         return getattr(layout, self.kind) / self.name
 
 
@@ -47,7 +47,7 @@ def is_youtube(source: str) -> bool:
 
 
 def direct_link(url: str) -> str:
-    """The address of the file itself, of a link that people copy: Dropbox wants dl=1, GitHub /raw/ instead of /blob/."""
+    """The link to the file itself for a copied link to its web page: Dropbox needs dl=1, GitHub /raw/ instead of /blob/."""
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
     if host == "dropbox.com" or host.endswith(".dropbox.com"):
@@ -59,16 +59,16 @@ def direct_link(url: str) -> str:
 
 
 def load_catalogue(path: Path = CATALOGUE) -> list[Artefact]:
-    """All files of a catalogue, in its order. Local sources are relative to its folder; `~` and $VARIABLES count.
+    """Load all files of a catalogue, in its order. Local sources are relative to its folder; `~` and $VARIABLES are expanded.
 
     Raises:
-        UserError: the file is unreadable, or everything that is wrong with it, a line each.
+        UserError: the catalogue is unreadable, or has faults (one per line).
     """
-    parser = configparser.ConfigParser(interpolation=None)  # links hold per cent signs
+    parser = configparser.ConfigParser(interpolation=None)  # links contain per cent signs
     try:
         parser.read_string(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        raise UserError(f"{path} is not a readable catalogue ({first_line(error)}): fix it") from None
+        raise UserError(f"{path} is not a readable catalogue ({first_line(error)}): correct it") from None
     artefacts, faults = [], []
     for section in parser.sections():
         found = _section_faults(section, dict(parser[section]))
@@ -83,7 +83,9 @@ def load_catalogue(path: Path = CATALOGUE) -> list[Artefact]:
     if faults:
         raise UserError.of(faults)
     if not artefacts:
-        raise UserError(f"{path} lists no file: write a section for each, such as [videos/01.mp4] with its sources")
+        raise UserError(
+            f"{path} lists no files: write a section for each file, such as [videos/01.mp4] with its sources"
+        )
     return artefacts
 
 
@@ -91,17 +93,17 @@ def _section_faults(section: str, fields: dict[str, str]) -> list[str]:
     kind, _, name = section.partition("/")
     faults = []
     if kind not in KINDS or not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-        faults.append(f"name a section videos/NAME, annotations/NAME or weights/NAME, not '{section}'")
+        faults.append(f"the section name '{section}' is not allowed: use videos/NAME, annotations/NAME or weights/NAME")
     if unknown := sorted(set(fields) - _KEYS):
-        faults.append(f"unknown entry {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
+        faults.append(f"unknown entry {', '.join(unknown)}; use {', '.join(sorted(_KEYS))}")
     sources = [line.strip() for line in fields.get("sources", "").split("\n") if line.strip()]
     if not sources:
         faults.append("no sources: give a link or a path")
-    faults += [f"'{s}' is neither an http(s) link nor a path" for s in sources if "://" in s and not _may_be_fetched(s)]
+    faults += [f"'{s}' is neither an http(s) link nor a path" for s in sources if "://" in s and not _is_valid_link(s)]
     if (digest := fields.get("sha256")) and not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         faults.append(f"sha256 '{digest}' is not 64 hexadecimal digits")
     if (size := fields.get("bytes")) and not size.isdigit():
-        faults.append(f"bytes '{size}' is no whole number")
+        faults.append(f"bytes '{size}' is not a whole number")
     if (frames := fields.get("frames")) and not (frames.isdigit() and int(frames)):
         faults.append(f"frames '{frames}' is not a whole number above 0")
     if (rate := fields.get("frames_per_second")) and _fraction(rate) is None:
@@ -125,7 +127,7 @@ def _facts(fields: dict[str, str], where: str) -> VideoFacts:
 
 
 def catalogue_facts(path: Path = CATALOGUE) -> dict[int, VideoFacts]:
-    """What a catalogue states of the videos, by number; videos of which it states nothing are left out.
+    """What a catalogue states about the video files, by video number; videos without such entries are left out.
 
     Raises:
         UserError: as `load_catalogue`.
@@ -134,7 +136,7 @@ def catalogue_facts(path: Path = CATALOGUE) -> dict[int, VideoFacts]:
     return {video: facts for video, facts in numbered.items() if facts.frames_per_second or facts.frames}
 
 
-def _may_be_fetched(link: str) -> bool:
+def _is_valid_link(link: str) -> bool:
     try:
         return is_web(link) and bool(urlsplit(link).hostname)
     except ValueError:
@@ -147,24 +149,24 @@ def _resolved(source: str, folder: Path) -> str:
 
 
 def content_fault(name: str, head: bytes) -> str | None:
-    """What is wrong with a file by its first bytes (`contents.HEAD_BYTES` of them), or None: a web page, a pointer, a
-    compressed file or a message in its place."""
-    content = file_type_of(head)
-    if content is not None and content.kind in ("html", "xml"):
-        return "a web page came in its place: the link has expired, or wants a log-in or a confirmation in a browser"
+    """A message if the first bytes (`file_types.HEAD_BYTES`) show that it is the wrong file, or None. Wrong are web pages,
+    pointers, compressed files and messages of a server."""
+    file_type = file_type_of(head)
+    if file_type is not None and file_type.kind in ("html", "xml"):
+        return "a web page came instead of the file: the link has expired, or needs a log-in or a confirmation; download the file in a browser"
     suffix = Path(name).suffix.lower()
     fits = {
         (".mp4", ".m4v", ".mov"): head[4:8] in VIDEO_BOXES,
         (".mkv", ".webm"): head.startswith(b"\x1a\x45\xdf\xa3"),
         (".avi",): head.startswith(b"RIFF"),
         (".pyth", ".pth", ".pt", ".pickle"): head.startswith((b"\x80", b"PK\x03\x04")),
-        (".json",): content is not None and content.kind == "json",
+        (".json",): file_type is not None and file_type.kind == "json",
     }
-    misfit = any(suffix in suffixes and not fit for suffixes, fit in fits.items())
-    if content is not None and (
-        content.kind in POINTERS_AND_PACKED or (misfit and content.kind not in ("text", "empty"))
+    mismatch = any(suffix in suffixes and not fit for suffixes, fit in fits.items())
+    if file_type is not None and (
+        file_type.kind in POINTERS_AND_COMPRESSED or (mismatch and file_type.kind not in ("text", "empty"))
     ):
-        return f"what came is {content.name}: {content.fix.format(name)}"
-    if misfit:
-        return f"what came does not begin as a {suffix} file does (it begins with {head[:16]!r})"
+        return f"the received file is {file_type.name}: {file_type.fix.format(name)}"
+    if mismatch:
+        return f"the received file does not begin like a {suffix} file (it begins with {head[:16]!r})"
     return None

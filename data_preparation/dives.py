@@ -1,6 +1,6 @@
-"""The Dive record, and what is possible for dives (leaf).
+"""The Dive record and its validity checks (imports nothing of the project).
 
-Everything downstream takes Dives, so another data set is another reader in annotations.py.
+All other code takes Dives, so a new data set needs only a new reader in annotations.py.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from fractions import Fraction
 
 DiveKey = tuple[int, int]  # (video, dive number within the video)
 
-# The label vocabulary of MTL-AQA, by index, verified against the dive numbers.
+# MTL-AQA's labels by index, checked against the dive numbers.
 POSITIONS = ("free", "pike", "tuck")
-POSITION_LETTERS = ("D", "B", "C")  # the letter that ends a dive number
+POSITION_LETTERS = ("D", "B", "C")  # the last letter of a dive number
 ROTATION_TYPES = ("back", "forward", "inward", "reverse")
 ATTRIBUTE_CLASSES = {"position": 3, "armstand": 2, "rotation_type": 4, "ss_no": 10, "tw_no": 8}
 
-# World Aquatics' rules: a judge gives 0 to 10 in half points, three judgements count, and they are multiplied by the
-# difficulty
-BEST_JUDGEMENT = 10.0
+# World Aquatics' rules: each judge gives 0 to 10 points in steps of 0.5; the sum of the middle three is multiplied by the
+# difficulty.
+MAX_JUDGE_SCORE = 10.0
 COUNTED_JUDGES = 3
 LAST_FRAME = 99_999_999  # a thousand hours of video
-ROUNDING = 0.06  # points by which published final scores differ from the product
+ROUNDING = 0.06  # points; published final scores differ from the product by at most this
 
 
 @dataclass(frozen=True)
 class Dive:
     """One judged dive of a broadcast.
 
-    Frames are 1-based and inclusive, numbered as `ffmpeg -i NN.mp4 %06d.jpg` numbers them. `difficulty` is the degree
-    of difficulty, `final_score` is in points (0 to about 120). The other fields are None where a file does not have
-    them; `ss_no` and `tw_no` count half somersaults and half twists.
+    Frames are 1-based and inclusive, numbered like the files of `ffmpeg -i NN.mp4 %06d.jpg`. `difficulty` is the degree of
+    difficulty, `final_score` is in points (0 to about 120). The other fields are None if the annotation file does not have
+    them; `ss_no` and `tw_no` are the numbers of half somersaults and half twists.
     """
 
     video: int
@@ -65,8 +65,10 @@ class Dive:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What annotations or catalogue state of the file that a video's labels were made on, None where they do not;
-    `stated_by` names them in messages."""
+    """What annotations or catalogue state about the video file that was labelled; None if they do not.
+
+    `stated_by` is the file that states it, for messages.
+    """
 
     frames_per_second: Fraction | None = None
     frames: int | None = None
@@ -74,25 +76,27 @@ class VideoFacts:
 
 
 def dive_name(key: DiveKey) -> str:
-    """How messages name a dive: video and number ('03/055')."""
+    """The name of a dive in messages: video and number ('03/055')."""
     return f"{key[0]:02d}/{key[1]:03d}"
 
 
-def list_names(keys: Iterable[DiveKey], most: int = 5) -> str:
-    """The names of some dives in one line, the first few of many."""
+def list_names(keys: Iterable[DiveKey], max_names: int = 5) -> str:
+    """The names of the first `max_names` dives, in one line."""
     names = [dive_name(key) for key in keys]
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return ", ".join(names[:max_names]) + (", ..." if len(names) > max_names else "")
 
 
 def dive_faults(dive: Dive) -> list[str]:
-    """What is impossible about one dive, a sentence each."""
+    """A message for each impossible value of a dive."""
     faults = []
     if not 1 <= dive.start_frame <= dive.end_frame <= LAST_FRAME:
-        faults.append(f"frames {dive.start_frame} to {dive.end_frame} are no range of frames within 1 to {LAST_FRAME}")
+        faults.append(
+            f"frames {dive.start_frame} to {dive.end_frame} are not a range of frames within 1 to {LAST_FRAME}"
+        )
     if not (math.isfinite(dive.difficulty) and dive.difficulty > 0):
         faults.append(f"difficulty {dive.difficulty} must be greater than 0")
-    elif not 0 <= dive.final_score <= COUNTED_JUDGES * BEST_JUDGEMENT * dive.difficulty + ROUNDING:  # also NaN
-        most = COUNTED_JUDGES * BEST_JUDGEMENT * dive.difficulty
+    elif not 0 <= dive.final_score <= COUNTED_JUDGES * MAX_JUDGE_SCORE * dive.difficulty + ROUNDING:  # also NaN
+        most = COUNTED_JUDGES * MAX_JUDGE_SCORE * dive.difficulty
         faults.append(
             f"final score {dive.final_score} is outside 0 to {most:g}, what judges can give at difficulty {dive.difficulty:g}"
         )
@@ -101,15 +105,15 @@ def dive_faults(dive: Dive) -> list[str]:
         if value is not None and not 0 <= value < classes:
             faults.append(f"{name} {value} is outside 0 to {classes - 1}")
     for score in dive.judge_scores or ():
-        if not (0 <= score <= BEST_JUDGEMENT and score * 2 == int(score * 2)):
-            faults.append(f"judge score {score} is outside 0 to {BEST_JUDGEMENT:g} in half points")
+        if not (0 <= score <= MAX_JUDGE_SCORE and score * 2 == int(score * 2)):
+            faults.append(f"judge score {score} is outside 0 to {MAX_JUDGE_SCORE:g} in half points")
     return [f"dive {dive.name}: {fault}" for fault in faults]
 
 
 def overlap_faults(dives: Iterable[Dive]) -> list[str]:
-    """Dives of one video that share frames: a sentence for each dive that begins before an earlier one has ended."""
+    """A message for each dive that starts before an earlier dive of the same video has ended."""
     faults: list[str] = []
-    latest: Dive | None = None  # of this video, the dive that ends last so far
+    latest: Dive | None = None  # the dive of this video that ends last so far
     for dive in sorted(dives, key=lambda d: (d.video, d.start_frame, d.end_frame)):
         if latest is None or latest.video != dive.video:
             latest = dive
@@ -123,8 +127,8 @@ def overlap_faults(dives: Iterable[Dive]) -> list[str]:
 
 
 def judged_score(dive: Dive) -> float | None:
-    """The final score that the judges' scores give by the rules, in points: the sum of the middle three times the
-    difficulty. None where fewer than three judges are known."""
+    """The final score in points by the rules: the sum of the middle three judges' scores times the difficulty. None if
+    fewer than three judges' scores are known."""
     if dive.judge_scores is None or len(dive.judge_scores) < COUNTED_JUDGES:
         return None
     dropped = (len(dive.judge_scores) - COUNTED_JUDGES) // 2
@@ -133,6 +137,7 @@ def judged_score(dive: Dive) -> float | None:
 
 
 def judge_exceptions(dives: Iterable[Dive]) -> list[Dive]:
-    """Dives whose final score is not what their judges give: usually a slip in a judge's entry, never corrected here."""
+    """Dives whose final score does not follow from their judges' scores, mostly because of a typing error in one judge's
+    score. They are reported, not corrected."""
     scored = ((dive, judged_score(dive)) for dive in dives)
     return [dive for dive, score in scored if score is not None and abs(score - dive.final_score) > ROUNDING]

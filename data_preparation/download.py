@@ -1,9 +1,9 @@
-"""Download videos, annotations and weights, on the login node: compute nodes often reach no network.
+"""Download videos, annotations and weights. Run it on the login node: compute nodes often have no network.
 
     python -m data_preparation.download {videos,annotations,weights,all} --dataset DIR [--only 01 02]
 
-What can be fetched, and from where, is in data_preparation/catalogue.ini. A download that broke off goes on where it
-stopped; a finished file is checked against the SHA-256 recorded in manifest.json of the data set folder.
+data_preparation/catalogue.ini lists the files and their sources. An interrupted download resumes where it stopped; a
+complete file is checked against the SHA-256 in manifest.json of the data set folder.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class DownloadConfig:
     """Download files of the catalogue into a data set folder."""
 
     dataset: Path | None = flag(
-        None, "Data set folder, made if need be; none takes DEEPSPORTS_DATASET of job_files/environment.sh."
+        None, "Data set folder, created if missing; none uses DEEPSPORTS_DATASET of job_files/environment.sh."
     )
-    only: tuple[str, ...] = flag((), "Only these files, by name with or without ending.", allowed="names such as 01 02")
-    parallel: int = flag(4, "Files at the same time.", minimum=1, maximum=32)
-    retries: int = flag(5, "Attempts more after one that brought nothing, each after twice the wait.", minimum=0)
+    only: tuple[str, ...] = flag((), "Only these files, by name with or without suffix.", allowed="names such as 01 02")
+    parallel: int = flag(4, "Number of files to download at the same time.", minimum=1, maximum=32)
+    retries: int = flag(5, "Retries after an attempt that received no data; the wait doubles each time.", minimum=0)
     timeout: float = flag(
-        60.0, "Seconds without a byte after which a connection counts as broken.", minimum=0.1, maximum=3600
+        60.0, "Seconds without data after which a connection counts as broken.", minimum=0.1, maximum=3600
     )
-    catalogue: Path | None = flag(None, "Catalogue file; none takes data_preparation/catalogue.ini.")
+    catalogue: Path | None = flag(None, "Catalogue file; none uses data_preparation/catalogue.ini.")
 
 
-# -------------------------------------------------------------------------------------------- what all downloads share
+# ------------------------------------------------------------------------------------------ state that all downloads share
 
 
 class Manifest:
@@ -60,24 +60,25 @@ class Manifest:
         self._lock = threading.Lock()
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """
+        """The entries, by relative path; empty if the file does not exist.
+
         Raises:
-            UserError: the file is there and unreadable.
+            UserError: the file is unreadable.
         """
         try:
             entries = json.loads(self.path.read_text())
             for entry in entries.values():
-                entry["sha256"], entry["recorded"]  # what is counted on
+                entry["sha256"], entry["recorded"]  # raises KeyError if an entry is incomplete
             return entries
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.path} is unreadable ({first_line(error)}): mend it, or delete it to record all files anew"
+                f"{self.path} is unreadable ({first_line(error)}): repair it, or delete it to record all files again"
             ) from None
 
     def record(self, name: str, digest: str, size: int, source: str) -> None:
-        """Add a file; safe beside other threads and processes that do the same."""
+        """Add a file; safe with concurrent threads and processes."""
         with self._lock, open(self.path.with_name(f".{self.path.name}.lock"), "w") as file:
             lock(file, wait=True)
             entry = {"sha256": digest, "bytes": size, "source": source, "recorded": date.today().isoformat()}
@@ -87,18 +88,20 @@ class Manifest:
 
 @dataclass
 class DownloadContext:
-    """One command: its flags and what its downloads share."""
+    """The flags of the command and the state that its downloads share."""
 
     layout: DatasetLayout
     config: DownloadConfig
     manifest: Manifest
     space: DiskSpace = field(default_factory=DiskSpace)
     stop: threading.Event = field(default_factory=threading.Event)
-    rows: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)  # of the terminal, for progress bars
+    rows: queue.SimpleQueue[int] = field(
+        default_factory=queue.SimpleQueue
+    )  # free rows of the terminal, for progress bars
 
     @contextmanager
     def bar(self, name: str) -> Iterator[tqdm]:
-        """A progress bar in bytes with rate and time to go, on a row of its own."""
+        """A progress bar in bytes on its own row."""
         row = self.rows.get()
         try:
             with tqdm(
@@ -112,12 +115,12 @@ class DownloadContext:
 # ------------------------------------------------------------------------------------------------------------- one file
 
 
-def ensure_file(context: DownloadContext, artefact: Artefact, say: Callable[[str], None]) -> str:
-    """Have one file of the catalogue in its place, whole and checked; returns what happened, for the report.
+def ensure_file(context: DownloadContext, artefact: Artefact, report: Callable[[str], None]) -> str:
+    """Download one file of the catalogue, or check it if it exists; return a summary of what was done.
 
     Raises:
-        UserError: no source could give it, it is not what it was before, or the disk is full.
-        Cancelled: the command was interrupted; what has come stays for the next time.
+        UserError: no source could provide it, its checksum is wrong, or the disk is full.
+        Cancelled: the user interrupted the command; the partial file stays for the next time.
     """
     target = artefact.target(context.layout)
     name = str(target.relative_to(context.layout.root))
@@ -134,7 +137,7 @@ def ensure_file(context: DownloadContext, artefact: Artefact, say: Callable[[str
                     artefact,
                     part,
                     bar,
-                    say,
+                    report,
                     context.space,
                     context.stop,
                     context.config.retries,
@@ -159,7 +162,7 @@ def _check_present(
     context: DownloadContext, artefact: Artefact, target: Path, name: str, known: dict[str, Any] | None, bar: tqdm
 ) -> str:
     if not target.is_file():
-        raise UserError(f"{target} is no file: put it out of the way")
+        raise UserError(f"{target} is not a file: move it away")
     digest, size = _sha256(target, context.stop, bar), target.stat().st_size
     if fault := _digest_fault(artefact, known, digest):
         raise UserError(f"{target} {fault}; delete it to download it again")
@@ -167,14 +170,14 @@ def _check_present(
         with open(target, "rb") as file:
             if fault := content_fault(artefact.name, file.read(HEAD_BYTES)):
                 raise UserError(f"{target}: {fault}; delete it to download it again")
-        compared = "SHA-256 right" if artefact.sha256 else "found in place and not compared with anything"
+        checked = "SHA-256 correct" if artefact.sha256 else "found in place, without a known SHA-256"
         try:
             context.manifest.record(name, digest, size, "found in place")
         except OSError as error:  # a shared data set that is mounted read-only
-            return f"there already ({size_text(size)}), {compared}; its SHA-256 is not recorded ({error.strerror})"
-        recorded = "" if artefact.sha256 else ": its SHA-256 is recorded for the next time"
-        return f"there already ({size_text(size)}), {compared}{recorded}"
-    return f"there already ({size_text(size)}), SHA-256 right"
+            return f"already present ({size_text(size)}), {checked}; its SHA-256 is not recorded ({error.strerror})"
+        recorded = "" if artefact.sha256 else "; its SHA-256 is now recorded"
+        return f"already present ({size_text(size)}), {checked}{recorded}"
+    return f"already present ({size_text(size)}), SHA-256 correct"
 
 
 def _sha256(path: Path, stop: threading.Event, bar: tqdm) -> str:
@@ -185,47 +188,47 @@ def _sha256(path: Path, stop: threading.Event, bar: tqdm) -> str:
 
 def _digest_fault(artefact: Artefact, known: dict[str, Any] | None, digest: str) -> str | None:
     if artefact.sha256 and digest != artefact.sha256:
-        return f"has SHA-256 {digest[:12]}..., the catalogue says {artefact.sha256[:12]}...: another version or damaged"
+        return f"has SHA-256 {digest[:12]}..., but the catalogue says {artefact.sha256[:12]}...: it is another version or damaged"
     if known and digest != known["sha256"]:
-        return f"has SHA-256 {digest[:12]}..., on {known['recorded']} it was {known['sha256'][:12]}...: changed or damaged (if the new one is right, delete its entry in manifest.json)"
+        return f"has SHA-256 {digest[:12]}..., but on {known['recorded']} it had {known['sha256'][:12]}...: it was changed or damaged (if the new file is correct, delete its entry in manifest.json)"
     return None
 
 
 def _from_any_source(transfer: Transfer, known: dict[str, Any] | None) -> str:
-    """The first source that gives the file; its bytes are in `part` then.
+    """Try the sources in order; return the one that provided the file (now complete in `transfer.part`).
 
     Raises:
-        UserError: none does, with what each said.
+        UserError: none did; the message has the error of each.
     """
     artefact, part, faults = transfer.artefact, transfer.part, []
-    # what is half here goes on first
-    for source in sorted(artefact.sources, key=lambda s: part.have(s) == 0):
+    # resume first from the source of the partial file
+    for source in sorted(artefact.sources, key=lambda s: part.bytes_from(s) == 0):
         try:
             transfer.bar.reset()
             fetch(transfer, source)
             size = part.path.stat().st_size
             fault = _digest_fault(artefact, known, _sha256(part.path, transfer.stop, transfer.bar))
             if artefact.size is not None and size != artefact.size:
-                fault = f"has {size} bytes, the catalogue says {artefact.size}"
+                fault = f"has {size} bytes, but the catalogue says {artefact.size}"
             if size == 0:
                 fault = "is empty"
             if not fault:
                 return source
             part.remove()
-            raise SourceError(f"what came {fault}")
+            raise SourceError(f"the received file {fault}")
         except SourceError as fault:
             faults.append(f"{source}: {fault}")
-    raise UserError(f"{artefact.kind}/{artefact.name} could not be fetched: " + "; ".join(faults))
+    raise UserError(f"{artefact.kind}/{artefact.name} could not be downloaded: " + "; ".join(faults))
 
 
 # ------------------------------------------------------------------------------------------------------------ all files
 
 
-def choose(artefacts: Sequence[Artefact], kind: str, only: Sequence[str]) -> list[Artefact]:
-    """The artefacts of a kind ('all' for every kind) that `only` names, all of them where it is empty.
+def select_artefacts(artefacts: Sequence[Artefact], kind: str, only: Sequence[str]) -> list[Artefact]:
+    """The files of a kind ('all' for every kind) that `only` names, or all of them if it is empty.
 
     Raises:
-        UserError: a name that the catalogue does not have.
+        UserError: a name is not in the catalogue.
     """
     of_kind = [a for a in artefacts if kind in ("all", a.kind)]
     only = [video_name(int(name)) if name.isdigit() else name for name in only]
@@ -238,7 +241,7 @@ def choose(artefacts: Sequence[Artefact], kind: str, only: Sequence[str]) -> lis
 
 
 def download(layout: DatasetLayout, artefacts: Sequence[Artefact], config: DownloadConfig) -> dict[str, str]:
-    """Provide all artefacts, `config.parallel` at a time; returns the faults by file.
+    """Download all files, `config.parallel` at a time; return the faults by file.
 
     Raises:
         UserError: manifest.json or the folder itself is unusable.
@@ -246,7 +249,7 @@ def download(layout: DatasetLayout, artefacts: Sequence[Artefact], config: Downl
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--dataset {layout.root} cannot be made ({error.strerror}): name another folder") from None
+        raise UserError(f"--dataset {layout.root} cannot be created ({error.strerror}): name another folder") from None
     if layout.synthetic_file.exists():
         raise UserError(f"--dataset {layout.root} holds a synthetic data set: name another folder for the real one")
     context = DownloadContext(layout, config, Manifest(layout))
@@ -255,26 +258,29 @@ def download(layout: DatasetLayout, artefacts: Sequence[Artefact], config: Downl
         context.rows.put(row)
     faults = dict.fromkeys((f"{a.kind}/{a.name}" for a in artefacts), "")  # in the catalogue's order
 
-    def one(artefact: Artefact) -> None:
+    def download_one(artefact: Artefact) -> None:
         name = f"{artefact.kind}/{artefact.name}"
-        say = lambda text: tqdm.write(f"{name}: {text}", sys.stdout)  # noqa: E731
+
+        def report(text: str) -> None:
+            tqdm.write(f"{name}: {text}", sys.stdout)
+
         try:
-            say(ensure_file(context, artefact, say))
+            report(ensure_file(context, artefact, report))
         except Cancelled:
             raise
         except UserError as error:
             faults[name] = str(error)
-            say("failed")
-        except Exception as error:  # one file's fault must not stop the others
-            faults[name] = f"{name}: unexpected, please report it ({type(error).__name__}: {first_line(error)})"
-            say("failed")
+            report("failed")
+        except Exception as error:  # the error of one file must not stop the others
+            faults[name] = f"{name}: unexpected error, please report it ({type(error).__name__}: {first_line(error)})"
+            report("failed")
 
     with ThreadPoolExecutor(config.parallel) as threads:
-        waiting = [threads.submit(one, artefact) for artefact in artefacts]
+        waiting = [threads.submit(download_one, artefact) for artefact in artefacts]
         try:
             for future in wait(waiting, return_when="FIRST_EXCEPTION").done:
                 future.result()
-        except BaseException:  # Ctrl-C: what has come stays in the .part files
+        except BaseException:  # Ctrl-C: the partial files stay
             context.stop.set()
             threads.shutdown(wait=True, cancel_futures=True)
             raise
@@ -286,21 +292,23 @@ def main(argv: Sequence[str]) -> int:
     kind, config = parse_command(kinds, argv, prog="python -m data_preparation.download")
     folder = config.dataset or default_dataset()
     if folder is None:
-        raise UserError("--dataset is missing: name the data set folder, or source job_files/environment.sh")
-    artefacts = choose(load_catalogue(config.catalogue or CATALOGUE), kind, config.only)
+        raise UserError("--dataset is missing: give the data set folder, or source job_files/environment.sh")
+    artefacts = select_artefacts(load_catalogue(config.catalogue or CATALOGUE), kind, config.only)
     faults = download(DatasetLayout(folder), artefacts, config)
     print(f"{len(artefacts) - len(faults)} of {len(artefacts)} files are in {folder}")
     if faults:
-        begun = [
+        partial = [
             p.stem
             for a in artefacts
             for p in [a.target(DatasetLayout(folder)).with_name(a.name + ".part")]
             if p.exists()
         ]
-        more = [f"what has come of {', '.join(begun)} stays: the same command goes on from there"] if begun else []
-        way_out = f"a way out: put the file into {folder} by hand, or give a mirror or the path of a copy in {config.catalogue or CATALOGUE}"
-        unfetched = any("could not be fetched" in fault for fault in faults.values())
-        raise UserError.of([*faults.values(), *more, *([way_out] if unfetched else [])])
+        more = (
+            [f"the partial files of {', '.join(partial)} are kept: run the same command to resume"] if partial else []
+        )
+        fix = f"fix: put the file into {folder} by hand, or add a mirror or the path of a copy to {config.catalogue or CATALOGUE}"
+        no_source = any("could not be downloaded" in fault for fault in faults.values())
+        raise UserError.of([*faults.values(), *more, *([fix] if no_source else [])])
     return 0
 
 

@@ -3,8 +3,8 @@
 #
 #     bash data_preparation/download_videos.sh [--only 01 02] [flags of data_preparation.download]
 #
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
 set -euo pipefail # stop at the first error
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/../job_files/environment.sh" # refuses Windows line ends, too
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/../job_files/environment.sh" # also refuses Windows line endings
 builtin cd "$DEEPSPORTS_HOME"
 exec python -m data_preparation.download videos "$@"

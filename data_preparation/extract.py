@@ -1,9 +1,9 @@
-"""Extract the frames that annotated dives need, and no others, into one archive a video.
+"""Extract the frames that annotated dives need, and no others, into one archive per video.
 
     python -m data_preparation.extract --dataset DIR [--videos 01 02] [--height 256]
 
-Frames are numbered as `ffmpeg -i NN.mp4 %06d.jpg` numbers them. Finished videos are skipped; a run that is killed leaves
-whole archives or none.
+Frame numbers are those of `ffmpeg -i NN.mp4 %06d.jpg`. Finished videos are skipped. Archives are written atomically, so
+a run that is killed leaves no partial archive.
 """
 
 from __future__ import annotations
@@ -42,35 +42,38 @@ from data_preparation.shards import ShardConfig, command_text
 from data_preparation.verified import mark_videos_verified
 from data_preparation.verify import VerifyConfig, dive_frame_faults, report_text, verify
 
-Numbered = list[tuple[int, bytes]]  # frame number, JPEG
+NumberedJpegs = list[tuple[int, bytes]]  # (frame number, JPEG bytes)
 
-_PIECE = 300  # frames that a worker process returns at once; nearly all dives are shorter
-_WATCHED_HEIGHT = 24  # pixels of the pictures that are compared to find repeats
+_CHUNK = 300  # frames that a worker returns at once; nearly all dives are shorter
+_REPEAT_HEIGHT = 24  # pixels; height at which frames are compared to find repeats
 
 
 @dataclass(frozen=True)
 class ExtractConfig(ShardConfig):
-    """Extract the frames of annotated dives into one archive a video."""
+    """Extract the frames of annotated dives into one archive per video."""
 
     height: int = flag(
-        256, "Height of the stored frames in pixels, width in proportion; 0 keeps the video's.", minimum=0, maximum=4320
+        256,
+        "Height of the stored frames in pixels (width in proportion); 0 keeps the video's.",
+        minimum=0,
+        maximum=4320,
     )
     quality: int = flag(95, "JPEG quality.", minimum=1, maximum=100)
     window: int = flag(
         106,
-        "Also keep so many frames before each dive's end (end-aligned windows of 103 frames, moved by 3).",
+        "Also store this many frames before each dive's end (for end-aligned windows of 103 frames, shifted by up to 3).",
         minimum=0,
     )
-    after: int = flag(3, "Also keep so many frames after each dive's end, where the video has them.", minimum=0)
-    again: bool = flag(False, "Extract also what is extracted already (a damaged archive).")
-    verify: bool = flag(False, "Read every stored frame back at the end, as data_preparation.verify does.")
+    after: int = flag(3, "Also store this many frames after each dive's end, if the video has them.", minimum=0)
+    again: bool = flag(False, "Extract again, for example a damaged archive.")
+    verify: bool = flag(False, "Verify all stored frames at the end, as data_preparation.verify does.")
 
 
-# --------------------------------------------------------------------------------------------------------- what to keep
+# ------------------------------------------------------------------------------------------------------ frames to store
 
 
 def merge_ranges(ranges: Iterable[FrameRange]) -> list[FrameRange]:
-    """Ascending ranges that cover the same frames and do not touch."""
+    """Merge ranges that overlap or touch; the result is ascending and covers the same frames."""
     result: list[FrameRange] = []
     for first, last in sorted(ranges):
         if result and first <= result[-1][1] + 1:
@@ -81,8 +84,11 @@ def merge_ranges(ranges: Iterable[FrameRange]) -> list[FrameRange]:
 
 
 def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: int) -> list[FrameRange]:
-    """Merged ranges: each dive from its start (or `window` frames before its end) to `after` frames after its end,
-    inside 1..last_frame."""
+    """The frames to store for some dives, as merged ranges within 1..last_frame.
+
+    A dive needs the frames from its start, or `window` frames before its end if that is earlier, to `after` frames
+    after its end.
+    """
     return merge_ranges(
         (max(min(d.start_frame, d.end_frame - window), 1), min(d.end_frame + after, max(last_frame, d.end_frame)))
         for d in dives
@@ -90,43 +96,41 @@ def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: in
 
 
 def split_ranges(ranges: Iterable[FrameRange]) -> Iterator[FrameRange]:
-    """The same frames in ranges that are short enough to be held in memory as JPEGs."""
+    """Split ranges into ones that are short enough to hold in memory as JPEGs."""
     for first, last in ranges:
-        for start in range(first, last + 1, _PIECE):
-            yield start, min(start + _PIECE - 1, last)
+        for start in range(first, last + 1, _CHUNK):
+            yield start, min(start + _CHUNK - 1, last)
 
 
-def check_length(found: VideoScan, dives: Sequence[Dive]) -> None:
-    """Refuse a video that ends before its last annotated dive.
+def check_length(scan: VideoScan, dives: Sequence[Dive]) -> None:
+    """Check that a video does not end before its last annotated dive.
 
     Raises:
-        UserError: naming the dives that would be lost.
+        UserError: it does; the message names the dives that would be lost.
     """
-    lost = [d.key for d in dives if d.end_frame > found.frame_count]
+    lost = [d.key for d in dives if d.end_frame > scan.frame_count]
     if lost:
         raise UserError(
-            f"{found.path} has {found.frame_count} frames and dives end as late as frame {max(d.end_frame for d in dives)}: {len(lost)} dives would be lost ({list_names(lost)}); it is cut short or another version, download it again"
+            f"{scan.path} has {scan.frame_count} frames and its last dive ends at frame {max(d.end_frame for d in dives)}: {len(lost)} dives would be lost ({list_names(lost)}); the file is cut short or another version, download it again"
         )
 
 
 def check_record(record: dict[str, Any], facts: Sequence[VideoFacts], source: Path) -> None:
-    """The same as `check_facts` for a video that was extracted before, from its record."""
+    """Like `check_facts`, for a video that was extracted before, from its provenance record."""
     made_from = record["source"]
     rate, frames, decoded = source_rate(record), made_from["frames"], made_from.get("decoded_frames")
     if faults := [f for stated in facts for f in fact_faults(stated, rate, frames, decoded, str(source))]:
         raise UserError.of(faults)
 
 
-def check_facts(found: VideoScan, facts: Sequence[VideoFacts]) -> None:
-    """Refuse a video that is not the version that annotations or catalogue state.
+def check_facts(scan: VideoScan, facts: Sequence[VideoFacts]) -> None:
+    """Check that a video is the version that annotations or catalogue state.
 
     Raises:
-        UserError: naming both numbers, a line for each that differs.
+        UserError: frame rate or frame count differ; a line for each, with both numbers.
     """
-    decoded = len(found.timestamps)
-    faults = [
-        f for stated in facts for f in fact_faults(stated, found.rate, found.frame_count, decoded, str(found.path))
-    ]
+    decoded = len(scan.timestamps)
+    faults = [f for stated in facts for f in fact_faults(stated, scan.rate, scan.frame_count, decoded, str(scan.path))]
     if faults:
         raise UserError.of(faults)
 
@@ -137,56 +141,56 @@ def check_facts(found: VideoScan, facts: Sequence[VideoFacts]) -> None:
 _decoder: Decoder | None = None  # of this worker process
 
 
-def _jpegs(wanted: FrameRequest, height: int, quality: int) -> Numbered:
+def _decode_jpegs(request: FrameRequest, height: int, quality: int) -> NumberedJpegs:
     global _decoder
-    if _decoder is None or (_decoder.path, _decoder.stream_index) != (wanted.path, wanted.stream_index):
+    if _decoder is None or (_decoder.path, _decoder.stream_index) != (request.path, request.stream_index):
         if _decoder is not None:
             _decoder.close()
-        _decoder = Decoder(wanted.path, wanted.stream_index, threads=1)  # the processes are the parallelism
-    return [(number, to_jpeg(frame, height, quality)) for number, frame in _decoder.frames(wanted)]
+        _decoder = Decoder(request.path, request.stream_index, threads=1)  # one thread: the pool has a worker per core
+    return [(number, to_jpeg(frame, height, quality)) for number, frame in _decoder.frames(request)]
 
 
 class DecodingPool:
-    """Worker processes that turn requests into JPEGs, shared by the videos under way."""
+    """Worker processes that decode requests to JPEGs, shared by all videos that are being extracted."""
 
     def __init__(self, processes: int) -> None:
         context = multiprocessing.get_context("fork")
         self._pool = ProcessPoolExecutor(processes, context, init_worker)
-        self._pool.submit(os.getpid).result()  # forks all of them now, before there are threads
-        self.ahead = processes + 1  # requests under way, which bounds the memory of their results
+        self._pool.submit(os.getpid).result()  # fork all workers now, before this process starts threads
+        self.max_pending = processes + 1  # requests per video; bounds the memory of their results
         self.stopped = False
 
     def jpegs(self, requests: Iterable[FrameRequest], height: int, quality: int) -> Iterator[tuple[int, bytes]]:
-        """(number, JPEG) of all requests in order.
+        """Yield (number, JPEG bytes) for all requests, in order.
 
         Raises:
-            UserError: a frame does not decode, or a worker was killed.
+            UserError: a frame cannot be decoded, or a worker was killed.
             Cancelled: `stop` was called.
         """
-        waiting: deque[Future[Numbered]] = deque()
+        pending: deque[Future[NumberedJpegs]] = deque()
         requests = iter(requests)
         try:
             while True:
-                while len(waiting) < self.ahead and (wanted := next(requests, None)) is not None:
-                    waiting.append(self._pool.submit(_jpegs, wanted, height, quality))
-                if not waiting:
+                while len(pending) < self.max_pending and (request := next(requests, None)) is not None:
+                    pending.append(self._pool.submit(_decode_jpegs, request, height, quality))
+                if not pending:
                     return
-                for numbered in waiting.popleft().result():
+                for numbered in pending.popleft().result():
                     if self.stopped:
                         raise Cancelled
                     yield numbered
         except BrokenProcessPool:
             if self.stopped:
                 raise Cancelled from None
-            raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
-        except RuntimeError:  # the pool takes no more requests
+            raise UserError("a worker was killed, probably out of memory: use fewer --workers") from None
+        except RuntimeError:  # the pool was shut down
             raise Cancelled from None
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
     def stop(self) -> None:
-        """Give up what is under way."""
+        """Cancel all requests and kill the workers."""
         self.stopped = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         kill_workers()
@@ -195,11 +199,13 @@ class DecodingPool:
         self._pool.shutdown()
 
 
-def _decoded_here(wanted: FrameRequest, height: int, quality: int, pool: DecodingPool) -> Iterator[tuple[int, bytes]]:
-    """The same without the pool: a file that cannot be entered in the middle is decoded once, from its start."""
-    decoder = Decoder(wanted.path, wanted.stream_index)
+def _decode_sequentially(
+    request: FrameRequest, height: int, quality: int, pool: DecodingPool
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, JPEG bytes) of a file that cannot be read by seeking: decode it once, in this process."""
+    decoder = Decoder(request.path, request.stream_index)
     try:
-        for number, frame in decoder.frames(wanted):
+        for number, frame in decoder.frames(request):
             if pool.stopped:
                 raise Cancelled
             yield number, to_jpeg(frame, height, quality)
@@ -207,50 +213,52 @@ def _decoded_here(wanted: FrameRequest, height: int, quality: int, pool: Decodin
         decoder.close()
 
 
-# ------------------------------------------------------------------------------------------------------- one whole video
+# ------------------------------------------------------------------------------------------------------------ one video
 
 
 def settings_of(config: ExtractConfig) -> dict[str, int]:
-    """What decides how a stored frame looks."""
+    """The flags that determine the pixels of a stored frame."""
     return {"height": config.height, "quality": config.quality}
 
 
 def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[list[FrameRange], int]:
-    """(what an archive holds already of this source with these settings, the source's frames); ([], 0) where it is
-    absent, damaged or made otherwise."""
+    """The ranges that an archive already holds, and the number of frames of its source.
+
+    ([], 0) if the archive is missing or damaged, or was made from another source or with other settings.
+    """
     if not path.exists():
         return [], 0
     try:
         reader = FrameReader(path)
         record = reader.provenance
     except UserError:
-        return [], 0  # extracted again
+        return [], 0  # damaged: it is extracted again
     made_from = record["source"]
-    same = made_from.get("name") == source.name and made_from["bytes"] == source.stat().st_size
-    held = sum(last - first + 1 for first, last in record["ranges"])
-    if not same or record["settings"] != settings or len(reader.numbers) != held:
+    same_source = made_from.get("name") == source.name and made_from["bytes"] == source.stat().st_size
+    recorded = sum(last - first + 1 for first, last in record["ranges"])
+    if not same_source or record["settings"] != settings or len(reader.numbers) != recorded:
         return [], 0
     return [(first, last) for first, last in record["ranges"]], made_from["frames"]
 
 
 def is_adopted(path: Path, dives: Sequence[Dive]) -> bool:
-    """Whether an archive was packed from loose frames and has all frames of these dives."""
+    """Whether an archive was packed by data_preparation.adopt and has all frames of these dives."""
     if not path.exists():
         return False
     try:
         reader = FrameReader(path)
         return "adopted" in reader.provenance and not dive_frame_faults(reader, dives)
     except UserError:
-        return False  # extracted again
+        return False  # damaged: it is extracted again
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one video."""
+    """Result of one video; `text` describes what was done or why it failed."""
 
-    well: bool
+    succeeded: bool
     text: str
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def extract_video(
@@ -262,78 +270,78 @@ def extract_video(
     on_frame: Callable[[], None],
     facts: Sequence[VideoFacts] = (),
 ) -> Outcome:
-    """Make the archive of one video, or find it made. `on_frame()` is called as frames are stored.
+    """Extract one video into its archive, unless that is complete. Calls `on_frame()` for each frame stored.
 
-    An archive only ever gains frames while its source and its settings are the same. `facts` are what is stated of the
-    video that was labelled.
+    As long as source and settings stay the same, an archive only gains frames. `facts` are what annotations and
+    catalogue state about the labelled version of the video.
 
     Raises:
-        UserError: the video, another version than was labelled, or the disk; the archive that was there before is then as it was.
+        UserError: the video is faulty or not the labelled version, or the disk is full or not writable. An existing
+            archive is left unchanged.
     """
     path, settings = archive_file(layout.frames, video), settings_of(config)
     if not config.again and is_adopted(path, dives):
-        return Outcome(True, "packed by data_preparation.adopt, left as it is")
+        return Outcome(True, "packed by data_preparation.adopt, kept unchanged")
     source = layout.video_file(video)
     stored, frame_count = stored_ranges(path, source, settings)
     wanted = needed_ranges(dives, config.window, config.after, frame_count)
     if not config.again and merge_ranges([*stored, *wanted]) == stored:
         check_record(FrameReader(path).provenance, facts, source)
-        return Outcome(True, "done before")
-    found = scan_video(source)
-    check_facts(found, facts)
-    check_length(found, dives)
-    ranges = merge_ranges([*stored, *needed_ranges(dives, config.window, config.after, found.frame_count)])
+        return Outcome(True, "already extracted")
+    scan = scan_video(source)
+    check_facts(scan, facts)
+    check_length(scan, dives)
+    ranges = merge_ranges([*stored, *needed_ranges(dives, config.window, config.after, scan.frame_count)])
     count = sum(last - first + 1 for first, last in ranges)
     rate_stated = any(stated.frames_per_second for stated in facts)
-    notes = [*found.notes, *([] if rate_stated else version_warnings(found, dives))]
-    if config.height > found.height and config.height > found.width:  # also of a video that is turned by 90 degrees
-        notes.append(
-            f"its pictures of {found.width}x{found.height} are enlarged to height {config.height}, which adds size and nothing else: --height 0 keeps them"
+    warnings = [*scan.warnings, *([] if rate_stated else version_warnings(scan, dives))]
+    if config.height > scan.height and config.height > scan.width:  # width too: a video may be displayed rotated
+        warnings.append(
+            f"its frames of {scan.width}x{scan.height} are enlarged to height {config.height}, which adds bytes but no detail: --height 0 keeps their size"
         )
-    record = provenance(found, ranges, settings, notes)
+    record = provenance(scan, ranges, settings, warnings)
     watch = RepeatWatch()
-    with ThreadPoolExecutor(1) as reading:
-        digest = reading.submit(sha256, source, lambda: pool.stopped)
+    with ThreadPoolExecutor(1) as hashing:
+        digest = hashing.submit(sha256, source, lambda: pool.stopped)
 
         def frames() -> Iterator[tuple[int, bytes]]:
-            if found.sequential:
-                jpegs = _decoded_here(request_frames(found, ranges), config.height, config.quality, pool)
+            if scan.sequential:
+                jpegs = _decode_sequentially(request_frames(scan, ranges), config.height, config.quality, pool)
             else:
-                jpegs = pool.jpegs(
-                    (request_frames(found, [r]) for r in split_ranges(ranges)), config.height, config.quality
-                )
+                requests = (request_frames(scan, [r]) for r in split_ranges(ranges))
+                jpegs = pool.jpegs(requests, config.height, config.quality)
             for numbered in jpegs:
                 if watch.wants_more and not rate_stated:
-                    watch.see(numbered[0], decode_grey(numbered[1], _WATCHED_HEIGHT))
+                    watch.add(numbered[0], decode_grey(numbered[1], _REPEAT_HEIGHT))
                 yield numbered
                 on_frame()
             if period := watch.period:
-                notes.append(repeat_warning(found.rate, period))
-                record["notes"] = notes
+                warnings.append(repeat_warning(scan.rate, period))
+                record["notes"] = warnings
             record["source"]["sha256"] = digest.result()
 
         write_archive(path, frames(), record)
-    return Outcome(True, f"{count} frames of {found.frame_count}, {path.stat().st_size / 1e6:.1f} MB", tuple(notes))
+    return Outcome(True, f"{count} frames of {scan.frame_count}, {path.stat().st_size / 1e6:.1f} MB", tuple(warnings))
 
 
 def provenance(
-    found: VideoScan, ranges: Sequence[FrameRange], settings: dict[str, int], notes: Sequence[str]
+    scan: VideoScan, ranges: Sequence[FrameRange], settings: dict[str, int], warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """Where an archive's frames come from and how they were made; the source's SHA-256 is added when it is known."""
+    """The record of an archive: its source, settings and tools. The source's SHA-256 is added when it is computed."""
     return {
         "source": {
-            "name": found.path.name,
-            "bytes": found.path.stat().st_size,
-            "codec": found.codec,
-            "width": found.width,
-            "height": found.height,
-            "frames_per_second": str(found.rate),
-            "frames": found.frame_count,
-            "decoded_frames": len(found.timestamps),
+            "name": scan.path.name,
+            "bytes": scan.path.stat().st_size,
+            "codec": scan.codec,
+            "width": scan.width,
+            "height": scan.height,
+            "frames_per_second": str(scan.rate),
+            "frames": scan.frame_count,
+            "decoded_frames": len(scan.timestamps),
         },
         "settings": settings,
         "ranges": [list(r) for r in ranges],
-        "notes": list(notes),
+        "notes": list(warnings),
         "tools": {
             "av": av.__version__,
             "simplejpeg": simplejpeg.__version__,
@@ -351,7 +359,7 @@ def extract_videos(
     config: ExtractConfig,
     facts: Mapping[int, Sequence[VideoFacts]] = MappingProxyType({}),
 ) -> dict[int, Outcome]:
-    """Extract several videos with `config.processes` processes and a progress bar in frames."""
+    """Extract several videos with `config.processes` worker processes and a progress bar in frames."""
     expected = sum(
         last - first + 1
         for dives in work.values()
@@ -361,10 +369,13 @@ def extract_videos(
     pool = DecodingPool(config.processes)
     bar = tqdm(total=expected, unit="frame", unit_scale=True, desc="extracting", disable=not sys.stderr.isatty())
 
-    def one(video: int) -> Outcome:
-        """Never an exception: one video's fault must not stop the others."""
+    def on_frame() -> None:
+        bar.update()
+
+    def extract_one(video: int) -> Outcome:
+        """Never raises: an error in one video must not stop the others."""
         try:
-            return extract_video(layout, video, work[video], config, pool, bar.update, facts.get(video, ()))
+            return extract_video(layout, video, work[video], config, pool, on_frame, facts.get(video, ()))
         except UserError as error:
             return Outcome(False, str(error))
         except Cancelled:
@@ -372,41 +383,44 @@ def extract_videos(
         except Exception as error:
             if text := limit_error_text(error):
                 return Outcome(False, f"video {video_name(video)}: {text}")
-            return Outcome(False, f"video {video_name(video)}: unexpected, please report it\n{traceback.format_exc()}")
+            return Outcome(
+                False, f"video {video_name(video)}: unexpected error, please report it\n{traceback.format_exc()}"
+            )
 
-    told: list[int] = []
+    received: list[int] = []  # signals
 
     def stop(number: int, _: FrameType | None) -> None:
-        """Python drops an exception that a signal raises in the wrong moment (a weak reference's callback): the pool is
-        told as well, so the work ends in any case."""
-        told.append(number)
+        received.append(number)
+        # Python drops an exception that a signal raises inside a weak reference's callback; this flag still ends the work
         pool.stopped = True
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores HUP
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, stop)
     outcomes: dict[int, Outcome] = {}
     announced = announce_extraction(layout.frames, work, config.shard_count)
     with announced, bar, ThreadPoolExecutor(min(config.processes, len(work))) as threads:
-        waiting = {threads.submit(one, video): video for video in work}
+        pending = {threads.submit(extract_one, video): video for video in work}
         try:
-            while waiting:
-                for future in wait(waiting, return_when="FIRST_COMPLETED").done:
-                    video = waiting.pop(future)
+            while pending:
+                for future in wait(pending, return_when="FIRST_COMPLETED").done:
+                    video = pending.pop(future)
                     outcomes[video] = outcome = future.result()
-                    bar.write(f"video {video_name(video)}: {outcome.text if outcome.well else 'failed'}", sys.stdout)
-                    for note in outcome.notes:
-                        bar.write(f"video {video_name(video)}: note: {note}", sys.stdout)
-        except BaseException:  # Ctrl-C, a signal: the videos under way leave nothing, the others are not begun
+                    bar.write(
+                        f"video {video_name(video)}: {outcome.text if outcome.succeeded else 'failed'}", sys.stdout
+                    )
+                    for warning in outcome.warnings:
+                        bar.write(f"video {video_name(video)}: warning: {warning}", sys.stdout)
+        except BaseException:  # Ctrl-C or a signal: discard partial archives and start no further video
             pool.stop()
             threads.shutdown(wait=True, cancel_futures=True)
             raise
     pool.close()
-    if told:
-        raise SystemExit(128 + told[0])
+    if received:
+        raise SystemExit(128 + received[0])
     return dict(sorted(outcomes.items()))
 
 
@@ -418,15 +432,15 @@ def main(argv: Sequence[str]) -> int:
         return 0
     facts = config.stated_facts()
     outcomes = extract_videos(layout, work, config, facts)
-    failed = {video: outcome.text for video, outcome in outcomes.items() if not outcome.well}
+    failed = {video: outcome.text for video, outcome in outcomes.items() if not outcome.succeeded}
     stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
-    for video, note in rate_warnings(recorded_rates(layout.frames)).items():
+    for video, warning in rate_warnings(recorded_rates(layout.frames)).items():
         if video in work and video not in stated:
-            print(f"video {video_name(video)}: note: {note}")
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} videos are extracted in {layout.frames}")
-    made = {video: work[video] for video, outcome in outcomes.items() if outcome.well}
-    if config.verify and made:
-        reports = verify(layout, made, VerifyConfig(workers=config.workers), facts)
+            print(f"video {video_name(video)}: warning: {warning}")
+    print(f"extracted {len(outcomes) - len(failed)} of {len(outcomes)} videos to {layout.frames}")
+    extracted = {video: work[video] for video, outcome in outcomes.items() if outcome.succeeded}
+    if config.verify and extracted:
+        reports = verify(layout, extracted, VerifyConfig(workers=config.workers), facts)
         print(report_text(reports))
         print(mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults]))
         failed |= {
@@ -434,8 +448,8 @@ def main(argv: Sequence[str]) -> int:
         }
     if failed:
         names = tuple(map(video_name, sorted(failed)))
-        same = replace(config, dataset=layout.root, videos=names, again=config.verify, shard_index=0, shard_count=1)
-        raise UserError.of([*failed.values(), f"again, when fixed: {command_text('extract', same)}"])
+        retry = replace(config, dataset=layout.root, videos=names, again=config.verify, shard_index=0, shard_count=1)
+        raise UserError.of([*failed.values(), f"when fixed, run: {command_text('extract', retry)}"])
     return 0
 
 

@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, and what to do about it (leaf: imports only cli).
+"""Detect the type of a file from its first bytes, and messages for files of a wrong type (imports only common.errors).
 
-The suffix of a file decides which reader opens it. When that reader fails, the first bytes decide what the message says.
+The suffix of a file decides which reader opens it. If that reader fails, the type explains why, and how to fix it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,30 @@ from pathlib import Path
 
 from data_preparation.common.errors import UserError
 
-VIDEO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")  # of MP4 and QuickTime
-# what stands for another file, which no file of the project is
-POINTERS_AND_PACKED = {"git-lfs", "git-annex", "dvc", "gzip", "bzip2", "xz", "zstd", "lz4", "7z", "rar"}
+VIDEO_BOXES = (
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"free",
+    b"skip",
+    b"wide",
+    b"pnot",
+)  # box types at the start of MP4 and QuickTime files
+# pointers to other files, and compressed files: never what a reader of the project wants
+POINTERS_AND_COMPRESSED = {"git-lfs", "git-annex", "dvc", "gzip", "bzip2", "xz", "zstd", "lz4", "7z", "rar"}
 HEAD_BYTES = 512  # the magic of a tar archive is at byte 257
 
 
 @dataclass(frozen=True)
 class FileType:
-    """A kind of file: `name` says what it is, `fix` what makes the wanted file of it; "{}" stands for the path."""
+    """A file type: `name` for messages, and `fix`, the advice if another type is wanted ("{}" is replaced by the path)."""
 
     kind: str
     name: str
     fix: str
 
 
-_AGAIN = "download it again"
+_DOWNLOAD_AGAIN = "download it again"
 _OTHER_FILE = "give another file"
 
 
@@ -62,10 +70,10 @@ def _is_text(head: bytes) -> bool:
     return not re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]", head) and bool(head.strip())
 
 
-# in this order: the first that fits is the answer
-_KINDS: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
-    (FileType("empty", "empty (0 bytes)", _AGAIN), lambda head: not head),
-    (FileType("zeros", "nothing but zero bytes, as an interrupted copy leaves it", _AGAIN), lambda head: not head.strip(b"\0")),
+# the first type whose test succeeds is returned
+_TYPES: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
+    (FileType("empty", "empty (0 bytes)", _DOWNLOAD_AGAIN), lambda head: not head),
+    (FileType("zeros", "nothing but zero bytes, as an interrupted copy leaves it", _DOWNLOAD_AGAIN), lambda head: not head.strip(b"\0")),
     (
         FileType(
             "git-lfs",
@@ -89,13 +97,13 @@ _KINDS: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
     (
         FileType(
             "html",
-            "a web page that came in its place",
-            "the link has expired, or wants a log-in or a confirmation in a browser: download the file there",
+            "a web page instead of the file",
+            "the link has expired, or needs a log-in or a confirmation: download the file in a browser",
         ),
         _text_starts(b"<!doctype html", b"<html", b"<head"),
     ),
     (
-        FileType("xml", "an XML message that a server sent in its place", "look into it, then download the file again"),
+        FileType("xml", "an XML message of a server instead of the file", "read the message, then download the file again"),
         _text_starts(b"<?xml", b"<error"),
     ),
     (FileType("gzip", "compressed with gzip", "unpack it: gunzip < '{}' > NEW_FILE"), _starts(b"\x1f\x8b")),
@@ -151,23 +159,23 @@ _KINDS: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
         FileType("pickle", "a pickle", "it is damaged or incomplete: download it again"),
         lambda head: len(head) > 2 and head[0] == 0x80 and head[1] in range(1, 6),
     ),
-    (FileType("safetensors", "a .safetensors file", "name it so, and give it where weights are expected"), _is_safetensors),
+    (FileType("safetensors", "a .safetensors file", "give it that suffix, and use it as a weight file"), _is_safetensors),
     (
         FileType("utf-16", "text in UTF-16", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 < '{}' > NEW_FILE"),
         _starts(b"\xff\xfe", b"\xfe\xff"),
     ),
-    (FileType("json", "JSON text", "name it .json where annotations or lists are expected"), _text_starts(b"{", b"[")),
-    (FileType("text", "text", "look into it: it may be a message of a server (a table is to be named .csv)"), _is_text),
+    (FileType("json", "JSON text", "rename it to .json if it has annotations or a split list"), _text_starts(b"{", b"[")),
+    (FileType("text", "text", "read it: it may be a message of a server (a table needs the suffix .csv)"), _is_text),
 )  # fmt: skip
 
 
 def file_type_of(head: bytes) -> FileType | None:
-    """The kind of a file by its first `HEAD_BYTES` bytes; None where they are of no known kind."""
-    return next((content for content, fits in _KINDS if fits(head)), None)
+    """Detect the type of a file from its first `HEAD_BYTES` bytes; None if the type is unknown."""
+    return next((content for content, fits in _TYPES if fits(head)), None)
 
 
 def read_head(path: Path) -> bytes:
-    """The first bytes of a file.
+    """The first `HEAD_BYTES` bytes of a file.
 
     Raises:
         OSError: it cannot be read.
@@ -177,8 +185,8 @@ def read_head(path: Path) -> bytes:
 
 
 def file_type_hint(path: Path, head: bytes | None = None, wanted: Collection[str] = ()) -> str | None:
-    """What a file is and what to do, as "it is THIS: DO THAT"; None where its first bytes are of one of the `wanted` kinds
-    (the file is damaged further on), or of no known kind, or cannot be read."""
+    """A hint of the form "it is TYPE: FIX"; None if the type is one of the `wanted` kinds (then the file is damaged after
+    its first bytes), is unknown, or the file cannot be read."""
     try:
         content = file_type_of(read_head(path) if head is None else head)
     except OSError:
@@ -189,16 +197,18 @@ def file_type_hint(path: Path, head: bytes | None = None, wanted: Collection[str
 
 
 def unreadable_file_error(
-    path: Path, reader: str, problem: str, wanted: Collection[str], fix: str = _AGAIN
+    path: Path, reader: str, problem: str, wanted: Collection[str], fix: str = _DOWNLOAD_AGAIN
 ) -> UserError:
-    """The sentence about a file that its reader could not read. `reader` names what was expected ("a readable pickle"),
-    `problem` is what the reader says. `fix` is the advice for a file that is damaged, empty, or of one of the `wanted`
-    kinds at its beginning; other kinds have advice of their own."""
+    """An error about a file that its reader could not read.
+
+    `reader` names what was expected ("a readable pickle"), `problem` is the reader's message. `fix` is the advice if the
+    file is damaged, empty or of one of the `wanted` kinds; other types have their own advice.
+    """
     try:
         content = file_type_of(read_head(path))
     except OSError:
         content = None
     if content is None or content.kind in wanted:
         return UserError(f"{path} is not {reader} ({problem}): {fix}")
-    own_fix = fix if content.fix == _AGAIN else content.fix.format(path)
+    own_fix = fix if content.fix == _DOWNLOAD_AGAIN else content.fix.format(path)
     return UserError(f"{path} is not {reader}: it is {content.name}: {own_fix}")

@@ -1,8 +1,8 @@
-"""Which source frame `ffmpeg -i VIDEO %06d.jpg` calls frame N (ffmpeg 5.1), found without decoding.
+"""Find which source frame `ffmpeg -i VIDEO %06d.jpg` (ffmpeg 5.1) writes as frame N, without decoding the video.
 
-ffmpeg writes images at a constant rate, so it repeats and drops frames wherever a video's timestamps are not regular:
-annotations that count ffmpeg's files count those. The rule below is ffmpeg's (`-vsync cfr`), fed with the timestamps of
-the packets; where those cannot be trusted, with the timestamps of a whole decode.
+ffmpeg writes images at a constant rate: it repeats and drops frames where the timestamps of a video are uneven.
+Annotations that count ffmpeg's files include those repeats and drops. `cfr_sources` implements ffmpeg's rule
+(`-vsync cfr`) on the timestamps of the packets or, if those are unreliable, on the timestamps of a full decode.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.dives import LAST_FRAME
 from data_preparation.file_types import file_type_hint
 
-DEFAULT_DISPOSITION_BONUS = 5_000_000  # ffmpeg's preference for a stream marked default, in pixels
+DEFAULT_DISPOSITION_BONUS = 5_000_000  # pixels; how much ffmpeg prefers a stream that is marked as default
 _FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "mpeg", "mpegts", "asf", "mxf", "ogg"}
-_NOT_ENTERED_IN_THE_MIDDLE = {"avi", "flv"}  # no times of presentation; no seeking without an index
-_SLACK_SECONDS, _SLACK_SHARE = 2, Fraction(1, 100)  # between a file's length and that of its frames: sound ends later
+_UNSEEKABLE_FORMATS = {"avi", "flv"}  # AVI has no presentation timestamps, FLV no seeking without an index
+# allowed difference between the length of a file and of its video stream: the sound often ends later
+_LENGTH_TOLERANCE_SECONDS, _LENGTH_TOLERANCE_FRACTION = 2, Fraction(1, 100)
 
 
 @dataclass(frozen=True)
 class VideoScan:
-    """A video's frames as ffmpeg numbers them.
+    """The frames of a video as ffmpeg numbers them.
 
-    `sources[n - 1]` is the source frame (0-based, presentation order) that ffmpeg writes as number n. `timestamps` are
-    those of the source frames in the stream's time base, ascending; with `sequential` they cannot be used to seek, and
-    frames are counted from the start of a decode instead.
+    `sources` (frame_count,) int64: `sources[n - 1]` is the index (from 0, presentation order) of the source frame that
+    ffmpeg writes as number n. `timestamps` (source frames,) int64 ascend, in units of the stream's time base.
+    `sequential` means that the file cannot be read by seeking: its frames are counted in a decode from the start.
     """
 
     path: Path
@@ -44,22 +45,22 @@ class VideoScan:
     width: int
     height: int
     codec: str
-    notes: tuple[str, ...] = ()  # what a person should know of how this file is numbered
+    warnings: tuple[str, ...] = ()  # reasons to check the numbering, a sentence each
 
     @property
     def frame_count(self) -> int:
-        """How many images ffmpeg would write."""
+        """Number of images that ffmpeg would write."""
         return len(self.sources)
 
 
 def cfr_sources(times: Sequence[float], durations: Sequence[float], *, keep_start_gap: bool) -> np.ndarray:
-    """ffmpeg's constant-rate rule: for each image number (from 0), the index of the source frame it shows.
+    """Apply ffmpeg's constant-rate rule: for each image (from 0), the index of the source frame that it shows.
 
-    `times` and `durations` are in units of one image, times from the container's start. `keep_start_gap` repeats the
-    first frame where the stream starts late, as ffmpeg does when the file has other streams to stay in step with.
+    `times` (from the start of the container) and `durations` are in units of one image. With `keep_start_gap` the
+    first frame is repeated if the stream starts late, as ffmpeg does to stay in sync with the file's other streams.
     """
     sources: list[int] = []
-    repeats: list[int] = [0, 0, 0]  # of the three last frames, newest first
+    repeats: list[int] = [0, 0, 0]  # of the last three frames, newest first
     for index, (time, duration) in enumerate(zip(times, durations, strict=True)):
         if index == 0 and not keep_start_gap and time >= 0.5:
             shift = round(time)
@@ -84,86 +85,86 @@ def cfr_sources(times: Sequence[float], durations: Sequence[float], *, keep_star
     return np.asarray(sources, dtype=np.int64)
 
 
-def _off_the_middle(time: float) -> float:
-    """ffmpeg moves each time by a hair, so that none lies in the middle between two images."""
+def _nudge(time: float) -> float:
+    """Move a time slightly, as ffmpeg does, so that none lies exactly halfway between two images."""
     return time + (2.0**-17 if time > 0 else -(2.0**-17))
 
 
 def open_video(path: Path) -> av.container.InputContainer:
-    """The opened container.
+    """Open a video file.
 
     Raises:
-        UserError: the file is missing, empty, a folder, unreadable, or no video.
+        UserError: the file is missing, empty, a folder, unreadable, or not a video.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: put the video file in its place")
     if not path.exists():
         raise UserError(f"{path} is missing: download it")
     if not os.access(path, os.R_OK):
-        raise UserError(f"{path} may not be read: change its permissions")
+        raise UserError(f"{path} is not readable: change its permissions")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes): download it again")
     try:
-        container = av.open(os.path.abspath(path))  # 'a:b' would be a protocol
+        container = av.open(os.path.abspath(path))  # ffmpeg reads 'a:b' as protocol a
     except (av.FFmpegError, OSError, ValueError) as error:
-        told = file_type_hint(path, wanted={"video"})
+        cause = file_type_hint(path, wanted={"video"})
         raise UserError(
-            f"{path} cannot be opened as a video{f', {told}' if told else f' ({first_line(error)}): download it again'}"
+            f"{path} cannot be opened as a video{f', {cause}' if cause else f' ({first_line(error)}): download it again'}"
         ) from None
-    if container.format.name not in _FORMATS:  # a playlist would bring in other files
+    if container.format.name not in _FORMATS:  # for example a playlist, which would open other files
         container.close()
-        told = file_type_hint(path, wanted={"video"})
+        cause = file_type_hint(path, wanted={"video"})
         raise UserError(
-            f"{path} is not a video but '{container.format.name}'{f', {told}' if told else ': download it again'}"
+            f"{path} is not a video but '{container.format.name}'{f', {cause}' if cause else ': download it again'}"
         )
     return container
 
 
-def pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
-    """The video streams, cover pictures left out."""
+def video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The video streams of a container, without cover pictures."""
     return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 
 def best_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The video stream that ffmpeg would choose: the most pixels, one marked default before others.
+    """The video stream that ffmpeg selects: the one with the most pixels, with a bonus for one marked as default.
 
     Raises:
-        UserError: there is no video stream.
+        UserError: the file has no video stream.
     """
 
     def score(stream: av.VideoStream) -> int:
         default = bool(stream.disposition & av.stream.Disposition.default)
         return stream.codec_context.width * stream.codec_context.height + DEFAULT_DISPOSITION_BONUS * default
 
-    best = max(pictures(container), key=score, default=None)
+    best = max(video_streams(container), key=score, default=None)
     if best is None:
         raise UserError(f"{container.name} has no video stream: download the video again")
     return best
 
 
 def image_rate(stream: av.VideoStream) -> Fraction:
-    """Images per second that ffmpeg 5.1 would write of a stream."""
+    """Images per second that ffmpeg 5.1 writes for a stream."""
     codec_rate = stream.codec_context.framerate
     if codec_rate and stream.base_rate == 2 * codec_rate and stream.base_rate > 210:
-        return codec_rate  # newer versions count fields here, find that too fast, and take the average instead
+        return codec_rate  # newer versions count fields here, reject the rate as too high and use the average
     return stream.guessed_rate or stream.average_rate or Fraction(25)
 
 
-Found = list[tuple[int, int]]  # timestamp and duration of each frame, in the stream's time base
+FrameTimes = list[tuple[int, int]]  # (timestamp, duration) of each frame, in units of the stream's time base
 
 
 @dataclass(frozen=True)
 class _Packets:
-    """What a pass over a stream's packets finds; `frames` are those that are shown, in the order of decoding."""
+    """Result of reading all packets of a stream."""
 
-    frames: list[tuple[int | None, int]]
-    hidden: int
-    reordered: bool
-    broken: str | None  # why reading ended, if not at the end
+    frames: list[tuple[int | None, int]]  # (timestamp, duration) of the frames that are shown, in decoding order
+    hidden: int  # number of frames that an edit list hides
+    reordered: bool  # whether there are B-frames
+    read_error: str | None  # why reading stopped before the end of the file
 
 
 def _read_packets(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
-    frames, total, reordered, broken = [], 0, False, None
+    frames, total, reordered, read_error = [], 0, False, None
     try:
         for packet in container.demux(stream):
             total += packet.size > 0
@@ -171,121 +172,133 @@ def _read_packets(container: av.container.InputContainer, stream: av.VideoStream
                 frames.append((packet.pts, packet.duration or 0))
                 reordered = reordered or packet.pts != packet.dts
     except (av.FFmpegError, OSError) as error:
-        broken = first_line(error)
-    return _Packets(frames, total - len(frames), reordered, broken)
+        read_error = first_line(error)
+    return _Packets(frames, total - len(frames), reordered, read_error)
 
 
 def scan_video(path: Path) -> VideoScan:
-    """Number a video's frames by reading its packets; decodes only where the packets' timestamps cannot be trusted.
+    """Number the frames of a video from its packets; decodes it only if the timestamps of the packets are unreliable.
 
     Raises:
-        UserError: the file cannot be opened, has no frames, or fewer than it announces.
+        UserError: the file cannot be opened, has no frames, or has fewer frames than its header states.
     """
     with open_video(path) as container:
         stream = best_stream(container)
+        time_base = stream.time_base
+        assert time_base is not None
         packets = _read_packets(container, stream)
-        held = len(packets.frames) + packets.hidden
-        if stream.frames > held:
+        stored = len(packets.frames) + packets.hidden
+        if stream.frames > stored:
             raise UserError(
-                f"{path} announces {stream.frames} frames and holds {held}: it is cut short or damaged, download it again"
+                f"{path} should have {stream.frames} frames and has {stored}: it is cut short or damaged, download it again"
             )
-        stamps = [pts for pts, _ in packets.frames]
-        sequential = (
-            container.format.name in _NOT_ENTERED_IN_THE_MIDDLE or None in stamps or len(set(stamps)) < len(stamps)
-        )
-        found = _decoded_timestamps(path, stream.index) if sequential else sorted(packets.frames)
-        if not found:
-            raise UserError(f"{path} yields no frame: download it again")
+        in_order = sorted((pts, duration) for pts, duration in packets.frames if pts is not None)
+        distinct = len({pts for pts, _ in in_order}) == len(packets.frames)
+        sequential = container.format.name in _UNSEEKABLE_FORMATS or not distinct
+        frames = _decoded_timestamps(path, stream.index) if sequential else in_order
+        if not frames:
+            raise UserError(f"{path} has no frame that can be decoded: download it again")
         rate, codec = image_rate(stream), stream.codec_context
         start = Fraction(container.start_time or 0, av.time_base)
-        times = [_off_the_middle(float((pts * stream.time_base - start) * rate)) for pts, _ in found]
+        times = [_nudge(float((pts * time_base - start) * rate)) for pts, _ in frames]
         if max(times) > LAST_FRAME:
             raise UserError(
                 f"{path} has timestamps that jump by {max(times) / rate / 3600:.0f} hours: it is damaged, download it again"
             )
-        durations = _durations(container, stream, found, packets.reordered, rate)
+        durations = _durations(container, stream, time_base, frames, packets.reordered, rate)
         sources = cfr_sources(times, durations, keep_start_gap=len(container.streams) > 1)
         return VideoScan(
-            path, stream.index, rate, sources, np.asarray([pts for pts, _ in found], dtype=np.int64), sequential,
+            path, stream.index, rate, sources, np.asarray([pts for pts, _ in frames], dtype=np.int64), sequential,
             codec.width, codec.height, codec.name,
-            (*_file_notes(container, stream, packets, len(sources) / rate), *_timing_notes(sources, sequential)),
+            (*_file_warnings(container, stream, packets, len(sources) / rate), *_timing_warnings(sources, sequential)),
         )  # fmt: skip
 
 
 def _durations(
-    container: av.container.InputContainer, stream: av.VideoStream, found: Found, reordered: bool, rate: Fraction
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    time_base: Fraction,
+    frames: FrameTimes,
+    reordered: bool,
+    rate: Fraction,
 ) -> list[float]:
-    """Each frame's duration in images, as ffmpeg 5.1 sees it."""
-    durations = [float(duration * stream.time_base * rate) for _, duration in found]
+    """Duration of each frame as ffmpeg 5.1 computes it, in units of one image."""
+    durations = [float(duration * time_base * rate) for _, duration in frames]
     codec_rate = stream.codec_context.framerate
     if "mp4" in container.format.name and codec_rate:
-        if reordered:  # it does not read the durations of an mp4 with B-frames: it takes the codec's frame rate
-            return [float(rate / codec_rate)] * len(found)
-        if stream.duration:  # and it takes the length of the stream for its end, also where the stream starts late
-            last = stream.duration - found[-1][0]
-            durations[-1] = float(last * stream.time_base * rate if last >= 0 else rate / codec_rate)
+        if reordered:  # ffmpeg ignores the durations in an mp4 with B-frames and uses the codec's frame rate
+            return [float(rate / codec_rate)] * len(frames)
+        if stream.duration:  # ffmpeg ends the last frame at the stream's duration, even if the stream starts late
+            last = stream.duration - frames[-1][0]
+            durations[-1] = float(last * time_base * rate if last >= 0 else rate / codec_rate)
     return durations
 
 
-def _file_notes(
+def _file_warnings(
     container: av.container.InputContainer, stream: av.VideoStream, packets: _Packets, seconds: Fraction
 ) -> list[str]:
-    """What a person should know of a file before trusting its numbers."""
-    notes = []
-    if (streams := len(pictures(container))) > 1:
+    """Warnings about several streams, edit lists and files that may be incomplete."""
+    warnings = []
+    if (streams := len(video_streams(container))) > 1:
         size = f"{stream.codec_context.width}x{stream.codec_context.height}"
-        notes.append(f"it has {streams} video streams; ffmpeg takes number {stream.index} ({size}), and so do we")
+        warnings.append(f"it has {streams} video streams; number {stream.index} ({size}) is used, as ffmpeg does")
     if packets.hidden:
-        held = len(packets.frames) + packets.hidden
-        notes.append(f"an edit list hides {packets.hidden} of its {held} frames; ffmpeg leaves them out, and so do we")
-    if packets.broken:
-        notes.append(f"reading it ended early ({packets.broken}): is it whole?")
+        stored = len(packets.frames) + packets.hidden
+        warnings.append(
+            f"an edit list hides {packets.hidden} of its {stored} frames; they are left out, as ffmpeg does"
+        )
+    if packets.read_error:
+        warnings.append(f"it could not be read to its end ({packets.read_error}): check whether it is complete")
     length = Fraction(container.duration or 0, av.time_base)
-    if length and abs(seconds - length) > max(_SLACK_SECONDS, _SLACK_SHARE * length):
-        notes.append(f"its frames fill {float(seconds):.1f} s, the file says {float(length):.1f} s: is it whole?")
-    return notes
+    if length and abs(seconds - length) > max(Fraction(_LENGTH_TOLERANCE_SECONDS), _LENGTH_TOLERANCE_FRACTION * length):
+        warnings.append(
+            f"its frames last {float(seconds):.1f} s and the file states {float(length):.1f} s: check whether it is complete"
+        )
+    return warnings
 
 
-def _timing_notes(sources: np.ndarray, sequential: bool) -> list[str]:
-    """Where ffmpeg's numbers are not those of a reader that counts decoded frames, and where ours rest on a decode."""
-    notes = []
+def _timing_warnings(sources: np.ndarray, sequential: bool) -> list[str]:
+    """Warnings if ffmpeg's numbers differ from a plain count of decoded frames, or if seeking is impossible."""
+    warnings = []
     differs = np.flatnonzero(sources != np.arange(len(sources)))
     if len(differs):
         repeated, dropped = int((np.diff(sources) == 0).sum()), int(np.maximum(np.diff(sources) - 1, 0).sum())
-        notes.append(
-            f"its timestamps are uneven, so ffmpeg repeats {repeated} and drops {dropped} frames; readers that count decoded frames number it otherwise from frame {int(differs[0]) + 1} on"
+        warnings.append(
+            f"its timestamps are uneven, so ffmpeg repeats {repeated} and drops {dropped} frames; readers that count decoded frames have other numbers from frame {int(differs[0]) + 1} on"
         )
     if sequential:
-        notes.append(
-            "its kind of file does not tell where a frame is, so it is decoded from its start instead of by seeking"
-        )
-    return notes
+        warnings.append("this kind of file has no usable index, so it is decoded from its start instead of by seeking")
+    return warnings
 
 
-def _decoded_timestamps(path: Path, stream_index: int) -> Found:
-    """(timestamp, duration) of each frame in the order of a whole decode: the packets' times of presentation where they
-    only ever rise, else their times of decoding (B-frames in AVI, which stores no others).
+def _decoded_timestamps(path: Path, stream_index: int) -> FrameTimes:
+    """(timestamp, duration) of each frame of a full decode, in order.
+
+    The timestamps are presentation times if those ascend, else decoding times (AVI stores no others, so an AVI with
+    B-frames needs them).
 
     Raises:
-        UserError: neither rise.
+        UserError: neither ascend.
     """
-    found: list[tuple[int | None, int | None, int]] = []
+    decoded: list[tuple[int | None, int | None, int]] = []  # presentation time, decoding time, duration
     with open_video(path) as container:
         stream = container.streams[stream_index]
+        assert isinstance(stream, av.VideoStream)
         stream.thread_type = "AUTO"
         try:
-            found = [(frame.pts, frame.dts, frame.duration or 0) for frame in container.decode(stream)]
+            decoded = [(frame.pts, frame.dts, frame.duration or 0) for frame in container.decode(stream)]
         except (av.FFmpegError, OSError):
-            return []  # named by the decode that follows, which meets the same fault
-    for column in (0, 1):
-        stamps = [row[column] for row in found]
-        for i in range(1, len(stamps)):  # frames that a decoder held back to the end come out without a time
-            if stamps[i] is None and stamps[i - 1] is not None:
-                stamps[i] = stamps[i - 1] + max(found[i][2], 1)
-        if None not in stamps and stamps == sorted(stamps):
-            return [(stamp, row[2]) for stamp, row in zip(stamps, found, strict=True)]
-    if not found:
-        return []
+            return []  # the caller reports that the file has no frame that can be decoded
+    for stamps in ([pts for pts, _, _ in decoded], [dts for _, dts, _ in decoded]):
+        frames: FrameTimes = []
+        for stamp, (_, _, duration) in zip(stamps, decoded, strict=True):
+            if stamp is None and frames:  # frames that a decoder held back to the end have no timestamp
+                stamp = frames[-1][0] + max(duration, 1)
+            if stamp is None or (frames and stamp < frames[-1][0]):
+                break
+            frames.append((stamp, duration))
+        if len(frames) == len(decoded):
+            return frames
     raise UserError(
-        f"{path} has timestamps that start anew or are missing, so ffmpeg's numbers cannot be told: write it anew (ffmpeg -i {path.name} new.mp4) and look at the contact sheets of data_preparation.verify"
+        f"{path} has timestamps that restart or are missing, so ffmpeg's numbers cannot be determined: re-encode it (ffmpeg -i {path.name} new.mp4) and check the contact sheets of data_preparation.verify"
     )

@@ -1,12 +1,12 @@
-"""Names and paths of a prepared data set (leaf: imports only cli and similar_files).
+"""Names and paths of a prepared data set (imports only common.errors and similar_files).
 
 DeepSports_dataset/
     whole_videos/NN.mp4             the source videos
-    whole_videos_frames/NN.zip      the frames that some dive needs (archive.py)
-    whole_videos_frames/NN/000001.jpg   or the original's loose layout
+    whole_videos_frames/NN.zip      the frames that the dives need (archive.py)
+    whole_videos_frames/NN/000001.jpg   or loose frames, as in the original code
     annotations/                    pickles, vocabulary (annotations.py)
     weights/                        published weight files
-    manifest.json                   SHA-256 of what was downloaded (download.py)
+    manifest.json                   SHA-256 of the downloaded files (download.py)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _UNFINISHED = (".part", ".tmp", ".ytdl", ".crdownload", ".download")
 
 
 def video_name(video: int) -> str:
-    """The folder and file stem of a source video: two digits or more, as MTL-AQA writes them ('07')."""
+    """The file stem and folder name of a video: two digits or more, as in MTL-AQA ('07')."""
     return f"{video:02d}"
 
 
@@ -37,7 +37,7 @@ def frame_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class DatasetLayout:
-    """Where everything of one data set lies."""
+    """The paths of one data set."""
 
     root: Path
 
@@ -63,7 +63,7 @@ class DatasetLayout:
 
     @property
     def synthetic_file(self) -> Path:
-        """The flags that made a synthetic data set; only such a one has it."""
+        """The flags that generated a synthetic data set; real data sets do not have this file."""
         return self.annotations / "synthetic.json"
 
     @property
@@ -87,10 +87,10 @@ class DatasetLayout:
         return self.annotations / "vocab.json"
 
     def video_file(self, video: int) -> Path:
-        """The source video, whatever its container.
+        """The source video, in any container format.
 
         Raises:
-            UserError: no file of that number, or more than one.
+            UserError: there is no file with that number, or more than one.
         """
         name = video_name(video)
         found = [p for p in self._videos() if p.stem == name and p.exists()]
@@ -98,38 +98,38 @@ class DatasetLayout:
             return found[0]
         if found:
             raise UserError(
-                f"video {name} exists {len(found)} times in {self.videos} ({', '.join(p.name for p in found)}): keep one"
+                f"video {name} exists {len(found)} times in {self.videos} ({', '.join(p.name for p in found)}): keep only one"
             )
         missing = f"video {name} is missing: {self.videos} has no {name}.mp4 (or {', '.join(VIDEO_SUFFIXES[1:])})"
-        raise UserError(f"{missing}{self._near_miss(video)}")
+        raise UserError(f"{missing}{self._missing_video_hint(video)}")
 
     def source_videos(self) -> list[int]:
-        """Numbers of the source videos that are there, ascending."""
+        """The sorted numbers of the existing source videos."""
         return sorted({int(p.stem) for p in self._videos() if p.stem == video_name(int(p.stem))})
 
     def _videos(self) -> list[Path]:
-        """The files named by a number and the suffix of a video, in capitals too."""
+        """The files whose name is a number and a video suffix, in lower or upper case."""
         paths = [self.videos / name for name in names_in(self.videos)]
         return [p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES and re.fullmatch(r"[0-9]+", p.stem)]
 
-    def _near_miss(self, video: int) -> str:
-        """The end of the sentence about a missing video: the file that is probably meant, and the command that fixes it."""
+    def _missing_video_hint(self, video: int) -> str:
+        """The end of the message about a missing video: the file that is probably meant, and the command that fixes it."""
         name = video_name(video)
         inner = [path for f in (self.videos, self.root) for n in names_in(f) if (path := f / n).is_dir()]
         for folder in (self.videos, self.root, *(f for f in inner if f not in (self.videos, self.frames))):
             for found in names_with_number(names_in(folder), video, VIDEO_SUFFIXES):
-                there = folder / found
-                if there.is_symlink() and not there.exists():
-                    return f", and {there} is a link to {os.readlink(there)}, which is not there: make the link again"
-                wanted = self.videos / (name + there.suffix.lower())
-                if there != wanted and there.is_file():
-                    return f", but {there} is there: if that is video {name}, rename it ({shlex.join(['mv', str(there), str(wanted)])})"
+                path = folder / found
+                if path.is_symlink() and not path.exists():
+                    return f", and {path} is a link to {os.readlink(path)}, which does not exist: make the link again"
+                wanted = self.videos / (name + path.suffix.lower())
+                if path != wanted and path.is_file():
+                    return f", but {path} exists: if that is video {name}, rename it ({shlex.join(['mv', str(path), str(wanted)])})"
         for found in (n for n in names_in(self.videos) if n.startswith((f"{name}.", f".{name}."))):
             if found.endswith(_UNFINISHED):
-                return f", only {found}: its download is unfinished, give python -m data_preparation.download videos --only {name}"
-            return f", but {self.videos / found} is there: if that is the video, convert it (ffmpeg -i {found} -c copy {name}.mkv)"
+                return f", only {found}: its download is unfinished: run python -m data_preparation.download videos --only {name}"
+            return f", but {self.videos / found} exists: if that is the video, convert it (ffmpeg -i {found} -c copy {name}.mkv)"
         if not self.videos.is_dir():
-            return f"; that folder is not there: {self.root} has {', '.join(names_in(self.root)[:6]) or 'nothing'}"
+            return f"; that folder does not exist: {self.root} has {', '.join(names_in(self.root)[:6]) or 'nothing'}"
         return f": download it (python -m data_preparation.download videos --only {name})"
 
 
@@ -139,12 +139,12 @@ def archive_file(frames_dir: Path, video: int) -> Path:
 
 
 def loose_dir(frames_dir: Path, video: int) -> Path:
-    """The folder of loose frames of one video in the original's layout."""
+    """The folder of loose frames of one video, as in the original code."""
     return frames_dir / video_name(video)
 
 
 def prepared_videos(frames_dir: Path) -> list[int]:
-    """Numbers of the videos that have an archive or a folder of loose frames, ascending."""
+    """The sorted numbers of the videos that have an archive or a folder of loose frames."""
     if not frames_dir.is_dir():
         return []
     return sorted(
@@ -159,16 +159,16 @@ def prepared_videos(frames_dir: Path) -> list[int]:
 
 
 def default_dataset() -> Path | None:
-    """The data set that job_files/environment.sh names, or None when it was not sourced."""
+    """The data set folder of job_files/environment.sh, or None if that file was not sourced."""
     name = os.environ.get("DEEPSPORTS_DATASET")
     return Path(name) if name else None
 
 
 def dataset_layout(given: Path | None) -> DatasetLayout:
-    """The layout of the folder that a --dataset flag or else the environment names.
+    """The layout of the data set that the --dataset flag names, or else the environment.
 
     Raises:
-        UserError: neither does, or it is not a folder.
+        UserError: neither names one, or it is not a folder.
     """
     folder = given or default_dataset()
     if folder is None:

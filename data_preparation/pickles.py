@@ -1,7 +1,7 @@
-"""Reading pickles that nobody vouches for (leaf).
+"""Load untrusted pickles safely.
 
-Annotation files are downloads, and a pickle can run code: this unpickler builds builtins, numpy scalars and arrays, and
-what a few harmless classes hold. It calls its own functions only, and refuses every other name.
+Annotation files are downloaded, and a pickle can run code. This unpickler builds builtins, numpy scalars and arrays, and
+the content of a few harmless classes. It calls only functions of this module, and refuses every other name.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ import pickletools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.file_types import unreadable_file_error
 
-_PLAIN_TYPE = re.compile(r"[biuf][0-9]{1,2}|[SU][0-9]{1,6}")  # numbers and text; never objects, which are pointers
-_LONGEST_RANGE = 10_000_000
+_PLAIN_TYPE = re.compile(
+    r"[biuf][0-9]{1,2}|[SU][0-9]{1,6}"
+)  # dtypes of numbers and text; not object, whose items are pointers
+_MAX_RANGE = 10_000_000
 
-# Python 2 wrote text as bytes, mostly in UTF-8. Bytes that are not UTF-8 become lone surrogates, which stand for them
-# and give them back; raw numbers of numpy are bytes of the same type.
+# Python 2 wrote text as bytes, mostly UTF-8, with the same opcode as numpy's raw numbers. Decoding with surrogateescape
+# loses nothing: bytes that are not UTF-8 become lone surrogates, which encode to the same bytes.
 _TEXT, _ESCAPED = "utf-8", "surrogateescape"
 
 
 def _bytes(raw: Any) -> bytes:
-    """Bytes that a pickle holds; those of Python 2 come as text."""
+    """The bytes of a pickled value; those that Python 2 wrote arrive as text."""
     return raw.encode(_TEXT, _ESCAPED) if isinstance(raw, str) else bytes(memoryview(raw))
 
 
 class _Dtype:
-    """Stands in for numpy.dtype, whose own way of being unpickled trusts the file with flags and pointers."""
+    """Replaces numpy.dtype, whose own unpickling trusts flags and pointers in the file."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         if not (isinstance(code, str) and _PLAIN_TYPE.fullmatch(code)):
@@ -50,7 +52,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for numpy.ndarray: filled from its bytes."""
+    """Replaces numpy.ndarray; its values are read from the pickled bytes."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, raw = state
@@ -66,7 +68,7 @@ class _Array:
         return self._values.tolist()
 
 
-def _values(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+def _values(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"] = "C") -> np.ndarray:
     return np.frombuffer(_bytes(raw), dtype.type).reshape(shape, order=order)
 
 
@@ -75,7 +77,7 @@ def _scalar(dtype: _Dtype, raw: Any) -> Any:
 
 
 def _latin1_bytes(text: str = "", encoding: str = "latin1") -> bytes:
-    """What pickles of protocol 2 call `_codecs.encode` and `bytes` for: bytes written as text."""
+    """Replaces `_codecs.encode` and `bytes`: pickles of protocol 2 write bytes as Latin-1 text."""
     return text.encode(encoding)
 
 
@@ -90,7 +92,7 @@ def _items(items: Any) -> list[Any]:
 
 
 def _dict(*content: Any) -> dict[Any, Any]:
-    """Stands in for OrderedDict, Counter and their kind, whose order a dict keeps as well."""
+    """Replaces OrderedDict, Counter and similar classes; a dict keeps the same order."""
     (first,) = content or ({},)
     return dict(first if isinstance(first, dict) else _items(first))
 
@@ -101,13 +103,13 @@ def _defaultdict(factory: Any = None, *content: Any) -> dict[Any, Any]:
 
 def _range(*bounds: int) -> range:
     found = range(*bounds)
-    if not -_LONGEST_RANGE < found.stop - found.start < _LONGEST_RANGE:
+    if not -_MAX_RANGE < found.stop - found.start < _MAX_RANGE:
         raise UserError(f"refused: the pickle holds a range of {found.start} to {found.stop}")
     return found
 
 
 def _number(text: Any) -> float:
-    """Stands in for decimal.Decimal."""
+    """Replaces decimal.Decimal."""
     return float(text)
 
 
@@ -116,7 +118,7 @@ def _path(kind: type[PurePosixPath | PureWindowsPath]) -> Callable[..., str]:
 
 
 def _moment(kind: type) -> Callable[..., Any]:
-    """Stands in for date, time and datetime: made from their packed bytes; time zones are dropped."""
+    """Replaces date, time and datetime, built from their packed bytes; time zones are dropped."""
     return lambda packed, zone=None: kind(_bytes(packed))
 
 
@@ -125,7 +127,7 @@ def _no_zone(*_: Any) -> None:
 
 
 def _type_only(name: str) -> Callable[..., Any]:
-    """Stands in for a type that a pickle may name (the default of a defaultdict) and not call."""
+    """Replaces a type that a pickle may name (as the default factory of a defaultdict) but not call."""
 
     def call(*_: Any) -> Any:
         raise UserError(f"refused: the pickle calls '{name}', which no annotation needs; do not trust this file")
@@ -134,7 +136,7 @@ def _type_only(name: str) -> Callable[..., Any]:
 
 
 class _Maker:
-    """Calls a function for a pickle, which cannot change it."""
+    """Wraps a function so that a pickle can call it but cannot modify it."""
 
     __slots__ = ("_make",)
 
@@ -145,7 +147,7 @@ class _Maker:
         return self._make(*arguments)
 
     def __setstate__(self, state: Any) -> None:
-        raise UserError("refused: the pickle changes what reads it; do not trust this file")
+        raise UserError("refused: the pickle tries to modify the functions that load it; do not trust this file")
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -171,27 +173,27 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 for _name in ("int", "float", "bool", "str", "list", "tuple", "dict", "object"):
     _ALLOWED[("builtins", _name)] = _type_only(_name)
-for _home in ("pathlib", "pathlib._local"):
+for _module in ("pathlib", "pathlib._local"):
     for _name, _kind in (("Posix", PurePosixPath), ("Windows", PureWindowsPath)):
-        _ALLOWED[(_home, f"{_name}Path")] = _ALLOWED[(_home, f"Pure{_name}Path")] = _path(_kind)
-for _home in ("numpy.core", "numpy._core"):  # before and since numpy 2
-    _ALLOWED[(f"{_home}.multiarray", "scalar")] = _scalar
-    _ALLOWED[(f"{_home}.multiarray", "_reconstruct")] = lambda *_: _Array()
-    _ALLOWED[(f"{_home}.numeric", "_frombuffer")] = _values  # arrays of protocol 5
+        _ALLOWED[(_module, f"{_name}Path")] = _ALLOWED[(_module, f"Pure{_name}Path")] = _path(_kind)
+for _module in ("numpy.core", "numpy._core"):  # before and since numpy 2
+    _ALLOWED[(f"{_module}.multiarray", "scalar")] = _scalar
+    _ALLOWED[(f"{_module}.multiarray", "_reconstruct")] = lambda *_: _Array()
+    _ALLOWED[(f"{_module}.numeric", "_frombuffer")] = _values  # arrays of protocol 5
 
 _ALLOWED = {name: make if isinstance(make, type) else _Maker(make) for name, make in _ALLOWED.items()}
 
-_CONVERT = "write plain lists, dictionaries, numbers and text instead, or a CSV"
+_CONVERT_FIX = "write plain lists, dictionaries, numbers and text instead, or a CSV"
 
 
 def current_name(module: str, name: str) -> tuple[str, str]:
-    """The name in Python 3 of what a pickle of Python 2 names."""
+    """The Python 3 (module, name) of a class or function; pickles of Python 2 use the old ones."""
     if (module, name) in _compat_pickle.NAME_MAPPING:
         return _compat_pickle.NAME_MAPPING[(module, name)]
     return _compat_pickle.IMPORT_MAPPING.get(module, module), name
 
 
-# what runs programs, opens files, or gets at either: no file of numbers holds it by accident
+# modules and names that run programs or open files, directly or not: no honest data file refers to them
 _PROGRAMS = {
     *(
         "os",
@@ -219,24 +221,24 @@ _PROGRAMS = {
 
 
 def runs_programs(module: str, name: str) -> bool:
-    """Whether a name (as `current_name` gives it) makes a pickle an attack rather than a file of numbers."""
+    """Whether a name (as `current_name` returns it) makes a pickle an attack instead of a data file."""
     parts = f"{module}.{name}".split(".")
     return any(".".join(parts[:length]) in _PROGRAMS for length in range(1, len(parts) + 1))
 
 
 def _refusal(module: str, name: str) -> UserError:
-    """Why a name is not loaded, and what helps: where it is an attack, nothing does."""
+    """An error that says why a name is not loaded, and the fix unless the pickle is an attack."""
     wanted = f"refused: the pickle wants to load '{module}.{name}'"
     if runs_programs(module, name):
         return UserError(f"{wanted}, which no annotation needs; do not trust this file")
     if module.split(".")[0] == "pandas":
         return UserError(
-            f"{wanted}, a table of pandas: write it as CSV where you made it (table.to_csv('dives.csv', index=False))"
+            f"{wanted}, a pandas table: write it as CSV where you made it (table.to_csv('dives.csv', index=False))"
         )
     if module.split(".")[0] == "torch":
         return UserError(f"{wanted}, a tensor: write numbers or lists instead (.item(), .tolist())")
     return UserError(
-        f"{wanted}, which no annotation needs and which is never loaded, since a class can run code: {_CONVERT}"
+        f"{wanted}, which no annotation needs and which is never loaded, since a class can run code: {_CONVERT_FIX}"
     )
 
 
@@ -249,46 +251,47 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def has_old_text(data: bytes) -> bool:
-    """Whether a pickle holds text as Python 2 wrote it. Reads it without building anything.
+    """Whether a pickle has text that Python 2 wrote. Reads the opcodes without building objects.
 
     Raises:
-        UserError: it numbers its objects far beyond their count: Python would make a table of that length.
-        ValueError: it is no whole pickle.
+        UserError: its memo indices are far larger than the number of its objects; Python would allocate a table of that size.
+        ValueError: it is not a complete pickle.
     """
     highest = count = 0
     old_text = False
     for operation, argument, _ in pickletools.genops(data):
         count += 1
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None:
             highest = max(highest, int(argument))
         old_text = old_text or operation.name in ("STRING", "BINSTRING", "SHORT_BINSTRING")
     if highest > 10 * count + 1000:
-        raise UserError("refused: the pickle asks for more memory than its objects need; do not trust this file")
+        raise UserError("refused: the pickle would allocate more memory than its objects need; do not trust this file")
     return old_text
 
 
-def _readable(value: Any, done: dict[int, Any]) -> Any:
-    """The same with text that is not UTF-8 read as Latin-1; `done` holds what was converted, by identity."""
+def _decode_old_text(value: Any, done: dict[int, Any]) -> Any:
+    """The value with text that is not UTF-8 decoded as Latin-1; `done` has the converted containers by id."""
     if isinstance(value, str):
         escaped = any("\udc80" <= letter <= "\udcff" for letter in value)
         return _bytes(value).decode("latin1") if escaped else value
     if id(value) in done:
         return done[id(value)]
     if type(value) is dict:
-        done[id(value)] = {_readable(key, done): _readable(item, done) for key, item in value.items()}
+        done[id(value)] = {_decode_old_text(key, done): _decode_old_text(item, done) for key, item in value.items()}
     elif type(value) in (list, tuple, set, frozenset):
-        done[id(value)] = type(value)(_readable(item, done) for item in value)
+        done[id(value)] = type(value)(_decode_old_text(item, done) for item in value)
     else:
         return value
     return done[id(value)]
 
 
 def load_pickle(path: Path) -> Any:
-    """The content of an untrusted pickle of builtins, numpy scalars and arrays, and harmless containers: OrderedDict,
-    defaultdict and Counter become dict, paths text, Decimal float.
+    """Load an untrusted pickle of builtins, numpy scalars and arrays, and harmless containers.
+
+    OrderedDict, defaultdict and Counter become dict, paths become text, Decimal becomes float.
 
     Raises:
-        UserError: the file is missing, is no pickle, or names anything else (which is then not loaded).
+        UserError: the file is missing, is not a pickle, or names anything else (which is then not loaded).
     """
     try:
         data = Path(path).read_bytes()
@@ -297,7 +300,7 @@ def load_pickle(path: Path) -> Any:
     try:
         old_text = has_old_text(data)
         content = _RestrictedUnpickler(io.BytesIO(data), encoding=_TEXT, errors=_ESCAPED).load()
-        return _readable(content, {}) if old_text else content
+        return _decode_old_text(content, {}) if old_text else content
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can raise anything

@@ -1,6 +1,7 @@
-"""What lies beside something that is missing: frames of another name pattern, files of a similar name (leaf).
+"""Find files with names similar to a missing one: numbered pictures of another pattern, misspelt names (imports nothing of
+the project).
 
-Messages about absence name what is there, so that a person sees the rename or the flag that fixes it.
+Messages about missing files name these, so that users see which rename or flag fixes the fault.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ _NUMBERED = re.compile(r"(?P<before>.*?)(?P<digits>[0-9]+)(?P<after>[^0-9]*)")
 
 @dataclass(frozen=True)
 class Numbering:
-    """Files of one folder that differ only in their number: `pattern` is printf's, `numbers` ascend."""
+    """Files of one folder whose names differ only in a number: a printf `pattern`, and `numbers` in ascending order."""
 
     pattern: str
     numbers: tuple[int, ...]
 
     def name(self, number: int) -> str:
-        """The file name of a number."""
+        """The name of the file with this number."""
         return self.pattern % number
 
     @property
     def text(self) -> str:
-        """How a message names them."""
+        """A short description for messages."""
         first, last = self.name(self.numbers[0]), self.name(self.numbers[-1])
         return f"{len(self.numbers)} files {first} to {last}" if len(self.numbers) > 1 else f"1 file {first}"
 
 
 def numberings(names: Iterable[str]) -> list[Numbering]:
-    """The numbered pictures among file names, grouped by their pattern, the largest group first."""
+    """Group the numbered pictures among file names by their pattern, the largest group first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name in names:
         match = _NUMBERED.fullmatch(name)
@@ -46,7 +47,7 @@ def numberings(names: Iterable[str]) -> list[Numbering]:
         padded = sorted({len(d) for d in digits if d.startswith("0")}, reverse=True)
         lengths = {len(d) for d in digits}
         if not padded and len(lengths) == 1 and len(digits) > 1 and min(lengths) > 1:
-            padded = [min(lengths)]  # all of one length: as good as padded
+            padded = [min(lengths)]  # all numbers have the same length, so %0Nd fits as well
         by_width: dict[int, list[int]] = {}
         for d in digits:
             width = len(d) if d.startswith("0") else next((w for w in padded if w <= len(d)), 0)
@@ -60,7 +61,7 @@ def numberings(names: Iterable[str]) -> list[Numbering]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder, ascending; none where it cannot be read."""
+    """The sorted names in a folder; empty if it cannot be read."""
     try:
         return sorted(os.listdir(folder))
     except OSError:
@@ -68,17 +69,17 @@ def names_in(folder: Path) -> list[str]:
 
 
 def names_with_number(names: Iterable[str], number: int, suffixes: Iterable[str] | None = None) -> list[str]:
-    """The names that hold `number` ('video 1.mp4', '001.mp4', '01_final.mp4' for 1), with `suffixes` only of such files."""
+    """The names that contain `number` ('video 1.mp4', '001.mp4', '01_final.mp4' for 1) and, if given, have one of `suffixes`."""
     found = []
     for name in names:
-        stem = name if suffixes is None else _without(name, tuple(suffixes))
+        stem = name if suffixes is None else _remove_suffix(name, tuple(suffixes))
         if number in map(int, re.findall(r"[0-9]+", stem or "")) and not name.startswith("."):
             found.append(name)
     return found
 
 
-def _without(name: str, suffixes: tuple[str, ...]) -> str | None:
-    """The name without its suffix, or None where it has none of them."""
+def _remove_suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
+    """The name without its suffix, or None if it has none of `suffixes`."""
     for suffix in suffixes:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -86,8 +87,8 @@ def _without(name: str, suffixes: tuple[str, ...]) -> str | None:
 
 
 def similar_names(name: str, names: Iterable[str], suffixes: Iterable[str] = ()) -> list[str]:
-    """Up to three names that are probably meant: the same but for case, spaces or suffix, or a few letters apart; with
-    `suffixes`, else any file that has one of them."""
+    """Up to three names that are similar to `name`: equal except for case, spaces or suffix, or with a few other letters;
+    then any file that has one of `suffixes`."""
     names = [n for n in names if n != name and not n.startswith(".")]
 
     def plain(text: str) -> str:
@@ -100,11 +101,11 @@ def similar_names(name: str, names: Iterable[str], suffixes: Iterable[str] = ())
 
 
 def similar_files_hint(path: Path, suffixes: Iterable[str] = ()) -> str:
-    """A clause for the end of a sentence about a missing file: what is there in its place, or ''."""
+    """A clause for a message about a missing file that names similar files in its folder, or ''."""
     if path.is_symlink():
-        return f" ({path.name} is a link to {path.readlink()}, which is not there)"
+        return f" ({path.name} is a link to {path.readlink()}, which does not exist)"
     if not path.parent.is_dir():
         existing = next((p for p in path.parents if p.is_dir()), None)
-        return f" (the folder {path.parent} is not there either; {existing} is)" if existing else ""
+        return f" (the folder {path.parent} does not exist either; {existing} does)" if existing else ""
     found = similar_names(path.name, names_in(path.parent), suffixes)
     return f" ({path.parent} has {', '.join(found)})" if found else ""

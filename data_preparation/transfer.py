@@ -1,4 +1,4 @@
-"""Bring one file from one source to NAME.part: the web with resume and retries, this machine, or YouTube."""
+"""Download one file from one source to NAME.part: from the web (with resume and retries), a local copy, or YouTube."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import Cancelled, write_atomic
 from data_preparation.file_types import HEAD_BYTES
 
-_BLOCK = 1 << 14  # bytes; what a broken connection may lose
-_LONGEST_WAIT = 60.0  # seconds between two attempts
-_TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_BLOCK = 1 << 14  # bytes per write; a broken connection loses at most one block
+_MAX_WAIT_S = 60.0  # seconds between two attempts
+_RETRY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
 class SourceError(Exception):
-    """A source that cannot give the file; the next source may."""
+    """A source cannot provide the file; another source may."""
 
 
 class RetryableError(Exception):
-    """A transfer that broke off and may go on: what happened, and how long the server wants us to wait (seconds)."""
+    """A transfer failed and may be retried, after `wait` seconds if the server asks for that."""
 
     def __init__(self, text: str, wait: float | None = None) -> None:
         super().__init__(text)
@@ -38,82 +38,83 @@ class RetryableError(Exception):
 
 
 def size_text(size: float) -> str:
-    """Bytes as a person reads them."""
+    """A number of bytes with a unit."""
     return next(f"{size / scale:.3g} {unit}" for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes")) if size >= scale or scale == 1)  # fmt: skip
 
 
 class DiskSpace:
-    """What the downloads under way will still write, so that together they fit on the disk."""
+    """Reserves disk space for the bytes that running downloads have still to write, so that they fit on the disk together."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._coming: dict[Path, int] = {}
+        self._reserved: dict[Path, int] = {}
 
-    def claim(self, path: Path, size: int) -> None:
-        """
+    def reserve(self, path: Path, size: int) -> None:
+        """Reserve `size` bytes for a file.
+
         Raises:
-            UserError: the disk has less room than this file and those under way need.
+            UserError: the disk has less free space than this file and the running downloads need.
         """
         with self._lock:
-            others = sum(size for other, size in self._coming.items() if other != path)
+            others = sum(size for other, size in self._reserved.items() if other != path)
             free = shutil.disk_usage(path.parent).free
             if size + others > free:
                 raise UserError(
-                    f"{path.parent} has {size_text(free)} free and {size_text(size + others)} are to come ({path.stem} and the downloads under way): make room, or name another --dataset"
+                    f"{path.parent} has {size_text(free)} free, but {path.stem} and the running downloads need {size_text(size + others)}: free some space, or name another --dataset"
                 )
-            self._coming[path] = size
+            self._reserved[path] = size
 
     def release(self, path: Path, size: int | None = None) -> None:
-        """`size` bytes have been written, or (None) no more will come."""
+        """Reduce the reservation by `size` bytes that were written, or (None) delete it."""
         with self._lock:
-            left = self._coming.pop(path, 0) - (size or 0)
+            left = self._reserved.pop(path, 0) - (size or 0)
             if size is not None and left > 0:
-                self._coming[path] = left
+                self._reserved[path] = left
 
 
 @dataclass
 class PartialFile:
-    """NAME.part, and NAME.part.json that says where its bytes come from: only that source may continue it."""
+    """NAME.part, and NAME.part.json with the source of its bytes: only the same source may continue the file."""
 
     path: Path
 
     @property
-    def note(self) -> Path:
+    def record(self) -> Path:
         return self.path.with_name(self.path.name + ".json")
 
-    def have(self, source: str) -> int:
-        """Bytes that are there of this source."""
+    def bytes_from(self, source: str) -> int:
+        """Number of bytes that were already downloaded from this source."""
         try:
-            known = json.loads(self.note.read_text())
+            known = json.loads(self.record.read_text())
             return self.path.stat().st_size if known["source"] == source else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
 
-    def tag(self) -> str | None:
-        """The server's mark of the version that the bytes are of."""
+    def version(self) -> str | None:
+        """The version of the file on the server (ETag or Last-Modified) that the bytes belong to."""
         try:
-            return json.loads(self.note.read_text())["tag"]
+            return json.loads(self.record.read_text())["tag"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def begin(self, source: str, tag: str | None) -> None:
-        """Note what the bytes to come are of, before the first is written."""
+    def start(self, source: str, version: str | None) -> None:
+        """Empty the file and record its source, before the first byte is written."""
         self.path.write_bytes(b"")
-        write_atomic(self.note, json.dumps({"source": source, "tag": tag}).encode())
+        write_atomic(self.record, json.dumps({"source": source, "tag": version}).encode())
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-        self.note.unlink(missing_ok=True)
+        self.record.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """One file on its way: where it goes, what it shares with the others, and how it tells of itself."""
+    """One download: its file, the state that it shares with other downloads, and its progress bar and messages."""
 
     artefact: Artefact
     part: PartialFile
     bar: tqdm
-    say: Callable[[str], None]
+    report: Callable[[str], None]  # prints a message
     space: DiskSpace
     stop: threading.Event
     retries: int
@@ -122,33 +123,34 @@ class Transfer:
     def check_stop(self) -> None:
         """
         Raises:
-            Cancelled: the command was interrupted.
+            Cancelled: the user interrupted the command.
         """
         if self.stop.is_set():
             raise Cancelled
 
     def pause(self, seconds: float) -> None:
-        """
+        """Wait.
+
         Raises:
-            Cancelled: the command was interrupted meanwhile.
+            Cancelled: the user interrupted the command.
         """
         if self.stop.wait(seconds):
             raise Cancelled
 
-    def wrote(self, size: int) -> None:
-        """`size` bytes have been written to the part."""
+    def add_written(self, size: int) -> None:
+        """Update the progress bar and the reservation after `size` bytes were written."""
         self.space.release(self.part.path, size)
         self.bar.update(size)
         self.check_stop()
 
 
 def fetch(transfer: Transfer, source: str) -> None:
-    """Bring the part to completeness from a source.
+    """Complete the partial file from a source.
 
     Raises:
-        SourceError: the source cannot give the file.
-        UserError: the disk has no room for it.
-        Cancelled: the command was interrupted.
+        SourceError: the source cannot provide the file.
+        UserError: the disk has too little space.
+        Cancelled: the user interrupted the command.
     """
     if is_youtube(source):
         _fetch_youtube(transfer, source)
@@ -159,85 +161,90 @@ def fetch(transfer: Transfer, source: str) -> None:
 
 
 def _fetch_web(transfer: Transfer, url: str) -> None:
-    """Bring `part` to completeness from an http(s) address, over as many attempts as bring something.
+    """Complete the partial file from an http(s) link. `transfer.retries` counts only attempts that receive nothing new.
 
     Raises:
-        SourceError: the server has no such file, sends something else, or breaks off too often.
+        SourceError: the server does not have the file, sends another file, or the connection breaks too often.
     """
     part = transfer.part
-    fruitless, longest = 0, part.have(url)
+    failed, longest = 0, part.bytes_from(url)
     while True:
         try:
             _attempt(transfer, url)
             return
-        except RetryableError as broken:
-            longest, before = max(longest, part.have(url)), longest
-            fruitless = 0 if longest > before else fruitless + 1
-            if fruitless > transfer.retries:
-                raise SourceError(f"{broken}; given up after {fruitless} fruitless attempts") from None
-            transfer.pause(min(broken.wait or 2.0 ** max(fruitless - 1, 0), _LONGEST_WAIT))
+        except RetryableError as error:
+            longest, before = max(longest, part.bytes_from(url)), longest
+            failed = 0 if longest > before else failed + 1
+            if failed > transfer.retries:
+                raise SourceError(f"{error}; gave up after {failed} failed attempts") from None
+            transfer.pause(min(error.wait or 2.0 ** max(failed - 1, 0), _MAX_WAIT_S))
 
 
 def _attempt(transfer: Transfer, url: str) -> None:
     artefact, part = transfer.artefact, transfer.part
-    have = part.have(url)
-    headers = {"Accept-Encoding": "identity", "User-Agent": "DeepSports"}  # the bytes as they are
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if tag := part.tag():
-            headers["If-Range"] = tag
+    present = part.bytes_from(url)  # bytes
+    headers = {
+        "Accept-Encoding": "identity",
+        "User-Agent": "DeepSports",
+    }  # no compression: Range counts bytes of the file
+    if present:
+        headers["Range"] = f"bytes={present}-"
+        if version := part.version():
+            headers["If-Range"] = version
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=(15, transfer.timeout)) as answer:
-            total = _check_answer(answer, artefact, have)
-            if answer.status_code == 416:  # nothing is left to send
-                if total == have:
+        with requests.get(url, headers=headers, stream=True, timeout=(15, transfer.timeout)) as response:
+            total = _check_response(response, artefact, present)
+            if response.status_code == 416:  # nothing left to send
+                if total == present:
                     return
                 part.remove()
-                raise RetryableError("what is here does not fit what the server has; started again from the beginning")
-            blocks = answer.iter_content(_BLOCK)
+                raise RetryableError(
+                    "the partial file does not match the file on the server; starting from the beginning"
+                )
+            blocks = response.iter_content(_BLOCK)
             first = next(blocks, b"")
-            if answer.status_code == 200:
-                if have:
+            if response.status_code == 200:
+                if present:
                     cause = (
-                        "the file has changed there"
-                        if part.tag() not in (None, _version(answer))
-                        else "it ignores Range"
+                        "the file on the server has changed"
+                        if part.version() not in (None, _version(response))
+                        else "the server ignores Range"
                     )
-                    transfer.say(f"{size_text(have)} that were here come again from the beginning: {cause} ({url})")
+                    transfer.report(f"{size_text(present)} are downloaded again from the beginning: {cause} ({url})")
                 if fault := content_fault(artefact.name, first[:HEAD_BYTES]):
                     raise SourceError(fault)
-                have = 0
-                part.begin(url, _version(answer))
-            transfer.space.claim(part.path, (total or have) - have)
-            transfer.bar.total, transfer.bar.n = total, have
+                present = 0
+                part.start(url, _version(response))
+            transfer.space.reserve(part.path, (total or present) - present)
+            transfer.bar.total, transfer.bar.n = total, present
             transfer.bar.refresh()
             with open(part.path, "ab") as file:
                 while first:
                     file.write(first)
-                    transfer.wrote(len(first))
+                    transfer.add_written(len(first))
                     first = next(blocks, b"")
     except (requests.exceptions.InvalidURL, UnicodeError) as error:
-        raise SourceError(f"no address: {first_line(error)}") from None
+        raise SourceError(f"not a valid link: {first_line(error)}") from None
     except requests.exceptions.SSLError as error:
         raise SourceError(f"no secure connection ({_reason(error)})") from None
     except requests.exceptions.TooManyRedirects:
-        raise SourceError("redirects without end") from None
+        raise SourceError("too many redirects") from None
     except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError):
-        raise RetryableError(f"the connection broke off after {size_text(part.have(url))}") from None
+        raise RetryableError(f"the connection broke after {size_text(part.bytes_from(url))}") from None
     except requests.exceptions.Timeout:
-        raise RetryableError(f"no byte for {transfer.timeout:g} s") from None
+        raise RetryableError(f"no data for {transfer.timeout:g} s") from None
     except requests.exceptions.ConnectionError as error:
-        if "Read timed out" in str(error):  # in the middle of the body
-            raise RetryableError(f"no byte for {transfer.timeout:g} s") from None
+        if "Read timed out" in str(error):  # while reading the body
+            raise RetryableError(f"no data for {transfer.timeout:g} s") from None
         raise RetryableError(
-            f"no connection ({_reason(error)}); compute nodes often reach no network: run this on the login node"
+            f"no connection ({_reason(error)}); compute nodes often have no network: run this on the login node"
         ) from None
     if total is not None and (size := part.path.stat().st_size) != total:
         raise RetryableError(f"the connection ended at {size} of {total} bytes")
 
 
 def _reason(error: Exception) -> str:
-    """The cause at the bottom of a chain of connection errors, in a few words."""
+    """The root cause of a chain of connection errors, in a few words."""
     text = first_line(error)
     for known in ("Name or service not known", "Temporary failure in name resolution", "Connection refused"):
         if known in text:
@@ -245,67 +252,69 @@ def _reason(error: Exception) -> str:
     return text.rsplit(":", 1)[-1].strip(" ')\"") or text
 
 
-def _number(text: str) -> int | None:
-    """The value of a header that should be a number."""
+def _parse_number(text: str) -> int | None:
+    """The number in a header, or None if it is not a number."""
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
-def _version(answer: requests.Response) -> str | None:
-    """A mark by which the server tells versions of the file: a strong ETag, or the time of the last change."""
-    tag = answer.headers.get("ETag", "")
-    return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
+def _version(response: requests.Response) -> str | None:
+    """What identifies the version of the file on the server: a strong ETag, or Last-Modified."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
 
 
-def _check_answer(answer: requests.Response, artefact: Artefact, have: int) -> int | None:
-    """The file's whole size in bytes by the server's headers, None where it does not say.
+def _check_response(response: requests.Response, artefact: Artefact, present: int) -> int | None:
+    """Check the status and headers of a response; return the size of the whole file in bytes, None if unknown.
 
     Raises:
-        SourceError: this will never be the file.
-        RetryableError: this is not the file now.
+        SourceError: the server does not have the file.
+        RetryableError: the server cannot send the file at present.
     """
-    status = answer.status_code
-    if status in _TRY_AGAIN:
-        pause = answer.headers.get("Retry-After", "")
-        raise RetryableError(f"the server answers {status} {answer.reason}", _number(pause))
+    status = response.status_code
+    if status in _RETRY_STATUSES:
+        pause = response.headers.get("Retry-After", "")
+        raise RetryableError(f"the server answers {status} {response.reason}", _parse_number(pause))
     if status not in (200, 206, 416):
-        raise SourceError(f"the server answers {status} {answer.reason}")
-    if status != 416 and answer.headers.get("Content-Type", "").startswith("text/html"):
-        if answer.history:
-            raise SourceError(f"redirected to {answer.url}, a web page: the file wants a log-in, or the link expired")
-        raise SourceError(content_fault(artefact.name, b"<html"))
+        raise SourceError(f"the server answers {status} {response.reason}")
+    if status != 416 and response.headers.get("Content-Type", "").startswith("text/html"):
+        if response.history:
+            raise SourceError(
+                f"redirected to {response.url}, a web page: the file needs a log-in, or the link has expired"
+            )
+        raise SourceError(content_fault(artefact.name, b"<html") or "the server sent a web page")
     if status == 200:
-        length = answer.headers.get("Content-Length", "")
-        total = _number(length)
+        length = response.headers.get("Content-Length", "")
+        total = _parse_number(length)
     else:
-        span, _, whole = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-        total = _number(whole)
-        if status == 206 and not span.startswith(f"{have}-"):
-            raise SourceError(f"the server sends other bytes than were asked for (Content-Range '{span}')")
+        span, _, whole = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        total = _parse_number(whole)
+        if status == 206 and not span.startswith(f"{present}-"):
+            raise SourceError(f"the server sends other bytes than were requested (Content-Range '{span}')")
     if artefact.size is not None and total not in (None, artefact.size):
-        raise SourceError(f"the server's file has {total} bytes, the catalogue says {artefact.size}")
+        raise SourceError(f"the server's file has {total} bytes, but the catalogue says {artefact.size}")
     return total
 
 
 def _fetch_local(transfer: Transfer, source: Path) -> None:
-    """Copy a file of this machine to `part`.
+    """Copy a file of this machine to the partial file.
 
     Raises:
-        SourceError: it is missing, no file, unreadable, or something else than its name says.
+        SourceError: it is missing, not a file, unreadable, or of another type than its suffix says.
     """
     try:
         if source.exists() and not source.is_file():
-            raise SourceError("no file")
+            raise SourceError("not a file")
         with open(source, "rb") as original:
             if fault := content_fault(transfer.artefact.name, original.read(HEAD_BYTES)):
                 raise SourceError(fault)
             original.seek(0)
             transfer.bar.total = os.fstat(original.fileno()).st_size
-            transfer.space.claim(transfer.part.path, transfer.bar.total)
-            transfer.part.begin(str(source), None)
+            transfer.space.reserve(transfer.part.path, transfer.bar.total)
+            transfer.part.start(str(source), None)
             with open(transfer.part.path, "ab") as file:
                 while block := original.read(_BLOCK):
                     file.write(block)
-                    transfer.wrote(len(block))
+                    transfer.add_written(len(block))
     except OSError as error:
         if error.filename != str(source):
             raise
@@ -313,7 +322,7 @@ def _fetch_local(transfer: Transfer, source: Path) -> None:
 
 
 def _fetch_youtube(transfer: Transfer, url: str) -> None:
-    """Fetch a YouTube video with yt-dlp, which a user may have installed; the best mp4 picture, without sound.
+    """Download the best mp4 video stream (no sound) from YouTube with yt-dlp, which is an optional package.
 
     Raises:
         SourceError: yt-dlp is not installed, or fails.
@@ -329,8 +338,8 @@ def _fetch_youtube(transfer: Transfer, url: str) -> None:
         transfer.bar.update(status.get("downloaded_bytes", 0) - transfer.bar.n)
 
     part = transfer.part
-    part.begin(url, None)
-    fetched = part.path.with_name(f".yt-dlp.{transfer.artefact.name}")  # it would take the ending .part off
+    part.start(url, None)
+    fetched = part.path.with_name(f".yt-dlp.{transfer.artefact.name}")  # yt-dlp would remove a suffix .part
     options = {
         "format": "bestvideo[ext=mp4]/best[ext=mp4]",
         "outtmpl": str(fetched).replace("%", "%%"),
@@ -359,7 +368,7 @@ def _fetch_youtube(transfer: Transfer, url: str) -> None:
 
 
 class _Silent:
-    """yt-dlp's messages reach the user through its errors."""
+    """A logger for yt-dlp that prints nothing: its errors carry the messages."""
 
     def debug(self, text: str) -> None: ...
 

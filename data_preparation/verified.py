@@ -1,5 +1,5 @@
-"""Which prepared videos were verified since they were last written: a small mark for each, beside the frames, or in a
-cache folder where those may not be written (a shared data set that is mounted read-only)."""
+"""Records which prepared videos were verified since they were last written: a small marker file for each video, beside the
+frames or, if that folder is read-only (a shared data set), in a cache folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from data_preparation.layout import archive_file, loose_dir, video_name
 
 
 def cache_folder() -> Path | None:
-    """$DEEPSPORTS_CACHE, else $XDG_CACHE_HOME/deepsports, else ~/.cache/deepsports; None where there is no home either."""
+    """$DEEPSPORTS_CACHE, else $XDG_CACHE_HOME/deepsports, else ~/.cache/deepsports; None if there is no home folder."""
     if own := os.environ.get("DEEPSPORTS_CACHE"):
         return Path(own).absolute()
     site = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(site):  # the standard says to ignore others
+    if os.path.isabs(site):  # the XDG standard says to ignore relative paths
         return Path(site) / "deepsports"
     try:
         return Path.home() / ".cache" / "deepsports"
@@ -26,15 +26,15 @@ def cache_folder() -> Path | None:
 
 
 def _state(frames_dir: Path, video: int) -> str:
-    """What changes when a video is extracted again, or loose frames are added or removed."""
+    """A text that changes when a video is extracted again, or when loose frames are added or removed."""
     path = archive_file(frames_dir, video)
     status = (path if path.exists() else loose_dir(frames_dir, video)).stat()
     return f"{status.st_size} {status.st_mtime_ns}\n"
 
 
 def _places(frames_dir: Path) -> list[Path]:
-    """The folders that may hold the marks of a data set, in the order in which they are tried: beside the frames, and in
-    the cache, keyed by the resolved path, which login and compute nodes must see alike."""
+    """The folders for the markers of a data set, in the order in which they are tried: beside the frames, then in the
+    cache. The cache key is the resolved path, which must be the same on login and compute nodes."""
     places = [frames_dir / ".verified"]
     if cache := cache_folder():
         resolved = str(frames_dir.resolve())
@@ -43,10 +43,10 @@ def _places(frames_dir: Path) -> list[Path]:
 
 
 def mark_verified(frames_dir: Path, video: int) -> Path:
-    """Remember that this video, as it is now, was read and found whole; returns the folder that holds the mark.
+    """Record that this video, in its present state, was verified; return the folder with the marker.
 
     Raises:
-        OSError: it can be written neither beside the frames nor in the cache.
+        OSError: the marker can be written neither beside the frames nor in the cache.
     """
     state = _state(frames_dir, video).encode()
     *first, last = _places(frames_dir)
@@ -55,38 +55,38 @@ def mark_verified(frames_dir: Path, video: int) -> Path:
             write_atomic(place / video_name(video), state)
             return place
         except OSError:
-            pass  # read-only, another user's, full: the next place
+            pass  # read-only, owned by another user, or full: try the next folder
     write_atomic(last / video_name(video), state)
     return last
 
 
 def mark_videos_verified(frames_dir: Path, videos: Iterable[int]) -> str:
-    """Mark videos as verified; returns the sentence that says where this is remembered, or why it is not."""
+    """Record that videos were verified; return a sentence that says where, or why this failed."""
     places: dict[Path, None] = {}
     for video in videos:
         try:
             places[mark_verified(frames_dir, video)] = None
         except OSError as error:
             return (
-                f"This cannot be remembered ({error.strerror}: {error.filename}), so launch.submit will ask for it again: "
-                f"set DEEPSPORTS_CACHE to a folder that you may write and that the cluster's nodes see, then verify again."
+                f"The verification could not be recorded ({error.strerror}: {error.filename}), so launch.submit will ask for it again: "
+                f"set DEEPSPORTS_CACHE to a writable folder that the nodes of the cluster can read, then verify again."
             )
-    return f"Remembered in {' and '.join(map(str, places))}." if places else ""
+    return f"Verification recorded in {' and '.join(map(str, places))}." if places else ""
 
 
 def unverified(frames_dir: Path, videos: Iterable[int]) -> list[int]:
-    """Those of the prepared videos that were not verified, or changed since."""
+    """The videos that were not verified, or that changed after they were verified."""
     places = _places(frames_dir)
 
     def verified(video: int) -> bool:
         state = _state(frames_dir, video)
-        return any(_text(place / video_name(video)) == state for place in places)
+        return any(_read_marker(place / video_name(video)) == state for place in places)
 
     return [video for video in videos if not verified(video)]
 
 
-def _text(path: Path) -> str | None:
-    """The content of a mark; None where there is none that this user may read."""
+def _read_marker(path: Path) -> str | None:
+    """The content of a marker file; None if there is none that this user may read."""
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError):

@@ -1,10 +1,10 @@
-"""Check a prepared data set: every frame of every dive is there and decodes, archives are what their records say, sizes
-are uniform, splits are disjoint.
+"""Verify a prepared data set: all frames of all dives exist and decode, archives match their records, all frames of a
+video have one size, the splits are disjoint.
 
     python -m data_preparation.verify --dataset DIR [--sheets FOLDER]
 
-With --sheets, a picture a video: first, middle and last frame of each dive with its label, so that shifted labels are
-seen at a glance. Exit status 0: all is well; 2: something to extract again, listed.
+With --sheets, draws one contact sheet per video: first, middle and last frame of each dive with its label, which makes
+shifted labels visible. Exit status 0: no errors; 2: errors, listed with their fixes.
 """
 
 from __future__ import annotations
@@ -42,45 +42,45 @@ from data_preparation.shards import ShardConfig, command_text
 from data_preparation.similar_files import names_in, numberings
 from data_preparation.verified import mark_videos_verified
 
-_MOST_DIVES = 5  # dives of a video whose missing frames are told of one by one
-_SHEET_HEIGHT = 96  # pixels of a picture on a contact sheet
-_SHEET_COLUMNS = 4  # dives in a row
-_LABEL_HEIGHT, _GAP = 18, 12
+_MAX_LISTED_DIVES = 5  # dives of a video whose missing frames are listed one by one
+_SHEET_HEIGHT = 96  # pixels; height of a frame on a contact sheet
+_SHEET_COLUMNS = 4  # dives per row
+_LABEL_HEIGHT, _GAP = 18, 12  # pixels
 
 
 @dataclass(frozen=True)
 class VerifyConfig(ShardConfig):
-    """Check a prepared data set."""
+    """Verify a prepared data set."""
 
-    train_path: Path | None = flag(None, "Train list; none takes the data set's own.")
-    test_path: Path | None = flag(None, "Test list; none takes the data set's own.")
-    sources: bool = flag(False, "Also compare the SHA-256 of the source videos with the archives' records.")
-    sheets: Path | None = flag(None, "Folder for contact sheets; none draws none.")
-    report: Path | None = flag(None, "Text file for the report, which is printed in any case.")
+    train_path: Path | None = flag(None, "Train list. Default: the data set's own.")
+    test_path: Path | None = flag(None, "Test list. Default: the data set's own.")
+    sources: bool = flag(False, "Also compare the SHA-256 of each source video with its archive's record.")
+    sheets: Path | None = flag(None, "Folder for contact sheets. Default: draw none.")
+    report: Path | None = flag(None, "Text file to write the report to. The report is always printed.")
 
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What was found of one video: `shapes` counts the (height, width) of its frames."""
+    """Result of verifying one video."""
 
     video: int
     dives: int
     frames: int = 0
     size_bytes: int = 0
-    shapes: tuple[tuple[int, int], ...] = ()
-    origin: str = ""
-    settings: tuple[tuple[str, int], ...] = ()  # flags that the archive was made with
+    shapes: tuple[tuple[int, int], ...] = ()  # the distinct (height, width) of its frames
+    origin: str = ""  # what the frames were made from
+    settings: tuple[tuple[str, int], ...] = ()  # flags of the extraction
     faults: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # of its record, and what the frames show
-    rate: Fraction | None = None  # of the source, with its frames and those that a decoder counts
-    source_frames: int | None = None
-    decoded_frames: int | None = None
+    warnings: tuple[str, ...] = ()
+    rate: Fraction | None = None  # frames per second of the source video
+    source_frames: int | None = None  # as ffmpeg numbers them
+    decoded_frames: int | None = None  # as a decoder counts them
     has_sheet: bool = False
-    extracting: str = ""  # what an extraction that is at work has to do with it
+    extraction_state: str = ""  # set if a running extraction explains why frames are missing
 
 
 def dive_frame_faults(reader: FrameReader, dives: Sequence[Dive]) -> list[str]:
-    """Dives whose frames are not all there, a sentence each for the first few."""
+    """Errors of dives that lack frames: a sentence each for the first few, and the number of the others."""
     faults: list[str] = []
     present = set(reader.numbers.tolist())
     for dive in dives:
@@ -89,50 +89,50 @@ def dive_frame_faults(reader: FrameReader, dives: Sequence[Dive]) -> list[str]:
             faults.append(
                 f"dive {dive.name}: {len(missing)} of {dive.frame_count} frames are missing, the first is {missing[0]}"
             )
-    if len(faults) > _MOST_DIVES:
-        faults = [*faults[:_MOST_DIVES], f"frames of {len(faults) - _MOST_DIVES} dives more are missing"]
+    if len(faults) > _MAX_LISTED_DIVES:
+        faults = [*faults[:_MAX_LISTED_DIVES], f"{len(faults) - _MAX_LISTED_DIVES} more dives lack frames"]
     if faults and reader.path.is_dir():
         others = numberings(name for name in names_in(reader.path) if not is_frame_file(name))
-        faults += [f"{reader.path} also has {others[0].text}: are those the missing ones?"] if others else []
+        faults += [f"{reader.path} also has {others[0].text}, which may be the missing frames"] if others else []
     return faults
 
 
 def alignment_faults(
     layout: DatasetLayout, video: int, reader: FrameReader, dives: Sequence[Dive]
 ) -> tuple[list[str], list[str]]:
-    """(faults, notes) of frames that somebody else numbered, compared with their source video where it is there."""
+    """(errors, warnings) about frames that another tool numbered, from a comparison with the source video if it exists."""
     try:
-        found = scan_video(layout.video_file(video))
+        scan = scan_video(layout.video_file(video))
     except UserError:
-        return [], []  # without a readable source nothing can be compared
-    there = set(reader.numbers.tolist())
-    result = compare_with_video(found, [n for n in sample_frames(dives) if n in there], reader.image)
+        return [], []  # without a readable source there is nothing to compare with
+    present = set(reader.numbers.tolist())
+    result = compare_with_video(scan, [n for n in sample_frames(dives) if n in present], reader.image)
     if result.shift:
         frames = "frame" if abs(result.shift) == 1 else "frames"
-        way = f"{abs(result.shift)} {frames} {'late' if result.shift > 0 else 'early'}"
+        distance = f"{abs(result.shift)} {frames} {'late' if result.shift > 0 else 'early'}"
         fix = adopt_command(reader.path, "--first_number", 0) if result.shift == 1 and reader.path.is_dir() else ""
         return [
-            f"{reader.path}: its pictures are {way}: picture N is frame N{result.shift:+d} of {found.path.name} by ffmpeg's numbers; "
+            f"{reader.path}: its frames are {distance}: file N is frame N{result.shift:+d} of {scan.path.name} by ffmpeg's numbers; "
             + (f"they were numbered from 0: {fix}" if fix else "number them as ffmpeg does, or extract the video")
         ], []
     if result.rate:
         return [
-            f"{reader.path}: its pictures are those of a file of about {round(result.rate)} frames per second, and {found.path.name} has {float(found.rate):g}: another version than whole_videos has; remove these frames and extract the video, or remove the video if the labels count the other one's frames"
+            f"{reader.path}: its frames are those of a file of about {round(result.rate)} frames per second, and {scan.path.name} has {float(scan.rate):g}, so they are of another version than the one in whole_videos; remove these frames and extract the video, or remove the video if the labels count the other version's frames"
         ], []
-    if result.compared and result.foreign > result.compared / 2:
+    if result.compared and result.unmatched > result.compared / 2:
         return [], [
-            f"{result.foreign} of {result.compared} pictures are like no frame of {found.path.name} near their number: are they of another version or numbering? Look at the contact sheet"
+            f"{result.unmatched} of {result.compared} frames match no frame of {scan.path.name} near their number: they may be of another version or numbered differently; check the contact sheet"
         ]
     return [], []
 
 
 def record_faults(reader: FrameReader, record: dict[str, Any], shapes: Counter[tuple[int, int]]) -> list[str]:
-    """Where an archive is not what its provenance record says, a sentence each."""
+    """Differences between an archive and its provenance record, a sentence each."""
     faults = []
     recorded = np.concatenate([np.arange(first, last + 1) for first, last in record["ranges"]])
     source, height = record["source"], record["settings"]["height"]
     expected = stored_size(source["width"], source["height"], height)
-    turned = stored_size(source["height"], source["width"], height)  # a display rotation of 90 degrees
+    turned = stored_size(source["height"], source["width"], height)  # displayed with a rotation of 90 degrees
     absent, extra = np.setdiff1d(recorded, reader.numbers), np.setdiff1d(reader.numbers, recorded)
     if len(absent):
         faults.append(f"{len(absent)} frames of its record are missing, the first is {absent[0]}")
@@ -140,21 +140,21 @@ def record_faults(reader: FrameReader, record: dict[str, Any], shapes: Counter[t
         faults.append(f"{len(extra)} frames are not in its record, the first is {extra[0]}")
     for height, width in shapes:
         if (width, height) not in (expected, turned):
-            faults.append(f"frames of {width}x{height}, its record says {expected[0]}x{expected[1]}")
+            faults.append(f"frames have size {width}x{height}, and its record states {expected[0]}x{expected[1]}")
     return faults
 
 
 def source_faults(layout: DatasetLayout, video: int, record: dict[str, Any]) -> list[str]:
-    """Whether the source video is still the one that the archive was made of."""
+    """The error if the source video is no longer the one that the archive was made from."""
     source = layout.video_file(video)
     made_from = record.get("source", {})
     if sha256(source) != made_from.get("sha256"):
-        return [f"{source} is not the file that the archive was made of (another SHA-256)"]
+        return [f"{source} is not the file that the archive was made from (another SHA-256)"]
     return []
 
 
 def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], config: VerifyConfig) -> VideoReport:
-    """Check one video: reads and decodes all its stored frames, and draws its contact sheet if asked to."""
+    """Verify one video: read and decode all stored frames and, with --sheets, draw the contact sheet."""
     try:
         reader = open_frames(layout.frames, video)
         archived = not reader.path.is_dir()
@@ -175,18 +175,18 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
         if len(shapes) > 1:
             listed = ", ".join(f"{w}x{h} ({count} frames)" for (h, w), count in shapes.most_common())
             faults.append(f"{reader.path}: frames of several sizes ({listed})")
-        notes = list(map(str, record.get("notes", ())))
+        warnings = list(map(str, record.get("notes", ())))
         if not archived or "adopted" in record:
-            shifted, odd = alignment_faults(layout, video, reader, dives)
-            faults, notes = faults + shifted, notes + odd
+            shift_faults, shift_warnings = alignment_faults(layout, video, reader, dives)
+            faults, warnings = faults + shift_faults, warnings + shift_warnings
         if archived:
             faults += [f"{reader.path}: {fault}" for fault in record_faults(reader, record, shapes)]
             if config.sources and "adopted" not in record:
                 faults += source_faults(layout, video, record)
     except UserError as error:
         return VideoReport(video, len(dives), faults=tuple(str(error).splitlines()))
-    drawable = _drawable(reader, dives, faults) if config.sheets else []
-    if drawable:
+    drawable: list[Dive] = []
+    if config.sheets and (drawable := _drawable(reader, dives, faults)):
         sheet = config.sheets / f"{video_name(video)}.png"
         with reporting_write_errors(sheet), atomic_file(sheet) as temporary:
             contact_sheet(reader, drawable).save(temporary, format="PNG")
@@ -196,7 +196,7 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
     size = reader.path.stat().st_size if archived else 0
     settings = tuple(sorted(record.get("settings", {}).items()))
     return VideoReport(
-        video, len(dives), len(checked), size, tuple(shapes), origin, settings, tuple(faults), tuple(notes),
+        video, len(dives), len(checked), size, tuple(shapes), origin, settings, tuple(faults), tuple(warnings),
         source_rate(record), source.get("frames"), source.get("decoded_frames"), bool(drawable),
     )  # fmt: skip
 
@@ -210,36 +210,36 @@ def _drawable(reader: FrameReader, dives: Sequence[Dive], faults: Sequence[str])
     drawable = []
     for dive in dives:
         try:
-            for number in _shown(dive):
+            for number in _sheet_frames(dive):
                 reader.image(number)
             drawable.append(dive)
         except UserError:
-            pass  # named in the report
+            pass  # already in the report
     return drawable
 
 
-def _shown(dive: Dive) -> tuple[int, int, int]:
+def _sheet_frames(dive: Dive) -> tuple[int, int, int]:
     return dive.start_frame, (dive.start_frame + dive.end_frame) // 2, dive.end_frame
 
 
 def contact_sheet(reader: FrameReader, dives: Sequence[Dive]) -> Image.Image:
-    """First, middle and last frame of each dive, with its label above."""
+    """Draw the first, middle and last frame of each dive under its label."""
 
-    def picture(number: int) -> Image.Image:
+    def thumbnail(number: int) -> Image.Image:
         image = Image.fromarray(reader.image(number))
         return image.resize((round(image.width * _SHEET_HEIGHT / image.height), _SHEET_HEIGHT))
 
     strips = []
     for d in dives:
-        pictures = [picture(n) for n in _shown(d)]
+        images = [thumbnail(n) for n in _sheet_frames(d)]
         label = f"{d.name}  {d.dive_number or ''}  DD {d.difficulty:g}  score {d.final_score:g}  frames {d.start_frame}-{d.end_frame}"
-        width = max(sum(p.width for p in pictures), int(ImageDraw.Draw(pictures[0]).textlength(label))) + _GAP
+        width = max(sum(i.width for i in images), int(ImageDraw.Draw(images[0]).textlength(label))) + _GAP
         strip = Image.new("RGB", (width, _SHEET_HEIGHT + _LABEL_HEIGHT + 4), "white")
         ImageDraw.Draw(strip).text((2, 4), label, fill="black")
         left = 0
-        for p in pictures:
-            strip.paste(p, (left, _LABEL_HEIGHT))
-            left += p.width
+        for image in images:
+            strip.paste(image, (left, _LABEL_HEIGHT))
+            left += image.width
         strips.append(strip)
     columns, rows = min(len(strips), _SHEET_COLUMNS), -(-len(strips) // _SHEET_COLUMNS)
     cell_width, cell_height = max(s.width for s in strips), strips[0].height
@@ -258,42 +258,42 @@ def verify(
     config: VerifyConfig,
     facts: Mapping[int, Sequence[VideoFacts]] = MappingProxyType({}),
 ) -> list[VideoReport]:
-    """Check several videos, `config.processes` at a time, with a progress bar.
+    """Verify several videos, `config.processes` at a time, with a progress bar.
 
-    What is missing because its extraction has not come to it yet is told apart from what is faulty.
+    A video that a running extraction has not finished yet is reported as such, not as faulty.
     """
-    running = running_extractions(layout.frames)
+    before = running_extractions(layout.frames)
     check_workers(min(config.processes, len(work)))
-    # spawned, not forked: nothing of a parent with threads is carried over
+    # spawn, not fork: this process may have threads
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(config.processes, len(work)), context, init_worker) as pool:
-        waiting = [pool.submit(verify_video, layout, video, dives, config) for video, dives in work.items()]
+        pending = [pool.submit(verify_video, layout, video, dives, config) for video, dives in work.items()]
         done = tqdm(
-            as_completed(waiting), total=len(work), desc="verifying", unit="video", disable=not sys.stderr.isatty()
+            as_completed(pending), total=len(work), desc="verifying", unit="video", disable=not sys.stderr.isatty()
         )
         try:
             reports = sorted((future.result() for future in done), key=lambda report: report.video)
         except BrokenProcessPool:
-            raise UserError("a worker process was killed: out of memory? Use fewer --workers") from None
+            raise UserError("a worker was killed, probably out of memory: use fewer --workers") from None
     reports = [_with_stated_faults(report, facts.get(report.video, ())) for report in reports]
-    reports = [_with_extraction(layout, report, [*running, *running_extractions(layout.frames)]) for report in reports]
-    return reports
+    running = [*before, *running_extractions(layout.frames)]
+    return [_with_extraction(layout, report, running) for report in reports]
 
 
 def _with_extraction(layout: DatasetLayout, report: VideoReport, running: Sequence[Extraction]) -> VideoReport:
-    """The report, with the extraction that is at work on a video that is not whole yet."""
+    """The report, with `extraction_state` set if a running extraction explains its errors."""
     if not report.faults:
         return report
     if any(report.video in e.videos for e in running):
-        return replace(report, extracting="extraction running")
+        return replace(report, extraction_state="extraction running")
     absent = not archive_file(layout.frames, report.video).exists()
-    if absent and any(e.shards > 1 for e in running):  # another task of a job array has it, and may be in the queue
-        return replace(report, extracting="not extracted yet; an extraction of another shard is running")
+    if absent and any(e.shards > 1 for e in running):  # another task of the job array has it, and may be pending
+        return replace(report, extraction_state="not extracted yet; an extraction of another shard is running")
     return report
 
 
 def _with_stated_faults(report: VideoReport, facts: Sequence[VideoFacts]) -> VideoReport:
-    """The report, with what makes its frames those of another version than annotations or catalogue state."""
+    """The report, with errors added if the source is not the version that annotations or catalogue state."""
     name = report.origin.split(" at ")[0]
     found = [
         f
@@ -304,38 +304,38 @@ def _with_stated_faults(report: VideoReport, facts: Sequence[VideoFacts]) -> Vid
 
 
 def height_faults(reports: Sequence[VideoReport]) -> list[str]:
-    """Videos whose frames have another height than most, a sentence each."""
+    """Errors of videos whose frames have another height than those of most videos."""
     heights = {r.video: r.shapes[0][0] for r in reports if len(r.shapes) == 1}
     if len(set(heights.values())) < 2:
         return []
     usual = Counter(heights.values()).most_common(1)[0][0]
     return [
-        f"video {video_name(video)}: frames of height {height}, those of the other videos have {usual}"
+        f"video {video_name(video)}: frames of height {height}, and those of most videos have {usual}"
         for video, height in heights.items()
         if height != usual
     ]
 
 
-def _mark(report: VideoReport) -> str:
-    if report.extracting:
-        return f"   {report.extracting}"
+def _state(report: VideoReport) -> str:
+    if report.extraction_state:
+        return f"   {report.extraction_state}"
     if is_absent(report):
         return "   not extracted"
     return "   FAULTY" if report.faults else ""
 
 
 def is_absent(report: VideoReport) -> bool:
-    """Whether nothing was extracted of a video yet, and nothing else lies there in its place."""
+    """Whether a video was not extracted yet, and no other file or folder may be its frames."""
     return bool(report.faults) and report.faults[0].endswith(extract_first(report.video))
 
 
 def report_text(reports: Sequence[VideoReport]) -> str:
-    """The report as a table, a row a video."""
-    lines = ["video   dives    frames     size       MB   made of"]
+    """The report as a table, one row per video."""
+    lines = ["video   dives    frames     size       MB   made from"]
     for r in reports:
         size = "x".join(map(str, reversed(r.shapes[0]))) if len(r.shapes) == 1 else "?"
         lines.append(
-            f"{video_name(r.video):>5} {r.dives:>7} {r.frames:>9} {size:>8} {r.size_bytes / 1e6:>8.1f}   {r.origin}{_mark(r)}"
+            f"{video_name(r.video):>5} {r.dives:>7} {r.frames:>9} {size:>8} {r.size_bytes / 1e6:>8.1f}   {r.origin}{_state(r)}"
         )
     lines.append(
         f"total {sum(r.dives for r in reports):>7} {sum(r.frames for r in reports):>9} {'':>8} {sum(r.size_bytes for r in reports) / 1e6:>8.1f}"
@@ -355,27 +355,27 @@ def main(argv: Sequence[str]) -> int:
     facts = config.stated_facts()
     reports = verify(layout, work, config, facts)
     remembered = mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults])
-    odd_heights = height_faults(reports)
-    waiting = [r for r in reports if r.extracting]
-    faulty = [r for r in reports if r.faults and not r.extracting]
+    other_heights = height_faults(reports)
+    unfinished = [r for r in reports if r.extraction_state]
+    faulty = [r for r in reports if r.faults and not r.extraction_state]
     text = (
         report_text(reports)
         + f"\n{len(work)} videos, {sum(r.dives for r in reports)} dives; the lists name {len(train)} to train and {len(test)} to test"
     )
-    if notes := all_notes(reports, facts):
-        text += "\n" + "\n".join(notes)
+    if warnings := all_warnings(reports, facts):
+        text += "\n" + "\n".join(warnings)
     absent = [r.video for r in faulty if is_absent(r)]
     faults = [*lists, *_absent_faults(absent, len(reports), layout)]
     faults += [f"video {video_name(r.video)}: {fault}" for r in faulty if r.video not in absent for fault in r.faults]
-    faults += odd_heights
-    for state in dict.fromkeys(r.extracting for r in waiting):
-        names = " ".join(video_name(r.video) for r in waiting if r.extracting == state)
+    faults += other_heights
+    for state in dict.fromkeys(r.extraction_state for r in unfinished):
+        names = " ".join(video_name(r.video) for r in unfinished if r.extraction_state == state)
         faults.append(f"video {names}: {state}: verify again when the extraction has ended")
     if faults:
         text += "\n\n" + "\n".join(faults)
     else:
-        text += "\n\nAll frames of all dives are there and decode; the splits are disjoint."
-        text += " Read the notes above." if notes else ""
+        text += "\n\nAll frames of all dives exist and decode; the splits are disjoint."
+        text += " Read the warnings above." if warnings else ""
         text += f"\n{remembered}"
     if config.report:
         with reporting_write_errors(config.report):
@@ -385,48 +385,50 @@ def main(argv: Sequence[str]) -> int:
         print(f"Contact sheets: {drawn} in {config.sheets}")
     if not faults:
         return 0
-    again = [r.video for r in faulty if _extraction_helps(r)] or (list(work) if odd_heights else [])
+    again = [r.video for r in faulty if _extraction_helps(r)] or (list(work) if other_heights else [])
     if again:
         faults.append(
-            f"{'extract them' if set(again) <= set(absent) else 'extract again'}: {_repair(layout, again, reports, config)}"
+            f"{'extract them' if set(again) <= set(absent) else 'extract again'}: {_extract_command(layout, again, reports, config)}"
         )
     raise UserError.of(faults)
 
 
-def all_notes(reports: Sequence[VideoReport], facts: Mapping[int, Sequence[VideoFacts]]) -> list[str]:
-    """What a person should know before trusting the numbers, a line each: notes of the records, rates that differ."""
-    odd_rates = rate_warnings({r.video: r.rate for r in reports if r.rate})
+def all_warnings(reports: Sequence[VideoReport], facts: Mapping[int, Sequence[VideoFacts]]) -> list[str]:
+    """All warnings, a line each: those of the videos, and those about frame rates that differ between videos."""
+    of_rates = rate_warnings({r.video: r.rate for r in reports if r.rate})
     stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
     lines = []
     for r in reports:
-        its = [*r.notes, *([odd_rates[r.video]] if r.video in odd_rates and r.video not in stated else [])]
-        lines += [f"video {video_name(r.video)}: note: {note}" for note in its]
+        of_rate = [of_rates[r.video]] if r.video in of_rates and r.video not in stated else []
+        lines += [f"video {video_name(r.video)}: warning: {warning}" for warning in (*r.warnings, *of_rate)]
     return lines
 
 
-def _absent_faults(videos: Sequence[int], of: int, layout: DatasetLayout) -> list[str]:
-    """The sentence about videos of which nothing was extracted yet."""
+def _absent_faults(videos: Sequence[int], total: int, layout: DatasetLayout) -> list[str]:
+    """The error about videos that were not extracted yet, in one sentence."""
     if not videos:
         return []
     names = " ".join(map(video_name, videos))
     return [
-        f"{len(videos)} of {of} videos are not extracted ({names}; no {archive_file(layout.frames, videos[0]).name} in {layout.frames}): where job_files/prepare_dataset.job is in the queue (squeue --me), verify again when it has ended"
+        f"{len(videos)} of {total} videos are not extracted ({names}; no {archive_file(layout.frames, videos[0]).name} in {layout.frames}): if job_files/prepare_dataset.job is in the queue (squeue --me), verify again when it has ended"
     ]
 
 
 def _extraction_helps(report: VideoReport) -> bool:
-    """Whether extracting again can fix a video: not where its frames lie there under other names or numbers."""
+    """Whether extracting again can fix a video: not if its frames exist under other names or numbers."""
     others = ("data_preparation.adopt", "rename ", "another version")
     return not any(words in fault for fault in report.faults for words in others)
 
 
-def _repair(layout: DatasetLayout, videos: Sequence[int], reports: Sequence[VideoReport], config: VerifyConfig) -> str:
-    """The command that extracts videos again, with the settings that most archives have."""
-    same = ShardConfig(layout.root, tuple(map(video_name, videos)), config.annotation_path)
+def _extract_command(
+    layout: DatasetLayout, videos: Sequence[int], reports: Sequence[VideoReport], config: VerifyConfig
+) -> str:
+    """The command that extracts videos again, with the settings of most archives."""
+    shard = ShardConfig(layout.root, tuple(map(video_name, videos)), config.annotation_path)
     usual = Counter(r.settings for r in reports if r.settings).most_common(1)
     flags = [word for name, value in (usual[0][0] if usual else ()) for word in (f"--{name}", value)]
-    there = any(archive_file(layout.frames, video).exists() for video in videos)
-    return command_text("extract", same, *(("--again", True) if there else ()), *flags)
+    exists = any(archive_file(layout.frames, video).exists() for video in videos)
+    return command_text("extract", shard, *(("--again", True) if exists else ()), *flags)
 
 
 if __name__ == "__main__":

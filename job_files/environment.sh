@@ -27,6 +27,11 @@ if [ -f "$DEEPSPORTS_VENV/bin/activate" ]; then
 fi
 # source "$(conda info --base)/etc/profile.d/conda.sh" && conda activate deepsports
 
+# Which torch job_files/setup.sh installs. Without these lines: the version in requirements.txt, from pip's default index.
+# export DEEPSPORTS_TORCH_INDEX=URL      # another CUDA build: the index URL that pytorch.org prints for it, or a folder of wheels
+# export DEEPSPORTS_TORCH="torch==2.12.1 torchvision==0.27.1"    # another version
+# export DEEPSPORTS_TORCH=installed      # the torch that a module above (or this Python) has
+
 [ -z "$deepsports_strict" ] || set -u
 
 # --- 3. Account and partition that jobs are charged to and sent to (empty: the site's defaults) -------------------------

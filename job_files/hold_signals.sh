@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Run a training process so that a signal is never lost: those that end a job wait (they are blocked, which a program
-# inherits) until the process is ready for them (training/runtime/interruption.py, where the exit statuses are explained).
+# Start a training process with the signals that stop a job blocked: one that comes while Python starts stays pending until
+# training/runtime/interruption.py handles it. The exit statuses are those of training/runtime/statuses.py.
 #
-#     bash job_files/hold_signals.sh python -m launch.job [training flags]
+#     bash job_files/hold_signals.sh python -m launch.job run [training flags]
 
-trap 'exit 75' USR2 # told to stop before anything began
+trap 'exit 75' USR2
 trap 'exit 143' TERM
 trap 'exit 129' HUP
 trap 'exit 130' INT

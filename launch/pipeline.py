@@ -83,7 +83,7 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
 
     def train(after: str) -> str:
         dependency = ",".join(filter(None, [launch.dependency, f"afterok:{after}" if after else ""]))
-        return submit.train_on_slurm(dataclasses.replace(launch, dependency=dependency), training, site)
+        return submit.submit_training(dataclasses.replace(launch, dependency=dependency), training, site)
 
     def evaluate(after: str) -> str:
         gpu = bool(launch.gpus_per_node)
@@ -164,16 +164,18 @@ def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping
 
 
 def main(argv: Sequence[str]) -> int:
-    launch, training, site = submit.read(argv, PipelineConfig, "python -m launch.pipeline", __doc__.splitlines()[0])
+    launch, training, site = submit.read_flags(
+        argv, PipelineConfig, "python -m launch.pipeline", __doc__.splitlines()[0]
+    )
     training = dataclasses.replace(training, evaluate=False)  # the last stage's
-    preflight.say("checking flags, files and videos")
+    preflight.print_step("checking flags, files and videos")
     faults = pipeline_faults(launch, training, site)
     notes: list[str] = []
     folder = RunFolder(training.run_dir)
-    if preflight.slurm_is_here(launch, faults):
-        executor = submit.slurm_executor(launch, training, site, snapshot.place(folder.path))
-        script = submit.script_of(executor, folder.jobs_dir)
-        preflight.ask_slurm(script, launch, faults, notes)
+    if preflight.slurm_available(launch, faults):
+        executor = submit.slurm_executor(launch, training, site, snapshot.code_path(folder.path))
+        script = submit.batch_script(executor, folder.jobs_dir)
+        preflight.check_with_slurm(script, launch, faults, notes)
         if not faults:
             todo = [stage.name for stage in stages(launch, training, site, REPOSITORY) if not stage.is_done]
             faults += small_stage_faults(launch, site, todo)
@@ -182,18 +184,18 @@ def main(argv: Sequence[str]) -> int:
     for note in notes:
         print(note)
     if launch.dry_run:
-        for stage in stages(launch, training, site, snapshot.place(folder.path)):
+        for stage in stages(launch, training, site, snapshot.code_path(folder.path)):
             print(f"{stage.name:<9} {'done' if stage.is_done else 'to submit'}")
         print(script)
         return 0
     record_file = folder.path / "pipeline.json"
-    preflight.say(f"keeping the code in {folder.path}, and submitting")
-    with submit.submitting_into(folder.path / "pipeline"):
-        code = snapshot.take(folder.path)
+    preflight.print_step(f"keeping the code in {folder.path}, and submitting")
+    with submit.submission_lock(folder.path / "pipeline"):
+        code = snapshot.copy_code(folder.path)
         jobs = read_json(record_file) or {}
         if not isinstance(jobs, dict):
             raise UserError(f"{record_file} is damaged: delete it when none of the pipeline's jobs is queued")
-        queued = submit.lasting_jobs()
+        queued = submit.active_jobs()
         after, renewed = "", False
         for stage in stages(launch, training, site, code):
             if stage.is_done:

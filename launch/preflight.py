@@ -1,6 +1,6 @@
-"""What can be known before a job queues: everything wrong at once, without torch on this machine's part.
+"""The checks before a job is submitted: all errors are reported at once. Imports no torch.
 
-Weights and memory need the model, so they are looked at by another process (training.forecast), where torch is there.
+Weights and memory need the model, so another process checks them (training.forecast), if torch is installed.
 """
 
 from __future__ import annotations
@@ -26,55 +26,57 @@ from launch.fitting import Request, excess, parse_nodes, parse_partitions
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.runtime.run_folder import RunFolder, resume_faults
 
-_LITTLE = 200 * 2**20  # bytes that logs, plots and metrics may come to
+_SMALL_FILES_BYTES = 200 * 2**20  # for logs, plots and metrics
 _FORECAST_TIMEOUT_S = 600
 
 
-def say(what: str) -> None:
-    """Tell on stderr what is being done, since some of it takes seconds."""
+def print_step(what: str) -> None:
+    """Name on stderr a step that may take seconds."""
     print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], notes: list[str]) -> Iterator[None]:
-    """Add to `faults` why this submission could not train, a sentence each, and to `notes` what could not be looked at.
+    """Append to `faults` a sentence for each reason why this submission could not train, and to `notes` what was not checked.
 
-    The model is built by another process, which works while the block goes on and what is inside it is done.
+    Another process builds the model while the block runs.
     """
-    say("checking flags, run folder and files")
+    print_step("checking flags, run folder and files")
     folder = RunFolder(training.run_dir)
     own, free = resume_faults(folder, training)
     faults += request_flag_faults(launch, training) + own
     if free and not own:
-        notes.append(f"{folder.path} holds a run, and these flags differ from its own, as they may: {'; '.join(free)}")
+        notes.append(
+            f"{folder.path} holds a run; these flags differ from its flags, which is allowed: {'; '.join(free)}"
+        )
     files = path_faults(training)
     faults += files
     forecast = None
     if files:
-        notes.append("not checked: weights and memory, before the files above are there")
+        notes.append("not checked: weights and memory, because files are missing")
     elif not launch.forecast:
         notes.append("not checked: weights and memory (--forecast False)")
     else:
-        say("building the model in another process, to check weights and memory")
+        print_step("building the model in another process, to check weights and memory")
         forecast = start_forecast(launch, training)
     try:
         if not files:
-            say(f"checking the data set in {training.root_dir}")
+            print_step(f"checking the data set in {training.root_dir}")
             faults += data_faults(training)
         yield
-        needed = _LITTLE
+        needed = _SMALL_FILES_BYTES
         if forecast is not None:
             if forecast.poll() is None:
-                say("waiting for the model")
+                print_step("waiting for the model")
             own, found = forecast_result(forecast)
             faults += own
             if found is not None:
                 needed += found["checkpoint_bytes"] * (training.keep_checkpoints + 1) + found["best_bytes"]
                 faults += memory_faults(launch, found)
             elif not own:
-                notes.append("not checked: weights and memory: there is no torch on this machine")
+                notes.append("not checked: weights and memory, because torch is not installed on this machine")
         faults += space_faults(training.run_dir, needed, "--runs_dir")
-        faults += space_faults(Path.home(), _LITTLE, "your home")
+        faults += space_faults(Path.home(), _SMALL_FILES_BYTES, "your home")
     finally:
         if forecast is not None and forecast.poll() is None:
             forecast.kill()
@@ -82,44 +84,46 @@ def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], not
 
 
 def request_flag_faults(launch: LaunchConfig, training: TrainConfig) -> list[str]:
-    """What is wrong with the launch flags and the training flags taken together."""
+    """Contradictions between launch flags and training flags."""
     found = []
     parts = launch.processes * training.accumulate
     if training.batch_size % parts:
         found.append(
-            f"--batch_size {training.batch_size} cannot be shared by {launch.processes} processes ({launch.nodes} nodes x {launch.tasks}) in --accumulate {training.accumulate} parts: give a multiple of {parts}"
+            f"--batch_size {training.batch_size} cannot be divided by {launch.processes} ranks ({launch.nodes} nodes x {launch.tasks}) x --accumulate {training.accumulate}: give a multiple of {parts}"
         )
     if fault := batch_norm_fault(training, launch.processes):
         found.append(fault)
     if training.gpu and 0 < launch.gpus_per_node < launch.tasks:
         found.append(
-            f"--tasks_per_node {launch.tasks} processes cannot share --gpus_per_node {launch.gpus_per_node} GPUs: give as many GPUs as tasks"
+            f"--tasks_per_node {launch.tasks} is more than --gpus_per_node {launch.gpus_per_node}, and each rank needs a GPU of its own: give as many GPUs as tasks"
         )
     if launch.gpus_per_node == 0 and training.gpu:
-        found.append("--gpus_per_node 0 asks for no GPU and the training flags say --gpu True: add -- --gpu False")
+        found.append("--gpus_per_node 0 asks for no GPU, but the training flags have --gpu True: add -- --gpu False")
     if odd := set(str(training.run_dir)) & set("%\\\n"):
         found.append(
-            f"{str(training.run_dir)!r} has {odd.pop()!r} in it, which Slurm would replace: give another --runs_dir"
+            f"{str(training.run_dir)!r} contains {odd.pop()!r}, which Slurm would replace: give another --runs_dir"
         )
     if launch.cluster == "local" and launch.nodes > 1:
-        found.append(f"--nodes {launch.nodes} is more than this one machine: drop --cluster local, or --nodes")
+        found.append(
+            f"--nodes {launch.nodes} does not fit --cluster local, which uses this machine only: drop one of them"
+        )
     return found
 
 
-def slurm_is_here(launch: LaunchConfig, found: list[str]) -> bool:
-    """Whether sbatch can be asked; if not, `found` gets the sentence."""
-    if slurm.here():
+def slurm_available(launch: LaunchConfig, found: list[str]) -> bool:
+    """Whether sbatch is installed; if not, append the error to `found`."""
+    if slurm.is_available():
         return True
     found.append(
-        "sbatch is not on this machine: submit from a login node, or train here with --cluster local or bash model_train_config.sh"
+        "sbatch is not installed on this machine: submit from a login node, or train here with --cluster local or bash model_train_config.sh"
     )
     return False
 
 
-def ask_slurm(script: str, launch: LaunchConfig, faults: list[str], notes: list[str]) -> None:
-    """Whether Slurm would ever start the job: partition, account, QOS, GPUs, sizes (sbatch --test-only). What is too much
-    is told from what the nodes have."""
-    say("asking Slurm whether it could start this job")
+def check_with_slurm(script: str, launch: LaunchConfig, faults: list[str], notes: list[str]) -> None:
+    """Check whether Slurm could start the job: partition, account, QOS, GPUs, sizes (sbatch --test-only). If the request is
+    too large, compare it with the nodes."""
+    print_step("checking with Slurm whether this job could start")
     try:
         slurm.test_only(script)
     except slurm.SlurmError as error:
@@ -130,16 +134,16 @@ def ask_slurm(script: str, launch: LaunchConfig, faults: list[str], notes: list[
         else:
             faults.append(f"{refusal}: fix the launch flags or job_files/environment.sh")
     else:
-        notes += [f"warning, Slurm may keep this job waiting: {line}" for line in excess_of(request_of(launch))]
+        notes += [f"warning: this job may stay pending: {line}" for line in excess_of(request_of(launch))]
 
 
 def request_of(launch: LaunchConfig) -> Request:
-    """What the job of a submission asks for."""
+    """The resources that a submission requests."""
     return Request(
         nodes=launch.nodes,
         tasks=launch.tasks,
         cpus=launch.cpus_per_task * launch.tasks,
-        memory=launch.mem_per_gpu_gb * launch.shares * 1024,
+        memory=launch.mem_per_gpu_gb * launch.gpus_or_tasks * 1024,
         gpus=launch.gpus_per_node,
         gpu_type=launch.gpu_type,
         minutes=launch.time_min,
@@ -150,7 +154,7 @@ def request_of(launch: LaunchConfig) -> Request:
 
 
 def excess_of(request: Request) -> list[str]:
-    """What of a request is too much for its partition; [] where nothing is, or where Slurm does not tell its nodes."""
+    """The parts of a request that are too much for its partition; [] if it fits, or if Slurm does not list its nodes."""
     try:
         nodes, partitions = slurm.nodes_and_partitions()
     except slurm.SlurmError:
@@ -159,10 +163,10 @@ def excess_of(request: Request) -> list[str]:
 
 
 def used_videos(training: TrainConfig) -> set[int]:
-    """The videos that the lists of this training name.
+    """The videos of this training's train and test lists.
 
     Raises:
-        UserError: annotations or lists that are unreadable or do not fit together.
+        UserError: annotations or lists cannot be read or contradict each other.
     """
     dives = load_annotations(training.annotation_path, training.captions_file)
     if training.vocabulary_file:
@@ -175,7 +179,7 @@ def used_videos(training: TrainConfig) -> set[int]:
 
 
 def data_faults(training: TrainConfig) -> list[str]:
-    """Whether all videos are prepared and verified."""
+    """Errors about videos that are not prepared or not verified."""
     try:
         videos = used_videos(training)
     except UserError as error:
@@ -207,7 +211,7 @@ def data_faults(training: TrainConfig) -> list[str]:
 
 
 def start_forecast(launch: LaunchConfig, training: TrainConfig) -> subprocess.Popen[str]:
-    """Start training.forecast. The memory of a step, which takes longest, is asked for only where it can be compared."""
+    """Start training.forecast. It estimates the memory of a step, which takes longest, only if --gpu_mem_gb is given."""
     wanted = launch.processes if launch.gpus_per_node and launch.gpu_mem_gb else 0
     command = [sys.executable, "-m", "training.forecast", str(wanted), *to_argv(training)]
     return subprocess.Popen(
@@ -216,11 +220,13 @@ def start_forecast(launch: LaunchConfig, training: TrainConfig) -> subprocess.Po
 
 
 def forecast_result(process: subprocess.Popen[str]) -> tuple[list[str], dict | None]:
-    """(faults, what training.forecast says, or None where it cannot say) about weights and memory."""
+    """(errors, result of training.forecast or None) about weights and memory."""
     try:
         out, err = process.communicate(timeout=_FORECAST_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return [f"building the model took more than {_FORECAST_TIMEOUT_S} s: look why, or say --forecast False"], None
+        return [
+            f"building the model took more than {_FORECAST_TIMEOUT_S} s: find out why, or give --forecast False"
+        ], None
     if process.returncode == 0:
         return [], json.loads(out.splitlines()[-1])
     if "No module named 'torch'" in err:
@@ -230,26 +236,26 @@ def forecast_result(process: subprocess.Popen[str]) -> tuple[list[str], dict | N
 
 
 def memory_faults(launch: LaunchConfig, forecast: dict) -> list[str]:
-    """The expected memory of a training step against the card, where both are known."""
+    """An error if the expected memory of a training step exceeds --gpu_mem_gb."""
     if not (launch.gpus_per_node and launch.gpu_mem_gb):
         return []
     expected = forecast["step_bytes"] / 1e9
     if expected <= launch.gpu_mem_gb:
         return []
     return [
-        f"a step is expected to take {expected:.1f} GB on each GPU and --gpu_mem_gb says {launch.gpu_mem_gb:g}: give --accumulate, --checkpoint_activations True, more GPUs or larger ones"
+        f"a step is expected to need {expected:.1f} GB on each GPU, and --gpu_mem_gb is {launch.gpu_mem_gb:g}: give --accumulate, --checkpoint_activations True, more GPUs or larger ones"
     ]
 
 
 def space_faults(folder: Path, needed: float, what: str) -> list[str]:
-    """Whether the disk of a folder, which may not exist yet, has `needed` bytes free (quotas are not seen)."""
+    """An error if the disk of `folder`, which may not exist yet, has less than `needed` bytes free (quotas are not checked)."""
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return [f"{what}: nothing can be written to {folder}: choose another place, or change its permissions"]
+        return [f"{what}: {folder} is not writable: choose another folder, or change its permissions"]
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return []
     return [
-        f"{what}: the disk of {folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB may be needed: make room or choose another place"
+        f"{what}: the disk of {folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB may be needed: make room or choose another folder"
     ]

@@ -1,4 +1,4 @@
-"""How a run's progress.json reads in one line, in squeue and in launch.status (pure functions)."""
+"""The text of a run's progress, for squeue and launch.status (pure functions)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def duration_text(seconds: float | None) -> str:
 
 
 def slurm_seconds(text: str) -> int | None:
-    """Seconds of a time as Slurm's commands print it ('0:38', '10:00', '00:00:38', '1-02:00:00'); None for others, such
-    as UNLIMITED."""
+    """The seconds of a time that Slurm prints ('0:38', '10:00', '00:00:38', '1-02:00:00'); None for other texts, such as
+    UNLIMITED."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)(?:\.\d+)?", text.strip())
     if match is None:
         return None
@@ -34,7 +34,7 @@ def slurm_seconds(text: str) -> int | None:
 
 
 def clock_text(text: str) -> str:
-    """A time of squeue or sacct in one format: '0:38', '1:02:03', '2-03:04:05'; what is no time stays as it is."""
+    """A time of squeue or sacct in one format: '0:38', '1:02:03', '2-03:04:05'; other texts in lower case."""
     seconds = slurm_seconds(text)
     if seconds is None:
         return text.lower()
@@ -51,7 +51,7 @@ def number_text(value: float | None, digits: int = 3) -> str:
 
 
 def share_text(done: int, total: int | None) -> str:
-    """'3/20'; '3/?' where the total is not known."""
+    """'3/20'; '3/?' if the total is unknown."""
     return f"{done}/{'?' if total is None else total}"
 
 
@@ -61,7 +61,7 @@ def best_text(progress: RunProgress) -> str:
 
 
 def progress_text(progress: RunProgress) -> str:
-    """One line without quotes or commas, as Slurm's comment wants it."""
+    """The progress in one line, for the comment of a job."""
     parts = [
         progress.state,
         f"epoch {share_text(progress.epoch, progress.epochs)}",
@@ -77,5 +77,5 @@ def progress_text(progress: RunProgress) -> str:
 
 
 def starting_text(progress: RunProgress | None) -> str:
-    """The comment of a job whose processes are being started; `progress` is what an earlier start left."""
+    """The comment of a job that is starting; `progress` is the progress of an earlier start."""
     return "starting" if progress is None else progress_text(replace(progress, state="starting"))

@@ -1,4 +1,4 @@
-"""The only code that runs Slurm's commands."""
+"""Slurm's commands; no other module runs them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from training.runtime.ranks import without_slurm
 
-NEVER = "DependencyNeverSatisfied"  # the reason of a job that is about to leave the queue
-_BAD_ENDS = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
-_TIMEOUT_S = 30  # a busy controller answers late; a dead one must not hang the caller
+NEVER_SATISFIED = "DependencyNeverSatisfied"  # squeue's reason of a job whose dependency can no longer be met
+_FAILED_STATES = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+_TIMEOUT_S = 30  # a busy controller answers late; a dead one must not block the caller
 
 
 class SlurmError(Exception):
-    """A Slurm command that is missing, failed or did not answer; its text says which and why."""
+    """A Slurm command is missing, failed or did not answer; the text names the command and the reason."""
 
 
 def _run(
@@ -28,8 +28,8 @@ def _run(
     env: Mapping[str, str] = os.environ,
     folder: Path | None = None,
 ) -> str:
-    if not here(command[0]):
-        raise SlurmError(f"{command[0]} is not on this machine")
+    if not is_available(command[0]):
+        raise SlurmError(f"{command[0]} is not installed on this machine")
     try:
         done = subprocess.run(
             command,
@@ -51,13 +51,13 @@ def _run(
     return done.stdout
 
 
-def here(command: str = "sbatch") -> bool:
+def is_available(command: str = "sbatch") -> bool:
     """Whether this machine has Slurm's commands."""
     return shutil.which(command) is not None
 
 
 def sbatch(*arguments: str, env: Mapping[str, str], folder: Path) -> str:
-    """Submit a job file from a folder, with an environment; returns the job id.
+    """Submit a job file from `folder` with the environment `env`; returns the job id.
 
     Raises:
         SlurmError: sbatch is missing or refuses.
@@ -66,16 +66,16 @@ def sbatch(*arguments: str, env: Mapping[str, str], folder: Path) -> str:
 
 
 def test_only(script: str) -> None:
-    """Ask whether a batch script could ever start, without submitting it.
+    """Check whether Slurm could start a batch script, without submitting it.
 
     Raises:
-        SlurmError: sbatch is missing or says why it could not.
+        SlurmError: sbatch is missing, or the script could not start.
     """
     _run("sbatch", "--test-only", text=script)
 
 
 def nodes_and_partitions() -> tuple[str, str]:
-    """What `scontrol show --oneliner` says of all nodes and of all partitions.
+    """The output of `scontrol show --oneliner` about all nodes, and about all partitions.
 
     Raises:
         SlurmError: scontrol is missing or fails.
@@ -84,7 +84,7 @@ def nodes_and_partitions() -> tuple[str, str]:
 
 
 def cancel(*job_ids: str, signal: str | None = None) -> None:
-    """Cancel jobs, or send a signal to their processes.
+    """Cancel jobs, or send a signal to their steps.
 
     Raises:
         SlurmError: scancel is missing or refuses.
@@ -93,7 +93,7 @@ def cancel(*job_ids: str, signal: str | None = None) -> None:
 
 
 def output_file(job_id: str) -> Path | None:
-    """The file of a job's output, or None where the controller has forgotten the job.
+    """The output file of a job, or None if Slurm does not name it.
 
     Raises:
         SlurmError: scontrol is missing or does not know the job.
@@ -104,7 +104,7 @@ def output_file(job_id: str) -> Path | None:
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A line of squeue. A waiting array task is named '12_3', as a running one is."""
+    """A line of squeue. A pending task of a job array has an id such as '12_3', as a running one has."""
 
     job_id: str
     name: str
@@ -116,7 +116,7 @@ class QueuedJob:
 
 
 def queue() -> dict[str, QueuedJob]:
-    """The user's jobs that wait or run, by job id.
+    """The user's pending and running jobs by job id.
 
     Raises:
         SlurmError: squeue is missing or fails.
@@ -128,7 +128,7 @@ def queue() -> dict[str, QueuedJob]:
 
 @dataclass(frozen=True)
 class EndedJob:
-    """What the accounting says of a job."""
+    """A job in Slurm's accounting."""
 
     state: str
     elapsed: str
@@ -137,12 +137,12 @@ class EndedJob:
 
 
 def ended(job_ids: Iterable[str]) -> dict[str, EndedJob]:
-    """How jobs ended, by job id, as far as the accounting knows them.
+    """How jobs ended, by job id; jobs that the accounting does not know are left out.
 
     Raises:
         SlurmError: sacct is missing or fails (accounting off).
     """
-    # sacct finds tasks that never started by their array's number only
+    # sacct finds tasks that never started only by the id of their array
     listed = ",".join(sorted({job_id.split("_")[0] for job_id in job_ids}))
     fields = "--format=JobID,State,Elapsed,Timelimit,NodeList"
     text = _run("sacct", "--noheader", "--allocations", "--parsable2", fields, f"--jobs={listed or '0'}")
@@ -156,7 +156,7 @@ def ended(job_ids: Iterable[str]) -> dict[str, EndedJob]:
 
 
 def array_tasks(job_id: str) -> list[str]:
-    """The tasks of an array that ended before they started, which sacct names together: '12_[0,2-3%2]'."""
+    """The job ids of tasks that never started, which sacct lists as one id: '12_[0,2-3%2]'."""
     match = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", job_id)
     if match is None:
         return [job_id]
@@ -166,7 +166,7 @@ def array_tasks(job_id: str) -> list[str]:
 
 @dataclass(frozen=True)
 class FailedJob:
-    """A job that ended badly. `folder` is where it ran; `output` is None where Slurm does not tell it."""
+    """A job that failed. `folder` is its working directory; `output` is None if Slurm does not name it."""
 
     job_id: str
     name: str
@@ -178,8 +178,8 @@ class FailedJob:
 
 
 def failed_today() -> list[FailedJob]:
-    """The user's jobs that ended badly within a day, oldest first, as far as Slurm still knows: from the accounting, and
-    for some minutes after their end also from the controller, which knows their output files.
+    """The user's jobs that failed within a day, oldest first: from the accounting, and for some minutes after their end
+    also from the controller, which knows their output files.
 
     Raises:
         SlurmError: neither answers.
@@ -187,42 +187,76 @@ def failed_today() -> list[FailedJob]:
     found = {}
     try:
         fields = "--format=JobID,JobName%100,State,Elapsed,Timelimit,WorkDir%1000"
-        period = ("--starttime=now-1days", "--endtime=now", f"--state={','.join(sorted(_BAD_ENDS))}")
+        period = ("--starttime=now-1days", "--endtime=now", f"--state={','.join(sorted(_FAILED_STATES))}")
         text = _run("sacct", "--noheader", "--allocations", "--parsable2", f"--user={os.getuid()}", *period, fields)
         rows = [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
         found = {
             job_id: FailedJob(job_id, name, state.split()[0], elapsed, limit, Path(folder))
             for job_id, name, state, elapsed, limit, folder in rows
         }
-        failed_to_ask = None
+        sacct_error = None
     except SlurmError as error:
-        failed_to_ask = error
+        sacct_error = error
     try:
         lines = _run("scontrol", "show", "job", "--oneliner").splitlines()
     except SlurmError:
-        if failed_to_ask is not None:
-            raise failed_to_ask from None
+        if sacct_error is not None:
+            raise sacct_error from None
         return list(found.values())
     for values in map(oneliner_fields, lines):
-        if values.get("JobState") not in _BAD_ENDS or f"({os.getuid()})" not in values.get("UserId", ""):
+        if values.get("JobState") not in _FAILED_STATES or f"({os.getuid()})" not in values.get("UserId", ""):
             continue
         job_id = values["JobId"]
         if "ArrayTaskId" in values:
             job_id = f"{values['ArrayJobId']}_{values['ArrayTaskId']}"
-        known = [values.get(name, "") for name in ("JobName", "JobState", "RunTime", "TimeLimit", "WorkDir")]
-        found[job_id] = FailedJob(job_id, *known[:4], Path(known[4]), Path(values.get("StdOut", "")))
+        found[job_id] = FailedJob(
+            job_id,
+            values.get("JobName", ""),
+            values.get("JobState", ""),
+            values.get("RunTime", ""),
+            values.get("TimeLimit", ""),
+            Path(values.get("WorkDir", "")),
+            Path(values.get("StdOut", "")),
+        )
     return list(found.values())
 
 
 def oneliner_fields(line: str) -> dict[str, str]:
-    """The fields of a line of `scontrol show --oneliner`; values may have spaces in them."""
+    """The fields of a line of `scontrol show --oneliner`; values may contain spaces."""
     return {name: value.strip() for name, value in re.findall(r"(?:^|\s)(\w+)=(.*?)(?=\s+\w+=|\s*$)", line)}
 
 
-def set_comment(job_id: str, comment: str) -> None:
-    """Write a running job's comment (squeue's %k).
+def job_state(job_id: str) -> str:
+    """The state of a job or array task, such as RUNNING; '' if Slurm does not say.
+
+    Raises:
+        SlurmError: scontrol is missing or fails.
+    """
+    return oneliner_fields(_run("scontrol", "show", "job", "--oneliner", job_id)).get("JobState", "")
+
+
+def time_left(job_number: int) -> str:
+    """The time until a job's limit, as squeue prints it.
+
+    Raises:
+        SlurmError: squeue is missing or fails.
+    """
+    return _run("squeue", "--noheader", f"--jobs={job_number}", "--format=%L").strip()
+
+
+def requeue(job_id: str) -> None:
+    """Requeue a running job.
 
     Raises:
         SlurmError: scontrol is missing (some sites have none on compute nodes) or refuses.
     """
-    _run("scontrol", "update", f"jobid={job_id}", f"comment={comment}", timeout_s=5)  # the training waits for it
+    _run("scontrol", "requeue", job_id)
+
+
+def set_comment(job_id: str, comment: str) -> None:
+    """Set the comment of a job (squeue's %k).
+
+    Raises:
+        SlurmError: scontrol is missing (some sites have none on compute nodes) or refuses.
+    """
+    _run("scontrol", "update", f"jobid={job_id}", f"comment={comment}", timeout_s=5)  # the training waits meanwhile

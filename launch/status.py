@@ -28,8 +28,8 @@ from pathlib import Path
 from data_preparation.common.command_line import flag, parse, parse_named, run
 from data_preparation.common.errors import UserError, first_line
 from launch import slurm
-from launch.begin import OUTPUT, REFUSAL
 from launch.config import site_environment
+from launch.job import OUTPUT, REFUSAL
 from launch.progress import best_text, clock_text, duration_text, number_text, share_text, slurm_seconds
 from launch.slurm import EndedJob, FailedJob, QueuedJob, SlurmError
 from training.runtime.run_folder import RunFolder, read_json
@@ -103,7 +103,7 @@ class Cluster:
     unknown: list[str] = field(default_factory=list)
 
 
-def look_at_cluster(job_ids: set[str]) -> Cluster:
+def query_slurm(job_ids: set[str]) -> Cluster:
     """Ask squeue, and sacct about those jobs that are no longer queued."""
     found = Cluster()
     try:
@@ -214,7 +214,7 @@ def error_line(path: Path) -> str:
 
 
 def refusal(folder: RunFolder, job_id: str | None) -> str:
-    """Why the last start of a job was refused (launch.begin), or ''."""
+    """Why the last start of a job was refused (launch.job begin), or ''."""
     try:
         return (folder.job_dir(job_id or "") / REFUSAL).read_text(errors="replace").strip()
     except OSError:
@@ -422,7 +422,7 @@ def overview(
     every = run_folders(runs_dir)
     runs = chosen_runs(every, patterns)
     jobs = {name: last_job(folder.path) for name, folder in runs.items()}
-    cluster = look_at_cluster({job for job in jobs.values() if job})
+    cluster = query_slurm({job for job in jobs.values() if job})
     now = time.time()
     rows = [Row(*run_row(name, folder, cluster, now), last_change(folder)) for name, folder in runs.items()]
     present = dict.fromkeys(row.state.split(" (")[0] for row in rows)

@@ -1,9 +1,9 @@
-"""Submit a training to Slurm by submitit, or with --cluster local start it here in the background.
+"""Submit a training to Slurm through submitit, or start it on this machine in the background (--cluster local).
 
     python -m launch.submit --nodes 2 --gpus_per_node 2 [launch flags] [-- training flags]
 
-The training flags are those of model_train_config.sh (or --config FILE); flags after `--` win over the file's. Launch
-flags that are not given come from job_files/environment.sh, else they have their defaults.
+Training flags come from model_train_config.sh (or --config FILE); those after `--` override the file. Launch flags that are
+not given come from job_files/environment.sh, or have their defaults.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from data_preparation.common.command_line import collect_faults, flag_faults, pa
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import lock, reporting_write_errors
 from launch import preflight, snapshot
-from launch.begin import free_port
 from launch.config import (
     ENVIRONMENT_FILE,
     REPOSITORY,
@@ -36,8 +35,8 @@ from launch.config import (
     site_flags,
     split_argv,
 )
-from launch.job import TrainingJob
-from launch.slurm import NEVER, QueuedJob, SlurmError, queue
+from launch.job import JOB_VARIABLE, TrainingJob, create_folder, free_port
+from launch.slurm import NEVER_SATISFIED, QueuedJob, SlurmError, queue
 from training import plugins
 from training.config import TrainConfig
 from training.runtime.interruption import SIGNAL_BEFORE_END_S
@@ -45,33 +44,38 @@ from training.runtime.ranks import PORT_VARIABLE, without_slurm
 from training.runtime.run_folder import RunFolder
 
 _SITE_VARIABLES = ("DEEPSPORTS_VENV", "DEEPSPORTS_SCRATCH", "DEEPSPORTS_DATASET", "DEEPSPORTS_RUNS", plugins.VARIABLE)
-HOLD_SIGNALS = "bash job_files/hold_signals.sh"  # relative to the folder of the job's code
+HOLD_SIGNALS = "bash job_files/hold_signals.sh"  # relative to the job's copy of the code
 _AFTER = "it is a training flag, give it after --"
 _BEFORE = "it is a launch flag, give it before --"
 _A_YEAR_MIN = 365 * 24 * 60  # a workstation has no time limit
 
 
 def job_setup(launch: LaunchConfig, site: Mapping[str, str], code: Path, jobs: Sequence[str]) -> list[str]:
-    """The lines of the batch script before srun. `jobs` are the folders of the job, or of each task of its array."""
+    """The lines of the batch script before srun. `jobs` are the folders of the job, or of the tasks of a job array, as shell
+    words."""
     values = {name: site[name] for name in _SITE_VARIABLES if name in site}
     values |= {"DEEPSPORTS_REQUEUES": str(launch.requeues), "DEEPSPORTS_COMMENT": launch.comment}
     return [
-        f"cd {shlex.quote(str(code))} || exit 2",
         *(f"export {name}={shlex.quote(value)}" for name, value in values.items()),
-        "source job_files/environment.sh",
-        f"deepsports_jobs=({' '.join(jobs)})",
-        'deepsports_job="${deepsports_jobs[${SLURM_ARRAY_TASK_ID:-0}]}"',
-        "source job_files/begin.sh",
+        f"source {shlex.quote(str(code))}/job_files/preamble.sh || exit 2",
+        f"jobs=({' '.join(jobs)})",
+        f'export {JOB_VARIABLE}="${{jobs[${{SLURM_ARRAY_TASK_ID:-0}}]}}"',
+        f'{PORT_VARIABLE}="$(python -m launch.job begin)" || exit 2',
+        f"export {PORT_VARIABLE}",
     ]
 
 
+# the lines of the batch script after srun, as in job_files/train_model.job
+JOB_END = ["status=$?", 'exit_status="$(python -m launch.job end "$status")" || true', 'exit "${exit_status:-$status}"']
+
+
 def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[str, Any]:
-    """submitit's parameters for a submission."""
+    """The parameters of submitit's executor."""
     gpus = f"{launch.gpu_type}:{launch.gpus_per_node}" if launch.gpu_type else launch.gpus_per_node
     binding = {"cpu-bind": launch.cpu_bind, "gpu-bind": launch.gpu_bind}
-    additional: dict[str, Any] = {"requeue": True}  # submitit writes no --requeue of its own
+    additional: dict[str, Any] = {"requeue": True}  # submitit does not write --requeue
     if launch.dependency:
-        additional["kill-on-invalid-dep"] = "yes"  # else it would wait for ever for a job that failed
+        additional["kill-on-invalid-dep"] = "yes"  # else it would pend forever after a failed job
     optional = {
         "gpus_per_node": gpus,
         **{
@@ -87,14 +91,14 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
         "nodes": launch.nodes,
         "ntasks_per_node": launch.tasks,
         "cpus_per_task": launch.cpus_per_task,
-        "mem": f"{launch.mem_per_gpu_gb * launch.shares}GB",
+        "mem": f"{launch.mem_per_gpu_gb * launch.gpus_or_tasks}GB",
         "time": launch.time_min,
         "stderr_to_stdout": True,
-        "wckey": None,  # submitit's own would be refused where a site enforces them
+        "wckey": None,  # submitit sets one, which sites that enforce wckeys refuse
         "signal_delay_s": min(SIGNAL_BEFORE_END_S, launch.time_min * 60 // 2),
         "setup": setup,
-        "teardown": ["deepsports_status=$?", "source job_files/requeue.sh"],
-        # one dead rank must end them all
+        "teardown": JOB_END,
+        # if a rank dies, end all
         "srun_args": ["--kill-on-bad-exit=1", *(f"--{k}={v}" for k, v in binding.items() if v)],
         "additional_parameters": additional,
         **{key: value for key, value in optional.items() if value},
@@ -102,8 +106,8 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
 
 
 @contextmanager
-def submitting_into(folder: Path) -> Iterator[None]:
-    """Keep other submissions out of a run's folder while the block looks at it and submits."""
+def submission_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, so that no other submission comes between the checks and sbatch."""
     with reporting_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".submit.lock", "w")  # noqa: SIM115 (closed below)
@@ -112,68 +116,69 @@ def submitting_into(folder: Path) -> Iterator[None]:
         yield
 
 
-def lasting_jobs() -> dict[str, QueuedJob]:
-    """The user's jobs that wait or run, by job id, without those that are about to leave the queue since a job that they
-    wait for has failed.
+def active_jobs() -> dict[str, QueuedJob]:
+    """The user's pending and running jobs by job id, except jobs whose dependency can no longer be met.
 
     Raises:
-        UserError: squeue fails, so nobody can say.
+        UserError: squeue fails.
     """
     try:
-        return {job_id: job for job_id, job in queue().items() if job.reason != NEVER}
+        return {job_id: job for job_id, job in queue().items() if job.reason != NEVER_SATISFIED}
     except SlurmError as error:
         raise UserError(f"the queue cannot be read ({error}): try again when Slurm answers") from None
 
 
-def refuse_second(folder: RunFolder) -> None:
+def refuse_if_queued(folder: RunFolder) -> None:
     """
     Raises:
-        UserError: a job that waits or runs belongs to the run already, or squeue fails.
+        UserError: the run already has a pending or running job, or squeue fails.
     """
-    jobs = lasting_jobs()
+    jobs = active_jobs()
     for job in (jobs[path.name] for path in folder.jobs_dir.glob("*") if path.name in jobs):
         raise UserError(
-            f"job {job.job_id} ({job.state}) works on {folder.path} already: wait for it, cancel it (python -m launch.status cancel {folder.path.name}), or give another --run_name"
+            f"job {job.job_id} ({job.state}) already trains {folder.path}: wait for it, cancel it (python -m launch.status cancel {folder.path.name}), or give another --run_name"
         )
 
 
-def executor_of(launch: LaunchConfig, folder: Path, name: str, setup: list[str]) -> submitit.SlurmExecutor:
-    """submitit's executor for one kind of job. Its files go into `folder` itself: one named after the job would not be
-    there yet when a job starts at once, and Slurm does not make it."""
-    executor = submitit.SlurmExecutor(folder, python=f"{HOLD_SIGNALS} python")  # the job's own environment's python
+def make_executor(launch: LaunchConfig, folder: Path, name: str, setup: list[str]) -> submitit.SlurmExecutor:
+    """A submitit executor that writes its files directly into `folder`: Slurm does not create folders for a job's output,
+    and a job that starts at once would not find a folder named after its id."""
+    executor = submitit.SlurmExecutor(
+        folder, python=f"{HOLD_SIGNALS} python"
+    )  # the one that job_files/environment.sh activates
     executor.update_parameters(**slurm_parameters(launch, name, setup))
     return executor
 
 
-def script_of(executor: submitit.SlurmExecutor, folder: Path) -> str:
-    """The sbatch file that a submission would send."""
+def batch_script(executor: submitit.SlurmExecutor, folder: Path) -> str:
+    """The sbatch file that a submission would use."""
     command = f"{executor.python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return executor._make_submission_file_text(command, "dry-run")
 
 
 def submit(executor: submitit.SlurmExecutor, trainings: Sequence[TrainConfig]) -> list[str]:
-    """Submit one training, or several as an array; returns the job ids.
+    """Submit one training, or several as a job array; returns the job ids.
 
     Raises:
         UserError: sbatch refuses.
     """
-    with without_outer_job():
+    with without_slurm_variables():
         try:
             with executor.batch():
                 jobs = [executor.submit(TrainingJob(to_argv(training))) for training in trainings]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            for left in Path(executor.folder).iterdir():  # what submitit wrote for a job that there is not
+            for left in Path(executor.folder).iterdir():  # submitit's files for the job that was refused
                 if re.fullmatch(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]+\.sh", left.name):
                     left.unlink()
             raise UserError(
-                f"sbatch refuses the job ({str(error).strip().splitlines()[-1]}): mend the launch flags or job_files/environment.sh"
+                f"sbatch refuses the job ({str(error).strip().splitlines()[-1]}): fix the launch flags or job_files/environment.sh"
             ) from None
     return [job.job_id for job in jobs]
 
 
 @contextmanager
-def without_outer_job() -> Iterator[None]:
-    """Submitting from inside a job must not hand that job's variables on."""
+def without_slurm_variables() -> Iterator[None]:
+    """Remove Slurm's variables while the block submits from inside of a job: the new job must not inherit them."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(without_slurm(before))
@@ -184,20 +189,20 @@ def without_outer_job() -> Iterator[None]:
         os.environ.update(before)
 
 
-def train_on_slurm(launch: LaunchConfig, training: TrainConfig, site: Mapping[str, str]) -> str:
-    """Keep the code, submit; returns the job id. What preflight has to say was said before.
+def submit_training(launch: LaunchConfig, training: TrainConfig, site: Mapping[str, str]) -> str:
+    """Copy the code and submit; returns the job id. The caller has run preflight.
 
     Raises:
-        UserError: a job works on the run already, or sbatch refuses.
+        UserError: the run already has a job, or sbatch refuses.
     """
     folder = RunFolder(training.run_dir)
-    with submitting_into(folder.path):
-        refuse_second(folder)
+    with submission_lock(folder.path):
+        refuse_if_queued(folder)
         folder.jobs_dir.mkdir(exist_ok=True)
-        preflight.say(f"keeping the code in {folder.path}, and submitting")
-        code = snapshot.take(folder.path)
+        preflight.print_step(f"copying the code to {folder.path}, then submitting")
+        code = snapshot.copy_code(folder.path)
         (job_id,) = submit(slurm_executor(launch, training, site, code), [training])
-        snapshot.keep(folder, job_id, training, code)
+        create_folder(folder, job_id, training, code)
     return job_id
 
 
@@ -207,12 +212,13 @@ def slurm_executor(
     folder = RunFolder(training.run_dir)
     job = f'{shlex.quote(str(folder.jobs_dir))}/"$SLURM_JOB_ID"'
     setup = job_setup(launch, site, code, [job])
-    return executor_of(launch, folder.jobs_dir, training.run_name, setup)
+    return make_executor(launch, folder.jobs_dir, training.run_name, setup)
 
 
 @contextmanager
-def away_from_terminal() -> Iterator[None]:
-    """Processes that are started inside have no terminal or pipe of ours; who waits for our output need not wait for them."""
+def detached_from_terminal() -> Iterator[None]:
+    """Give processes that the block starts /dev/null instead of this process's terminal or pipes, so that nobody who reads
+    our output waits for them."""
     with open(os.devnull, "r+b") as nothing:
         saved = [os.dup(number) for number in range(3)]
         try:
@@ -225,22 +231,22 @@ def away_from_terminal() -> Iterator[None]:
                 os.close(copy)
 
 
-def train_here(launch: LaunchConfig, training: TrainConfig) -> str:
-    """Start the training on this machine in the background, a process for each GPU; returns its process.
+def start_locally(launch: LaunchConfig, training: TrainConfig) -> str:
+    """Start the training on this machine in the background, one rank for each GPU; returns a text with its process id.
 
     Raises:
-        UserError: a training is at work in the run's folder.
+        UserError: a training is running in the run's folder.
     """
     folder = RunFolder(training.run_dir)
-    with submitting_into(folder.path):
+    with submission_lock(folder.path):
         folder.refuse_if_locked()
-        return _start_here(launch, training, folder)
+        return _start_locally(launch, training, folder)
 
 
-def _start_here(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) -> str:
+def _start_locally(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) -> str:
     folder.jobs_dir.mkdir(exist_ok=True)
-    preflight.say(f"keeping the code in {folder.path}, and starting")
-    code = snapshot.take(folder.path)
+    preflight.print_step(f"copying the code to {folder.path}, then starting")
+    code = snapshot.copy_code(folder.path)
     executor = submitit.LocalExecutor(folder.jobs_dir, python=f"{HOLD_SIGNALS} {shlex.quote(sys.executable)}")
     executor.update_parameters(
         tasks_per_node=launch.tasks,
@@ -251,23 +257,23 @@ def _start_here(launch: LaunchConfig, training: TrainConfig, folder: RunFolder) 
     )
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: the training outlives this terminal
     os.environ[PORT_VARIABLE] = str(free_port(os.getpid()))
-    with away_from_terminal():
+    with detached_from_terminal():
         job = executor.submit(TrainingJob(to_argv(training)))
-    snapshot.keep(folder, "local", training, code)  # the number is no Slurm job's
+    create_folder(folder, "local", training, code)  # submitit's id is a process id, not a Slurm job
     return f"process {job.job_id}"
 
 
-def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[Any, TrainConfig, dict[str, str]]:
-    """(launch flags, training flags with absolute paths, environment) of a command line with `--` in it.
+def read_flags(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[Any, TrainConfig, dict[str, str]]:
+    """(launch flags, training flags with absolute paths, environment) of a command line with `--` between the flags.
 
     Raises:
-        UserError: flags that are wrong (all of them at once), a flag file or an environment that cannot be read.
+        UserError: wrong flags (all of them at once), or the flag file or the environment cannot be read.
     """
-    os.chdir(REPOSITORY)  # what relative paths mean
+    os.chdir(REPOSITORY)  # relative paths are relative to the repository
     launch_argv, training_argv = split_argv(list(argv))
     if {"-h", "--help"} & set(launch_argv):
         parse(cls, launch_argv, prog=prog, description=description)
-    preflight.say(f"reading the flags and {ENVIRONMENT_FILE.relative_to(REPOSITORY)}")
+    preflight.print_step(f"reading the flags and {ENVIRONMENT_FILE.relative_to(REPOSITORY)}")
     site = dict(site_environment())
     faults: list[str] = []
     own = [*(collect_faults(faults, site_flags, site, cls) or []), *launch_argv]
@@ -286,16 +292,16 @@ def read(argv: Sequence[str], cls: type, prog: str, description: str) -> tuple[A
 
 
 def main(argv: Sequence[str]) -> int:
-    launch, training, site = read(argv, LaunchConfig, "python -m launch.submit", __doc__.splitlines()[0])
+    launch, training, site = read_flags(argv, LaunchConfig, "python -m launch.submit", __doc__.splitlines()[0])
     folder = RunFolder(training.run_dir)
     faults: list[str] = []
     notes: list[str] = []
     script = ""
     with preflight.checking(launch, training, faults, notes):
-        if launch.cluster == "slurm" and preflight.slurm_is_here(launch, faults):
-            executor = slurm_executor(launch, training, site, snapshot.place(folder.path))
-            script = script_of(executor, folder.jobs_dir)
-            preflight.ask_slurm(script, launch, faults, notes)
+        if launch.cluster == "slurm" and preflight.slurm_available(launch, faults):
+            executor = slurm_executor(launch, training, site, snapshot.code_path(folder.path))
+            script = batch_script(executor, folder.jobs_dir)
+            preflight.check_with_slurm(script, launch, faults, notes)
     if faults:
         raise UserError.of(dict.fromkeys(faults))
     for note in notes:
@@ -303,7 +309,7 @@ def main(argv: Sequence[str]) -> int:
     if launch.dry_run:
         print(script or "--cluster local starts the training without a batch script")
         return 0
-    job_id = train_here(launch, training) if launch.cluster == "local" else train_on_slurm(launch, training, site)
+    job_id = start_locally(launch, training) if launch.cluster == "local" else submit_training(launch, training, site)
     print(f"job        {job_id}")
     print(f"run folder {folder.path}")
     print(f"log        python -m launch.status logs {training.run_name}")

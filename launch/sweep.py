@@ -29,8 +29,9 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from launch import preflight, snapshot, submit
 from launch.config import LaunchConfig, absolute
+from launch.job import create_folder
 from launch.progress import number_text, share_text
-from launch.status import end_jobs, existing_runs_dir, last_job, look_at_cluster, run_state
+from launch.status import end_jobs, existing_runs_dir, last_job, query_slurm, run_state
 from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
 from training.runtime.run_folder import REPEATS, SWEEP_FILE, RunFolder, resume_faults, sweep_points, write_json
@@ -175,7 +176,7 @@ def point_argv(point: Point) -> list[str]:
 
 
 def submit_sweep(argv: Sequence[str]) -> int:
-    launch, base, site = submit.read(argv, SweepConfig, "python -m launch.sweep submit", "Submit a sweep.")
+    launch, base, site = submit.read_flags(argv, SweepConfig, "python -m launch.sweep submit", "Submit a sweep.")
     points = _points_of(launch)
     named = named_points(points)
     folder = base.runs_dir / launch.name
@@ -195,20 +196,20 @@ def submit_sweep(argv: Sequence[str]) -> int:
                 own = resume_faults(RunFolder(training.run_dir), training)[0] + path_faults(training)
                 own += preflight.request_flag_faults(launch, training)
                 faults += [f"point {name}: {fault}" for fault in own if fault not in faults]
-        if preflight.slurm_is_here(launch, faults):
-            executor = _executor(launch, folder, snapshot.place(folder), list(trainings.values()), site)
+        if preflight.slurm_available(launch, faults):
+            executor = _executor(launch, folder, snapshot.code_path(folder), list(trainings.values()), site)
             if len(trainings) > 1:
                 executor.parameters["map_count"] = len(trainings)  # as submitit does for an array
-            preflight.ask_slurm(submit.script_of(executor, folder / "jobs"), launch, faults, notes)
+            preflight.check_with_slurm(submit.batch_script(executor, folder / "jobs"), launch, faults, notes)
     if faults:
         raise UserError.of(dict.fromkeys(faults))
     notes += ["not checked: weights and memory of the other points"] if launch.forecast and len(trainings) > 1 else []
     for note in notes:
         print(note)
     if launch.dry_run:
-        print(submit.script_of(executor, folder / "jobs"))
+        print(submit.batch_script(executor, folder / "jobs"))
         return 0
-    with submit.submitting_into(folder):
+    with submit.submission_lock(folder):
         write_json(folder / SWEEP_FILE, {"points": {**known, **named}})
         states = point_states(folder, trainings, to_submit=True)
         wanted = {name: each for name, each in trainings.items() if _is_wanted(states[name], each)}
@@ -326,11 +327,11 @@ def _submit_points(
     launch: SweepConfig, folder: Path, wanted: Mapping[str, TrainConfig], site: Mapping[str, str]
 ) -> None:
     (folder / "jobs").mkdir(exist_ok=True)
-    code = snapshot.take(folder)
+    code = snapshot.copy_code(folder)
     executor = _executor(launch, folder, code, list(wanted.values()), site)
     for job_id, training in zip(submit.submit(executor, list(wanted.values())), wanted.values(), strict=True):
         run_folder = RunFolder(training.run_dir)
-        snapshot.keep(run_folder, job_id, training, code)
+        create_folder(run_folder, job_id, training, code)
         print(f"job {job_id}   {run_folder.path}")
 
 
@@ -341,7 +342,7 @@ def _executor(
     job = '"$SLURM_JOB_ID"' if len(trainings) == 1 else '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
     jobs = [f"{shlex.quote(str(RunFolder(training.run_dir).jobs_dir))}/{job}" for training in trainings]
     setup = submit.job_setup(launch, site, code, jobs)
-    executor = submit.executor_of(launch, folder / "jobs", launch.name, setup)
+    executor = submit.make_executor(launch, folder / "jobs", launch.name, setup)
     executor.update_parameters(array_parallelism=launch.parallel)
     return executor
 
@@ -353,7 +354,7 @@ def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[s
         UserError: `to_submit`, and the queue cannot be read, so points might be submitted twice; a progress.json is damaged.
     """
     jobs = {name: last_job(folder / name) for name in points}
-    cluster = look_at_cluster({job for job in jobs.values() if job})
+    cluster = query_slurm({job for job in jobs.values() if job})
     if to_submit and not cluster.queue_is_known:
         raise UserError(f"it is not known {cluster.unknown[0]}: try again when Slurm answers")
     found = {}

@@ -29,34 +29,48 @@ if [ -n "$wheels" ]; then
     wheels="$(cd "$wheels" && pwd)"
 fi
 cd "$repository"
-command -v python >/dev/null || python() { python3 "$@"; }
-source job_files/environment.sh
-python="$(python -c 'import sys; print(sys.executable)')"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
+if ! python -c 'import torch' 2>/dev/null && python3 -c 'import torch' 2>/dev/null; then
+    mkdir "$work/bin" # only python3 has PyTorch here
+    printf '#!/bin/sh\nexec "%s" "$@"\n' "$(command -v python3)" >"$work/bin/python"
+    chmod +x "$work/bin/python"
+    export PATH="$work/bin:$PATH"
+fi
+source job_files/environment.sh
+python="$(python -c 'import sys; print(sys.executable)')"
 
 importable() { "$python" -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('$1'))"; }
-install() { "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check --target "$work/site" "$@"; }
+install() { "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check --upgrade --target "$work/site" "$@"; }
 
 # Compile torchsort for the card here; without nvcc, or where that fails, its C++ part only.
 install_torchsort() {
-    local source=("$wheels"/torchsort-*.tar.gz) path="" folder
+    local source=("$wheels"/torchsort-*.tar.gz) path="" folder folders shadow
     export MAX_JOBS="${MAX_JOBS:-$(nproc)}"
     TORCH_CUDA_ARCH_LIST="$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() else "")')"
     [ -z "$TORCH_CUDA_ARCH_LIST" ] || export TORCH_CUDA_ARCH_LIST
     if [ -n "$TORCH_CUDA_ARCH_LIST" ] && install --no-build-isolation "${source[0]}" >"$work/torchsort.log" 2>&1; then return; fi
     [ ! -s "$work/torchsort.log" ] || { echo "torchsort was not compiled with CUDA:"; tail -n 15 "$work/torchsort.log"; }
     IFS=: read -ra folders <<<"$PATH"
-    for folder in "${folders[@]}"; do [ -x "$folder/nvcc" ] || path="$path${path:+:}$folder"; done
+    for folder in "${folders[@]}"; do
+        if [ -e "$folder/nvcc" ]; then # a folder of links to all else in it
+            shadow="$(mktemp -d -p "$work")"
+            find "$folder" -mindepth 1 -maxdepth 1 ! -name nvcc -exec ln -s -t "$shadow" {} +
+            folder="$shadow"
+        fi
+        path="$path${path:+:}$folder"
+    done
     PATH="$path" install --no-build-isolation "${source[0]}"
 }
 
 if [ -n "$wheels" ]; then
     mkdir -p "$work/site"
+    missing=()
     export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
     for name in av simplejpeg submitit fvcore iopath yacs portalocker cloudpickle termcolor tabulate; do
-        importable "$name" || install "$wheels/$name"-*.whl
+        importable "$name" || missing+=("$wheels/$name"-*.whl)
     done
+    [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
     importable torchsort || install_torchsort
     echo "Installed what was missing in $(($(date +%s) - started)) s"
 fi

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ from training.backbones.timesformer.network import TimeSformer
 from training.config import TrainConfig
 from training.cost import multiply_adds, step_memory
 from training.data.batch import Batch
+from training.engine.prediction import to_device
 from training.engine.step import Step
-from training.losses import _RANKS_ON_GPU, soft_spearman
+from training.losses import soft_spearman
 from training.model import ScoringModel, build_model
 from training.runtime.ranks import Ranks
 
@@ -132,7 +134,7 @@ def outputs_and_gradients(model: ScoringModel, batch: Batch, device: torch.devic
     """Features of a batch's clips, the loss, and the gradients of all parameters, on a device."""
     model = model.to(device).eval()
     model.zero_grad(set_to_none=True)
-    batch = batch.mapped(lambda t: t.to(device))
+    batch = to_device(batch, device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
         features = model.backbone(model.prepare(batch.clips["clip"]))
         outputs = model(batch)
@@ -210,7 +212,9 @@ def soft_ranks(place: Place) -> Iterator[Row]:
                 assert own.grad is not None
                 found.append((value.detach(), own.grad))
             worst = max(worst, *(relative(f, e) for f, e in zip(found[1], found[0], strict=True)))
-    where = "on the card" if _RANKS_ON_GPU else "on the CPU (torchsort was compiled without CUDA)"
+    where = (
+        "on the card" if find_spec("torchsort.isotonic_cuda") else "on the CPU (torchsort was compiled without CUDA)"
+    )
     yield verdict("soft ranks", worst < 1e-3, f"ranks {where}; relative difference {worst:.1e} (limit 1e-3)")
 
 
@@ -278,7 +282,7 @@ def real_step(place: Place, name: str, flags: dict[str, Any], clips: int) -> Ite
     multiplications = multiply_adds(model, config)
     model.train()
     step = Step(model, config, Ranks(), place.device)
-    batch = noise(config, model, clips).mapped(lambda t: t.to(place.device))
+    batch = to_device(noise(config, model, clips), place.device)
     if not place.dry:
         torch.cuda.reset_peak_memory_stats()
     rounds = iter(range(1000))
@@ -490,7 +494,7 @@ def nccl(place: Place) -> Iterator[Row]:
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     config = tiny_config("timesformer", "regression")
     model = build_model(config).to(place.device)
-    batch = batch_of(config, model.method).mapped(lambda t: t.to(place.device))
+    batch = to_device(batch_of(config, model.method), place.device)
     parallel = torch.nn.parallel.DistributedDataParallel(model.eval(), forward_sync_buffers=False)
     gradients = []
     for module in (model, parallel):
@@ -499,7 +503,7 @@ def nccl(place: Place) -> Iterator[Row]:
         model.method.loss(outputs, batch.given, batch.labels)["loss"].backward()
         gradients.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
     worst = relative(gradients[1], gradients[0])
-    agreed = collectives.largest(3, place.device) == 3 and collectives.gather_objects("a") == ["a"]
+    agreed = collectives.max_over_ranks(3, place.device) == 3 and collectives.gather_objects("a") == ["a"]
     collectives.barrier()
     dist.destroy_process_group()
     version = "" if place.dry else " " + ".".join(map(str, torch.cuda.nccl.version()))
@@ -512,9 +516,10 @@ def nccl(place: Place) -> Iterator[Row]:
 
 def data_wait(place: Place) -> Iterator[Row]:
     """The share of the time that a training of TimeSformer-B waits for data, with the project's own workers."""
-    workers = min(12, max(1, (os.cpu_count() or 1) - 2))
-    flags: list[object] = ["--epochs", 1, "--workers", 1]
+    workers = 1 if place.dry else min(12, max(1, (os.cpu_count() or 1) - 2))
+    run = "fp32"
     if not place.dry:
+        run = "wait"
         real = ["--spatial_size", 224, "--embed_dim", 768, "--depth", 12, "--num_heads", 12, "--topology", 512]
         larger = place.work / "larger"
         sizes = ["--videos", 8, "--dives", 400, "--width", 640, "--height", 360]
@@ -524,8 +529,8 @@ def data_wait(place: Place) -> Iterator[Row]:
             *real, "--frame_num", 8, "--batch_size", 16, "--precision", "bf16", "--workers", workers, "--data_aug", "True",
             "--epochs", 2, "--prefetch", 4, *data_flags(larger),
         ]  # fmt: skip
-    finished(training(place, "wait", *flags))
-    steps = records(place, "wait", "step")
+        finished(training(place, run, *flags))
+    steps = records(place, run, "step")
     last = [r for r in steps if r["epoch"] == steps[-1]["epoch"]]
     waited, computed = (sum(r[key] for r in last) for key in ("data_s", "step_s"))
     later_waited, later_computed = (sum(r[key] for r in last[2:]) for key in ("data_s", "step_s"))

@@ -25,6 +25,9 @@ python -m pip download --quiet --no-deps --only-binary=:all: --python-version "$
     --dest "$folder" "$(pinned av)" "$(pinned simplejpeg)" "$(pinned submitit)" yacs portalocker cloudpickle termcolor tabulate
 # source distributions: fvcore and iopath are pure Python, torchsort is compiled where it is used
 python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$folder" "$(pinned fvcore)" iopath
-# CUDA_HOME: torchsort's setup.py reads it where an nvcc is found, and pip asks setup.py for the version only
-CUDA_HOME="${CUDA_HOME:-/usr/local/cuda}" python -m pip download --quiet --no-deps --no-build-isolation --no-binary=:all: --dest "$folder" "$(pinned torchsort)"
+# pip asks torchsort's setup.py for its version, and that fails where it finds an nvcc and torch is built without CUDA
+python="$(python -c 'import sys; print(sys.executable)')" path=""
+IFS=: read -ra folders <<<"$PATH"
+for part in "${folders[@]}"; do [ -x "$part/nvcc" ] || path="$path${path:+:}$part"; done
+PATH="$path" "$python" -m pip download --quiet --no-deps --no-build-isolation --no-binary=:all: --dest "$folder" "$(pinned torchsort)"
 du -sh "$folder"

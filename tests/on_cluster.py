@@ -1,4 +1,4 @@
-"""What tests on the real Slurm cluster share: asking it, waiting for it, submitting to it."""
+"""Helpers of the tests on the real Slurm cluster: run its commands, wait for jobs, submit jobs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tests.conftest import REPOSITORY, run_python
 NODE = REPOSITORY / "tests" / "cluster" / "node.sh"
 ON_TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=3G", "--gpus-per-node=0", "--time=20"]
 
+WAIT_S = 600  # a busy machine may need minutes to start a training
+
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
 
 
@@ -26,7 +28,7 @@ def call(*command: object, env: dict[str, str] | None = None) -> str:
         capture_output=True,
         text=True,
         env={**os.environ, **(env or {})},
-        timeout=120,
+        timeout=WAIT_S,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -38,7 +40,7 @@ def job_states(job: str) -> list[str]:
     return lines
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: int = 240) -> object:
+def wait_for(condition: Callable[[], object], what: str, seconds: int = WAIT_S) -> object:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{call('squeue', '--states=all')}"
@@ -51,12 +53,12 @@ def wait_for_end(job: str) -> list[str]:
 
 
 def accounted(job: str, field: str) -> str:
-    """What the accounting says of an ended job; it is a second or two late."""
+    """A field of an ended job in the accounting, which is a second or two late."""
 
     def ask(what: str) -> str:
         return call("sacct", "--noheader", "--allocations", "--parsable2", f"--format={what}", f"--jobs={job}").strip()
 
-    wait_for(lambda: ask("State") in FINAL, f"sacct to know how job {job} ended", 30)
+    wait_for(lambda: ask("State") in FINAL, f"sacct to show how job {job} ended")
     return ask(field)
 
 
@@ -78,17 +80,32 @@ def sbatch(*arguments: object, env: dict[str, str], output: Path) -> str:
     return call("sbatch", "--parsable", f"--output={output}", *arguments, env=env).strip()
 
 
+_restarts: dict[str, int] = {}  # how often each job was started again by start_again
+
+
 def start_again(job: str) -> None:
-    """Wait until a job is requeued, and let it start now instead of in two minutes."""
-    wait_for(lambda: job_states(job) == ["PENDING"], f"the requeue of job {job}")
+    """Wait until a job is requeued once more, and let it start now. On a busy machine it may have started by itself."""
+    wanted = _restarts.get(job, 0) + 1
+
+    def is_requeued() -> bool:
+        return int(re.search(r"Restarts=(\d+)", call("scontrol", "show", "job", job))[1]) >= wanted
+
+    wait_for(is_requeued, f"requeue {wanted} of job {job}")
+    _restarts[job] = wanted
     # in the second that took back a job's credential, nodes refuse a new one ("Killing non-startable batch job")
     time.sleep(2)
-    call("scontrol", "update", f"jobid={job}", "starttime=now")
+    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
 
 
-def submit(dataset: Path, tmp_path: Path, *arguments: object) -> tuple[str, str]:
-    """(job id, what launch.submit printed)."""
-    env = environment(dataset, tmp_path)
+def keep_pending(job: str) -> None:
+    """Wait until a job is requeued, and let it wait until start_again."""
+    wait_for(lambda: job_states(job) == ["PENDING"], f"the requeue of job {job}")
+    call("scontrol", "update", f"jobid={job}", "starttime=now+1hour")
+
+
+def submit(dataset: Path, tmp_path: Path, *arguments: object, step_s: float = 0) -> tuple[str, str]:
+    """(job id, the output of launch.submit)."""
+    env = slow(dataset, tmp_path, step_s)
     out = run_python("-m", "launch.submit", "--config", "job_files/quickstart_config.sh", *arguments, env=env).stdout
     return next(line.split()[1] for line in out.splitlines() if line.startswith("job ")), out
 
@@ -97,7 +114,7 @@ SMALL_JOB = ["--gpus_per_node", 0, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 3, "
 
 
 def slow(dataset: Path, tmp_path: Path, step_s: float = 0.4) -> dict[str, str]:
-    """The environment of a job whose steps take long enough to meet it in the middle."""
+    """The environment of a job whose steps take `step_s` longer, so that a test can interrupt it."""
     path = str(REPOSITORY / "tests" / "slow_steps")
     return {**environment(dataset, tmp_path), "DEEPSPORTS_PYTHONPATH": path, "DEEPSPORTS_TEST_STEP_S": str(step_s)}
 
@@ -115,7 +132,7 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def processes_of(job: str) -> dict[int, int]:
-    """The training process of each rank of a running job, not the shell (or its short-lived child) that starts it."""
+    """The process id of each rank of a running job, without the shell that starts it."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -123,7 +140,7 @@ def processes_of(job: str) -> dict[int, int]:
             variables = dict(v.split("=", 1) for v in path.read_text(errors="replace").split("\0") if "=" in v)
         except OSError:
             continue
-        trains = re.match(rb"[^\0]*python[^\0/]*\0-m\0launch\.job\0", command)
+        trains = re.match(rb"[^\0]*python[^\0/]*\0-m\0launch\.job\0run\0", command)
         if variables.get("SLURM_JOB_ID") == job and trains and "SLURM_PROCID" in variables:
             found[int(variables["SLURM_PROCID"])] = int(path.parent.name)
     return found

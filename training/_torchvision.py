@@ -1,7 +1,7 @@
-"""Lets torchvision, and timm which needs it, be imported beside a CPU-only torch.
+"""Make torchvision, which timm requires, importable together with a CPU-only torch. Import this module before torchvision.
 
-torchvision's wheel is built for CUDA; beside a CPU-only torch its compiled operators do not load, and its import looks
-two of them up. Declaring them is enough: nothing here calls them. Imported before torchvision wherever that is used.
+The torchvision wheel is built for CUDA. Its compiled operators do not load with a CPU-only torch, and `import torchvision`
+looks up two of them. Declaring these two is enough: this project never calls them.
 """
 
 import torch

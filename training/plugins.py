@@ -1,12 +1,12 @@
-"""Backbones and methods are folders that are found by their names. Imports no torch.
+"""Find backbones and methods: each is a folder, and the folder's name is its name on the command line. Imports no torch.
 
-    training/backbones/NAME/    flags.py    the flags of --model NAME, a torch-free dataclass (may be left out)
+    training/backbones/NAME/    flags.py    the flags of --model NAME: a dataclass `Flags`, without torch (optional)
                                 network.py  build(config) -> Backbone
-    training/methods/NAME/      flags.py    the flags of --method NAME (may be left out)
+    training/methods/NAME/      flags.py    the flags of --method NAME (optional)
                                 method.py   build(config, feature_dim) -> Method
 
-A folder named by the environment variable DEEPSPORTS_PLUGINS may hold more of them, as backbones/NAME and methods/NAME.
-Nothing else lists a backbone or a method: the command line, the README's tables and the tests ask here.
+The environment variable DEEPSPORTS_PLUGINS may name a folder with more of them, as backbones/NAME and methods/NAME.
+There is no other list of backbones and methods: the command line, the README tables and the tests use this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 VARIABLE = "DEEPSPORTS_PLUGINS"
 BACKBONES, METHODS = "backbones", "methods"
@@ -28,33 +28,48 @@ _MODULE_OF = {BACKBONES: "network", METHODS: "method"}  # the file with build()
 
 @dataclass(frozen=True)
 class BackboneFlags:
-    """Base of every backbone's flags. `reads` is what a sample's clip is: "video" frames, or a row of a "features" file.
-    `offers` names what methods may ask of it (MethodFlags.needs). `TINY` is a small configuration for the tests."""
+    """Base class of a backbone's flags.
+
+    `reads` is the input: "video" frames, or vectors of a "features" file. `offers` lists what a method may require
+    (MethodFlags.needs). `TINY` holds flags of a small network for the tests.
+    """
 
     reads: ClassVar[str] = "video"
     offers: ClassVar[frozenset[str]] = frozenset({"vectors"})
     TINY: ClassVar[Sequence[str]] = ()
 
+    if TYPE_CHECKING:
+        # config_class() composes the common flags and those of the chosen backbone and method into one class at run time
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def backbone_faults(self) -> list[str]:
-        """What is wrong with the flags of this backbone, a sentence each; `self` has the common flags, too."""
+        """Check the flags of this backbone; return one sentence per error. `self` also has the common flags."""
         return []
 
 
 @dataclass(frozen=True)
 class MethodFlags:
-    """Base of every method's flags. `needs` names what the backbone must offer:
+    """Base class of a method's flags. `needs` is what the backbone must offer:
 
     "vectors"   features (B, N, D), averaged over N
-    "tokens"    features (B, N, D) whose N vectors follow the clip in time, one of the whole clip first where there is one
-    "stages"    the network in parts, stem, tail and pool (backbones.base.Staged)
-    "maps"      named maps beside the features (backbones.base.Mapped)
+    "tokens"    features (B, N, D) whose N vectors are in temporal order, after one of the whole clip if the backbone has one
+    "stages"    the network split into stem, tail and pool (backbones.base.Staged)
+    "maps"      named feature maps together with the features (backbones.base.Mapped)
     """
 
-    needs: ClassVar[str] = "vectors"
     TINY: ClassVar[Sequence[str]] = ()
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @property
+    def needs(self) -> str:
+        return "vectors"
+
     def method_faults(self) -> list[str]:
-        """What is wrong with the flags of this method, a sentence each; `self` has the common flags, too."""
+        """Check the flags of this method; return one sentence per error. `self` also has the common flags."""
         return []
 
 
@@ -62,13 +77,13 @@ _BASE_OF: dict[str, type] = {BACKBONES: BackboneFlags, METHODS: MethodFlags}
 
 
 def search_path(package_path: Sequence[str], kind: str) -> list[str]:
-    """The folders that hold plug-ins of a kind: the package's own, then the one that the user named."""
+    """The folders with plug-ins of a kind: the package's own, then the one in DEEPSPORTS_PLUGINS."""
     more = os.environ.get(VARIABLE)
     return [*package_path, *([str(Path(more).resolve() / kind)] if more else [])]
 
 
 def folder_fault() -> str | None:
-    """What is wrong with the folder that the user named, as a sentence."""
+    """Return an error message if DEEPSPORTS_PLUGINS is set and is not a folder, else None."""
     more = os.environ.get(VARIABLE)
     if not more or Path(more).is_dir():
         return None
@@ -76,7 +91,7 @@ def folder_fault() -> str | None:
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The names of all plug-ins of a kind, ascending."""
+    """The names of all plug-ins of a kind, sorted."""
     folders = import_module(f"training.{kind}").__path__
     found = {path.parent.name for folder in folders for path in Path(folder).glob(f"*/{_MODULE_OF[kind]}.py")}
     return tuple(sorted(found))
@@ -84,19 +99,21 @@ def names(kind: str) -> tuple[str, ...]:
 
 @cache
 def flags_of(kind: str, name: str) -> type[Any]:
-    """The dataclass of a plug-in's flags; the base where it has no flags.py."""
+    """The dataclass of a plug-in's flags; the base class if it has no flags.py."""
     module = f"training.{kind}.{name}.flags"
     return import_module(module).Flags if find_spec(module) else _BASE_OF[kind]
 
 
 def build_function(kind: str, name: str) -> Any:
-    """The function `build` of a plug-in. Imports torch."""
+    """The `build` function of a plug-in. Imports torch."""
     return import_module(f"training.{kind}.{name}.{_MODULE_OF[kind]}").build
 
 
 def owners(spelling: str) -> tuple[str, list[str]]:
-    """(name of a flag, who has it as a user writes it, such as '--method core') of a flag in any of its spellings; no owners
-    where no backbone and no method has it."""
+    """The full name of a flag and the plug-ins that define it, such as ("topology", ["--method regression"]).
+
+    `spelling` is the name, with or without dashes, or the short form. The list is empty if no plug-in defines the flag.
+    """
     found: dict[str, list[str]] = {}
     for kind in (BACKBONES, METHODS):
         for name in names(kind):

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 USAGE="usage: start.sh [--nodes N] [--dir DIR]     (default: 2 nodes in $DEFAULT_DIR)"
 CPUS=2
 GPUS=2
-TIMEOUT=60 # seconds for each thing waited for; all together take four on two idle cores
+TIMEOUT=180 # seconds for each step; all together take four on two idle cores
 CTLD_PORT=16817 SLURMD_PORT=16818 DBD_PORT=16819 # not the standard ones: a Slurm of the machine's own may hold those
 
 parse() {
@@ -134,8 +134,9 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job may not start again before the credential of its first run has expired: 120 s unless said otherwise.
-AuthInfo=socket=$DIR/munge/socket,cred_expire=10
+# A requeued job waits until the credential of its last start has expired, 120 s by default. A busy machine may need
+# longer than 10 s to start a job with its credential.
+AuthInfo=socket=$DIR/munge/socket,cred_expire=30
 MpiDefault=none
 MailProg=/bin/true
 
@@ -170,9 +171,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 
-# Tests wait for these.
-KillWait=5
-SlurmdTimeout=15
+# On a busy machine a rank may need some seconds to save, and a slurmd to answer.
+KillWait=30
+SlurmdTimeout=60
 # Tests look finished jobs up in squeue and scontrol.
 MinJobAge=3600
 InactiveLimit=0

@@ -1,4 +1,4 @@
-"""Frames that other tools wrote: named and numbered otherwise, and what is told of them in verify and in training."""
+"""Frames that other tools wrote, with other names and numbers: packing them, and messages of verify and training about them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNT = 210  # frames of the video
 
 
 def moving_video(path: Path) -> Path:
-    """Every frame differs a little from its neighbours and much from those that are far: a bar that moves, on waves."""
+    """Write a video whose frames differ little from their neighbours and much from distant ones: a moving bar on waves."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast"})
@@ -41,7 +41,7 @@ def moving_video(path: Path) -> Path:
 
 
 def loose_frames(video: Path, folder: Path, pattern: str, first: int, leave_out: int = 0) -> None:
-    """What a person's own loop writes; `leave_out` frames at the beginning are not kept."""
+    """Write frames like a user's own loop; the first `leave_out` frames are not written."""
     folder.mkdir(parents=True)
     for i, frame in enumerate(av.open(str(video)).decode(video=0)):
         if i >= leave_out:
@@ -55,7 +55,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def dataset(video: Path, tmp_path: Path) -> DatasetLayout:
-    """One video with two dives, and no frames yet."""
+    """A data set of one video with two dives, without frames."""
     layout = DatasetLayout(tmp_path / "set")
     layout.annotations.mkdir(parents=True)
     layout.videos.mkdir()
@@ -89,7 +89,7 @@ def test_frames_numbered_from_0_are_refused_and_packed_with_the_right_numbers(da
     checked = verify(dataset)
     assert checked.returncode == 2
     command = f"python -m data_preparation.adopt --dataset {dataset.root} --videos 01"
-    assert f"{folder} is numbered from 0 (000000.jpg is there)" in checked.stderr
+    assert f"{folder} is numbered from 0 (it has 000000.jpg)" in checked.stderr
     assert command in checked.stderr
     assert "extract again" not in checked.stderr
     assert command in " ".join(training_faults(dataset))
@@ -104,18 +104,18 @@ def test_frames_numbered_from_0_are_refused_and_packed_with_the_right_numbers(da
     assert len(list(folder.iterdir())) == COUNT
     assert verify(dataset, "--sources", True).returncode == 0
     assert training_faults(dataset) == []
-    assert "packed before" in adopt("--dataset", dataset.root).stdout
+    assert "already packed" in adopt("--dataset", dataset.root).stdout
     extract = ["-m", "data_preparation.extract", "--dataset", dataset.root, "--annotation_path"]
-    kept = run_python(*extract, dataset.annotations / "dives.csv")
-    assert "packed by data_preparation.adopt, left as it is" in kept.stdout
+    extracted = run_python(*extract, dataset.annotations / "dives.csv")
+    assert "packed by data_preparation.adopt, kept unchanged" in extracted.stdout
 
 
-def test_a_shift_that_no_name_shows_is_seen_beside_the_video(dataset: DatasetLayout, video: Path):
-    """Counted from 0, and the picture of number 0 was not kept."""
+def test_a_shift_that_no_name_shows_is_found_by_comparison_with_the_video(dataset: DatasetLayout, video: Path):
+    """The files count from 0, and file 0 is missing."""
     loose_frames(video, dataset.frames / "01", "%06d.jpg", 0, leave_out=1)
     checked = verify(dataset)
     assert checked.returncode == 2
-    assert "its pictures are 1 frame late: picture N is frame N+1 of 01.mp4" in checked.stderr
+    assert "its frames are 1 frame late: file N is frame N+1 of 01.mp4" in checked.stderr
     assert "--videos 01 --first_number 0" in checked.stderr
     refused = adopt("--dataset", dataset.root)
     assert refused.returncode == 2
@@ -126,8 +126,8 @@ def test_a_shift_that_no_name_shows_is_seen_beside_the_video(dataset: DatasetLay
     assert verify(dataset).returncode == 0
 
 
-def test_frames_of_a_version_at_another_rate_are_seen_beside_the_video(dataset: DatasetLayout, video: Path):
-    """A picture of the same broadcast at 30 frames per second, numbered from 1: nothing is missing."""
+def test_frames_of_another_frame_rate_are_found_by_comparison_with_the_video(dataset: DatasetLayout, video: Path):
+    """Frames of the same broadcast at 30 frames per second, numbered from 1, none missing."""
     folder = dataset.frames / "01"
     folder.mkdir(parents=True)
     images = [frame.to_image() for frame in av.open(str(video)).decode(video=0)]
@@ -140,7 +140,7 @@ def test_frames_of_a_version_at_another_rate_are_seen_beside_the_video(dataset: 
     assert not (dataset.frames / "01.zip").exists()
 
 
-def test_rightly_numbered_loose_frames_pass(dataset: DatasetLayout, video: Path):
+def test_correctly_numbered_loose_frames_pass(dataset: DatasetLayout, video: Path):
     loose_frames(video, dataset.frames / "01", "%06d.jpg", 1)
     assert verify(dataset).returncode == 0
     assert training_faults(dataset) == []
@@ -150,39 +150,39 @@ def test_rightly_numbered_loose_frames_pass(dataset: DatasetLayout, video: Path)
     ("folder", "pattern", "first"),
     [("01", "img_%05d.jpg", 1), ("01", "%06d.png", 0), ("01/frames", "frame%d.jpg", 0), ("video 1", "%05d.jpg", 1)],
 )
-def test_frames_of_another_name_are_told_of_in_one_sentence(
+def test_frames_with_other_names_are_reported_in_one_sentence(
     dataset: DatasetLayout, video: Path, folder: str, pattern: str, first: int
 ):
     loose_frames(video, dataset.frames / folder, pattern, first)
     checked = verify(dataset)
     assert checked.returncode == 2
-    told = [line for line in checked.stderr.splitlines() if line.startswith("error: video 01")]
-    assert len(told) == 1
-    assert f"{COUNT} files {pattern % first} to {pattern % (first + COUNT - 1)}" in told[0]
-    assert "data_preparation.adopt" in told[0]
+    messages = [line for line in checked.stderr.splitlines() if line.startswith("error: video 01")]
+    assert len(messages) == 1
+    assert f"{COUNT} files {pattern % first} to {pattern % (first + COUNT - 1)}" in messages[0]
+    assert "data_preparation.adopt" in messages[0]
     assert pattern % first in " ".join(training_faults(dataset))
     assert adopt("--dataset", dataset.root, "--videos", "01").returncode == 0
     assert verify(dataset).returncode == 0
 
 
-def test_what_cannot_be_told_is_asked_for(video: Path, tmp_path: Path):
-    """Without the video, numbers that begin in the middle do not tell from where they count."""
+def test_ambiguous_numbers_need_a_flag(video: Path, tmp_path: Path):
+    """Without the video, numbers that start in the middle do not show whether they count from 0 or 1."""
     flags = ["--source", tmp_path / "in", "--output", tmp_path / "out"]
     loose_frames(video, tmp_path / "in" / "01", "x%04d.jpg", 0, leave_out=40)
     refused = adopt(*flags)
     assert refused.returncode == 2
-    assert "begins with x0040.jpg, which does not tell whether its files count from 0 or 1" in refused.stderr
+    assert "begins with x0040.jpg, which does not show whether its files count from 0 or 1" in refused.stderr
     assert adopt(*flags, "--first_number", 0).returncode == 0
     assert FrameReader(tmp_path / "out" / "01.zip").numbers[0] == 41
     loose_frames(video, tmp_path / "in" / "02", "%06d.jpg", 1)
     Image.new("RGB", (96, 64)).save(tmp_path / "in" / "02" / "img_1.jpg")
     both = adopt(*flags, "--videos", "02")
     assert "has 2 numberings" in both.stderr
-    (tmp_path / "in" / "02" / "000077.jpg").write_bytes(b"no picture")
+    (tmp_path / "in" / "02" / "000077.jpg").write_bytes(b"not a picture")
     damaged = adopt(*flags, "--videos", "02", "--pattern", "%06d.jpg")
     assert damaged.returncode == 2
     assert "000077.jpg is not a readable picture" in damaged.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["01.zip"]  # whole or absent
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["01.zip"]  # complete or absent
 
 
 def test_a_zip_of_other_names_or_numbers_is_refused(tmp_path: Path):
@@ -203,14 +203,14 @@ def test_a_zip_of_other_names_or_numbers_is_refused(tmp_path: Path):
     [
         (["1/000001.jpg"], "mv .*/1 .*/01"),
         (["01.ZIP"], "mv .*01.ZIP .*01.zip"),
-        (["01.tar"], "unpack it to a folder 01"),
+        (["01.tar"], "unpack it into a folder 01"),
         (["01_00001.jpg", "01_00002.jpg"], "itself has 2 files 01_00001.jpg to 01_00002.jpg"),
-        (["01/cover.jpg"], "has no pictures"),
-        (["whole_videos_frames/01/000001.jpg"], "name the folder .*whole_videos_frames instead"),
+        (["01/cover.jpg"], "has no images"),
+        (["whole_videos_frames/01/000001.jpg"], "give the folder .*whole_videos_frames instead"),
         (["02.zip"], "01.zip is missing: extract the video first"),
     ],
 )
-def test_what_lies_beside_missing_frames_is_named(tmp_path: Path, files: list[str], words: str):
+def test_the_message_about_missing_frames_names_similar_files(tmp_path: Path, files: list[str], words: str):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -223,7 +223,7 @@ def test_what_lies_beside_missing_frames_is_named(tmp_path: Path, files: list[st
     ("files", "words"),
     [
         (["whole_videos/video 1.mp4"], "mv '.*video 1.mp4' .*01.mp4"),
-        (["whole_videos/03_final.mp4", "whole_videos/001.mp4"], "001.mp4 is there"),
+        (["whole_videos/03_final.mp4", "whole_videos/001.mp4"], "001.mp4 exists"),
         (["whole_videos/01.mp4.part"], "its download is unfinished"),
         (["01.mp4"], "mv .*01.mp4 .*whole_videos/01.mp4"),
         (["videos/01.mp4"], "mv .*videos/01.mp4 .*whole_videos/01.mp4"),
@@ -231,7 +231,7 @@ def test_what_lies_beside_missing_frames_is_named(tmp_path: Path, files: list[st
         (["whole_videos/02.mp4"], "download it"),
     ],
 )
-def test_what_lies_beside_a_missing_video_is_named(tmp_path: Path, files: list[str], words: str):
+def test_the_message_about_a_missing_video_names_similar_files(tmp_path: Path, files: list[str], words: str):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -239,13 +239,13 @@ def test_what_lies_beside_a_missing_video_is_named(tmp_path: Path, files: list[s
         DatasetLayout(tmp_path).video_file(1)
 
 
-def test_a_suffix_in_capitals_is_read_and_a_broken_link_is_named(tmp_path: Path):
+def test_a_suffix_in_capitals_is_accepted_and_a_broken_link_is_reported(tmp_path: Path):
     layout = DatasetLayout(tmp_path)
     layout.videos.mkdir()
     (layout.videos / "01.MP4").write_bytes(b"x")
     (layout.videos / "02.mp4").symlink_to("/not/there.mp4")
     assert layout.video_file(1).name == "01.MP4"
-    with pytest.raises(UserError, match=r"02.mp4 is a link to /not/there.mp4, which is not there"):
+    with pytest.raises(UserError, match=r"02.mp4 is a link to /not/there.mp4, which does not exist"):
         layout.video_file(2)
 
 
@@ -266,15 +266,15 @@ def test_numberings_are_found_in_names(names: list[str], expected: dict[str, tup
     assert {n.name(number) for n in found for number in n.numbers} <= set(names)
 
 
-def test_pictures_are_kept_as_they_are_where_they_can_be_read(tmp_path: Path):
+def test_readable_jpegs_are_copied_and_others_are_encoded(tmp_path: Path):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (32, 48, 3), np.uint8))
-    for mode, kept in (("RGB", True), ("L", False), ("CMYK", False)):
+    for mode, copied in (("RGB", True), ("L", False), ("CMYK", False)):
         path = tmp_path / f"{mode}.jpg"
         image.convert(mode).save(path)
-        jpeg, is_kept = to_frame(path, 95)
-        assert is_kept == kept
-        assert (jpeg == path.read_bytes()) == kept
+        jpeg, is_copy = to_frame(path, 95)
+        assert is_copy == copied
+        assert (jpeg == path.read_bytes()) == copied
     image.save(tmp_path / "a.png")
     assert to_frame(tmp_path / "a.png", 95)[0].startswith(b"\xff\xd8")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "RGB.jpg").read_bytes()[:400])
@@ -282,15 +282,15 @@ def test_pictures_are_kept_as_they_are_where_they_can_be_read(tmp_path: Path):
         to_frame(tmp_path / "cut.jpg", 95)
 
 
-def test_a_pattern_that_is_not_there_names_those_that_are(tmp_path: Path):
+def test_the_message_about_a_missing_pattern_names_existing_ones(tmp_path: Path):
     (tmp_path / "a_1.jpg").write_bytes(b"x")
     with pytest.raises(UserError, match=r"has no files b_%d.jpg, but a_%d.jpg: 1 file a_1.jpg"):
         find_numbering(tmp_path, "b_%d.jpg")
-    with pytest.raises(UserError, match="one number in it"):
+    with pytest.raises(UserError, match="a file name with one number"):
         parse(AdoptConfig, ["--pattern", "img_*.jpg"])
 
 
-def test_a_shift_is_told_only_where_something_moves():
+def test_a_shift_is_found_only_if_something_moves():
     rng = np.random.default_rng(0)
     around = [rng.uniform(0, 255, (18, 32)).astype(np.float32) for _ in range(2 * REACH + 1)]
     for shift in range(-REACH, REACH + 1):

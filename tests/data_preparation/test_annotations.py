@@ -1,4 +1,4 @@
-"""Annotation files: the real ones load whole, untrusted ones cannot run code, faults are all named."""
+"""Annotation files: the official ones load completely, untrusted ones cannot run code, all faults are reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from data_preparation.dives import Dive, dive_faults, judge_exceptions, judged_s
 from data_preparation.pickles import load_pickle
 
 
-def test_the_official_files_load_whole(shared: Path):
+def test_the_official_files_load_completely(shared: Path):
     folder = shared / "mtl_aqa"
     dives = load_annotations(folder / "final_annotations_dict.pkl", folder / "final_captions_dict.pkl")
     train, test = load_split(folder / "train_split_0.pkl"), load_split(folder / "test_split_0.pkl")
@@ -49,7 +49,7 @@ def test_the_official_files_load_whole(shared: Path):
     assert {word for dive in dives.values() for word in dive.caption} <= set(words)
 
 
-def test_the_files_with_judges_and_of_unlv_load(shared: Path):
+def test_files_with_judges_and_the_unlv_lists_load(shared: Path):
     folder = shared / "mtl_aqa"
     dives = load_annotations(folder / "final_annotations_dict_with_dive_number.pkl")
     assert dives[(1, 1)].dive_number == "407C"
@@ -95,12 +95,12 @@ def test_arrays_of_pointers_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("keys", ['["11", "12"]', "[[1.9, 1]]", "[[1, 1e999]]"])
-def test_split_entries_that_are_no_pairs_of_whole_numbers_are_refused(tmp_path: Path, keys: str):
+def test_split_entries_that_are_not_pairs_of_whole_numbers_are_refused(tmp_path: Path, keys: str):
     (tmp_path / "l.json").write_text(keys)
     with pytest.raises(UserError, match=r"is not a \(video, dive\) pair"):
         load_split(tmp_path / "l.json")
     (tmp_path / "l.csv").write_text("video,dive_no\n1,4\n1,6\n")
-    with pytest.raises(UserError, match="has the columns video and dive, filled in every row"):
+    with pytest.raises(UserError, match="needs the columns video and dive, filled in every row"):
         load_split(tmp_path / "l.csv")
 
 
@@ -121,12 +121,12 @@ def test_a_damaged_pickle_is_one_sentence(tmp_path: Path, content: bytes):
         load_pickle(tmp_path / "missing.pkl")
     for load in (load_annotations, load_split):
         with pytest.raises(
-            UserError, match=r"missing\.pkl is not a file.*: fetch MTL-AQA's .*download annotations.*_path"
+            UserError, match=r"missing\.pkl is not a file.*: download MTL-AQA's .*download annotations.*_path"
         ):
             load(tmp_path / "missing.pkl")
 
 
-def test_all_faults_are_named_at_once(tmp_path: Path):
+def test_all_faults_are_reported_at_once(tmp_path: Path):
     def good(number: int) -> dict:
         return {"start_frame": 100 * number, "end_frame": 100 * number + 80, "difficulty": 3.0, "final_score": 60.0}
 
@@ -155,20 +155,20 @@ def test_all_faults_are_named_at_once(tmp_path: Path):
     assert "final score 90.5 is outside 0 to 90, what judges can give at difficulty 3" in text
     assert "judge score 10.5 is outside 0 to 10 in half points" in text
     assert "judge score 7.25" in text
-    # dive 11 reaches over both its followers
+    # dive 11 overlaps the two dives after it
     assert "dive 01/012: frames 1200 to 1280 overlap those of dive 01/011 (1100 to 1350)" in text
     assert "dive 01/013: frames 1300 to 1380 overlap those of dive 01/011 (1100 to 1350)" in text
     assert len(text.splitlines()) == 12
 
 
-def test_every_fault_of_a_row_is_named(tmp_path: Path):
+def test_every_fault_of_a_row_is_reported(tmp_path: Path):
     (tmp_path / "a.csv").write_text(
         "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5.5,9,3,x\n1,2,20,29,,50\n"
     )
     read = read_annotations(tmp_path / "a.csv")
     assert [fault.split(": ", 1)[1] for fault in read.faults] == [
-        "dive 01/001: start_frame '5.5' cannot be understood: not a whole number",
-        "dive 01/001: final_score 'x' cannot be understood: could not convert string to float: 'x'",
+        "dive 01/001: start_frame '5.5' cannot be parsed: not a whole number",
+        "dive 01/001: final_score 'x' cannot be parsed: could not convert string to float: 'x'",
         "dive 01/002: difficulty is missing",
     ]
     assert read.keys == {(1, 1), (1, 2)}
@@ -176,7 +176,7 @@ def test_every_fault_of_a_row_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [{}, [], "text", [(1, 2, 3)], [5], [(1, 2), (1, 2)]])
-def test_odd_lists_are_refused(tmp_path: Path, content):
+def test_malformed_lists_are_refused(tmp_path: Path, content):
     (tmp_path / "l.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(UserError):
         load_split(tmp_path / "l.pkl")
@@ -239,26 +239,26 @@ def test_csv_and_json_hold_what_the_official_pickle_holds(shared: Path, tmp_path
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "", "holds no dive: write one row a dive with the columns video, dive, start_frame"),
+        ("a.csv", "", "has no dives: write one row per dive with the columns video, dive, start_frame"),
         ("a.csv", "dive,start_frame\n1,5\n", "entry 1 has no 'video'"),
-        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5.5,9,3,50\n", "start_frame '5.5' cannot be understood: not a whole number"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5.5,9,3,50\n", "start_frame '5.5' cannot be parsed: not a whole number"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,50\n1,1,15,19,3,50\n", "dive 01/001: given 2 times"),
-        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,position\n1,1,5,9,3,50,layout\n", "position 'layout' cannot be understood: allowed are free, pike, tuck, d, b, c"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,position\n1,1,5,9,3,50,layout\n", "position 'layout' cannot be parsed: allowed: free, pike, tuck, d, b, c"),
         ("a.csv", "video,dive,start_frame,end_frame,DD,final_score\n1,1,5,9,3,50\n", r"no dive has 'difficulty'; the columns are .*DD"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,positon\n1,1,5,9,3,50,B\n", "column 'positon' is unknown; did you mean position"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,judges\n1,1,5,9,3,50,9\n", "column 'judges' is unknown; did you mean judge_scores"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,0,50,5\n", "row 2: 8 cells for 6 columns"),
-        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,final_score\n", "column 'final_score' is there 2 times"),
+        ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score,final_score\n", "column 'final_score' occurs 2 times"),
         ("a.csv", "video,dive,start_frame,end_frame,difficulty,final_score\n1,1,5,9,3,50\n1,,15,19,3,50\n", "entry 2: give every dive a number"),
-        ("a.csv", 'video,dive,start_frame,end_frame,difficulty,final_score,caption\n1,1,5,9,3,50,"open\n1,2,15,19,3,50,x\n', "is not a readable CSV .*look at its quotes"),
+        ("a.csv", 'video,dive,start_frame,end_frame,difficulty,final_score,caption\n1,1,5,9,3,50,"open\n1,2,15,19,3,50,x\n', "is not a readable CSV .*check its quotes"),
         ("a.json", "{", "is not JSON"),
-        ("a.json", "{}", "holds no JSON list"),
+        ("a.json", "{}", "is not a JSON list"),
         ("a.json", "[5]", "entry 1 is not a set of named fields"),
-        ("a.json", '[{"video": "x", "dive": 1}]', "video 'x', dive '1': both are whole numbers"),
+        ("a.json", '[{"video": "x", "dive": 1}]', "video 'x', dive '1': write whole numbers"),
         ("a.csv", b"\xff\xfe\x00", "cannot be read"),
     ],
 )  # fmt: skip
-def test_faults_of_own_files_are_named(tmp_path: Path, name: str, content: str | bytes, message: str):
+def test_faults_of_own_files_are_reported(tmp_path: Path, name: str, content: str | bytes, message: str):
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=message):
         load_annotations(tmp_path / name)
@@ -294,14 +294,14 @@ def test_split_lists_in_any_container_load(tmp_path: Path, saved: object, expect
         ("text", "holds a str"),
     ],
 )
-def test_a_split_list_of_another_kind_is_told_with_the_fix(tmp_path: Path, saved: object, words: str):
+def test_a_split_list_in_a_wrong_format_is_refused_with_the_fix(tmp_path: Path, saved: object, words: str):
     (tmp_path / "l.pkl").write_bytes(pickle.dumps(saved))
     with pytest.raises(UserError, match=words):
         load_split(tmp_path / "l.pkl")
 
 
 HEADER = "video;dive;start_frame;end_frame;difficulty;final_score"
-AS_ONE_HAS_IT = {
+SPREADSHEET_CSVS = {
     "decimal comma": f"{HEADER}\n1;1;5;9;3,4;88,5\n",
     "tabs": HEADER.replace(";", "\t") + "\n1\t1\t5\t9\t3,4\t88,5\n",
     "quoted": HEADER.replace(";", ",") + '\n1,1,5,9,"3,4","88,5"\n',
@@ -312,7 +312,7 @@ AS_ONE_HAS_IT = {
 }
 
 
-@pytest.mark.parametrize("content", AS_ONE_HAS_IT.values(), ids=AS_ONE_HAS_IT)
+@pytest.mark.parametrize("content", SPREADSHEET_CSVS.values(), ids=SPREADSHEET_CSVS)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_csvs_as_spreadsheets_write_them_load(tmp_path: Path, content: str, encoding: str):
     (tmp_path / "a.csv").write_bytes(content.encode(encoding))
@@ -338,7 +338,7 @@ def test_json_and_pickles_with_capitals_or_lists_of_objects_load(tmp_path: Path)
         ("9,5;9;8,5", (9.5, 9.0, 8.5)), ("9,5,9,8", None),
     ],
 )  # fmt: skip
-def test_judges_scores_are_read_where_their_commas_are_certain(tmp_path: Path, judges: str, expected: tuple | None):
+def test_judges_scores_are_parsed_if_their_commas_are_unambiguous(tmp_path: Path, judges: str, expected: tuple | None):
     (tmp_path / "a.csv").write_text(f'{HEADER};judge_scores\n1;1;5;9;3,4;60;"{judges}"\n')
     if expected is not None:
         assert load_annotations(tmp_path / "a.csv")[(1, 1)].judge_scores == expected
@@ -350,29 +350,33 @@ def test_judges_scores_are_read_where_their_commas_are_certain(tmp_path: Path, j
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", HEADER.replace(";", ",") + "\n1,1,5,9,3,4,88,5\n", "row 2: 8 cells for 6 columns .*Write a point"),
+        (
+            "a.csv",
+            HEADER.replace(";", ",") + "\n1,1,5,9,3,4,88,5\n",
+            "row 2: 8 cells for 6 columns .*Write a decimal point",
+        ),
         ("a.csv", HEADER.replace(";", ",") + ",ss_no\n1,1,5,9,3,0,5,\n1,2,15,19,3.0,5,1\n", "row 2: 8 cells for 7"),
-        ("a.csv", f"{HEADER}\n1;1;1.204;1.310;3,4;60\n", "start_frame '1.204' .*separator of thousands"),
-        ("a.csv", "1,1,5,9,3.4,88\n", "its first line holds numbers"),
-        ("a.csv", "Video,video,dive\n1,1,4\n", "column 'video' is there 2 times"),
+        ("a.csv", f"{HEADER}\n1;1;1.204;1.310;3,4;60\n", "start_frame '1.204' .*thousands separator"),
+        ("a.csv", "1,1,5,9,3.4,88\n", "its first line has numbers"),
+        ("a.csv", "Video,video,dive\n1,1,4\n", "column 'video' occurs 2 times"),
         ("a.csv", f"{HEADER};caption\n1;1;5;9;3;60;sch\u00f6n\n".encode("cp1252"), "save it again as UTF-8"),
         ("a.json", '{"video": 1}\n{"video": 2}', "put the objects of its lines into one list"),
         ("a.json", '{"train": []}', "an object with 'train'"),
         ("a.xlsx", "PK", "save the sheet as CSV"),
     ],
 )
-def test_what_is_not_certain_is_told_with_cause_and_fix(tmp_path: Path, name: str, content: str | bytes, words: str):
+def test_ambiguous_files_are_refused_with_cause_and_fix(tmp_path: Path, name: str, content: str | bytes, words: str):
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=words):
         load_annotations(tmp_path / name)
 
 
-def test_a_missing_file_names_what_lies_beside_it(tmp_path: Path):
+def test_the_message_about_a_missing_file_names_similar_files(tmp_path: Path):
     (tmp_path / "Dives.csv").write_text("x")
     with pytest.raises(UserError, match=r"dives.pkl is not a file \(.* has Dives.csv\)"):
         load_annotations(tmp_path / "dives.pkl")
-    with pytest.raises(UserError, match=r"the folder .*/gone is not there either"):
-        load_split(tmp_path / "gone" / "train.csv")
+    with pytest.raises(UserError, match=r"the folder .*/missing does not exist either"):
+        load_split(tmp_path / "missing" / "train.csv")
 
 
 def test_facts_of_videos_are_read_and_must_agree(tmp_path: Path):
@@ -384,14 +388,14 @@ def test_facts_of_videos_are_read_and_must_agree(tmp_path: Path):
     assert (float(facts[1].frames_per_second), facts[1].frames, facts[1].stated_by) == (29.97, 100, "a.csv")
     for other, words in (
         ("25", r"video 01: frames_per_second is .* in one row and 25 in another \(dive 01/002\)"),
-        ("fast", "frames_per_second 'fast' cannot be understood"),
-        ("30000/0", "frames_per_second '30000/0' cannot be understood"),
+        ("fast", "frames_per_second 'fast' cannot be parsed"),
+        ("30000/0", "frames_per_second '30000/0' cannot be parsed"),
     ):
         path.write_text(rows.format(HEADER.replace(";", ","), other))
         with pytest.raises(UserError, match=words):
             load_annotations(path)
     path.write_text(f"{HEADER};video_frames\n1;1;5;109;3;60;100\n")
-    with pytest.raises(UserError, match="ends at frame 109, and video_frames says that its video has 100"):
+    with pytest.raises(UserError, match="ends at frame 109, but video_frames says that its video has 100"):
         load_annotations(path)
 
 
@@ -400,9 +404,9 @@ def test_facts_of_videos_are_read_and_must_agree(tmp_path: Path):
 
 def test_the_judges_rule_holds_for_all_but_27_of_the_real_dives(shared: Path):
     dives = load_annotations(shared / "mtl_aqa" / "final_annotations_dict_with_dive_number.pkl")
-    odd = judge_exceptions(dives.values())
-    assert len(odd) == 27
-    assert {(1, 70), (2, 1), (26, 39)} <= {d.key for d in odd}
+    exceptions = judge_exceptions(dives.values())
+    assert len(exceptions) == 27
+    assert {(1, 70), (2, 1), (26, 39)} <= {d.key for d in exceptions}
     assert judged_score(dives[(1, 70)]) == pytest.approx(37.95)
 
 
@@ -410,7 +414,7 @@ def test_the_judges_rule_holds_for_all_but_27_of_the_real_dives(shared: Path):
     st.lists(st.integers(0, 20).map(lambda half: half / 2), min_size=7, max_size=7),
     st.sampled_from([1.5, 2.6, 3.2, 4.1]),
 )
-def test_a_score_that_judges_gave_is_possible_and_no_exception(judges: list[float], difficulty: float):
+def test_a_score_by_the_rules_has_no_fault_and_is_not_an_exception(judges: list[float], difficulty: float):
     score = sum(sorted(judges)[2:5]) * difficulty
     dive = Dive(1, 1, 1, 9, difficulty, score, judge_scores=tuple(judges))
     assert dive_faults(dive) == []
@@ -419,7 +423,7 @@ def test_a_score_that_judges_gave_is_possible_and_no_exception(judges: list[floa
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(1, 60), st.integers(0, 20)), max_size=7, unique=True))
-def test_overlaps_are_found_exactly_where_dives_share_frames(spans: list[tuple[int, int, int]]):
+def test_overlap_faults_are_exactly_the_dives_that_share_frames(spans: list[tuple[int, int, int]]):
     dives = [Dive(v, i, start, start + length, 3.0, 60.0) for i, (v, start, length) in enumerate(spans)]
     shared = {
         max(a, b, key=lambda d: (d.start_frame, d.end_frame)).name
@@ -429,20 +433,22 @@ def test_overlaps_are_found_exactly_where_dives_share_frames(spans: list[tuple[i
     assert {fault.split(":")[0].removeprefix("dive ") for fault in overlap_faults(dives)} == shared
 
 
-def test_the_summary_tells_what_a_person_wants_to_know(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_summary_of_the_official_files(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     folder = shared / "mtl_aqa"
     lists = ["--train_path", str(folder / "train_split_0.pkl"), "--test_path", str(folder / "test_split_0.pkl")]
     numbered = str(folder / "final_annotations_dict_with_dive_number.pkl")
     annotations.main(["summary", "--annotation_path", numbered, *lists])
-    said = capsys.readouterr().out
-    assert "1412 in 15 videos; 1059 in the train list, 353 in the test list, 0 in neither" in said
-    assert "151364 in dives" in said
-    assert "free: 152, pike: 702, tuck: 558" in said
-    assert "the judges of 27 dives do not give the final score" in said
-    assert re.search(r"^ +26 +124 +91 +33 +19546 +271724 +12881$", said, re.MULTILINE)
+    output = capsys.readouterr().out
+    assert "1412 in 15 videos; 1059 in the train list, 353 in the test list, 0 in neither" in output
+    assert "151364 in dives" in output
+    assert "free: 152, pike: 702, tuck: 558" in output
+    assert "the judges' scores of 27 dives do not give the final score" in output
+    assert re.search(r"^ +26 +124 +91 +33 +19546 +271724 +12881$", output, re.MULTILINE)
 
 
-def test_overlapping_lists_are_told_of_and_mended(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_overlapping_lists_are_refused_and_can_be_made_disjoint(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     """A smaller training set that shares dives with the test list, as MTL-AQA's do."""
     folder = shared / "mtl_aqa"
     train, test = load_split(folder / "train_split_0.pkl"), load_split(folder / "test_split_0.pkl")
@@ -452,12 +458,12 @@ def test_overlapping_lists_are_told_of_and_mended(shared: Path, tmp_path: Path, 
     with pytest.raises(UserError, match=r"share 36 dives .*smaller training sets"):
         annotations.main(["summary", "--annotation_path", numbered, *small, *listed])
     annotations.main(["disjoint", *small, *listed, "--output", str(tmp_path / "clean.pkl")])
-    assert "107 dives; 36 that the test list has are left out" in capsys.readouterr().out
+    assert "107 dives; 36 that are in the test list were left out" in capsys.readouterr().out
     assert load_split(tmp_path / "clean.pkl") == train[:107]
     for name in ("clean.csv", "clean.json"):
         annotations.main(["disjoint", *small, *listed, "--output", str(tmp_path / name)])
         assert load_split(tmp_path / name) == train[:107]
-    with pytest.raises(UserError, match=r"let its name end in \.pkl, \.csv, \.json"):
+    with pytest.raises(UserError, match=r"give a name that ends in \.pkl, \.csv, \.json"):
         annotations.main(["disjoint", *small, *listed, "--output", str(tmp_path / "clean.txt")])
     with pytest.raises(UserError, match="--output missing"):
         annotations.main(["disjoint", *small, *listed])
@@ -475,7 +481,7 @@ def test_a_file_is_parsed_once_until_it_changes(tmp_path: Path, monkeypatch: pyt
     assert len(load_annotations(str(path))) == 3
     assert len(parsed) == 1
     times = path.stat()
-    path.write_text(CSV.replace("88.0", "87.0"))  # of the same size, and by its times it did not change
+    path.write_text(CSV.replace("88.0", "87.0"))  # same size and same modification time
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert load_annotations(path)[(1, 1)].final_score == 87.0
     assert len(parsed) == 2

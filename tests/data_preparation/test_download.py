@@ -1,4 +1,4 @@
-"""Downloads from a real HTTP server that misbehaves in every way that servers do."""
+"""Downloads from a local HTTP server that simulates the faults of real servers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from data_preparation.common.errors import UserError
 from data_preparation.layout import DatasetLayout
 from tests.conftest import REPOSITORY
 
-BODY = b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 4000  # about 1 MB that begins as an mp4 does
+BODY = b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 4000  # about 1 MB, begins like an mp4 file
 PAGE = b"<!DOCTYPE html><html><body>Please sign in</body></html>"
 
 
@@ -40,7 +40,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[tuple[str, str | None]] = []
-        self.release = threading.Event()  # ends the stalled answers
+        self.release = threading.Event()  # ends the stalled responses
 
     def url(self, behaviour: str, name: str = "01.mp4") -> str:
         return f"http://127.0.0.1:{self.server_port}/{behaviour}/{name}"
@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
     def breaks_often(self, count: int) -> None:
         self.ranged(cut=300_000)
 
-    def truncated(self, count: int) -> None:  # never more than the first half, whatever is asked
+    def truncated(self, count: int) -> None:  # never more than the first half
         half = len(self.server.body) // 2
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         self.send(self.server.body[start:], 206 if start else 200, cut=max(half - start, 0),
@@ -170,7 +170,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(transfer, "_MAX_WAIT_S", 0.05)
 
 
 def catalogue(folder: Path, *sections: str) -> Path:
@@ -197,11 +197,11 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(p.name for p in (folder / "set").rglob("*") if "part" in p.name or ".tmp" in p.name)
 
 
-# ---------------------------------------------------------------------------------------------------- what goes well
+# -------------------------------------------------------------------------------------------------- successful downloads
 
 
 @pytest.mark.parametrize("behaviour", ["good", "breaks_often", "no_range", "changes", "no_length", "busy"])
-def test_the_file_arrives_whole_whatever_the_server_does_on_the_way(server: Server, tmp_path: Path, behaviour: str):
+def test_the_file_is_complete_in_spite_of_server_faults(server: Server, tmp_path: Path, behaviour: str):
     fetch(tmp_path, section("videos/01.mp4", server.url(behaviour)))
     assert video(tmp_path).read_bytes() == BODY
     entry = json.loads((tmp_path / "set" / "manifest.json").read_text())["whole_videos/01.mp4"]
@@ -210,7 +210,7 @@ def test_the_file_arrives_whole_whatever_the_server_does_on_the_way(server: Serv
     assert leftovers(tmp_path) == []
 
 
-def test_a_broken_connection_goes_on_where_it_stopped(server: Server, tmp_path: Path):
+def test_a_broken_connection_resumes_where_it_stopped(server: Server, tmp_path: Path):
     fetch(tmp_path, section("videos/01.mp4", server.url("breaks_often")))
     starts = [int(r[6:-1]) for _, r in server.requests if r]
     assert len(starts) >= 3
@@ -218,14 +218,16 @@ def test_a_broken_connection_goes_on_where_it_stopped(server: Server, tmp_path: 
     assert all(start >= 65_536 * (i + 1) for i, start in enumerate(starts))
 
 
-def test_a_server_that_ignores_range_is_told_of(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_restart_from_the_beginning_is_reported(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture):
     fetch(tmp_path, section("videos/01.mp4", server.url("no_range")), section("videos/02.mp4", server.url("changes")))
-    said = capsys.readouterr().out
-    assert re.search(r"videos/01\.mp4: .* come again from the beginning: it ignores Range", said)
-    assert re.search(r"videos/02\.mp4: .* come again from the beginning: the file has changed there", said)
+    output = capsys.readouterr().out
+    assert re.search(r"videos/01\.mp4: .* are downloaded again from the beginning: the server ignores Range", output)
+    assert re.search(
+        r"videos/02\.mp4: .* are downloaded again from the beginning: the file on the server has changed", output
+    )
 
 
-def test_kinds_go_to_their_folders_and_only_chooses(server: Server, tmp_path: Path):
+def test_kinds_go_to_their_folders_and_only_selects(server: Server, tmp_path: Path):
     weights = tmp_path / "w.pyth"
     weights.write_bytes(b"PK\x03\x04 weights")
     sections = (
@@ -243,7 +245,7 @@ def test_kinds_go_to_their_folders_and_only_chooses(server: Server, tmp_path: Pa
         fetch(tmp_path, *sections, kind="videos", flags=("--only", "07"))
 
 
-def test_a_mirror_and_a_local_copy_step_in(server: Server, tmp_path: Path):
+def test_a_mirror_or_a_local_copy_is_used_if_the_first_source_fails(server: Server, tmp_path: Path):
     (tmp_path / "mine.mp4").write_bytes(BODY)
     fetch(tmp_path, section("videos/01.mp4", server.url("missing"), server.url("html"), "mine.mp4"))
     assert video(tmp_path).read_bytes() == BODY
@@ -255,25 +257,25 @@ def test_a_finished_file_is_checked_and_not_fetched_again(server: Server, tmp_pa
     fetch(tmp_path, wanted)
     fetch(tmp_path, wanted)
     assert len(server.requests) == 1
-    assert "there already" in capsys.readouterr().out
+    assert "already present" in capsys.readouterr().out
     video(tmp_path).write_bytes(BODY[:-1] + b"!")
     with pytest.raises(UserError, match=r"01\.mp4 has SHA-256 .*changed or damaged.*delete it to download it again"):
         fetch(tmp_path, wanted)
     assert video(tmp_path).exists()
 
 
-def test_a_file_put_in_place_by_hand_is_recorded_unless_it_is_a_page(server: Server, tmp_path: Path):
+def test_a_file_put_in_place_by_hand_is_recorded_unless_it_is_a_web_page(server: Server, tmp_path: Path):
     video(tmp_path).parent.mkdir(parents=True)
     video(tmp_path).write_bytes(BODY)
     fetch(tmp_path, section("videos/01.mp4", server.url("good")))
     assert server.requests == []
     assert "whole_videos/01.mp4" in json.loads((tmp_path / "set" / "manifest.json").read_text())
     video(tmp_path, "02.mp4").write_bytes(PAGE)
-    with pytest.raises(UserError, match="a web page came in its place"):
+    with pytest.raises(UserError, match="a web page came instead of the file"):
         fetch(tmp_path, section("videos/02.mp4", server.url("good")))
 
 
-def test_a_synthetic_data_set_is_not_taken_for_the_real_one(server: Server, tmp_path: Path):
+def test_the_folder_of_a_synthetic_data_set_is_refused(server: Server, tmp_path: Path):
     layout = DatasetLayout(tmp_path / "set")
     layout.annotations.mkdir(parents=True)
     layout.synthetic_file.write_text("{}")
@@ -282,7 +284,7 @@ def test_a_synthetic_data_set_is_not_taken_for_the_real_one(server: Server, tmp_
     assert server.requests == []
 
 
-def test_a_killed_download_goes_on(server: Server, tmp_path: Path):
+def test_a_killed_download_resumes(server: Server, tmp_path: Path):
     wanted = section("videos/01.mp4", server.url("slow"))
     command = [sys.executable, "-m", "data_preparation.download", "videos", "--dataset", tmp_path / "set",
                "--catalogue", catalogue(tmp_path, wanted)]  # fmt: skip
@@ -303,7 +305,7 @@ def test_a_killed_download_goes_on(server: Server, tmp_path: Path):
     assert leftovers(tmp_path) == []
 
 
-def test_files_come_where_the_file_system_has_no_locks(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_downloads_work_on_a_file_system_without_locks(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def lockf(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
@@ -318,29 +320,29 @@ def test_files_come_where_the_file_system_has_no_locks(server: Server, tmp_path:
     owner.write_text("other-node 1")
     with pytest.raises(UserError, match=r"01\.mp4 is being downloaded by process 1 on other-node: .* delete ") as error:
         fetch(tmp_path, *wanted)
-    assert "a way out" not in str(error.value)  # a mirror would not help
+    assert "fix: put the file" not in str(error.value)  # a mirror would not help
 
 
-# ---------------------------------------------------------------------------------------------- what goes wrong, and how
+# ------------------------------------------------------------------------------------------------------------- failures
 
 
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        ("html", "a web page came in its place: the link has expired, or wants a log-in"),
-        ("disguised", "a web page came in its place"),
-        ("text", r"does not begin as a \.mp4 file does \(it begins with b'quota exceeded'\)"),
-        ("login", r"redirected to http://127\.0\.0\.1:\d+/html/signin, a web page: the file wants a log-in"),
-        ("loop", "redirects without end"),
+        ("html", "a web page came instead of the file: the link has expired, or needs a log-in"),
+        ("disguised", "a web page came instead of the file"),
+        ("text", r"does not begin like a \.mp4 file \(it begins with b'quota exceeded'\)"),
+        ("login", r"redirected to http://127\.0\.0\.1:\d+/html/signin, a web page: the file needs a log-in"),
+        ("loop", "too many redirects"),
         ("missing", "the server answers 404 Not Found"),
-        ("down", "the server answers 503 Service Unavailable; given up after 2 fruitless attempts"),
-        ("truncated", "the connection broke off after 5.. kB; given up after 2 fruitless attempts"),
-        ("other_bytes", "the server sends other bytes than were asked for"),
-        ("empty", "does not begin as"),
-        ("huge", r"has \S+ [GM]B free and 1e\+06 GB are to come .*: make room"),
+        ("down", "the server answers 503 Service Unavailable; gave up after 2 failed attempts"),
+        ("truncated", "the connection broke after 5.. kB; gave up after 2 failed attempts"),
+        ("other_bytes", "the server sends other bytes than were requested"),
+        ("empty", "does not begin like"),
+        ("huge", r"has \S+ [GM]B free, but .* need 1e\+06 GB: free some space"),
     ],
 )
-def test_each_fault_has_its_own_words_and_the_rest_goes_on(
+def test_each_failure_has_its_message_and_other_files_are_downloaded(
     server: Server, tmp_path: Path, behaviour: str, message: str
 ):
     with pytest.raises(UserError, match=message) as error:
@@ -350,8 +352,8 @@ def test_each_fault_has_its_own_words_and_the_rest_goes_on(
     assert video(tmp_path, "02.mp4").read_bytes() == BODY
 
 
-def test_silence_counts_as_broken(server: Server, tmp_path: Path):
-    with pytest.raises(UserError, match=r"no byte for 0\.3 s"):
+def test_a_connection_without_data_counts_as_broken(server: Server, tmp_path: Path):
+    with pytest.raises(UserError, match=r"no data for 0\.3 s"):
         fetch(tmp_path, section("videos/01.mp4", server.url("stalls")), flags=("--timeout", "0.3"))
     assert server.count("stalls") >= 2
 
@@ -360,28 +362,28 @@ def test_silence_counts_as_broken(server: Server, tmp_path: Path):
     ("url", "cause"),
     [("http://127.0.0.1:9/01.mp4", "Connection refused"), ("http://no-such-host.invalid/01.mp4", "resol|not known")],
 )
-def test_no_network_says_where_to_run_it(tmp_path: Path, url: str, cause: str):
+def test_without_network_the_message_names_the_login_node(tmp_path: Path, url: str, cause: str):
     with pytest.raises(UserError, match=rf"no connection \(.*({cause}).*run this on the login node"):
         fetch(tmp_path, section("videos/01.mp4", url))
 
 
-def test_a_truncated_file_goes_on_when_the_server_is_well_again(server: Server, tmp_path: Path):
+def test_a_truncated_file_resumes_when_the_server_works_again(server: Server, tmp_path: Path):
     with pytest.raises(UserError):
         fetch(tmp_path, section("videos/01.mp4", server.url("truncated")))
     assert leftovers(tmp_path) == ["01.mp4.part", "01.mp4.part.json"]
-    have = video(tmp_path, "01.mp4.part").read_bytes()
-    assert len(have) > len(BODY) // 2 - 20_000
-    assert have == BODY[: len(have)]
-    Handler.truncated, kept = Handler.good, Handler.truncated
+    partial = video(tmp_path, "01.mp4.part").read_bytes()
+    assert len(partial) > len(BODY) // 2 - 20_000
+    assert partial == BODY[: len(partial)]
+    Handler.truncated, original = Handler.good, Handler.truncated
     try:
         fetch(tmp_path, section("videos/01.mp4", server.url("truncated")))
     finally:
-        Handler.truncated = kept
+        Handler.truncated = original
     assert video(tmp_path).read_bytes() == BODY
-    assert int(server.requests[-1][1][6:-1]) == len(have)
+    assert int(server.requests[-1][1][6:-1]) == len(partial)
 
 
-def test_a_part_of_one_source_is_never_continued_from_another(server: Server, tmp_path: Path):
+def test_a_partial_file_is_never_continued_from_another_source(server: Server, tmp_path: Path):
     with pytest.raises(UserError):
         fetch(tmp_path, section("videos/01.mp4", server.url("truncated")))
     server.body = BODY[:12] + BODY[12:][::-1]
@@ -389,31 +391,33 @@ def test_a_part_of_one_source_is_never_continued_from_another(server: Server, tm
     assert video(tmp_path).read_bytes() == server.body
 
 
-def test_another_checksum_than_recorded_or_listed_is_refused(server: Server, tmp_path: Path):
+def test_a_wrong_checksum_or_size_is_refused(server: Server, tmp_path: Path):
     wanted = section("videos/01.mp4", server.url("good"))
     fetch(tmp_path, wanted)
     video(tmp_path).unlink()
     server.body = BODY + b"more"
-    with pytest.raises(UserError, match=r"what came has SHA-256 .*, on \d{4}-\d\d-\d\d it was .*delete its entry"):
+    with pytest.raises(
+        UserError, match=r"the received file has SHA-256 .*, but on \d{4}-\d\d-\d\d it had .*delete its entry"
+    ):
         fetch(tmp_path, wanted)
     assert not video(tmp_path).exists()
-    with pytest.raises(UserError, match=r"what came has SHA-256 .*, the catalogue says 000000000000"):
+    with pytest.raises(UserError, match=r"the received file has SHA-256 .*, but the catalogue says 000000000000"):
         fetch(tmp_path, section("videos/02.mp4", server.url("good"), sha256="0" * 64))
-    with pytest.raises(UserError, match=rf"has {len(server.body)} bytes, the catalogue says 5"):
+    with pytest.raises(UserError, match=rf"has {len(server.body)} bytes, but the catalogue says 5"):
         fetch(tmp_path, section("videos/03.mp4", server.url("good"), bytes=5))
     assert leftovers(tmp_path) == []
 
 
-def test_local_sources_that_are_no_files(tmp_path: Path):
+def test_local_sources_that_are_not_files(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "page.mp4").write_bytes(PAGE)
-    with pytest.raises(UserError, match=r"folder: no file; .*none: No such file.*page.mp4: a web page"):
+    with pytest.raises(UserError, match=r"folder: not a file; .*none: No such file.*page.mp4: a web page"):
         fetch(tmp_path, section("videos/01.mp4", "folder", "none", "page.mp4"))
 
 
-def test_a_disk_that_fills_up_is_an_error_and_what_came_stays(server: Server, tmp_path: Path, monkeypatch):
+def test_a_full_disk_is_a_user_error(server: Server, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
-    monkeypatch.setattr(transfer.PartialFile, "begin", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(transfer.PartialFile, "start", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(UserError, match=r"01\.mp4 could not be written \(No space left\): make room"):
         download.ensure_file(
             download.DownloadContext(
@@ -430,20 +434,20 @@ def _one_row():
     return rows
 
 
-def test_downloads_under_way_share_the_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_running_downloads_reserve_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     space = transfer.DiskSpace()
-    space.claim(tmp_path / "a", 600)
-    with pytest.raises(UserError, match="make room"):
-        space.claim(tmp_path / "b", 600)
+    space.reserve(tmp_path / "a", 600)
+    with pytest.raises(UserError, match="free some space"):
+        space.reserve(tmp_path / "b", 600)
     space.release(tmp_path / "a", 300)
-    space.claim(tmp_path / "b", 600)
+    space.reserve(tmp_path / "b", 600)
 
 
 # ---------------------------------------------------------------------------------------------------------- the catalogue
 
 
-def test_the_catalogue_has_everything():
+def test_the_catalogue_is_complete():
     artefacts = load_catalogue()
     names = {kind: [a.name for a in artefacts if a.kind == kind] for kind in ("videos", "annotations", "weights")}
     assert [int(n[:2]) for n in names["videos"]] == [1, 2, 3, 4, 5, 6, 7, 9, 10, 13, 14, 17, 18, 22, 26]
@@ -475,11 +479,11 @@ def test_the_catalogues_checksums_are_those_of_the_released_files(shared: Path, 
         ("https://example.org/blob/c.pkl?dl=0", "https://example.org/blob/c.pkl?dl=0"),
     ],
 )  # fmt: skip
-def test_links_that_people_copy_are_made_direct(copied: str, direct: str):
+def test_copied_links_become_direct_links(copied: str, direct: str):
     assert direct_link(copied) == direct
 
 
-def test_all_faults_of_a_catalogue_are_named_at_once(tmp_path: Path):
+def test_all_faults_of_a_catalogue_are_reported_at_once(tmp_path: Path):
     path = catalogue(
         tmp_path,
         section("videos/../evil.mp4", "x"), section("films/01.mp4", "x"), section("videos/01.mp4"),
@@ -500,7 +504,7 @@ def test_all_faults_of_a_catalogue_are_named_at_once(tmp_path: Path):
     ):
         assert part in text
     path.write_text("")
-    with pytest.raises(UserError, match="lists no file"):
+    with pytest.raises(UserError, match="lists no files"):
         load_catalogue(path)
     path.write_text("no section")
     with pytest.raises(UserError, match="not a readable catalogue"):
@@ -511,7 +515,7 @@ def test_all_faults_of_a_catalogue_are_named_at_once(tmp_path: Path):
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, content: str):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=r"manifest\.json is unreadable .*mend it, or delete it"):
+    with pytest.raises(UserError, match=r"manifest\.json is unreadable .*repair it, or delete it"):
         fetch(tmp_path, section("videos/01.mp4", "x"))
 
 
@@ -522,14 +526,14 @@ def test_a_missing_or_wrong_kind_lists_the_kinds(kind: list[str], capsys: pytest
     assert "annotations" in str(error.value) + capsys.readouterr().out
 
 
-def test_contents_are_told_by_their_first_bytes():
+def test_wrong_files_are_detected_from_their_first_bytes():
     assert content_fault("a.pyth", b"PK\x03\x04...") is None
     assert content_fault("a.pyth", b"\x80\x02") is None
     assert content_fault("a.mkv", b"\x1a\x45\xdf\xa3") is None
     assert content_fault("a.json", b' {"a": 1}') is None
     assert "web page" in content_fault("a.pkl", b"\n<HTML>")
     assert "begins with" in content_fault("a.json", b"error")
-    for name in ("a.pkl", "a.json", "a.mp4", "a.pth", "a.csv"):  # whatever the file should be
+    for name in ("a.pkl", "a.json", "a.mp4", "a.pth", "a.csv"):  # for every suffix
         assert "pointer of git-lfs" in content_fault(name, b"version https://git-lfs.github.com/spec/v1\n")
         assert "gunzip" in content_fault(name, b"\x1f\x8b\x08")
     assert "an HDF5 file" in content_fault("a.pth", b"\x89HDF\r\n\x1a\n")
@@ -538,14 +542,14 @@ def test_contents_are_told_by_their_first_bytes():
 # --------------------------------------------------------------------------------------------------------------- YouTube
 
 
-def test_youtube_without_yt_dlp_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_yt_dlp_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "yt_dlp", None)
     with pytest.raises(UserError, match="YouTube needs yt-dlp: pip install yt-dlp"):
         fetch(tmp_path, section("videos/01.mp4", "https://www.youtube.com/watch?v=x"))
 
 
-def test_yt_dlp_itself_fetches_where_it_is_installed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The real yt-dlp on the local server: any page with a video is a source to it."""
+def test_yt_dlp_downloads_if_it_is_installed(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The real yt-dlp with the local server: it accepts any link to a video."""
     pytest.importorskip("yt_dlp", reason="yt-dlp is not installed; it is optional")
     monkeypatch.setattr(transfer, "is_youtube", lambda source: True)
     fetch(tmp_path, section("videos/01.mp4", server.url("good")))
@@ -554,7 +558,7 @@ def test_yt_dlp_itself_fetches_where_it_is_installed(server: Server, tmp_path: P
         fetch(tmp_path, section("videos/02.mp4", server.url("missing")))
 
 
-def test_the_thin_script_downloads_videos(server: Server, tmp_path: Path):
+def test_download_videos_sh(server: Server, tmp_path: Path):
     listed = catalogue(tmp_path, section("videos/01.mp4", server.url("good")))
     done = subprocess.run(
         ["bash", REPOSITORY / "data_preparation" / "download_videos.sh", "--catalogue", listed], cwd=tmp_path,

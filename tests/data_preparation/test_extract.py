@@ -183,15 +183,15 @@ def test_any_timing_is_numbered_as_ffmpeg_numbers_it(tmp_path, steps, rate, bfra
 @pytest.mark.parametrize(
     ("name", "note"),
     [
-        ("uneven.mp4", r"ffmpeg repeats \d+ and drops 0 frames; readers that count decoded frames number it otherwise"),
+        ("uneven.mp4", r"ffmpeg repeats \d+ and drops 0 frames; readers that count decoded frames have other numbers"),
         ("edit_list.mp4", r"an edit list hides \d+ of its \d+ frames"),
-        ("two_pictures.mkv", r"2 video streams; ffmpeg takes number 1 \(192x128\)"),
+        ("two_pictures.mkv", r"2 video streams; number 1 \(192x128\) is used, as ffmpeg does"),
         ("xvid.avi", "decoded from its start instead of by seeking"),
         ("sound.mp4", None),
     ],
 )
 def test_what_makes_a_files_numbers_doubtful_is_noted(name: str, note: str | None, sound: Path, tmp_path: Path):
-    notes = scan_video(make_by_ffmpeg(name, tmp_path, sound)).notes
+    notes = scan_video(make_by_ffmpeg(name, tmp_path, sound)).warnings
     assert re.search(note, "\n".join(notes)) if note else notes == ()
 
 
@@ -305,9 +305,9 @@ def test_extract_then_verify_then_again(two_videos: Path, tmp_path: Path):
     assert reader.provenance["source"]["frames"] == 400
     assert zipfile.ZipFile(reader.path).testzip() is None
     before = reader.path.stat().st_mtime_ns
-    assert extract(two_videos, "--height", 24, "--window", 40).stdout.count("done before") == 2
+    assert extract(two_videos, "--height", 24, "--window", 40).stdout.count("already extracted") == 2
     assert reader.path.stat().st_mtime_ns == before
-    assert "done before" not in extract(two_videos, "--height", 30, "--window", 40).stdout
+    assert "already extracted" not in extract(two_videos, "--height", 30, "--window", 40).stdout
     assert open_frames(two_videos / "whole_videos_frames", 2).image(115).shape == (30, 40, 3)
     checked = run_python("-m", "data_preparation.verify", "--dataset", two_videos, "--sheets", tmp_path / "sheets")
     assert "2 videos, 6 dives; the lists name 5 to train and 1 to test" in checked.stdout
@@ -509,7 +509,7 @@ def test_verify_compares_archives_with_their_records_and_sources(two_videos: Pat
     checked = verify("--sources", True, "--report", tmp_path / "report.txt")
     assert checked.returncode == 2
     assert "1 frames are not in its record, the first is 399" in checked.stderr
-    assert "02.mp4 is not the file that the archive was made of" in checked.stderr
+    assert "02.mp4 is not the file that the archive was made from" in checked.stderr
     assert "01.mp4 at 25 fps   FAULTY" in (tmp_path / "report.txt").read_text()
     assert extract(two_videos, "--videos", "02", "--height", 30, "--again", True).returncode == 0
     assert "frames of height 30" in verify("--videos", "all").stderr or "frames of height 24" in verify().stderr
@@ -549,7 +549,7 @@ def test_verify_refuses_lists_that_overlap_or_lack_annotation(two_videos: Path):
 
 def test_a_frame_rate_that_does_not_fit_the_labels_is_noted(two_videos: Path):
     done = extract(two_videos, "--height", 24)  # its dives last 31 frames, 1.2 s
-    assert "half of the dives would last 1.2 s or less" in done.stdout
+    assert "the median dive lasts 1.2 s" in done.stdout
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
@@ -603,7 +603,7 @@ def test_unreadable_files_and_unwritable_folders_are_named(two_videos: Path):
     layout.video_file(1).chmod(0)
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    assert "01.mp4 may not be read: change its permissions" in done.stderr
+    assert "01.mp4 is not readable: change its permissions" in done.stderr
     assert [p.name for p in layout.frames.iterdir()] == ["02.zip"]
     layout.video_file(1).chmod(0o644)
     layout.frames.chmod(0o555)

@@ -1,4 +1,4 @@
-"""The first bytes of a file decide what the message of a reader that failed says."""
+"""File types are detected from the first bytes, and readers that fail name the type."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from training.runtime import checkpoint
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-def made(write: Callable[[io.BytesIO], object]) -> bytes:
+def written_by(write: Callable[[io.BytesIO], object]) -> bytes:
     buffer = io.BytesIO()
     write(buffer)
     return buffer.getvalue()
 
 
 def zipped(name: str) -> bytes:
-    return made(lambda b: zipfile.ZipFile(b, "w").writestr(name, b"content" * 100))
+    return written_by(lambda b: zipfile.ZipFile(b, "w").writestr(name, b"content" * 100))
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def zipped(name: str) -> bytes:
         (zipped("000001.jpg"), "frames"),
         (zipped("a.npy"), "npz"),
         (zipped("a.mp4"), "zip"),
-        (made(lambda b: np.save(b, np.zeros(2))), "npy"),
-        (made(lambda b: torch.save({}, b)), "torch"),
-        (made(lambda b: torch.save({}, b, _use_new_zipfile_serialization=False)), "pickle"),
+        (written_by(lambda b: np.save(b, np.zeros(2))), "npy"),
+        (written_by(lambda b: torch.save({}, b)), "torch"),
+        (written_by(lambda b: torch.save({}, b, _use_new_zipfile_serialization=False)), "pickle"),
         (pickle.dumps([1]), "pickle"),
         (b"\xef\xbb\xbfvideo,dive\n", "text"),
         ("vidéo;dive\n".encode("latin1"), "text"),
@@ -66,7 +66,7 @@ def zipped(name: str) -> bytes:
         (b"\x13\x57\x9b\xdf" * 9, None),
     ],
 )
-def test_kinds_are_told_apart(content: bytes, kind: str | None):
+def test_types_are_detected(content: bytes, kind: str | None):
     found = file_type_of(content[:HEAD_BYTES])
     assert (found and found.kind) == kind
 
@@ -85,7 +85,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_every_reader_says_what_the_file_is(tmp_path: Path, name: str):
+def test_every_reader_names_the_type_of_a_wrong_file(tmp_path: Path, name: str):
     path = tmp_path / name
     for content, words in ((POINTER, "pointer of git-lfs"), (gzip.compress(bytes(9000)), "compressed with gzip")):
         path.write_bytes(content)
@@ -96,7 +96,7 @@ def test_every_reader_says_what_the_file_is(tmp_path: Path, name: str):
         assert "download it again" not in str(error.value)
 
 
-def test_damage_keeps_the_advice_that_helps_there(tmp_path: Path):
+def test_the_fix_fits_the_fault(tmp_path: Path):
     (tmp_path / "01.zip").write_bytes(bytes(5000))
     with pytest.raises(UserError, match=r"nothing but zero bytes.*: delete it and extract the video again"):
         FrameReader(tmp_path / "01.zip")
@@ -104,11 +104,11 @@ def test_damage_keeps_the_advice_that_helps_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"is not a readable frame archive .*: delete it and extract the video again"):
         FrameReader(tmp_path / "01.zip")
     (tmp_path / "a.csv").write_bytes("video,dive".encode("utf-16"))
-    with pytest.raises(UserError, match="holds no dive"):  # read, as Excel's "Unicode text" is
+    with pytest.raises(UserError, match="has no dives"):  # it is read, like Excel's "Unicode text"
         load_annotations(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_bytes(zipped("[Content_Types].xml"))
     with pytest.raises(UserError, match="a workbook of a spreadsheet program: open it there and save it as CSV"):
         load_annotations(tmp_path / "a.csv")
     (tmp_path / "a.pkl").write_text(json.dumps([{"video": 1}]))
-    with pytest.raises(UserError, match=r"it is JSON text: name it \.json"):
+    with pytest.raises(UserError, match=r"it is JSON text: rename it to \.json"):
         load_annotations(tmp_path / "a.pkl")

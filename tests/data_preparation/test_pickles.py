@@ -1,4 +1,4 @@
-"""Pickles that nobody vouches for: those of Python 2, harmless containers, and attacks."""
+"""Untrusted pickles: those of Python 2, harmless containers, and attacks."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from data_preparation.annotations import load_annotations
 from data_preparation.common.errors import UserError
 from data_preparation.pickles import load_pickle
 
-OLD = b"\x80\x02}"  # a dictionary as Python 2 began it
+OLD = b"\x80\x02}"  # the start of a dictionary in a pickle of Python 2
 
 
 def old_text(raw: bytes) -> bytes:
-    """Text as Python 2 pickled it: bytes."""
+    """Text in a pickle of Python 2, which is bytes."""
     return b"U" + bytes([len(raw)]) + raw
 
 
 @pytest.mark.parametrize("numbers", ["ints", "numpy"])
-def test_pickles_of_python_2_hold_what_the_csv_holds(shared: Path, tmp_path: Path, numbers: str):
+def test_a_pickle_of_python_2_equals_the_csv(shared: Path, tmp_path: Path, numbers: str):
     rows = "".join(f"1,{n},{100 * n},{100 * n + 80},3.2,{60 + n / 4}\n" for n in range(1, 5))
     (tmp_path / "a.csv").write_text("video,dive,start_frame,end_frame,difficulty,final_score\n" + rows)
     script = shared / "cases" / "py2_pickle.py"
@@ -37,7 +37,7 @@ def test_pickles_of_python_2_hold_what_the_csv_holds(shared: Path, tmp_path: Pat
 
 
 def test_text_of_python_2_is_utf_8_or_latin_1(tmp_path: Path):
-    """Beside raw numbers of numpy, which Python 2 pickled as the same type."""
+    """Also next to numpy's raw numbers, which Python 2 pickled with the same opcode."""
     number = (
         b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + old_text(b"f8") + b"K\x00K\x01\x87R(K\x03" + old_text(b"<")
     )
@@ -76,11 +76,11 @@ FORGED = {
     "getattr": called(b"c__builtin__\ngetattr", b"c__builtin__\nset\nU\x03pop\x86"),
     "an endless range": called(b"c__builtin__\nxrange", b"K\x00\x8a\x06" + (10**12).to_bytes(6, "little") + b"\x86"),
     "an endless set": called(b"c__builtin__\nset", b"c__builtin__\nxrange\nJ\x00\x09\x3d\x00\x85R\x85"),
-    "memory": called(b"c__builtin__\nbytearray", b"\x8a\x06" + (10**12).to_bytes(6, "little") + b"\x85"),
-    "a table of memory": b"\x80\x02]r\xff\xff\xff\x7f.",
-    "the reader changed": b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__)s\x86b.",
-    "the class changed": b"\x80\x02cnumpy\nndarray\nN}X\x08\x00\x00\x00__init__Ns\x86b.",
-    "a class of its own": called(b"cargparse\nNamespace", b")"),
+    "huge memory": called(b"c__builtin__\nbytearray", b"\x8a\x06" + (10**12).to_bytes(6, "little") + b"\x85"),
+    "a huge memo": b"\x80\x02]r\xff\xff\xff\x7f.",
+    "a modified function": b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__)s\x86b.",
+    "a modified class": b"\x80\x02cnumpy\nndarray\nN}X\x08\x00\x00\x00__init__Ns\x86b.",
+    "an unknown class": called(b"cargparse\nNamespace", b")"),
 }  # fmt: skip
 
 
@@ -89,12 +89,14 @@ def test_forged_pickles_are_refused(tmp_path: Path, name: str):
     (tmp_path / "evil.pkl").write_bytes(FORGED[name])
     with pytest.raises(UserError, match=r"evil\.pkl"):
         load_pickle(tmp_path / "evil.pkl")
-    (tmp_path / "good.pkl").write_bytes(pickle.dumps({"a": b"b", "c": np.arange(3)}, 2))  # nothing was changed
+    (tmp_path / "good.pkl").write_bytes(
+        pickle.dumps({"a": b"b", "c": np.arange(3)}, 2)
+    )  # the unpickler was not modified
     found = load_pickle(tmp_path / "good.pkl")
     assert (found["a"], found["c"].tolist()) == (b"b", [0, 1, 2])
 
 
-def test_a_pickle_that_holds_itself_ends(tmp_path: Path):
+def test_a_pickle_with_exponentially_many_references_loads(tmp_path: Path):
     many = b"".join(
         b"]q" + bytes([n]) + b"(" + b"h" + bytes([n - 1]) + b"h" + bytes([n - 1]) + b"e0" for n in range(1, 60)
     )
@@ -107,7 +109,7 @@ def test_a_pickle_that_holds_itself_ends(tmp_path: Path):
     [("pandas.core.frame\nDataFrame", r"to_csv\('dives\.csv'"), ("torch._utils\n_rebuild_tensor_v2", r"\.tolist\(\)"),
      ("mine\nDive", "write plain lists"), ("os\nsystem", "do not trust this file")],
 )  # fmt: skip
-def test_a_name_that_is_not_loaded_says_what_helps(tmp_path: Path, module: str, advice: str):
+def test_the_message_about_a_refused_name_has_the_fix(tmp_path: Path, module: str, advice: str):
     (tmp_path / "a.pkl").write_bytes(called(b"c" + module.encode(), b")"))
     with pytest.raises(
         UserError, match=rf"refused: the pickle wants to load '{module.split('.')[0].split(chr(10))[0]}.*{advice}"
@@ -128,7 +130,7 @@ def test_a_name_that_is_not_loaded_says_what_helps(tmp_path: Path, module: str, 
         (pickle.dumps([1, "a" * 100])[:-60], "ValueError.*: download it again"),
     ],
 )
-def test_what_is_no_pickle_is_told_by_its_first_bytes(tmp_path: Path, content: bytes, message: str):
+def test_the_message_about_another_file_type_names_it(tmp_path: Path, content: bytes, message: str):
     (tmp_path / "d.pkl").write_bytes(content)
     with pytest.raises(UserError, match=rf"d\.pkl is not a readable pickle.*{message}"):
         load_pickle(tmp_path / "d.pkl")

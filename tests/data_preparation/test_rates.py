@@ -66,26 +66,26 @@ def call(module: str, layout: DatasetLayout, *flags: object):
 
 
 @pytest.mark.parametrize(
-    ("rate", "notes"),
+    ("rate", "warnings"),
     [
         (25, []),
-        (30, ["1 of 6 pictures repeats the one before it: the broadcast was made at 25 frames per second"]),
+        (30, ["1 of 6 frames repeats the one before it: the broadcast was made at 25 frames per second"]),
         (
             50,
-            ["it has 50 frames per second", "fill only the first 46% of it", "1 of 2 pictures repeats the one before"],
+            ["it has 50 frames per second", "cover only the first 46% of it", "1 of 2 frames repeats the one before"],
         ),
     ],
 )
 def test_a_file_at_another_rate_than_the_labels_is_noted_by_extraction_and_verify(
-    tmp_path: Path, rate: int, notes: list[str]
+    tmp_path: Path, rate: int, warnings: list[str]
 ):
     layout = make_dataset(tmp_path, {1: rate})
     done, checked = call("extract", layout, "--height", 0), call("verify", layout)
     assert (done.returncode, checked.returncode) == (0, 0)
     for said in (done.stdout, checked.stdout):
-        assert said.count("note: ") == len(notes)
-        assert all(note in said for note in notes)
-    assert ("Read the notes above" in checked.stdout) == bool(notes)
+        assert said.count("warning: ") == len(warnings)
+        assert all(warning in said for warning in warnings)
+    assert ("Read the warnings above" in checked.stdout) == bool(warnings)
 
 
 def test_a_stated_rate_refuses_another_before_and_after_extraction(tmp_path: Path):
@@ -105,8 +105,8 @@ def test_a_video_whose_rate_differs_from_the_others_is_noted(tmp_path: Path):
     layout = make_dataset(tmp_path, {1: 25, 2: 25, 3: 30})
     done, checked = call("extract", layout, "--height", 0), call("verify", layout)
     for said in (done.stdout, checked.stdout):
-        assert "video 03: note: it has 30 frames per second and 2 of the other videos 25" in said
-        assert "video 01: note" not in said
+        assert "video 03: warning: it has 30 frames per second and 2 of the other videos have 25" in said
+        assert "video 01: warning" not in said
 
 
 def scanned(rate: Fraction, frames: int, decoded: int | None = None) -> VideoScan:
@@ -156,7 +156,7 @@ def test_the_real_timeline_gives_no_note(shared: Path):
             last = max(d.end_frame for d in its)
             assert version_warnings(scanned(Fraction(rate), last + round(600 * rate)), its) == []
             twice = version_warnings(scanned(Fraction(2 * rate), 2 * last), its)
-            for words in ("frames per second, and labels", "fill only the first 50% of it"):
+            for words in ("frames per second, and labels", "cover only the first 50% of it"):
                 assert any(words in note for note in twice)
 
 
@@ -177,7 +177,7 @@ def test_repeats_are_found_where_pictures_move(period: int):
     for n in range(1, 90):
         if n % period:
             picture = rng.integers(0, 255, (4, 4)).astype(np.uint8)
-        watch.see(n, picture)
+        watch.add(n, picture)
     assert watch.period == period
 
 

@@ -1,4 +1,4 @@
-"""That a data set was verified is remembered where its user may write, and found again."""
+"""The record that a data set was verified is written where the user may write, and found again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read_only(monkeypatch: pytest.MonkeyPatch, *folders: Path, error: int = errno.EROFS) -> None:
-    """What a user finds who may not write there; root may write anywhere, so the error is made here."""
+    """Simulate folders that the user may not write; the tests may run as root, who may write anywhere."""
     write = verified.write_atomic
 
     def refusing(path: Path, content: bytes) -> None:
@@ -38,9 +38,9 @@ def read_only(monkeypatch: pytest.MonkeyPatch, *folders: Path, error: int = errn
     monkeypatch.setattr(verified, "write_atomic", refusing)
 
 
-def test_it_is_remembered_beside_the_frames_where_that_may_be_written(frames: Path, tmp_path: Path):
+def test_the_record_is_beside_the_frames_if_they_are_writable(frames: Path, tmp_path: Path):
     assert unverified(frames, [1, 2]) == [1, 2]
-    assert mark_videos_verified(frames, [1]) == f"Remembered in {frames / '.verified'}."
+    assert mark_videos_verified(frames, [1]) == f"Verification recorded in {frames / '.verified'}."
     assert unverified(frames, [1, 2]) == [2]
     assert not (tmp_path / "cache").exists()
     (frames / "01.zip").write_bytes(b"other frames")
@@ -48,40 +48,40 @@ def test_it_is_remembered_beside_the_frames_where_that_may_be_written(frames: Pa
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT])
-def test_of_a_read_only_data_set_it_is_remembered_in_the_cache(
+def test_the_record_of_a_read_only_data_set_is_in_the_cache(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ):
     mark_verified(frames, 1)
-    (frames / "01.zip").write_bytes(b"other frames")  # the mark beside the frames is of an earlier state
+    (frames / "01.zip").write_bytes(b"other frames")  # the marker beside the frames is of an earlier state
     read_only(monkeypatch, frames, error=error)
-    told = mark_videos_verified(frames, [1, 2])
-    assert told.startswith(f"Remembered in {tmp_path / 'cache' / 'verified'}")
+    text = mark_videos_verified(frames, [1, 2])
+    assert text.startswith(f"Verification recorded in {tmp_path / 'cache' / 'verified'}")
     assert unverified(frames, [1, 2]) == []
     link = tmp_path / "link"
     link.symlink_to(frames.parent)
-    assert unverified(link / "whole_videos_frames", [1, 2]) == []  # the same place by another name
+    assert unverified(link / "whole_videos_frames", [1, 2]) == []  # another path to the same folder
     shutil.copytree(frames, tmp_path / "copy" / "whole_videos_frames")
     assert unverified(tmp_path / "copy" / "whole_videos_frames", [1, 2]) == [1, 2]
     (frames / "02.zip").write_bytes(b"other frames")
     assert unverified(frames, [1, 2]) == [2]
 
 
-def test_where_nothing_can_be_written_that_is_said_with_the_fix(
+def test_a_record_that_cannot_be_written_is_reported_with_the_fix(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     read_only(monkeypatch, frames, tmp_path / "cache")
-    told = mark_videos_verified(frames, [1, 2])
-    assert "cannot be remembered (Read-only file system" in told
-    assert "set DEEPSPORTS_CACHE to a folder that you may write" in told
+    text = mark_videos_verified(frames, [1, 2])
+    assert "could not be recorded (Read-only file system" in text
+    assert "set DEEPSPORTS_CACHE to a writable folder" in text
     assert unverified(frames, [1, 2]) == [1, 2]
 
 
-def test_the_cache_is_where_the_user_or_the_site_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("DEEPSPORTS_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert verified.cache_folder() == tmp_path / ".cache" / "deepsports"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is to be ignored, says the standard
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the XDG standard says to ignore it
     assert verified.cache_folder() == tmp_path / ".cache" / "deepsports"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert verified.cache_folder() == tmp_path / "xdg" / "deepsports"
@@ -89,21 +89,21 @@ def test_the_cache_is_where_the_user_or_the_site_says(tmp_path: Path, monkeypatc
     assert verified.cache_folder() == tmp_path / "own"
 
 
-def test_a_user_without_a_home_is_no_traceback(frames: Path, monkeypatch: pytest.MonkeyPatch):
-    def homeless() -> Path:
+def test_a_user_without_a_home_folder_gets_no_traceback(frames: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("DEEPSPORTS_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "home", no_home)
     assert unverified(frames, [1]) == [1]
     read_only(monkeypatch, frames)
     assert "set DEEPSPORTS_CACHE" in mark_videos_verified(frames, [1])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder read-only needs root")
-def test_a_data_set_that_is_mounted_read_only_is_verified_once_and_for_all(dataset: Path, tmp_path: Path):
-    """The real thing: verify, submit's check, extract and annotations work on a mount that nobody may write."""
+def test_a_data_set_mounted_read_only_is_verified_only_once(dataset: Path, tmp_path: Path):
+    """verify, the check of launch.submit, extract and annotations work on a read-only mount."""
     copied = tmp_path / "set"
     shutil.copytree(dataset, copied, ignore=shutil.ignore_patterns(".verified"))
     check = (
@@ -134,8 +134,8 @@ def test_a_data_set_that_is_mounted_read_only_is_verified_once_and_for_all(datas
     if done.returncode == 77:
         pytest.skip("this machine does not let root mount a file system")
     assert done.returncode == 0, done.stdout + done.stderr
-    before, _, after = done.stdout.partition("All frames of all dives are there and decode; the splits are disjoint.\n")
+    before, _, after = done.stdout.partition("All frames of all dives exist and decode; the splits are disjoint.\n")
     assert f"not verified since they were extracted (01 02): run python -m data_preparation.verify {flags}" in before
-    assert after.startswith(f"Remembered in {tmp_path / 'cache' / 'verified'}")
+    assert after.startswith(f"Verification recorded in {tmp_path / 'cache' / 'verified'}")
     assert after.splitlines()[1] == "[]"  # no fault any more
     assert not (copied / "whole_videos_frames" / ".verified").exists()

@@ -40,7 +40,7 @@ def test_the_quick_start_ends_with_an_honest_number_and_reuses_what_is_there(tmp
     assert "Next:" in out
 
     again = quickstart()
-    assert again.count("done before") == 8
+    assert again.count("already extracted") == 8
     assert "Resuming" in again
     assert "not opened again" in again
     assert json.loads((run / "summary.json").read_text())["test"] == test

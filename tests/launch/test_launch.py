@@ -21,10 +21,9 @@ from PIL import Image
 from data_preparation.common.command_line import parse, to_argv
 from data_preparation.common.errors import UserError
 from launch import snapshot, status, submit, sweep
-from launch.begin import check_restart, free_port
-from launch.begin import main as begin
 from launch.config import LaunchConfig, absolute, read_flag_file, site_flags
 from launch.fitting import Request, excess, gpu_counts, host_names, parse_nodes, parse_partitions
+from launch.job import begin
 from launch.progress import clock_text, duration_text, progress_text, slurm_seconds, starting_text
 from launch.slurm import EndedJob, QueuedJob, array_tasks
 from launch.status import (
@@ -286,12 +285,12 @@ def test_a_refused_start_is_told_when_slurm_has_forgotten_the_job(tmp_path: Path
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     monkeypatch.setenv("DEEPSPORTS_REQUEUES", "2")
     with pytest.raises(UserError, match="restarted 2 times"):
-        begin([str(folder)])
+        begin(folder)
     cells, error = run_row("a", run, Cluster(), 1000.0)
     assert cells["STATE"] == "failed"
-    assert "submit the run again to go on" in error
+    assert "submit the run again to resume" in error
     monkeypatch.setenv("DEEPSPORTS_REQUEUES", "9")
-    begin([str(folder)])
+    begin(folder)
     assert run_row("a", run, Cluster(), 1000.0)[0]["STATE"] == "interrupted"
 
 
@@ -301,8 +300,9 @@ def test_the_log_of_a_job_is_found_when_slurm_has_forgotten_it(tmp_path: Path, m
     folder = run.job_dir("7")
     folder.mkdir(parents=True)
     with open(tmp_path / "slurm-7.out", "w") as output:
-        command = [sys.executable, "-m", "launch.begin", str(folder)]
-        subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=output, check=True)
+        command = [sys.executable, "-m", "launch.job", "begin"]
+        env = {**os.environ, "DEEPSPORTS_JOB": str(folder)}
+        subprocess.run(command, cwd=REPOSITORY, env=env, stdout=subprocess.DEVNULL, stderr=output, check=True)
         output.write("error: the cause\n")
     assert log_files(run, "7") == [folder / "output"]
     assert last_error_line(run, "7") == "error: the cause"
@@ -507,105 +507,9 @@ def test_failed_points_are_marked_in_the_plot(tmp_path: Path):
     assert red_pixels("running", None) == red_pixels("finished", 0.4) == 0
 
 
-def test_a_start_that_leads_nowhere_is_refused(tmp_path: Path):
-    job = tmp_path / "jobs" / "7"
-
-    def start(restart: int, position: str, why: str, minutes: float = 0) -> None:
-        check_restart(job, restart, 99, position)
-        file = job / f"ended-{restart}" / "why"
-        file.write_text(why)
-        os.utime(file, (0, time.time() + 60 * minutes))
-
-    killed, told = "a process was killed (signal 9)", "it was told to stop, and saved"
-    for restart, (position, why) in enumerate([("a", killed), ("b", killed), ("b", told), ("b", told), ("b", told)]):
-        start(restart, position, why)
-    start(5, "b", killed)  # the second one that was killed there; being preempted early is nobody's fault
-    with pytest.raises(UserError, match="started 6 times, and the last 5 starts saved no step after b"):
-        start(6, "b", killed)
-    for restart in range(6, 9):
-        start(restart, "c", told, minutes=1)  # however long it waited in the queue between
-    start(9, "c", told, minutes=60)
-    (job / "ended-9" / "why").unlink()  # a node died
-    start(10, "c", told, minutes=60)
-    (job / "starts.jsonl").write_text((job / "starts.jsonl").read_text() + "garbage\n{}\n3\n")
-    start(11, "c", told, minutes=60)
-    with pytest.raises(UserError, match="started 12 times, and the last 6 starts saved no step after c"):
-        start(12, "c", told)
-    with pytest.raises(UserError, match="restarted 3 times"):
-        check_restart(tmp_path / "8", 4, 3, "a")
-    check_restart(job, 0, 9, "c")  # submitted anew with the same number: nothing is held against it
-
-
-def test_a_time_limit_that_is_too_short_is_seen(tmp_path: Path):
-    """Told to stop near its limit, a start had all the time there is, however short that was."""
-    job = tmp_path / "jobs" / "7"
-    for restart in range(2):
-        check_restart(job, restart, 99, "the beginning")
-        (job / f"ended-{restart}" / "why").write_text("it was told to stop, and saved (near its time limit)")
-    with pytest.raises(UserError, match="7 started 2 times and saved no step after the beginning"):
-        check_restart(job, 2, 99, "the beginning")
-
-
-# status of srun, how each process ended, then: the script's own status, and what it writes down where it requeues
-@pytest.mark.parametrize("left", ["1:40", "1:00:30"])
-@pytest.mark.parametrize(
-    ("status", "ends", "expected", "why"),
-    [
-        (0, ["rank0-0", "rank1-0"], 0, None),
-        (75, ["rank0-75", "rank1-75"], 75, "it was told to stop, and saved"),
-        (129, ["rank0-129", "rank1-129"], 129, "it was told to stop, and saved"),
-        (143, ["rank0-143", "rank1-75"], 143, "it was told to stop, and saved"),
-        (140, [], 140, "it was told to stop"),
-        (140, ["rank0-75"], 140, "it was told to stop, and saved"),
-        (137, ["rank0-75"], 137, "it was told to stop, and saved"),  # srun killed the slower rank
-        (75, [], 75, "it was told to stop"),
-        (129, [], 129, "it was told to stop"),
-        (143, [], 143, "it was told to stop"),
-        (137, [], 137, "a process was killed (signal 9)"),
-        (137, ["rank0-76"], 137, "a process was killed (signal 9)"),
-        (76, ["rank0-76"], 76, "one of its processes was lost"),
-        (1, [], 1, "its processes could not be started (srun's status 1)"),
-        (2, ["rank0-2"], 2, None),
-        (130, ["rank0-130", "rank1-130"], 130, None),
-        (130, [], 130, None),
-    ],
-)
-def test_what_the_batch_script_makes_of_an_end(tmp_path: Path, status, ends, expected, why, left):
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for name in ("scontrol", "scancel", "sleep"):  # they would end the job
-        (tools / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{tmp_path}/called\n')
-    (tools / "squeue").write_text(f"#!/bin/sh\necho {left}\n")
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    (tmp_path / "ended-0").mkdir()
-    for end in ends:
-        (tmp_path / "ended-0" / end).touch()
-    script = f"set -eu; deepsports_job={tmp_path}; deepsports_status={status}; source job_files/requeue.sh"
-    env = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
-    done = subprocess.run(["bash", "-c", script], cwd=REPOSITORY, env=env, capture_output=True, text=True)
-    assert done.returncode == expected, done.stderr
-    called = (tmp_path / "called").read_text() if (tmp_path / "called").exists() else ""
-    assert ("scontrol requeue 7" in called) == (why is not None)
-    assert ("scancel 7" in called) == (status == 130)
-    assert (tmp_path / "ended-0" / "why").exists() == (why is not None)
-    if why:
-        near = " (near its time limit)" if "told to stop" in why and left == "1:40" else ""
-        assert (tmp_path / "ended-0" / "why").read_text().strip() == why + near
-
-
-def test_a_free_port_is_free_and_the_jobs_own():
-    port = free_port(123)
-    with socket.socket() as other:
-        other.bind(("", port))
-        other.listen()
-        assert free_port(123) != port
-    assert free_port(123) == port
-
-
 def test_the_snapshot_is_the_code(tmp_path: Path):
-    code = snapshot.take(tmp_path)
-    assert snapshot.take(tmp_path) == code == snapshot.place(tmp_path)
+    code = snapshot.copy_code(tmp_path)
+    assert snapshot.copy_code(tmp_path) == code == snapshot.code_path(tmp_path)
     assert (code / "training" / "train.py").read_bytes() == (REPOSITORY / "training" / "train.py").read_bytes()
     record = json.loads((code / "code.json").read_text())
     assert set(record) == {"code_revision", "code_changed"}
@@ -678,7 +582,7 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
 
 def test_a_broken_flag_file_is_named(tmp_path: Path):
     (tmp_path / "broken.sh").write_text("flags=(--epochs 3\n")
-    for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is no file")):
+    for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is not a file")):
         with pytest.raises(UserError, match=words):
             read_flag_file(tmp_path / name)
 

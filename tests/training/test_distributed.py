@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from data_preparation.common.errors import UserError
 from training.losses import mse, soft_spearman
 from training.runtime.collectives import (
+    choose_device,
     connect,
     describe_peer_failure,
     disconnect,
@@ -274,6 +276,28 @@ def test_what_slurm_says_of_the_job():
     assert allocated_gpus({"SLURM_JOB_ID": "9", "CUDA_VISIBLE_DEVICES": "0"}) == "0"
     assert allocated_gpus({"SLURM_JOB_ID": "9"}) is None
     assert allocated_gpus({"SLURM_JOB_ID": "9", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}) is None
+
+
+@pytest.mark.parametrize(
+    ("built_for", "driver", "sentence"),
+    [
+        (None, None, "is a build without CUDA: set DEEPSPORTS_TORCH_INDEX in job_files/environment.sh"),
+        ("13.0", 12040, "supports CUDA 12.4, torch 2.13.0 is built for CUDA 13.0: set DEEPSPORTS_TORCH_INDEX in"),
+        ("12.6", 12060, "CUDA sees none: fix the node's driver, or train on the CPU with --gpu False"),
+        ("12.6", 0, "CUDA sees none: fix the node's driver, or"),
+    ],
+)
+def test_an_allocated_gpu_that_cuda_does_not_see_is_refused_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, built_for: str | None, driver: int | None, sentence: str
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        choose_device(True, Ranks())
 
 
 def _loss_and_gradient(weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,7 @@ def test_the_other_dialect_is_the_same_network(shared: Path):
                 assert own_name(f"{theirs}.{part}.weight") == f"{ours}.{own_part}.weight"
     model = I3D()
     notes = model.load_pretrained(weights("piergiaj_state_dict"))
-    assert notes == ["names of the piergiaj port translated", "classifier dropped"]
+    assert notes == ["parameter names converted from the piergiaj port", "classifier dropped"]
     state = weights("piergiaj_state_dict")
     assert torch.equal(model.mixed_5c.branch_3[1].conv3d.weight, state["Mixed_5c.b3b.conv3d.weight"])
     assert sum(p.numel() for p in model.parameters()) == reference()["parameters"]["without_classifier"]

@@ -257,7 +257,7 @@ def test_a_signal_before_the_training_could_take_it_is_remembered(finished: Path
     env |= {"SUBMITIT_EXECUTOR": "local", "DEEPSPORTS_PORT": "20123"}
     commands = [(["-m", module, *flags], {})]
     if kind in (signal.SIGUSR2, signal.SIGTERM):
-        commands += [(["-m", "launch.job", *flags], {}), (["-m", "submitit.core._submit", tmp_path], env)]
+        commands += [(["-m", "launch.job", "run", *flags], {}), (["-m", "submitit.core._submit", tmp_path], env)]
     for command, more in commands:
         more |= {"DEEPSPORTS_JOB": str(tmp_path / command[1])}
         process = start(*command, preexec_fn=pending(kind), env={**os.environ, **more})
@@ -266,7 +266,8 @@ def test_a_signal_before_the_training_could_take_it_is_remembered(finished: Path
         assert "stopped by a signal before the first step" in out
         assert not (tmp_path / "runs").exists()
         if command[1] != module:
-            assert [end.name for end in (tmp_path / command[1]).rglob("rank*")] == [f"rank0-{STATUS[kind]}"]
+            (end,) = (tmp_path / command[1]).rglob("rank*")
+            assert json.loads(end.read_text())["status"] == STATUS[kind]
 
 
 def test_a_signal_while_torch_is_imported_is_remembered(finished: Path, tmp_path: Path):

@@ -98,7 +98,7 @@ def test_what_lies_beside_the_weights_is_not_loaded_and_not_in_the_way(tmp_path:
         {"model_state_dict": prefixed("module._orig_mod.")},  # torch.compile inside DistributedDataParallel
         {"state_dict": prefixed("_orig_mod.module.")},
         {"state_dict": {"model": STATE}},
-        {"weights of the student": STATE, "epoch": 1},  # the only entry with tensors by name
+        {"weights of the student": STATE, "epoch": 1},  # the only entry with named tensors
         collections.defaultdict(float, STATE),
         {"model": EasyDict(**STATE)},
     ],
@@ -186,7 +186,7 @@ def test_weights_beside_a_harmless_call_are_read_and_the_call_is_not_made(tmp_pa
     program = (
         b"\x80\x02}(" + text("state_dict") + b"}" + text("args") + b"cpwning\nFlags\n)\x81}" + text("a") + b"K\x01sbu."
     )
-    with pytest.raises(UserError, match=r"holds no weights by name \(its entries are state_dict, args\)"):
+    with pytest.raises(UserError, match=r"holds no named tensors \(its entries are state_dict, args\)"):
         read_state_dict(torch_file(tmp_path / "w.pth", program, True))
     assert not Path("pwned").exists()
 
@@ -234,11 +234,11 @@ FILES = {
     "zeros.pth": (bytes(5000), "nothing but zero bytes.*: download it again"),
     "cut.pth": (SAVED[: len(SAVED) // 2], "is damaged .*: download it again"),
     "old_cut.pth": (packed(lambda b: torch.save(STATE, b, _use_new_zipfile_serialization=False))[:-20], "is damaged .*: download it again"),
-    "st.pth": (safetensors.torch.save(STATE), r"is of safetensors: name it st\.safetensors"),
-    "torch.safetensors": (SAVED, r"was written by torch\.save: name it torch\.pth"),
+    "st.pth": (safetensors.torch.save(STATE), r"is a safetensors file: rename it to st\.safetensors"),
+    "torch.safetensors": (SAVED, r"was written by torch\.save: rename it to torch\.pth"),
     "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "pointer of git-lfs"),
     "hdf.pth": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
-    "other.pth": (packed(lambda b: torch.save({"epoch": 3}, b)), r"holds no weights by name \(its entries are epoch\)"),
+    "other.pth": (packed(lambda b: torch.save({"epoch": 3}, b)), r"holds no named tensors \(its entries are epoch\)"),
 }  # fmt: skip
 
 

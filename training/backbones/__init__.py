@@ -1,4 +1,4 @@
-"""Backbones: video (B, 3, T, H, W), or rows of a feature file, to features (B, N, D). One folder each; see training.plugins."""
+"""Backbones: video (B, 3, T, H, W), or vectors of a feature file, to features (B, N, D). One folder each; see training.plugins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from training.plugins import BACKBONES, build_function, search_path
 
-if TYPE_CHECKING:  # torch, which login nodes do without
+if TYPE_CHECKING:  # needs torch, which login nodes may lack
     from training.backbones.base import Backbone
     from training.config import TrainConfig
 

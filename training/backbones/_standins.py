@@ -1,8 +1,8 @@
-"""Weight files that hold more than weights, read without loading anything else.
+"""Load the tensors of a weight file that also holds other Python objects, without importing their classes.
 
-Training scripts save their flags, scores and optimizers beside the weights: argparse.Namespace, numpy scalars,
-defaultdict, classes of their own. torch.load(weights_only=True) refuses such names; here each is registered with it
-under a stand-in, a class that takes what the file gives it and does nothing. The real one is never imported.
+Training scripts often save their flags, scores and optimizers with the weights: argparse.Namespace, numpy scalars,
+defaultdict, classes of their own. torch.load(weights_only=True) refuses such classes. This module registers a stand-in for
+each of them: a class that accepts the object's data and ignores it. The real class is never imported.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ import torch
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.pickles import current_name, load_pickle, runs_programs
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before its files were ZIP archives
+_MAGIC = 0x1950A86A20F9469CFC6C  # first number in files of torch.save from before torch 1.6 (no ZIP archive)
 _INTEGERS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"}
-_LITTLE = 1 << 26  # bytes that any machine has
-_LEGACY_PICKLES = 5  # magic, version, system, the object, the keys of its storages
-# what allocates as much memory as the file says; torch allows it for weights
+_SMALL = 1 << 26  # bytes that any machine can allocate
+_LEGACY_PICKLES = 5  # magic number, version, system, the object, the keys of its storages
+# classes that allocate as much memory as the file requests; torch.load allows them
 _ALLOCATING = re.compile(
     r"builtins\.bytearray|torch\.(cuda\.|sparse\.)?\w*Tensor|torch\.storage\.(Untyped|Typed)Storage"
 )
 
 
 class UnsafeFile(UserError):
-    """A file that wants a program to be run, or memory to be used up."""
+    """The file would run code or exhaust the memory."""
 
 
 class StandIn:
-    """Takes the place of an object of any class, whose name is `of`, and drops what it is given."""
+    """Stands for an object of the class named `of` and ignores the object's data."""
 
     of = ""
     is_model = False  # whether the object was a torch.nn.Module
@@ -54,14 +54,14 @@ class StandIn:
 
 
 class _MappingStandIn(StandIn):
-    """The same for a class that is filled like a dict (defaultdict, EasyDict, CfgNode): its content is kept."""
+    """Stands for a class that is filled like a dict (defaultdict, EasyDict, CfgNode); keeps the content."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
-        return OrderedDict()  # of which torch's reader takes items and attributes
+        return OrderedDict()  # the reader of torch may set both items and attributes of it
 
 
 class _ListStandIn(StandIn):
-    """The same for a class that is filled like a list."""
+    """Stands for a class that is filled like a list; keeps the content."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return []
@@ -69,8 +69,10 @@ class _ListStandIn(StandIn):
 
 @dataclass
 class Scan:
-    """What a weight file names and the largest whole number in it, found without building anything. `form` is "torch"
-    for a whole file of torch.save, "pickle" for another whole pickle, else "damaged"."""
+    """The classes and functions that a weight file names and the largest integer in it, found without building any object.
+
+    `form` is "torch" for a complete file of torch.save, "pickle" for any other complete pickle, else "damaged".
+    """
 
     form: str = "damaged"
     names: set[tuple[str, str]] = field(default_factory=set)
@@ -78,7 +80,8 @@ class Scan:
 
 
 def scan(path: Path) -> Scan:
-    """
+    """List the names in a weight file, see Scan.
+
     Raises:
         OSError: the file cannot be read.
     """
@@ -104,15 +107,15 @@ def scan(path: Path) -> Scan:
 
 
 def _scan_pickle(data: bytes | IO[bytes], found: Scan) -> int | None:
-    """Add what one pickle names; returns its first whole number.
+    """Add the names of one pickle to `found`; return the first integer in the pickle.
 
     Raises:
-        ValueError: it is no whole pickle.
+        ValueError: the pickle is incomplete or not a pickle.
     """
     first = None
     texts = ["", ""]
     for operation, argument, _ in pickletools.genops(data):
-        if operation.name in ("GLOBAL", "INST"):
+        if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
             module, _, name = argument.partition(" ")
             found.names.add(current_name(module, name))
         elif operation.name == "STACK_GLOBAL":
@@ -126,18 +129,18 @@ def _scan_pickle(data: bytes | IO[bytes], found: Scan) -> int | None:
 
 
 def load(path: Path) -> Any:
-    """What torch.load(weights_only=True) makes of a file, with stand-ins for the names that it refuses.
+    """torch.load(weights_only=True), with stand-ins for the classes that it refuses.
 
     Raises:
-        UnsafeFile: the file names what runs programs, or asks for more memory than it fills.
-        pickle.UnpicklingError: it cannot be read so. Whatever torch.load raises for a damaged file.
+        UnsafeFile: the file names code that runs programs, or requests more memory than the file holds.
+        pickle.UnpicklingError: the file cannot be read this way. A damaged file may raise any exception of torch.load.
     """
     found = scan(path)
     named = sorted(f"{module}.{name}" for module, name in found.names)
-    if found.largest > max(path.stat().st_size, _LITTLE) and any(map(_ALLOCATING.fullmatch, named)):
-        raise UnsafeFile(f"it asks for {found.largest} bytes or numbers, more than it holds")
+    if found.largest > max(path.stat().st_size, _SMALL) and any(map(_ALLOCATING.fullmatch, named)):
+        raise UnsafeFile(f"it requests {found.largest} bytes or numbers, more than it holds")
     if hostile := [f"{module}.{name}" for module, name in sorted(found.names) if runs_programs(module, name)]:
-        raise UnsafeFile(f"it wants {hostile[0]}")
+        raise UnsafeFile(f"it refers to {hostile[0]}")
     if found.form == "pickle":
         return tensors_of_arrays(load_pickle(path))
     try:
@@ -146,7 +149,7 @@ def load(path: Path) -> Any:
         if "GLOBAL" not in str(error):
             raise
     kinds: dict[str, type[StandIn]] = dict.fromkeys(named, StandIn)
-    for _ in range(len(named) + 1):  # each failure teaches the kind of one name
+    for _ in range(len(named) + 1):  # each failure shows whether one class is like a dict or a list
         stand_ins = {name: type(f"StandIn{i}", (kind,), {"of": name}) for i, (name, kind) in enumerate(kinds.items())}
         try:
             return _read(path, stand_ins)
@@ -155,11 +158,11 @@ def load(path: Path) -> Any:
             if not wrong:
                 raise
             kinds[named[int(wrong[2])]] = _MappingStandIn if wrong[1] == "SETITEM" else _ListStandIn
-    raise pickle.UnpicklingError("its objects contradict one another")
+    raise pickle.UnpicklingError("its objects are inconsistent")
 
 
 def tensors_of_arrays(content: Any, depth: int = 3) -> Any:
-    """The same with tensors for the numpy arrays of (nested) dictionaries."""
+    """Replace the numpy arrays in (nested) dictionaries by tensors."""
     if type(content) is dict and depth:
         return {key: tensors_of_arrays(value, depth - 1) for key, value in content.items()}
     if (
@@ -176,13 +179,13 @@ def _read(path: Path, stand_ins: Mapping[str, type[StandIn]]) -> Any:
         warnings.catch_warnings(),
         torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]),
     ):
-        warnings.simplefilter("ignore")  # what is odd about the file is said by the error, if there is one
+        warnings.simplefilter("ignore")  # an unreadable file raises an exception, which is enough
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def cause_of(error: Exception) -> str:
-    """Why torch's reader gave up, in a few words; never torch's advice on how to let a file run its code."""
+    """The cause of a torch.load exception in a few words, without torch's advice to load with weights_only=False."""
     if name := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"it wants {name[1]}"
+        return f"it refers to {name[1]}"
     inner = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
     return (inner[1] if inner else first_line(error)).split(". ")[0].split(" Please ")[0]

@@ -1,4 +1,4 @@
-"""Published weight files -> state dicts. They are downloads: only tensors and plain values are ever loaded."""
+"""Read published weight files into state dicts. They come from the internet, so only tensors and plain values are loaded."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from data_preparation.file_types import file_type_hint, file_type_of, read_head
 from training.backbones import _standins
 
 _WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "base_model")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "base_model.")  # of DataParallel, torch.compile, SlowFast, CoRe
+_PREFIXES = ("module.", "_orig_mod.", "model.", "base_model.")  # from DataParallel, torch.compile, SlowFast, CoRe
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a weight file by name, without the wrappers' prefixes.
+    """The tensors of a weight file by name, without prefixes such as `module.`.
 
-    Reads SlowFast's layout (`model_state`, keys `model.*`; TimeSformer's .pyth files), `state_dict` (keys
-    `module.*`), `base_model` (CoRe), a bare state dict (c3d.pickle), and .safetensors (timm's ViT files). What else a
-    file holds (flags, scores, an optimizer) is not loaded.
+    Supported layouts: SlowFast's (`model_state`, keys `model.*`; TimeSformer's .pyth files), `state_dict` (keys
+    `module.*`), `base_model` (CoRe), a bare state dict (c3d.pickle), and .safetensors (timm's ViT files). Other content
+    (flags, scores, an optimizer) is not loaded.
 
     Raises:
         UserError: the file is missing or damaged, cannot be read without running its code, or holds no tensors.
@@ -36,7 +36,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except _standins.UnsafeFile as error:
         raise UserError(
-            f"weight file {path} is refused, it holds more than weights ({error}): do not trust it, choose another file"
+            f"weight file {path} is refused because it holds more than weights ({error}): do not trust it, choose another file"
         ) from None
     except Exception as error:  # a damaged or hostile file can raise anything
         raise _fault(path, error) from None
@@ -46,15 +46,17 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     odd = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if odd:
         raise UserError(
-            f"weight file {path} holds values that are no numbers, in {len(odd)} of its tensors ({odd[0]}, ...): choose another file"
+            f"weight file {path} holds NaN or infinite values in {len(odd)} of its tensors ({odd[0]}, ...): choose another file"
         )
     return {_strip(name, _PREFIXES): tensor for name, tensor in tensors.items()}
 
 
 def named_tensors(content: Any) -> dict[str, torch.Tensor]:
-    """The state dict of a file's content: under a key that is usual for it, or under the only one that holds tensors by
-    name; {} where there is none."""
-    for _ in _WRAPPERS:  # a wrapper may hold another, and a hostile one itself
+    """Find the state dict in a file's content: under a usual key, or under the only key that holds named tensors.
+
+    Returns {} if there is none.
+    """
+    for _ in _WRAPPERS:  # wrappers may be nested; a malicious one may contain itself, so the depth is limited
         if isinstance(content, Mapping):
             content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
     tensors = _tensors(content)
@@ -70,53 +72,55 @@ def _tensors(content: Any) -> dict[str, torch.Tensor]:
 
 
 def _without_weights(path: Path, content: Any) -> UserError:
-    """The sentence about a file that was read and has no state dict: what it has, and what to do."""
+    """The error for a readable file without a state dict: what it holds instead and how to convert it."""
     entries = content if isinstance(content, Mapping) else {}
     models = [key for key, value in entries.items() if _is_model(value)]
     if models or _is_model(content):
         of = entries[models[0]].of if models else content.of
         part = f"[{models[0]!r}]" if models else ""
         return UserError(
-            f"weight file {path} holds no weights by name, but a whole model ({of}), which is not loaded, since its class can run code: {_TRUSTED}{_conversion(path, _LOADED, part + '.state_dict()')}"
+            f"weight file {path} holds a whole model ({of}) and not a state dict; it is not loaded because its class can run code: {_TRUSTED}{_conversion(path, _LOADED, part + '.state_dict()')}"
         )
     if several := [key for key, value in entries.items() if _tensors(value)]:
         return UserError(
             f"weight file {path} holds several sets of weights ({', '.join(map(str, several))}): {_TRUSTED}{_conversion(path, _LOADED, f'[{several[0]!r}]')}"
         )
     keys = f" (its entries are {', '.join(map(str, list(entries)[:6]))})" if entries else ""
-    return UserError(f"weight file {path} holds no weights by name{keys}: give a .pyth, .pth or c3d.pickle file")
+    return UserError(f"weight file {path} holds no named tensors{keys}: give a .pyth, .pth or c3d.pickle file")
 
 
 def _is_model(value: Any) -> bool:
     return isinstance(value, _standins.StandIn) and value.is_model
 
 
-_TRUSTED = "if you trust whoever made it, keep its weights alone, once: "  # what follows runs what the file says
+_TRUSTED = "if you trust its author, save only its weights, once: "  # the command after it runs the code in the file
 _LOADED = "torch.load('{0}', map_location='cpu', weights_only=False)"
 
 
 def _conversion(path: Path, loaded: str, part: str = "", modules: str = "torch") -> str:
-    """The command that makes a file of weights alone of what the code `loaded` reads, or of a part of it."""
+    """The shell command that loads a file with the code `loaded` and saves its weights, or the `part` with them."""
     new = path.with_suffix(".weights.pth").name
     return f"python -c \"import {modules}; torch.save({loaded.format(path)}{part}, '{new}')\""
 
 
 def _fault(path: Path, error: Exception) -> UserError:
-    """The sentence about a weight file that its reader could not read: by what it is, else by the error."""
+    """The error for an unreadable weight file, from its file type if that is known, else from the exception."""
     head = read_head(path)
     content, cause = file_type_of(head), _standins.cause_of(error)
     kind = content.kind if content else None
     if kind == "safetensors" and path.suffix != ".safetensors":
-        return UserError(f"weight file {path} is of safetensors: name it {path.with_suffix('.safetensors').name}")
+        return UserError(
+            f"weight file {path} is a safetensors file: rename it to {path.with_suffix('.safetensors').name}"
+        )
     if kind == "torch" and path.suffix == ".safetensors":
-        return UserError(f"weight file {path} was written by torch.save: name it {path.with_suffix('.pth').name}")
-    if kind == "npz":
+        return UserError(f"weight file {path} was written by torch.save: rename it to {path.with_suffix('.pth').name}")
+    if content is not None and kind == "npz":
         loaded = "{{name: torch.from_numpy(array) for name, array in numpy.load('{0}').items()}}"
         return UserError(
             f"weight file {path} is {content.name}: convert it: {_conversion(path, loaded, modules='numpy, torch')}"
         )
-    if told := file_type_hint(path, head, wanted={"torch", "pickle", "safetensors"}):
-        return UserError(f"weight file {path} holds no weights, {told}")
+    if found := file_type_hint(path, head, wanted={"torch", "pickle", "safetensors"}):
+        return UserError(f"{path} is not a weight file: {found}")
     if "TorchScript" in str(error):
         loaded = "torch.jit.load('{0}')"
         return UserError(
@@ -148,10 +152,10 @@ def _strip(name: str, prefixes: tuple[str, ...]) -> str:
 
 
 def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], allow_missing: Iterable[str] = ()) -> None:
-    """Load `state`; every name and shape must fit, except that those in `allow_missing` may be absent.
+    """Load `state` strictly: all names, shapes and kinds of dtype must match; only names in `allow_missing` may be missing.
 
     Raises:
-        UserError: listing what is missing, unexpected or of another shape.
+        UserError: lists missing and unexpected names and those with another shape or kind of dtype.
     """
     own = module.state_dict()
     missing = sorted(set(own) - set(state) - set(allow_missing))
@@ -169,8 +173,8 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], allo
     lists = (
         ("missing", missing),
         ("unexpected", unexpected),
-        ("of another shape", misfits),
-        ("of another type", kinds),
+        ("with another shape", misfits),
+        ("with another dtype", kinds),
     )
     faults = [
         f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

@@ -1,4 +1,4 @@
-"""How clips are cut into windows for backbones that see a few frames at a time. Imports no torch."""
+"""Cut clips into windows for backbones with a short temporal input. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from typing import NamedTuple
 
 
 class Layout(NamedTuple):
-    """`length` frames of each window; `starts(frames)` are the first frames (0-based) of the windows of a clip of `least` frames
-    or more."""
+    """Windows of `length` frames. `starts(frames)` returns the first frame (0-based) of each window of a clip."""
 
     length: int
     starts: Callable[[int], list[int]]
-    least: int
+    min_frames: int  # shortest clip that the layout accepts
 
 
 def strided(frames: int, length: int, stride: int, before_end: int = 0) -> list[int]:
-    """Windows every `stride` frames; where they do not reach the last frame, one more that ends `before_end` frames earlier."""
+    """A window every `stride` frames; if they end too early, one more window that ends `before_end` frames before the clip's end."""
     starts = list(range(0, frames - length + 1, stride))
     last = frames - length - before_end
     return starts if starts[-1] >= last else [*starts, last]
 
 
-# the numbers of windows are those of the field's clips of 103 frames
+# the names count the windows of a 103-frame clip, the usual length in the literature
 LAYOUTS = {
-    "full": Layout(16, lambda frames: strided(frames, 16, 16), 16),  # 7 x 16, TSA-Net's
-    # the loop of C3D-AVG's code ends 17 frames early: 6 x 16, and the diver's entry into the water is never seen
+    "full": Layout(16, lambda frames: strided(frames, 16, 16), 16),  # 7 x 16, TSA-Net
+    # 6 x 16, C3D-AVG: its loop stops 17 frames before the end, so the entry into the water is missing
     "reference": Layout(16, lambda frames: list(range(0, frames - 17, 16)), 18),
-    "10x16": Layout(16, lambda frames: strided(frames, 16, 10, before_end=1), 17),  # CoRe's: 0, 10, ... 80, 86
-    "10x16_end": Layout(16, lambda frames: strided(frames, 16, 10), 16),  # USDL's: 0, 10, ... 80, 87
-    "20x8": Layout(8, lambda frames: strided(frames, 8, 5), 8),  # TPT's
+    "10x16": Layout(16, lambda frames: strided(frames, 16, 10, before_end=1), 17),  # CoRe: 0, 10, ... 80, 86
+    "10x16_end": Layout(16, lambda frames: strided(frames, 16, 10), 16),  # USDL: 0, 10, ... 80, 87
+    "20x8": Layout(8, lambda frames: strided(frames, 8, 5), 8),  # TPT
 }
 
 
@@ -39,10 +38,10 @@ def window_starts(frames: int, layout: str) -> list[int]:
 
 
 def layout_faults(frames: int, layout: str) -> list[str]:
-    """Whether a clip is too short for a layout, as sentences."""
-    least = LAYOUTS[layout].least
-    if frames >= least:
+    """Return one error message if a clip is too short for a layout."""
+    length, _, min_frames = LAYOUTS[layout]
+    if frames >= min_frames:
         return []
     return [
-        f"--window_layout {layout} cuts windows of {LAYOUTS[layout].length} frames and --frame_num is {frames}: give {least} or more"
+        f"--window_layout {layout} cuts windows of {length} frames and --frame_num is {frames}: give {min_frames} or more"
     ]

@@ -1,4 +1,4 @@
-"""Methods: features to loss and prediction. One folder each; see training.plugins."""
+"""Methods: from features to loss and prediction. One folder each; see training.plugins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from training.plugins import METHODS, build_function, search_path
 
-if TYPE_CHECKING:  # torch, which login nodes do without
+if TYPE_CHECKING:  # needs torch, which login nodes may lack
     from training.config import TrainConfig
     from training.methods.base import Method
 

@@ -55,9 +55,26 @@ def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
         return torch.device("cuda", index)
     if given := allocated_gpus():
         raise UserError(
-            f"Slurm gave this job GPUs ({given}) and CUDA sees none: mend the driver or the torch build of this environment, or say --gpu False"
+            f"Slurm gave this job GPUs ({given}) and CUDA sees none: {_fix_for_cuda()}, or train on the CPU with --gpu False"
         )
     return torch.device("cpu")
+
+
+def _fix_for_cuda() -> str:
+    """Why CUDA sees no GPU, as far as torch's build and the driver's version show it, and the fix."""
+    other_build = (
+        "set DEEPSPORTS_TORCH_INDEX in job_files/environment.sh to the index of a fitting build, delete the virtual "
+        "environment and run bash job_files/setup.sh"
+    )
+    built_for = torch.version.cuda
+    if built_for is None:
+        return f"torch {torch.__version__} is a build without CUDA: {other_build}"
+    driver = torch._C._cuda_getDriverVersion()  # such as 12040; 0 without a driver
+    major, minor = (int(part) for part in built_for.split(".")[:2])
+    if 0 < driver < major * 1000 + minor * 10:
+        supported = f"{driver // 1000}.{driver % 1000 // 10}"
+        return f"the node's driver supports CUDA {supported}, torch {torch.__version__} is built for CUDA {built_for}: {other_build}"
+    return "fix the node's driver"
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from data_preparation.common.errors import UserError
 
-PORT_VARIABLE = "DEEPSPORTS_PORT"  # a free port of the first node, found by launch.begin where the job begins
+PORT_VARIABLE = "DEEPSPORTS_PORT"  # a free port of the first node, found by launch.job begin
 _PORTS = range(20000, 30000)  # below Linux's ephemeral ports (32768 and up), so nothing random sits there
 
 
@@ -121,6 +121,11 @@ def raw_job_number(env: Mapping[str, str] = os.environ) -> int:
 def rank_of_task(env: Mapping[str, str] = os.environ) -> str:
     """The number of this process within its Slurm step, as text; '0' outside."""
     return env.get("SLURM_PROCID", "0")
+
+
+def task_count(env: Mapping[str, str] = os.environ) -> int:
+    """The number of tasks of this Slurm job."""
+    return int(env.get("SLURM_NTASKS") or 1)
 
 
 def restart_count(env: Mapping[str, str] = os.environ) -> int:

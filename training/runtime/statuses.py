@@ -18,7 +18,7 @@ class Status(IntEnum):
     meaning: str
     requeued: bool
 
-    def __new__(cls, number: int, meaning: str, requeued: bool) -> Status:
+    def __new__(cls, number: int, meaning: str = "", requeued: bool = False) -> Status:
         status = int.__new__(cls, number)
         status._value_ = number
         status.meaning = meaning
@@ -29,7 +29,7 @@ class Status(IntEnum):
     USER_ERROR = 2, "an error that the user can fix; the log names it", False
     BUG = 70, "an unexpected exception; the log has its traceback", False  # EX_SOFTWARE
     STOPPED = 75, "stopped by USR2 (time limit, preemption)", True  # EX_TEMPFAIL
-    RANK_LOST = 76, "another rank or a worker died, or did not answer", True  # EX_PROTOCOL
+    RANK_LOST = 76, "a rank or a worker was lost", True  # EX_PROTOCOL
     HANGUP = 129, "stopped by HUP (the terminal was closed)", True
     INTERRUPTED = 130, "stopped by INT (Ctrl-C, launch.status cancel)", False
     KILLED_BY_USR2 = 140, "killed by USR2, which came before the process could handle it", True

@@ -17,7 +17,7 @@ class Flags(BackboneFlags):
 
     window_layout: str = flag(
         "full",
-        "C3D's windows of 16 frames: full reaches the last frame, reference leaves it out as C3D-AVG's code does.",
+        "Windows of 16 frames: full covers the last frames of the clip; reference omits them, as C3D-AVG's code does.",
         choices=("full", "reference"),
     )
 

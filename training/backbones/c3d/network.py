@@ -1,7 +1,7 @@
-"""C3D: "Learning Spatiotemporal Features with 3D Convolutional Networks" (Tran et al., ICCV 2015), in windows of 16
-frames as C3D-AVG uses it (Parmar and Morris, CVPR 2019).
+"""C3D: "Learning Spatiotemporal Features with 3D Convolutional Networks" (Tran et al., ICCV 2015), on windows of 16
+frames as in C3D-AVG (Parmar and Morris, CVPR 2019).
 
-Parameter names are those of the public Sports-1M port (c3d.pickle).
+Parameter names are those of the public PyTorch port of the Sports-1M weights (c3d.pickle).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def build(config: TrainConfig) -> C3D:
 
 
 class C3D(Backbone):
-    """(B, 3, T, H, W) -> (B, windows, feature_dim): one vector for each window of 16 frames (8192 values at 112 x 112)."""
+    """(B, 3, T, H, W) -> (B, windows, feature_dim): one vector per window of 16 frames (8192 values at 112 x 112)."""
 
-    input_scale = "imagenet"  # C3D-AVG's, though the port of the Sports-1M weights expects 0_255: see --input_scale
+    input_scale = "imagenet"  # as C3D-AVG; the port of the Sports-1M weights itself expects 0_255, see --input_scale
 
     def __init__(self, image_size: int = 112, layout: str = "full") -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Features that were computed before."""
+"""Precomputed features."""

@@ -17,7 +17,7 @@ class Flags(BackboneFlags):
 
     features: Path = flag(
         Path("features.npz"),
-        "Feature file (.npz, .npy, .h5) that python -m training.extract_features, or another program, wrote.",
+        "Feature file (.npz, .npy, .h5), written by python -m training.extract_features or another program.",
         path=True,
         may_change=True,
     )

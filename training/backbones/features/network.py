@@ -1,4 +1,4 @@
-"""Features that some network computed before, as a backbone without weights: every method that needs vectors runs on them."""
+"""Precomputed features as a backbone without weights, for every method that needs vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def build(config: TrainConfig) -> Features:
 
 
 class Features(Backbone):
-    """(B, N, D) float32 -> the same."""
+    """(B, N, D) float32, returned unchanged."""
 
     def __init__(self, feature_dim: int) -> None:
         super().__init__()

@@ -13,19 +13,21 @@ from training.plugins import BackboneFlags
 @dataclass(frozen=True)
 class Flags(BackboneFlags):
     offers: ClassVar[frozenset[str]] = frozenset({"vectors", "tokens", "stages", "maps"})
-    # two windows; a large epsilon, since so small a clip leaves one position for each channel, whose variance is often nothing
+    # two windows; a large epsilon, because such a small clip leaves one position per channel, often with zero variance
     TINY: ClassVar[tuple[str, ...]] = (
         "--spatial_size", "32", "--frame_num", "13", "--window_layout", "20x8", "--bn_eps", "0.1",
     )  # fmt: skip
 
     window_layout: str = flag(
         "10x16",
-        "Windows of a clip, named by what they are for 103 frames: 10x16 is CoRe's, 10x16_end USDL's, 20x8 TPT's, full 7 x 16.",
+        "Windows of a clip, named after those of a 103-frame clip: 10x16 as CoRe, 10x16_end as USDL, 20x8 as TPT; full gives 7 of 16.",
         choices=tuple(name for name in LAYOUTS if name != "reference"),
     )
-    bn_eps: float = flag(1e-3, "Epsilon of I3D's batch norm; 0.00001 for released CoRe and TPT checkpoints.", minimum=0)
+    bn_eps: float = flag(
+        1e-3, "Epsilon of the batch norm; use 0.00001 with released CoRe and TPT checkpoints.", minimum=0
+    )
     bn_momentum: float = flag(
-        0.1, "Momentum of I3D's running statistics; 0.01 is that of USDL's and TSA-Net's code.", minimum=0, maximum=1
+        0.1, "Momentum of the running statistics; the code of USDL and TSA-Net has 0.01.", minimum=0, maximum=1
     )
 
     def backbone_faults(self) -> list[str]:

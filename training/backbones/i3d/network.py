@@ -1,9 +1,9 @@
-"""I3D: "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset" (Carreira and Zisserman, CVPR 2017), RGB
-Inception-v1 inflated, in windows of a clip.
+"""I3D: "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset" (Carreira and Zisserman, CVPR 2017), inflated
+Inception-v1 on RGB, applied to windows of a clip.
 
-Weights have the names of the public port to PyTorch (model_rgb.pth: conv3d_1a_7x7, mixed_3b.branch_1.0 ...); files with
-the names of the other port (rgb_i3d_pretrained.pt: Conv3d_1a_7x7, Mixed_3b.b1a ...) load, too. Padding is TensorFlow's
-SAME, computed from the size at hand.
+Parameter names are those of one public PyTorch port (model_rgb.pth: conv3d_1a_7x7, mixed_3b.branch_1.0 ...). Files of the
+other port (rgb_i3d_pretrained.pt: Conv3d_1a_7x7, Mixed_3b.b1a ...) load too. Padding is TensorFlow's SAME, computed from
+the input size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def build(config: TrainConfig) -> I3D:
 
 
 def pad_same(x: torch.Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> torch.Tensor:
-    """(B, C, T, H, W) padded with zeros as TensorFlow's SAME pads: the odd one goes behind."""
+    """Zero-pad (B, C, T, H, W) like TensorFlow's SAME: an odd total puts the extra element at the end."""
     sizes: list[int] = []
     for size, k, s in reversed(list(zip(x.shape[2:], kernel, stride, strict=True))):
         total = max(k - s if size % s == 0 else k - size % s, 0)
@@ -58,7 +58,7 @@ class Unit(nn.Module):
 
 
 class Pool(nn.Module):
-    """Max pooling with SAME padding: zeros, which are harmless after a ReLU."""
+    """Max pooling with SAME padding. Padding with zeros is exact because the inputs come from a ReLU."""
 
     def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
         super().__init__()
@@ -88,12 +88,10 @@ class Mixed(nn.Module):
 
 
 class I3D(Backbone):
-    """(B, 3, T, H, W) -> (B, windows, 1024): one vector for each window (for each position in time of longer windows)."""
+    """(B, 3, T, H, W) -> (B, windows, 1024): one vector per window, or per temporal position in longer windows."""
 
     feature_dim = 1024
-    input_scale = (
-        "imagenet"  # what every published use of these weights for action quality feeds; the original's is vit
-    )
+    input_scale = "imagenet"  # as in published action quality assessment with these weights; the original is vit
 
     def __init__(self, layout: str = "10x16", eps: float = 1e-3, momentum: float = 0.1) -> None:
         super().__init__()
@@ -115,7 +113,7 @@ class I3D(Backbone):
         self.mixed_5b, self.mixed_5c = (Mixed(MIXED[name], eps, momentum) for name in ("5b", "5c"))
 
     def end_points(self, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, maps) of every layer in order."""
+        """Yield (name, feature maps) of every layer in order."""
         for name, layer in self.named_children():
             x = self.run_block(layer, x)
             yield name, x
@@ -128,14 +126,14 @@ class I3D(Backbone):
         )
 
     def stem(self, windows: torch.Tensor) -> torch.Tensor:
-        """Windows -> maps after maxPool3d_4a_3x3: (B', 3, T, H, W) -> (B', 480, T / 4, H / 16, W / 16)."""
+        """Run the layers up to maxPool3d_4a_3x3: windows (B', 3, T, H, W) -> (B', 480, T / 4, H / 16, W / 16)."""
         for name, maps in self.end_points(windows):
             if name == "maxPool3d_4a_3x3":
                 return maps
         raise AssertionError("unreachable")
 
     def tail(self, maps: torch.Tensor) -> torch.Tensor:
-        """What `stem` gave -> maps of mixed_5c: (B', 1024, T / 8, H / 32, W / 32)."""
+        """Run the layers up to mixed_5c on the output of `stem`: -> (B', 1024, T / 8, H / 32, W / 32)."""
         layers = dict(self.named_children())
         names = list(layers)
         for name in names[names.index("maxPool3d_4a_3x3") + 1 :]:
@@ -143,7 +141,7 @@ class I3D(Backbone):
         return maps
 
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
-        """What `tail` gave -> (B', positions, 1024): the mean over space and over two positions in time, at a stride of one."""
+        """Average the output of `tail` over space and over two adjacent temporal positions: -> (B', positions, 1024)."""
         over_space = maps.mean(dim=(3, 4))  # (B', 1024, T')
         return F.avg_pool1d(over_space, min(2, over_space.shape[2]), stride=1).transpose(1, 2)
 
@@ -161,11 +159,11 @@ class I3D(Backbone):
         notes = []
         if any(name.startswith("Conv3d_1a_7x7.") for name in state):
             state = {own_name(name): tensor for name, tensor in state.items()}
-            notes.append("names of the piergiaj port translated")
+            notes.append("parameter names converted from the piergiaj port")
         if any(name.startswith(CLASSIFIERS) for name in state):
             notes.append("classifier dropped")
         state = {name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIERS)}
-        # files from before torch counted batches
+        # PyTorch before 0.4.1 saved no num_batches_tracked
         load_strict(
             self, state, allow_missing=[name for name in self.state_dict() if name.endswith("num_batches_tracked")]
         )
@@ -176,6 +174,6 @@ _BRANCHES = {"b0": "branch_0", "b1a": "branch_1.0", "b1b": "branch_1.1", "b2a": 
 
 
 def own_name(name: str) -> str:
-    """A name of the piergiaj port as ours: 'Mixed_3b.b1a.bn.weight' -> 'mixed_3b.branch_1.0.batch3d.weight'."""
+    """Convert a parameter name of the piergiaj port to ours: 'Mixed_3b.b1a.bn.weight' -> 'mixed_3b.branch_1.0.batch3d.weight'."""
     name = re.sub(r"^(Conv3d|Mixed)_", lambda found: f"{found[1].lower()}_", name).replace(".bn.", ".batch3d.")
     return re.sub(r"\.(b\d[ab]?)\.", lambda found: f".{_BRANCHES[found[1]]}.", name)

@@ -18,15 +18,17 @@ class Flags(BackboneFlags):
         "--spatial_size", "32", "--frame_num", "4", "--embed_dim", "24", "--depth", "2", "--num_heads", "2",
     )  # fmt: skip
 
-    attention_type: str = flag("divided_space_time", "TimeSformer's attention.", short="-at", choices=ATTENTION_TYPES)
-    patch_size: int = flag(16, "TimeSformer's patch size in pixels.", short="-ps", minimum=1)
-    embed_dim: int = flag(768, "TimeSformer's width.", short="-ed", minimum=1)
-    depth: int = flag(12, "TimeSformer's number of blocks.", minimum=1)
-    num_heads: int = flag(12, "TimeSformer's attention heads.", minimum=1)
-    drop_path: float = flag(0.1, "TimeSformer's stochastic depth at the last block.", minimum=0, maximum=0.99)
+    attention_type: str = flag("divided_space_time", "Attention of the blocks.", short="-at", choices=ATTENTION_TYPES)
+    patch_size: int = flag(16, "Patch size in pixels.", short="-ps", minimum=1)
+    embed_dim: int = flag(768, "Embedding dimension.", short="-ed", minimum=1)
+    depth: int = flag(12, "Number of blocks.", minimum=1)
+    num_heads: int = flag(12, "Attention heads of each block.", minimum=1)
+    drop_path: float = flag(
+        0.1, "Stochastic depth rate of the last block; it grows linearly from 0 at the first.", minimum=0, maximum=0.99
+    )
     time_embed_resize: str = flag(
         "nearest",
-        "How a weight file's time embedding is fitted to another --frame_num; nearest is the original's.",
+        "Interpolation of a weight file's time embedding to another --frame_num; the original uses nearest.",
         choices=("nearest", "linear"),
     )
 

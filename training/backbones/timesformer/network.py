@@ -1,12 +1,12 @@
 """TimeSformer: "Is Space-Time Attention All You Need for Video Understanding?" (Bertasius, Wang, Torresani, ICML 2021).
 
-Parameter names are those of the authors' code, so their weight files load by name. Shape letters: B clips, T frames,
-P patches of a frame, D width.
+Parameter names are those of the authors' code, so their weight files load directly. Shape letters: B clips, T frames,
+P patches per frame, D embedding dimension.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def build(config: TrainConfig) -> TimeSformer:
 
 
 class Block(nn.Module):
-    """One encoder block with space-only or joint space-time attention: (B', N, D) -> (B', N, D)."""
+    """An encoder block with space-only or joint space-time attention: (B', N, D) -> (B', N, D)."""
 
     def __init__(self, width: int, num_heads: int, drop_path: float) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 class DividedBlock(Block):
-    """One encoder block with divided attention: over time at each patch, then over space in each frame."""
+    """An encoder block with divided attention: over time at each patch position, then over space in each frame."""
 
     def __init__(self, width: int, num_heads: int, drop_path: float) -> None:
         super().__init__(width, num_heads, drop_path)
@@ -64,12 +64,14 @@ class DividedBlock(Block):
         self.temporal_attn = Attention(width, num_heads, qkv_bias=True)
         self.temporal_fc = nn.Linear(width, width)
 
-    def forward(self, cls_B1D: torch.Tensor, x_BPTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(  # type: ignore[override]  # the class token and the patches are separate inputs
+        self, cls_B1D: torch.Tensor, x_BPTD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         b, p, t, d = x_BPTD.shape
         over_time = self.temporal_attn(self.temporal_norm1(x_BPTD.reshape(b * p, t, d)))
         x_BPTD = x_BPTD + self.temporal_fc(self.drop_path(over_time)).view(b, p, t, d)
 
-        # each frame attends over its patches and a copy of the clip's class token
+        # in each frame the patches and a copy of the clip's class token attend to one another
         frames = torch.cat(
             [cls_B1D.expand(b, t, d).reshape(b * t, 1, d), x_BPTD.transpose(1, 2).reshape(b * t, p, d)], dim=1
         )
@@ -83,10 +85,10 @@ class DividedBlock(Block):
 
 
 class TimeSformer(Backbone):
-    """(B, 3, T, H, W) -> (B, 1, width), the class token; with `frame_tokens` -> (B, 1 + T, width), the class token and
-    the mean patch token of each frame.
+    """(B, 3, T, H, W) -> (B, 1, width), the class token.
 
-    `num_classes` adds the classification head of the released models (features then pass through it); 0 has none.
+    With `frame_tokens`: -> (B, 1 + T, width), the class token and the mean patch token of each frame. `num_classes` adds the
+    classification head of the released models, which is applied to the features; 0 adds none.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class TimeSformer(Backbone):
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
         if self.attention_type == DIVIDED:
-            for block in list(self.blocks)[1:]:  # so that training starts near a space-only network
+            for block in cast("list[DividedBlock]", list(self.blocks)[1:]):  # start close to a space-only network
                 nn.init.zeros_(block.temporal_fc.weight)
                 nn.init.zeros_(block.temporal_fc.bias)
 
@@ -163,14 +165,14 @@ class TimeSformer(Backbone):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
 
         def resizable(name: str) -> bool:
-            """Whether only the number of vectors differs; what differs otherwise is listed by load_strict."""
+            """Whether the embeddings differ in the number of vectors only; load_strict reports other differences."""
             if name not in state or name not in own or state[name].ndim != 3 or not state[name].numel():
                 return False
             (one, count, width), (_, wanted, own_width) = state[name].shape, own[name].shape
             return (one, width) == (1, own_width) and count != wanted
 
         notes = ["classification head dropped"]
-        # all released TimeSformers are models of video; a file without any temporal part is an image ViT
+        # all released TimeSformers are video models; a file without temporal parameters is an image ViT
         from_video = "time_embed" in state or any(".temporal_attn." in name for name in state)
         self.input_scale = "timesformer" if from_video else "vit"
         if resizable("pos_embed"):
@@ -179,7 +181,7 @@ class TimeSformer(Backbone):
             )
             state["pos_embed"] = resize_pos_embed(state["pos_embed"], self.patch_embed.grid_size)
         if not from_video and self.attention_type != SPACE_ONLY:
-            notes.append("image weights: the time embedding starts at zero")
+            notes.append("image weights: time embedding initialised with zeros")
             state["time_embed"] = torch.zeros_like(own["time_embed"])
         elif resizable("time_embed"):
             notes.append(
@@ -190,7 +192,7 @@ class TimeSformer(Backbone):
             )
         if not from_video and self.attention_type == DIVIDED:
             notes.append(
-                "temporal attention starts as a copy of the spatial one, its last layer at zero but in block 0"
+                "temporal attention initialised from the spatial attention, its last layer with zeros except in block 0"
             )
             state |= {
                 name.replace(part, f"temporal_{part}"): tensor.clone()
@@ -207,22 +209,22 @@ class TimeSformer(Backbone):
 
 
 def resize_time_embed(embed_1TD: torch.Tensor, frames: int, mode: str = "nearest") -> torch.Tensor:
-    """(1, T, D) -> (1, frames, D); nearest repeats or drops vectors as the authors' loading does."""
+    """(1, T, D) -> (1, frames, D); nearest repeats or drops vectors, as the authors' code does."""
     extra = {"align_corners": False} if mode == "linear" else {}
     return F.interpolate(embed_1TD.transpose(1, 2), size=frames, mode=mode, **extra).transpose(1, 2)
 
 
 def resize_pos_embed(embed_1ND: torch.Tensor, grid: tuple[int, int], mode: str = "bicubic") -> torch.Tensor:
-    """(1, 1 + h*h, D) -> (1, 1 + H*W, D) for the grid (H, W), in two dimensions; the class token's part is kept.
+    """(1, 1 + h*h, D) -> (1, 1 + H*W, D) for the grid (H, W), interpolated in two dimensions; the class token is unchanged.
 
     Raises:
-        UserError: the patches are no square.
+        UserError: the number of patches is not a square.
     """
     class_part, patch_part = embed_1ND[:, :1], embed_1ND[:, 1:]
     side = round(patch_part.shape[1] ** 0.5)
     if side * side != patch_part.shape[1]:
         raise UserError(
-            f"--pretrained_model has a position embedding of {patch_part.shape[1]} patches, which is no square: choose another file"
+            f"--pretrained_model has a position embedding of {patch_part.shape[1]} patches, which is not a square number: choose another file"
         )
     extra = {"align_corners": False} if mode == "bicubic" else {}
     square = patch_part.transpose(1, 2).reshape(1, -1, side, side)
@@ -232,7 +234,7 @@ def resize_pos_embed(embed_1ND: torch.Tensor, grid: tuple[int, int], mode: str =
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """Multiply-adds of softmax(q k') v for q of shape (..., N, d)."""
+    """Multiply-adds of softmax(q k^T) v for q of shape (..., N, d)."""
     *batch, n, d = inputs[0].type().sizes()
     keys = inputs[1].type().sizes()[-2]
     count = 2 * n * keys * d
