@@ -70,6 +70,17 @@ TINY_MODEL = [
 CHOSEN_BY_DEFAULT = {"--model": "timesformer", "--method": "regression"}
 
 
+# tests that use one of these fixtures train, or start several ranks
+SLOW_FIXTURES = {"train", "finished", "on_ranks"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as slow by the fixtures that they use."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data beside the repository."""

@@ -170,6 +170,7 @@ def test_files_that_ffmpeg_made_are_numbered_as_it_numbers_them(name: str, sound
     st.sampled_from([Fraction(25), Fraction(30000, 1001), Fraction(50)]),
     st.integers(0, 3), st.integers(0, 60), st.sampled_from(["mp4", "mkv"]),
 )  # fmt: skip
+@pytest.mark.slow
 def test_any_timing_is_numbered_as_ffmpeg_numbers_it(tmp_path, steps, rate, bframes, start, container):
     """Frames 0.25 to 3.5 frame times apart, in any order."""
     stamps = [start, *(start + int(s) for s in np.cumsum(steps))]
@@ -426,6 +427,7 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_extraction_killed_whole_leaves_no_archive_and_no_process(tmp_path: Path, number: int):
     video = encode(tmp_path / "v.mp4", [4 * i for i in range(3000)])
@@ -635,6 +637,7 @@ def test_frame_numbers_need_no_decode_of_what_is_before():
 
 
 @needs_ffmpeg
+@pytest.mark.slow
 def test_the_benchmark_prints_ratios(tmp_path: Path):
     """That it runs and what it counts; never how long things take."""
 

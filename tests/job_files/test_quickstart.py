@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY
 
 
+@pytest.mark.slow
 def test_the_quick_start_ends_with_an_honest_number_and_reuses_what_is_there(tmp_path: Path):
     """Draws, extracts, verifies, trains, evaluates: what a small TimeSformer learns in two minutes on two cores."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DEEPSPORTS_", "SLURM_"))}

@@ -539,6 +539,7 @@ def not_free(folder: RunFolder) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
     """By submitit's LocalExecutor, with two processes that meet; told to stop, it saves; the same command goes on."""
     env = {"DEEPSPORTS_DATASET": str(dataset), "DEEPSPORTS_RUNS": str(tmp_path), "DEEPSPORTS_VENV": sys.prefix}
@@ -587,6 +588,7 @@ def test_a_broken_flag_file_is_named(tmp_path: Path):
             read_flag_file(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_the_flag_file_is_a_door_of_its_own(dataset: Path, tmp_path: Path):
     """`bash FLAGFILE [more flags]` trains here, and fails as a command when the training fails."""
     env = {

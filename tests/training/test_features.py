@@ -130,6 +130,7 @@ def test_a_fit_to_features_equals_one_on_the_fly(dataset: Path, train: Callable,
     assert last_metrics(a) == pytest.approx(last_metrics(b), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_steps_on_features_equal_those_on_the_fly(dataset: Path, tmp_path: Path):
     """The regression of a frozen backbone, from the same head."""
     argv = [*data_flags(dataset), *tiny_model(), "--freeze", "True", "--batch_size", "6"]

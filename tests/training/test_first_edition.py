@@ -29,6 +29,7 @@ def records(path: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in times} for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [True, False])
 def test_losses_are_those_of_the_first_edition(dataset: Path, tmp_path: Path, resumed: bool):
     """On its flags: going on with its run folder, and from the beginning."""

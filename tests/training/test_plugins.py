@@ -55,6 +55,7 @@ for command in json.loads(sys.argv[1]): print(run_main(*command).stdout)
 """
 
 
+@pytest.mark.slow
 def test_a_method_of_ten_lines_trains_resumes_and_is_evaluated(points: dict[str, str], dataset: Path, tmp_path: Path):
     flags = ["--method", "points", "--points_unit", "40"]
     train = ["training.train", *data_flags(dataset), "--runs_dir", str(tmp_path), *tiny_model(*flags), *flags]
