@@ -375,7 +375,10 @@ def keep_until_step(run: Path, step: int) -> None:
     """Delete what a run saved after a step, as if it had been stopped there and then lost its later log lines and files."""
     later = [p for p in RunFolder(run).checkpoints() if int(p.stem.rsplit("-", 1)[1]) > step]
     assert later
-    for path in (*later, RunFolder(run).best_checkpoint):
+    best = RunFolder(run).best_checkpoint
+    if checkpoint.load(best)["position"]["global_step"] > step:
+        later.append(best)
+    for path in later:
         path.unlink()
     for name in ("summary.json", "predictions.csv"):
         (run / name).unlink(missing_ok=True)
