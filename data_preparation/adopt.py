@@ -58,7 +58,7 @@ class AdoptConfig:
 
 @dataclass(frozen=True)
 class LooseFrames:
-    """The loose frames of one video: the files of `numbering` in `folder`."""
+    """The loose frames of one video: files in `folder` named by `numbering`; frame 1 has the number `first_number`."""
 
     folder: Path
     numbering: Numbering
@@ -143,7 +143,7 @@ def _listed(found: Sequence[Numbering]) -> str:
     return "; ".join(f"{n.pattern}: {n.text}" for n in found[:4])
 
 
-def find_loose(folder: Path, config: AdoptConfig, source: VideoScan | None) -> LooseFrames:
+def find_loose_frames(folder: Path, config: AdoptConfig, source: VideoScan | None) -> LooseFrames:
     """Find the loose frames of a folder and the number of the first picture in their names.
 
     Raises:
@@ -279,7 +279,7 @@ def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: 
     """Pack the frames of one video; return a sentence that says what was done.
 
     Raises:
-        UserError: the archive exists, or as `find_loose` and `pack`.
+        UserError: the archive exists, or as `find_loose_frames` and `pack`.
     """
     if target.exists() and _packed_from(folder, target):
         return f"{target}: already packed"
@@ -288,12 +288,12 @@ def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: 
     source = None
     if layout is not None and video in layout.source_videos():
         source = scan_video(layout.video_file(video))
-    loose = find_loose(folder, config, source)
+    loose = find_loose_frames(folder, config, source)
     encoded = pack(loose, target, config.quality, source)
     count, name = len(loose.numbers), loose.numbering.name(loose.numbering.numbers[0])
     checked = f", compared with {source.path.name}" if source else ""
-    again = f", {encoded} of them encoded" if encoded else ""
-    return f"{target}: {count} frames{again}; {name} is frame {loose.numbers[0]}{checked}"
+    converted = f", {encoded} of them encoded" if encoded else ""
+    return f"{target}: {count} frames{converted}; {name} is frame {loose.numbers[0]}{checked}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -200,8 +200,10 @@ def _parse_key(raw: Any, where: str) -> DiveKey:
 
 
 def _with_keys(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[str, Any]]]:
-    """Yield the rows of a CSV or JSON file with their keys. Dives without a number are numbered in the order of the file,
-    starting from 1 in each video."""
+    """Yield the rows of a CSV or JSON file with their keys.
+
+    Dives without a number are numbered in the order of the file, starting from 1 in each video.
+    """
     counted: Counter[int] = Counter()
     unnumbered = False
     for position, row in enumerate(rows, start=1):
@@ -407,8 +409,8 @@ def _column_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 class Annotations:
     """The content of an annotation file.
 
-    `keys` are all its entries, `dives` those that could be parsed, `faults` one message per fault. `facts` is what the file
-    states about the video files that were labelled, by video.
+    `keys` are all its entries, `dives` those that could be parsed, and `faults` has one message per fault. `facts` is
+    what the file states about the video files that were labelled, by video.
     """
 
     dives: dict[DiveKey, Dive]
@@ -523,9 +525,10 @@ def load_vocabulary(path: Path) -> list[str]:
 
 
 def load_split(path: Path) -> list[DiveKey]:
-    """Load the (video, dive) pairs of a split list: .pkl, .csv with the columns video and dive, .json, or .npy of shape (N, 2).
+    """Load the (video, dive) pairs of a split list.
 
-    The order is that of the file; the pairs of a set are sorted.
+    Formats: .pkl, .csv with the columns video and dive, .json, and .npy of shape (N, 2). The order is that of the file;
+    the pairs of a set are sorted.
 
     Raises:
         UserError: the file is not a list of pairs, or names a dive twice.

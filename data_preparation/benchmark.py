@@ -1,10 +1,10 @@
-"""Measure the preparation, side by side in one run; read the ratios, not the seconds.
+"""Benchmark data preparation against alternatives, in one run. Compare the ratios, not the seconds.
 
     python -m data_preparation.benchmark extraction              # against "ffmpeg everything, then delete"
-    python -m data_preparation.benchmark containers              # one uncompressed ZIP against its rivals
-    python -m data_preparation.benchmark timeline --like FILE    # a whole data set's timeline, drawn small
+    python -m data_preparation.benchmark containers              # uncompressed ZIP against other containers
+    python -m data_preparation.benchmark timeline --like FILE    # a data set of full length, drawn at a small size
 
-Needs ffmpeg. Nothing here is part of the test suite.
+Needs ffmpeg. The test suite checks only that it runs, never the times.
 """
 
 from __future__ import annotations
@@ -41,40 +41,40 @@ _CLIP_FRAMES = 48
 
 @dataclass(frozen=True)
 class ExtractionConfig:
-    """Extraction of a 720p H.264 broadcast, of which a share is annotated, against "ffmpeg everything, then delete"."""
+    """Extract a partly annotated 720p H.264 broadcast, and compare with "ffmpeg everything, then delete"."""
 
-    video: Path | None = flag(None, "A broadcast of yours; none draws one (1280x720, 25 fps, GOP 250).")
-    frames: int = flag(12000, "Length of the drawn broadcast.", minimum=1000)
-    share: float = flag(0.064, "Share of the frames inside dives; MTL-AQA's is 0.064.", minimum=0.001, maximum=0.5)
-    height: int = flag(256, "Height of the stored frames.", minimum=0)
-    folder: Path | None = flag(None, "Where to work; none takes the system's temporary folder.")
+    video: Path | None = flag(None, "A broadcast video; none generates one (1280x720, 25 fps, GOP 250).")
+    frames: int = flag(12000, "Number of frames of the generated broadcast.", minimum=1000)
+    share: float = flag(0.064, "Fraction of the frames inside dives; MTL-AQA's is 0.064.", minimum=0.001, maximum=0.5)
+    height: int = flag(256, "Height of the stored frames in pixels.", minimum=0)
+    folder: Path | None = flag(None, "Working folder; none uses the system's temporary folder.")
 
 
 @dataclass(frozen=True)
 class ContainersConfig:
-    """Containers for frames: time to write and to open, time of a clip's frames at random places, size."""
+    """Compare containers for frames: time to write, to open and to read a clip at a random place; size."""
 
-    frames: int = flag(10000, "Frames in the container; an archive of MTL-AQA has about 10,000.", minimum=100)
-    clips: int = flag(200, "Clips of 48 frames to read.", minimum=1)
-    folder: Path | None = flag(None, "Where to work; none takes the system's temporary folder.")
+    frames: int = flag(10000, "Number of frames in the container; an archive of MTL-AQA has about 10,000.", minimum=100)
+    clips: int = flag(200, "Number of clips to read, of 48 frames each.", minimum=1)
+    folder: Path | None = flag(None, "Working folder; none uses the system's temporary folder.")
 
 
 @dataclass(frozen=True)
 class TimelineConfig:
-    """A data set at full length: the videos drawn small on its real timeline, extracted and verified."""
+    """Generate, extract and verify a data set of full length: small videos with the timeline of a real one."""
 
-    like: Path | None = flag(None, "Annotation file whose timeline to draw.")
-    width: int = flag(96, "Width of the drawn videos.", minimum=16)
-    height: int = flag(54, "Height of the drawn videos, and of the stored frames.", minimum=16)
-    dataset: Path | None = flag(None, "Data set folder to make and keep; none takes a temporary one.")
+    like: Path | None = flag(None, "Annotation file that gives the timeline.")
+    width: int = flag(96, "Width of the generated videos in pixels.", minimum=16)
+    height: int = flag(54, "Height of the generated videos and of the stored frames in pixels.", minimum=16)
+    dataset: Path | None = flag(None, "Folder for the data set, which is kept; none uses a temporary folder.")
 
     def __post_init__(self) -> None:
         if self.like is None:
-            raise UserError("--like is missing: name an annotation file, such as MTL-AQA's final_annotations_dict.pkl")
+            raise UserError("--like is missing: give an annotation file, such as MTL-AQA's final_annotations_dict.pkl")
 
 
 @contextmanager
-def _workplace(folder: Path | None) -> Iterator[Path]:
+def _working_folder(folder: Path | None) -> Iterator[Path]:
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     path = Path(tempfile.mkdtemp(prefix="deepsports-benchmark-", dir=folder))
@@ -84,11 +84,11 @@ def _workplace(folder: Path | None) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def _timed(command: Sequence[object]) -> float:
-    """Seconds that a command takes.
+def _run_timed(command: Sequence[object]) -> float:
+    """Run a command and return the seconds that it takes.
 
     Raises:
-        UserError: it failed.
+        UserError: the command failed.
     """
     started = time.perf_counter()
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
@@ -101,14 +101,14 @@ def _module(name: str, *arguments: object) -> list[object]:
     return [sys.executable, "-m", f"data_preparation.{name}", *arguments]
 
 
-def _content(folder: Path) -> tuple[int, int]:
-    """(bytes, files) of a folder."""
+def _size_and_files(folder: Path) -> tuple[int, int]:
+    """(bytes, number of files) of a folder."""
     files = [p for p in folder.rglob("*") if p.is_file()]
     return sum(p.stat().st_size for p in files), len(files)
 
 
-def _largest_process() -> float:
-    """Memory of the largest process that has ended so far under this one, in MB."""
+def _peak_memory_mb() -> float:
+    """Peak memory, in MB, of the largest child process that has ended so far."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
@@ -123,18 +123,18 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 # ------------------------------------------------------------------------------------------------------------- extraction
 
 
-def _draw_broadcast(path: Path, frames: int) -> None:
+def _generate_broadcast(path: Path, frames: int) -> None:
     source = f"testsrc2=size=1280x720:rate=25:duration={frames / 25}"
-    _timed(
+    _run_timed(
         ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", source, "-vf", "noise=alls=8:allf=t", "-c:v", "libx264",
          "-preset", "veryfast", "-crf", "23", "-g", "250", "-bf", "3", "-pix_fmt", "yuv420p", path]
     )  # fmt: skip
 
 
-def _annotate(layout: DatasetLayout, frame_count: int, share: float) -> int:
-    """Writes dives at even distances; returns the frames inside them."""
-    dives = max(round(frame_count * share / _DIVE_FRAMES), 1)
-    length = round(frame_count * share / dives)
+def _annotate(layout: DatasetLayout, frame_count: int, fraction: float) -> int:
+    """Write annotations with dives at even distances; return the number of frames inside them."""
+    dives = max(round(frame_count * fraction / _DIVE_FRAMES), 1)
+    length = round(frame_count * fraction / dives)
     starts = np.linspace(length, frame_count - 2 * length, dives).astype(int)
     fields = {
         (1, i): {"start_frame": int(s), "end_frame": int(s) + length - 1, "difficulty": 3.0, "final_score": 60.0}
@@ -146,44 +146,44 @@ def _annotate(layout: DatasetLayout, frame_count: int, share: float) -> int:
 
 
 def extraction(config: ExtractionConfig) -> None:
-    with _workplace(config.folder) as folder:
+    with _working_folder(config.folder) as folder:
         layout = DatasetLayout(folder / "set")
         layout.videos.mkdir(parents=True)
         video = layout.videos / f"01{config.video.suffix if config.video else '.mp4'}"
         if config.video:
             video.symlink_to(config.video.resolve())
         else:
-            print(f"drawing {config.frames} frames at 1280x720 ...", flush=True)
-            _draw_broadcast(video, config.frames)
+            print(f"generating {config.frames} frames at 1280x720 ...", flush=True)
+            _generate_broadcast(video, config.frames)
         count = scan_video(video).frame_count
         annotated = _annotate(layout, count, config.share)
         loose = folder / "loose"
         loose.mkdir()
-        theirs = _timed(["ffmpeg", "-v", "error", "-i", video, loose / "%06d.jpg"])
-        peak, files = _content(loose)
+        ffmpeg_seconds = _run_timed(["ffmpeg", "-v", "error", "-i", video, loose / "%06d.jpg"])
+        peak, files = _size_and_files(loose)
         started = time.perf_counter()
         kept = set(np.concatenate([np.arange(a, b + 1) for a, b in _dive_ranges(layout)]).tolist())
         for path in loose.iterdir():
             if int(path.stem) not in kept:
                 path.unlink()
-        theirs += time.perf_counter() - started
-        before = _largest_process()
-        ours = _timed(_module("extract", "--dataset", layout.root, "--height", config.height))
-        stored, archives = _content(layout.frames)
+        ffmpeg_seconds += time.perf_counter() - started
+        before = _peak_memory_mb()
+        extract_seconds = _run_timed(_module("extract", "--dataset", layout.root, "--height", config.height))
+        stored, archives = _size_and_files(layout.frames)
     print(f"{count} frames, {annotated} of them ({annotated / count:.1%}) in dives, stored at height {config.height}")
     print(
         _table(
             [
-                ("", "seconds", "MB at the peak", "files at the peak"),
-                ("ffmpeg, then delete", f"{theirs:.1f}", f"{peak / 1e6:.1f}", f"{files}"),
-                ("data_preparation.extract", f"{ours:.1f}", f"{stored / 1e6:.1f}", f"{archives}"),
-                ("ratio", f"{theirs / ours:.1f}", f"{peak / stored:.1f}", f"{files / archives:.0f}"),
+                ("", "seconds", "peak MB", "peak files"),
+                ("ffmpeg, then delete", f"{ffmpeg_seconds:.1f}", f"{peak / 1e6:.1f}", f"{files}"),
+                ("data_preparation.extract", f"{extract_seconds:.1f}", f"{stored / 1e6:.1f}", f"{archives}"),
+                ("ratio", f"{ffmpeg_seconds / extract_seconds:.1f}", f"{peak / stored:.1f}", f"{files / archives:.0f}"),
             ]
         )
     )
-    after = _largest_process()
-    largest = f"{after:.0f} MB" if after > before else f"below {before:.0f} MB"
-    print(f"memory of the largest process of the extraction: {largest}")
+    after = _peak_memory_mb()
+    memory = f"{after:.0f} MB" if after > before else f"below {before:.0f} MB"
+    print(f"peak memory of the largest process of the extraction: {memory}")
 
 
 def _dive_ranges(layout: DatasetLayout) -> list[tuple[int, int]]:
@@ -226,7 +226,13 @@ def _tar(path: Path, frames: Frames) -> Callable[[], Read]:
     def opened() -> Read:
         archive = tarfile.open(path)  # noqa: SIM115 - lives as long as the reader
         members = {int(member.name[:-4]): member for member in archive}
-        return lambda number: archive.extractfile(members[number]).read()
+
+        def read(number: int) -> bytes:
+            file = archive.extractfile(members[number])
+            assert file is not None  # all members are regular files
+            return file.read()
+
+        return read
 
     return opened
 
@@ -255,11 +261,11 @@ CONTAINERS = {
 
 def containers(config: ContainersConfig) -> None:
     rng = np.random.default_rng(0)
-    with _workplace(config.folder) as folder:
+    with _working_folder(config.folder) as folder:
         video = folder / "video.mp4"
-        _draw_broadcast(video, 250)
-        drawn = [to_jpeg(frame, 256, 95) for _, frame in decode_ranges(scan_video(video), [(1, 250)])]
-        frames = [(n, drawn[n % len(drawn)]) for n in range(1, config.frames + 1)]
+        _generate_broadcast(video, 250)
+        jpegs = [to_jpeg(frame, 256, 95) for _, frame in decode_ranges(scan_video(video), [(1, 250)])]
+        frames = [(n, jpegs[n % len(jpegs)]) for n in range(1, config.frames + 1)]
         starts = rng.integers(1, config.frames - _CLIP_FRAMES, size=config.clips).tolist()
         rows = [("", "write s", "MB", "files", "open ms", f"{_CLIP_FRAMES} frames ms")]
         for name, make in CONTAINERS.items():
@@ -274,7 +280,7 @@ def containers(config: ContainersConfig) -> None:
                 for number in range(start, start + _CLIP_FRAMES):
                     assert read(number) == frames[number - 1][1]
             clip = (time.perf_counter() - ready) / config.clips
-            size, files = _content(path)
+            size, files = _size_and_files(path)
             rows.append(
                 (name, f"{written - started:.2f}", f"{size / 1e6:.1f}", f"{files}", f"{(ready - written) * 1e3:.1f}", f"{clip * 1e3:.2f}")
             )  # fmt: skip
@@ -285,18 +291,18 @@ def containers(config: ContainersConfig) -> None:
 
 
 def timeline(config: TimelineConfig) -> None:
-    with _workplace(None) as folder:
+    with _working_folder(None) as folder:
         layout = DatasetLayout(config.dataset or folder / "set")
         size = ["--width", config.width, "--height", config.height]
-        rows = [("", "seconds", "MB", "largest process MB")]
+        rows = [("", "seconds", "MB", "peak memory MB")]
         steps = {
-            "draw": (_module("synthetic", "--dataset", layout.root, "--like", config.like, "--keep_timeline", True, *size, "--workers", len(os.sched_getaffinity(0))), layout.videos),
+            "generate": (_module("synthetic", "--dataset", layout.root, "--like", config.like, "--keep_timeline", True, *size, "--workers", len(os.sched_getaffinity(0))), layout.videos),
             "extract": (_module("extract", "--dataset", layout.root, "--height", config.height), layout.frames),
             "verify": (_module("verify", "--dataset", layout.root), layout.frames),
         }  # fmt: skip
         for name, (command, made) in steps.items():
-            seconds = _timed(command)
-            rows.append((name, f"{seconds:.1f}", f"{_content(made)[0] / 1e6:.1f}", f"{_largest_process():.0f}"))
+            seconds = _run_timed(command)
+            rows.append((name, f"{seconds:.1f}", f"{_size_and_files(made)[0] / 1e6:.1f}", f"{_peak_memory_mb():.0f}"))
             print(f"{name}: {seconds:.1f} s", flush=True)
         videos = layout.source_videos()
         total = sum(FrameReader(archive_file(layout.frames, v)).provenance["source"]["frames"] for v in videos)
@@ -307,10 +313,15 @@ def timeline(config: TimelineConfig) -> None:
 
 def main(argv: Sequence[str]) -> None:
     commands = {"extraction": ExtractionConfig, "containers": ContainersConfig, "timeline": TimelineConfig}
-    name, config = parse_command(commands, argv, prog="python -m data_preparation.benchmark")
+    _, config = parse_command(commands, argv, prog="python -m data_preparation.benchmark")
     if shutil.which("ffmpeg") is None:
         raise UserError("ffmpeg is missing: install it, or load its module")
-    {"extraction": extraction, "containers": containers, "timeline": timeline}[name](config)
+    if isinstance(config, ExtractionConfig):
+        extraction(config)
+    elif isinstance(config, ContainersConfig):
+        containers(config)
+    else:
+        timeline(config)
 
 
 if __name__ == "__main__":

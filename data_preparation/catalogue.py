@@ -59,7 +59,9 @@ def direct_link(url: str) -> str:
 
 
 def load_catalogue(path: Path = CATALOGUE) -> list[Artefact]:
-    """Load all files of a catalogue, in its order. Local sources are relative to its folder; `~` and $VARIABLES are expanded.
+    """Load all files of a catalogue, in its order.
+
+    Local sources are relative to the folder of the catalogue; `~` and $VARIABLES are expanded.
 
     Raises:
         UserError: the catalogue is unreadable, or has faults (one per line).
@@ -149,8 +151,10 @@ def _resolved(source: str, folder: Path) -> str:
 
 
 def content_fault(name: str, head: bytes) -> str | None:
-    """A message if the first bytes (`file_types.HEAD_BYTES`) show that it is the wrong file, or None. Wrong are web pages,
-    pointers, compressed files and messages of a server."""
+    """A message if the first bytes (`file_types.HEAD_BYTES`) show that it is the wrong file, else None.
+
+    Wrong files are web pages, pointers, compressed files and messages of a server.
+    """
     file_type = file_type_of(head)
     if file_type is not None and file_type.kind in ("html", "xml"):
         return "a web page came instead of the file: the link has expired, or needs a log-in or a confirmation; download the file in a browser"

@@ -18,8 +18,8 @@ POSITION_LETTERS = ("D", "B", "C")  # the last letter of a dive number
 ROTATION_TYPES = ("back", "forward", "inward", "reverse")
 ATTRIBUTE_CLASSES = {"position": 3, "armstand": 2, "rotation_type": 4, "ss_no": 10, "tw_no": 8}
 
-# World Aquatics' rules: each judge gives 0 to 10 points in steps of 0.5; the sum of the middle three is multiplied by the
-# difficulty.
+# World Aquatics' rules: each judge gives 0 to 10 points in steps of 0.5, and the sum of the middle three is multiplied
+# by the difficulty.
 MAX_JUDGE_SCORE = 10.0
 COUNTED_JUDGES = 3
 LAST_FRAME = 99_999_999  # a thousand hours of video
@@ -30,9 +30,9 @@ ROUNDING = 0.06  # points; published final scores differ from the product by at 
 class Dive:
     """One judged dive of a broadcast.
 
-    Frames are 1-based and inclusive, numbered like the files of `ffmpeg -i NN.mp4 %06d.jpg`. `difficulty` is the degree of
-    difficulty, `final_score` is in points (0 to about 120). The other fields are None if the annotation file does not have
-    them; `ss_no` and `tw_no` are the numbers of half somersaults and half twists.
+    Frames are 1-based and inclusive, numbered like the files of `ffmpeg -i NN.mp4 %06d.jpg`. `difficulty` is the degree
+    of difficulty, `final_score` is in points (0 to about 120). The other fields are None if the annotation file does
+    not have them; `ss_no` and `tw_no` are the numbers of half somersaults and half twists.
     """
 
     video: int
@@ -137,7 +137,9 @@ def judged_score(dive: Dive) -> float | None:
 
 
 def judge_exceptions(dives: Iterable[Dive]) -> list[Dive]:
-    """Dives whose final score does not follow from their judges' scores, mostly because of a typing error in one judge's
-    score. They are reported, not corrected."""
+    """Dives whose final score does not follow from their judges' scores.
+
+    Mostly one judge's score has a typing error. They are reported, not corrected.
+    """
     scored = ((dive, judged_score(dive)) for dive in dives)
     return [dive for dive, score in scored if score is not None and abs(score - dive.final_score) > ROUNDING]

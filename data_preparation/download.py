@@ -49,7 +49,7 @@ class DownloadConfig:
     catalogue: Path | None = flag(None, "Catalogue file; none uses data_preparation/catalogue.ini.")
 
 
-# ------------------------------------------------------------------------------------------ state that all downloads share
+# ---------------------------------------------------------------------------------------- state that all downloads share
 
 
 class Manifest:
@@ -95,9 +95,8 @@ class DownloadContext:
     manifest: Manifest
     space: DiskSpace = field(default_factory=DiskSpace)
     stop: threading.Event = field(default_factory=threading.Event)
-    rows: queue.SimpleQueue[int] = field(
-        default_factory=queue.SimpleQueue
-    )  # free rows of the terminal, for progress bars
+    # free rows of the terminal, for progress bars
+    rows: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
 
     @contextmanager
     def bar(self, name: str) -> Iterator[tqdm]:

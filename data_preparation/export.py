@@ -1,4 +1,4 @@
-"""Turn frame archives back into the original's loose layout, whole_videos_frames/NN/000001.jpg, for other tools.
+"""Unpack frame archives to the loose layout whole_videos_frames/NN/000001.jpg, which other tools read.
 
 python -m data_preparation.export --dataset DIR [--videos 01 02] [--output FOLDER]
 """
@@ -23,22 +23,23 @@ from data_preparation.layout import archive_file, dataset_layout, frame_name, lo
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Turn frame archives back into loose frames."""
+    """Unpack frame archives to loose frames."""
 
-    dataset: Path | None = flag(None, "Data set folder; none takes DEEPSPORTS_DATASET of job_files/environment.sh.")
-    videos: tuple[str, ...] = flag(("all",), "Videos: all that have an archive, or numbers.", allowed="all, or numbers")
-    output: Path | None = flag(None, "Folder for NN/000001.jpg ...; none puts them beside the archives.")
+    dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
+    videos: tuple[str, ...] = flag(
+        ("all",), "Videos to unpack: all (those with an archive), or numbers.", allowed="all, or numbers"
+    )
+    output: Path | None = flag(None, "Folder for NN/000001.jpg ...; none uses the folder of the archives.")
 
 
 def export_video(archive: Path, folder: Path) -> int:
-    """Write every frame of an archive, and its provenance record, to a folder that appears when it is whole; returns
-    the number of frames.
+    """Unpack an archive and its provenance record to `folder`, atomically. Returns the number of frames.
 
     Raises:
-        UserError: the folder is there already, the archive is damaged, or the disk is full.
+        UserError: the folder exists already, the archive is damaged, or the disk is full.
     """
     if folder.exists():
-        raise UserError(f"{folder} is there already: remove it, or name another --output")
+        raise UserError(f"{folder} exists already: remove it, or give another --output")
     reader = FrameReader(archive)
     numbers = tqdm(reader.numbers.tolist(), desc=folder.name, unit="frame", disable=not sys.stderr.isatty())
     with reporting_write_errors(folder), atomic_folder(folder) as temporary:
@@ -52,14 +53,14 @@ def main(argv: Sequence[str]) -> int:
     config = parse(ExportConfig, argv, prog="python -m data_preparation.export", description=__doc__.splitlines()[0])
     frames = dataset_layout(config.dataset).frames
     archived = [video for video in prepared_videos(frames) if archive_file(frames, video).exists()]
-    asked = [video_name(v) for v in archived] if [v.lower() for v in config.videos] == ["all"] else config.videos
-    unknown = [name for name in asked if not (re.fullmatch("[0-9]{1,6}", name) and int(name) in archived)]
+    names = [video_name(v) for v in archived] if [v.lower() for v in config.videos] == ["all"] else config.videos
+    unknown = [name for name in names if not (re.fullmatch("[0-9]{1,6}", name) and int(name) in archived)]
     if unknown or not archived:
         raise UserError(
-            f"{frames} has no archive of {' '.join(unknown) or 'any video'}; there are {' '.join(map(video_name, archived)) or 'none'}"
+            f"{frames} has no archive of {' '.join(unknown) or 'any video'}; it has {' '.join(map(video_name, archived)) or 'none'}"
         )
     faults = []
-    for video in sorted({int(name) for name in asked}):
+    for video in sorted({int(name) for name in names}):
         try:
             folder = loose_dir(config.output or frames, video)
             print(f"{folder}: {export_video(archive_file(frames, video), folder)} frames")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_preparation.common.errors import UserError
 
+# box types at the start of MP4 and QuickTime files
 VIDEO_BOXES = (
     b"ftyp",
     b"moov",
@@ -20,7 +21,7 @@ VIDEO_BOXES = (
     b"skip",
     b"wide",
     b"pnot",
-)  # box types at the start of MP4 and QuickTime files
+)
 # pointers to other files, and compressed files: never what a reader of the project wants
 POINTERS_AND_COMPRESSED = {"git-lfs", "git-annex", "dvc", "gzip", "bzip2", "xz", "zstd", "lz4", "7z", "rar"}
 HEAD_BYTES = 512  # the magic of a tar archive is at byte 257
@@ -185,8 +186,11 @@ def read_head(path: Path) -> bytes:
 
 
 def file_type_hint(path: Path, head: bytes | None = None, wanted: Collection[str] = ()) -> str | None:
-    """A hint of the form "it is TYPE: FIX"; None if the type is one of the `wanted` kinds (then the file is damaged after
-    its first bytes), is unknown, or the file cannot be read."""
+    """A hint of the form "it is TYPE: FIX", or None.
+
+    None if the type is one of the `wanted` kinds (then the file is damaged after its first bytes), if the type is
+    unknown, or if the file cannot be read.
+    """
     try:
         content = file_type_of(read_head(path) if head is None else head)
     except OSError:

@@ -1,7 +1,7 @@
 """Load untrusted pickles safely.
 
-Annotation files are downloaded, and a pickle can run code. This unpickler builds builtins, numpy scalars and arrays, and
-the content of a few harmless classes. It calls only functions of this module, and refuses every other name.
+Annotation files are downloaded, and a pickle can run code. This unpickler builds builtins, numpy scalars and
+arrays, and the content of a few harmless classes. It calls only functions of this module, and refuses every other name.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import numpy as np
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.file_types import unreadable_file_error
 
-_PLAIN_TYPE = re.compile(
-    r"[biuf][0-9]{1,2}|[SU][0-9]{1,6}"
-)  # dtypes of numbers and text; not object, whose items are pointers
+# dtypes of numbers and text; not object, whose items are pointers
+_PLAIN_TYPE = re.compile(r"[biuf][0-9]{1,2}|[SU][0-9]{1,6}")
 _MAX_RANGE = 10_000_000
 
 # Python 2 wrote text as bytes, mostly UTF-8, with the same opcode as numpy's raw numbers. Decoding with surrogateescape
@@ -254,7 +253,7 @@ def has_old_text(data: bytes) -> bool:
     """Whether a pickle has text that Python 2 wrote. Reads the opcodes without building objects.
 
     Raises:
-        UserError: its memo indices are far larger than the number of its objects; Python would allocate a table of that size.
+        UserError: its memo indices are far larger than its number of objects; Python would allocate such a large table.
         ValueError: it is not a complete pickle.
     """
     highest = count = 0

@@ -20,13 +20,11 @@ from data_preparation.layout import dataset_layout, video_name
 class ShardConfig:
     """Flags of every command that processes the videos one by one."""
 
-    dataset: Path | None = flag(
-        None, "Data set folder. Default: DEEPSPORTS_DATASET, which job_files/environment.sh sets."
-    )
+    dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     videos: tuple[str, ...] = flag(
         ("all",), "Videos to process: all (those with annotated dives), or numbers.", allowed="all, or video numbers"
     )
-    annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json). Default: the data set's own.")
+    annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none uses the data set's own.")
     workers: int = flag(0, "Worker processes; 0 means one per CPU core of the job.", minimum=0, maximum=1024)
     shard_index: int = flag(0, "Shard of the videos to process, from 0 (a task of a job array).", minimum=0)
     shard_count: int = flag(1, "Number of shards.", minimum=1)

@@ -1,7 +1,7 @@
-"""Find files with names similar to a missing one: numbered pictures of another pattern, misspelt names (imports nothing of
-the project).
+"""Find files with names similar to a missing one (imports nothing of the project).
 
-Messages about missing files name these, so that users see which rename or flag fixes the fault.
+Similar are numbered pictures of another pattern, and misspelt names. Messages about missing files name these, so that
+users see which rename or flag fixes the fault.
 """
 
 from __future__ import annotations
@@ -87,8 +87,11 @@ def _remove_suffix(name: str, suffixes: tuple[str, ...]) -> str | None:
 
 
 def similar_names(name: str, names: Iterable[str], suffixes: Iterable[str] = ()) -> list[str]:
-    """Up to three names that are similar to `name`: equal except for case, spaces or suffix, or with a few other letters;
-    then any file that has one of `suffixes`."""
+    """Up to three names that are similar to `name`.
+
+    First names that are equal except for case, spaces or suffix, then names with a few other letters, then any name
+    that has one of `suffixes`.
+    """
     names = [n for n in names if n != name and not n.startswith(".")]
 
     def plain(text: str) -> str:

@@ -1,5 +1,8 @@
-"""Records which prepared videos were verified since they were last written: a small marker file for each video, beside the
-frames or, if that folder is read-only (a shared data set), in a cache folder."""
+"""Records which prepared videos were verified since they were last written.
+
+Each video has a small marker file, beside the frames or, if that folder is read-only (a shared data set), in a cache
+folder.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +36,11 @@ def _state(frames_dir: Path, video: int) -> str:
 
 
 def _places(frames_dir: Path) -> list[Path]:
-    """The folders for the markers of a data set, in the order in which they are tried: beside the frames, then in the
-    cache. The cache key is the resolved path, which must be the same on login and compute nodes."""
+    """The folders for the markers of a data set, in the order in which they are tried.
+
+    First beside the frames, then in the cache. The cache key is the resolved path, which must be the same on login and
+    compute nodes.
+    """
     places = [frames_dir / ".verified"]
     if cache := cache_folder():
         resolved = str(frames_dir.resolve())

@@ -52,10 +52,10 @@ _LABEL_HEIGHT, _GAP = 18, 12  # pixels
 class VerifyConfig(ShardConfig):
     """Verify a prepared data set."""
 
-    train_path: Path | None = flag(None, "Train list. Default: the data set's own.")
-    test_path: Path | None = flag(None, "Test list. Default: the data set's own.")
+    train_path: Path | None = flag(None, "Train list; none uses the data set's own.")
+    test_path: Path | None = flag(None, "Test list; none uses the data set's own.")
     sources: bool = flag(False, "Also compare the SHA-256 of each source video with its archive's record.")
-    sheets: Path | None = flag(None, "Folder for contact sheets. Default: draw none.")
+    sheets: Path | None = flag(None, "Folder for contact sheets; without it none are drawn.")
     report: Path | None = flag(None, "Text file to write the report to. The report is always printed.")
 
 
@@ -415,7 +415,7 @@ def _absent_faults(videos: Sequence[int], total: int, layout: DatasetLayout) -> 
 
 
 def _extraction_helps(report: VideoReport) -> bool:
-    """Whether extracting again can fix a video: not if its frames exist under other names or numbers."""
+    """Whether extracting again can fix a video. Not if its messages name misnamed frames or another version."""
     others = ("data_preparation.adopt", "rename ", "another version")
     return not any(words in fault for fault in report.faults for words in others)
 
@@ -424,11 +424,11 @@ def _extract_command(
     layout: DatasetLayout, videos: Sequence[int], reports: Sequence[VideoReport], config: VerifyConfig
 ) -> str:
     """The command that extracts videos again, with the settings of most archives."""
-    shard = ShardConfig(layout.root, tuple(map(video_name, videos)), config.annotation_path)
+    chosen = ShardConfig(layout.root, tuple(map(video_name, videos)), config.annotation_path)
     usual = Counter(r.settings for r in reports if r.settings).most_common(1)
     flags = [word for name, value in (usual[0][0] if usual else ()) for word in (f"--{name}", value)]
     exists = any(archive_file(layout.frames, video).exists() for video in videos)
-    return command_text("extract", shard, *(("--again", True) if exists else ()), *flags)
+    return command_text("extract", chosen, *(("--again", True) if exists else ()), *flags)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The flags of the quick start: a small TimeSformer on synthetic dives, on two CPU cores. Same form as model_train_config.sh.
+# The flags of the quick start: a small TimeSformer on synthetic dives, on two CPU cores. Same format as model_train_config.sh.
 #
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # refuses Windows line ends, too
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # also refuses Windows line endings
 
 flags=(
     --root_dir "$DEEPSPORTS_DATASET/whole_videos_frames"

@@ -4,16 +4,16 @@
 #
 #     bash job_files/quickstart.sh && bash job_files/results_table.sh
 #
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
 set -euo pipefail # stop at the first error
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" # refuses Windows line ends, too
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" # also refuses Windows line endings
 builtin cd "$DEEPSPORTS_HOME"
 export DEEPSPORTS_DATASET="$DEEPSPORTS_SCRATCH/DeepSports_quickstart"
 
 runs="$DEEPSPORTS_RUNS/results_table"
 annotations="$DEEPSPORTS_DATASET/annotations"
 captions=(--captions_path "$annotations/final_captions_dict.pkl" --vocabulary_path "$annotations/vocab.json")
-# the settings of the quick start, each backbone and method with its own
+# the settings of the quick start, and those of each backbone and method
 common=(
     --root_dir "$DEEPSPORTS_DATASET/whole_videos_frames" --annotation_path "$annotations/final_annotations_dict.pkl"
     --train_path "$annotations/train_split_0.pkl" --test_path "$annotations/test_split_0.pkl" --runs_dir "$runs"
@@ -23,12 +23,12 @@ timesformer=(
     --spatial_size 64 --patch_size 16 --embed_dim 128 --depth 3 --num_heads 4 --drop_path 0 --frame_num 8 --warmup_steps 100
 )
 head=(--topology 128 --dropout 0 --activation GELU)
-# a network of 28 million weights from scratch: small clips and few epochs, since there is no c3d.pickle to start from
+# C3D has 28 million weights and starts from scratch here (no c3d.pickle): small clips and few epochs
 c3d=(--model c3d --frame_num 16 --spatial_size 32)
 brief=(--epochs 3 --learning_rate 0.0003 --warmup_steps 20)
 
 done_runs=()
-train() { # name, flags: three seeds
+train() { # train NAME [flags]: with three seeds
     local name="$1" seed
     shift
     for seed in 0 1 2; do

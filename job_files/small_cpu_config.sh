@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The flags of a training on small nodes without GPUs (two CPUs and 2 GB will do): a tiny TimeSformer, to try the commands
-# of a cluster with, not to score well. Same form as model_train_config.sh.
+# The flags of a tiny TimeSformer for small nodes without GPUs (two CPUs and 2 GB are enough): to try the commands on a
+# cluster, not to score well. Same format as model_train_config.sh.
 #
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # refuses Windows line ends, too
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # also refuses Windows line endings
 
 flags=(
     --root_dir "$DEEPSPORTS_DATASET/whole_videos_frames"

@@ -1,4 +1,4 @@
-"""Whether the nodes of a partition can hold a job, and what of it is too much (pure functions on scontrol's text)."""
+"""Compare the request of a job with the nodes of its partition (pure functions of scontrol's output)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MB_OF_A_GB = 1024  # Slurm's G
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks for. Memory is in MB; `cpus`, `memory` and `gpus` are of each node."""
+    """The resources that a job requests. Memory is in MB; `cpus`, `memory` and `gpus` are per node, `tasks` too."""
 
     nodes: int
     tasks: int
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Node:
-    """What a node has; `gpus` counts GPUs by type ('' where the site names none)."""
+    """The resources of a node. Memory is in MB; `gpus` counts GPUs by type ('' if the site names no type)."""
 
     name: str
     cpus: int
@@ -52,7 +52,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Partition:
-    """Limits of a partition; None where it has none. Memory is in MB."""
+    """The limits of a partition; None means no limit. Memory is in MB."""
 
     name: str
     is_default: bool
@@ -71,7 +71,7 @@ def _limit(text: str) -> int | None:
 
 
 def parse_nodes(text: str) -> list[Node]:
-    """The nodes of `scontrol show node --oneliner`; lines that are no node's are left out."""
+    """The nodes in the output of `scontrol show node --oneliner`; other lines are skipped."""
     found = []
     for fields in map(oneliner_fields, text.splitlines()):
         if not {"NodeName", "CPUTot", "RealMemory"} <= set(fields):
@@ -93,7 +93,7 @@ def parse_nodes(text: str) -> list[Node]:
 
 
 def gpu_counts(gres: str) -> dict[str, int]:
-    """GPUs by type of a node's Gres: 'gpu:a100:4(S:0-1),gpu:2' gives {'a100': 4, '': 2}."""
+    """The number of GPUs by type in a node's Gres: 'gpu:a100:4(S:0-1),gpu:2' -> {'a100': 4, '': 2}."""
     counts: dict[str, int] = {}
     for item in re.sub(r"\([^)]*\)", "", gres).split(","):
         if match := re.fullmatch(r"gpu(?::([^:]*[^:\d][^:]*))?(?::(\d+))?", item):
@@ -102,7 +102,7 @@ def gpu_counts(gres: str) -> dict[str, int]:
 
 
 def parse_partitions(text: str) -> dict[str, Partition]:
-    """The partitions of `scontrol show partition --oneliner`, by name."""
+    """The partitions in the output of `scontrol show partition --oneliner`, by name."""
     found = {}
     for fields in map(oneliner_fields, text.splitlines()):
         if name := fields.get("PartitionName"):
@@ -123,13 +123,13 @@ def parse_partitions(text: str) -> dict[str, Partition]:
 
 
 def excess(request: Request, nodes: Iterable[Node], partitions: Mapping[str, Partition]) -> list[str]:
-    """What of a request is too much for every node of its partition, a sentence each, then a line that says what was asked
-    and one that says what the nodes have; [] where nothing is, or where it is not known which partition it is."""
+    """A sentence for each part of a request that exceeds every node of its partition, then a line with the request and a
+    line with the nodes; [] if the request fits, or if the partition is unknown."""
     name = request.partition or next((p.name for p in partitions.values() if p.is_default), "")
-    if "," in name or not name:  # of several partitions Slurm takes the first that fits
+    if "," in name or not name:  # Slurm chooses among several partitions
         return []
     if name not in partitions:
-        return [f"--partition {name} is not there: give one of {', '.join(sorted(partitions))}"]
+        return [f"--partition {name} does not exist: give one of {', '.join(sorted(partitions))}"]
     partition = partitions[name]
     every = [node for node in nodes if name in node.partitions]
     if not every:
@@ -148,32 +148,32 @@ def excess(request: Request, nodes: Iterable[Node], partitions: Mapping[str, Par
     found += _node_count_excess(request, partition, every, usable, bool(found))
     if partition.minutes is not None and request.minutes > partition.minutes:
         found.append(
-            f"asked {_counted(request.minutes, 'minute')}, partition {name} allows {partition.minutes:g}: give --time_min {int(partition.minutes)}"
+            f"requested {_counted(request.minutes, 'minute')}, partition {name} allows {partition.minutes:g}: give --time_min {int(partition.minutes)}"
         )
     if not found:
         return []
-    return [*found, f"asked: {request_text(request, name)}", f"partition {name} has: {nodes_text(every)}"]
+    return [*found, f"requested: {request_text(request, name)}", f"partition {name} has: {nodes_text(every)}"]
 
 
 def _per_node_excess(request: Request, partition: Partition, nodes: Sequence[Node]) -> list[str]:
-    """What is more than the largest of the nodes has."""
+    """The parts of a request that exceed the largest node."""
     where = f"the largest node of partition {partition.name} has"
     cpus = int(min(max(node.cpus for node in nodes), partition.cpus or math.inf))
     memory = int(min(max(node.memory for node in nodes), partition.memory or math.inf))
     gpus = max(node.gpus_of(request.gpu_type) for node in nodes)
-    # as many GPUs (or tasks) as such a node could hold with a CPU and a GB for each
+    # the number of GPUs (or tasks) that fit into such a node with one CPU and one GB for each
     wanted = request.gpus or request.tasks
-    shares = max(min(wanted, cpus, memory // _MB_OF_A_GB, gpus if request.gpus and gpus else wanted), 1)
-    fewer = f" {'--gpus_per_node' if request.gpus else '--tasks_per_node'} {shares}" if shares < wanted else ""
+    units = max(min(wanted, cpus, memory // _MB_OF_A_GB, gpus if request.gpus and gpus else wanted), 1)
+    fewer = f" {'--gpus_per_node' if request.gpus else '--tasks_per_node'} {units}" if units < wanted else ""
     found = []
     if request.cpus > cpus:
         found.append(
-            f"asked {_counted(request.cpus, 'CPU')} on each node, {where} {cpus}: give --cpus_per_gpu {max(cpus // shares, 1)}{fewer}"
+            f"requested {_counted(request.cpus, 'CPU')} on each node, {where} {cpus}: give --cpus_per_gpu {max(cpus // units, 1)}{fewer}"
         )
     if request.memory > memory:
-        gb = max(memory // _MB_OF_A_GB // shares, 1)
+        gb = max(memory // _MB_OF_A_GB // units, 1)
         found.append(
-            f"asked {_gb(request.memory)} of memory on each node, {where} {_gb(memory)}: give --mem_per_gpu_gb {gb}{fewer}"
+            f"requested {_gb(request.memory)} of memory on each node, {where} {_gb(memory)}: give --mem_per_gpu_gb {gb}{fewer}"
         )
     if request.gpus > gpus:
         found.append(_gpu_excess(request, partition, nodes, gpus))
@@ -182,20 +182,18 @@ def _per_node_excess(request: Request, partition: Partition, nodes: Sequence[Nod
 
 def _gpu_excess(request: Request, partition: Partition, nodes: Sequence[Node], most: int) -> str:
     kind = f"{request.gpu_type} GPU".strip()
-    asked = f"asked {_counted(request.gpus, kind)} on each node"
+    requested = f"requested {_counted(request.gpus, kind)} on each node"
     if most:
-        return f"{asked}, the largest node of partition {partition.name} has {most}: give --gpus_per_node {most}"
+        return f"{requested}, the largest node of partition {partition.name} has {most}: give --gpus_per_node {most}"
     types = sorted({name for node in nodes for name in node.gpus} - {""})
     if request.gpu_type and types:
-        return (
-            f"{asked}, partition {partition.name} has GPUs of type {', '.join(types)}: give one of them as --gpu_type"
-        )
+        return f"{requested}, partition {partition.name} has GPUs of type {', '.join(types)}: give one of them as --gpu_type"
     if request.gpu_type and any(node.gpus for node in nodes):
-        return f"{asked}, the GPUs of partition {partition.name} have no type: leave out --gpu_type"
-    return f"{asked}, partition {partition.name} has none: give another --partition, or train on CPUs (--gpus_per_node 0 -- --gpu False)"
+        return f"{requested}, the GPUs of partition {partition.name} have no type: leave out --gpu_type"
+    return f"{requested}, partition {partition.name} has none: give another --partition, or train on CPUs (--gpus_per_node 0 -- --gpu False)"
 
 
-def _holds(request: Request, node: Node) -> bool:
+def _has_enough(request: Request, node: Node) -> bool:
     return (
         request.cpus <= node.cpus and request.memory <= node.memory and request.gpus <= node.gpus_of(request.gpu_type)
     )
@@ -204,26 +202,26 @@ def _holds(request: Request, node: Node) -> bool:
 def _node_count_excess(
     request: Request, partition: Partition, every: Sequence[Node], usable: Sequence[Node], is_named: bool
 ) -> list[str]:
-    """Whether too few nodes are there, or too few that hold all that is asked at once. `is_named` says that it is known
-    already why no node does."""
-    asked, where = f"asked {_counted(request.nodes, 'node')}", f"partition {partition.name}"
+    """An error if too few nodes exist, or too few have enough of everything. `is_named` says that another error already
+    names what every node lacks."""
+    requested, where = f"requested {_counted(request.nodes, 'node')}", f"partition {partition.name}"
     if usable and request.nodes > len(usable):
         left = len(every) - len(usable)
         without = f" ({left} of {len(every)} are excluded or lack --constraint)" if left else ""
-        return [f"{asked}, {where} has {len(usable)}{without}: give --nodes {len(usable)}"]
+        return [f"{requested}, {where} has {len(usable)}{without}: give --nodes {len(usable)}"]
     if partition.nodes is not None and partition.nodes < request.nodes:
-        return [f"{asked}, {where} allows {partition.nodes} for a job: give --nodes {partition.nodes}"]
-    fitting = [node.name for node in usable if _holds(request, node)]
+        return [f"{requested}, {where} allows {partition.nodes} for a job: give --nodes {partition.nodes}"]
+    fitting = [node.name for node in usable if _has_enough(request, node)]
     if len(fitting) < request.nodes and not is_named:
         names = f" ({', '.join(fitting[:4])})" if fitting else ""
         return [
-            f"{asked} with all of this on each, {where} has {len(fitting)}{names}: ask for less on each node, or for fewer nodes"
+            f"{requested} with all of this on each, {where} has {len(fitting)}{names}: ask for less on each node, or for fewer nodes"
         ]
     return []
 
 
 def host_names(expression: str) -> set[str]:
-    """The hosts of an expression such as 'gpu[003-004,7],n1'."""
+    """The hosts in an expression such as 'gpu[003-004,7],n1'."""
     found: set[str] = set()
     for item in re.findall(r"[^,\[]+(?:\[[^\]]*\])?[^,\[]*", expression):
         match = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", item)
@@ -258,13 +256,14 @@ def request_text(request: Request, partition: str) -> str:
 
 
 def nodes_text(nodes: Iterable[Node]) -> str:
-    """How many nodes of each kind there are: '2 nodes with 2 CPUs, 7.81 GB, 2 GPUs'."""
+    """The number of nodes of each kind: '2 nodes with 2 CPUs, 7.81 GB, 2 GPUs'."""
     kinds: dict[str, int] = {}
-    away: dict[str, int] = {}
+    unusable: dict[str, int] = {}
     for node in nodes:
         kinds[node.text] = kinds.get(node.text, 0) + 1
-        away[node.text] = away.get(node.text, 0) + bool(re.search("DOWN|DRAIN|FAIL|NOT_RESPONDING", node.state))
+        unusable[node.text] = unusable.get(node.text, 0) + bool(re.search("DOWN|DRAIN|FAIL|NOT_RESPONDING", node.state))
     return "; ".join(
-        f"{_counted(count, 'node')} with {text}" + (f" ({away[text]} of them down or drained)" if away[text] else "")
+        f"{_counted(count, 'node')} with {text}"
+        + (f" ({unusable[text]} of them down or drained)" if unusable[text] else "")
         for text, count in kinds.items()
     )

@@ -1,9 +1,9 @@
-"""From videos to the honest number in one command: prepare -> verify -> train -> evaluate, each when the one before ended well.
+"""Submit prepare, verify, train and evaluate as Slurm jobs, each of which starts when the one before has succeeded.
 
     python -m launch.pipeline [launch flags] [-- training flags]
 
-The stages are Slurm jobs that depend on each other (afterok); when one fails, those after it leave the queue. The same
-command again goes on: what is done stays done, what is queued stays queued, and the rest is submitted.
+Each stage depends on the one before (afterok); if it fails, Slurm cancels the later ones. After a failure give the same
+command again: it skips stages that are done or queued, and submits the others.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from launch.slurm import QueuedJob, SlurmError
 from training.config import TrainConfig, path_faults
 from training.runtime.run_folder import RunFolder, read_json, resume_faults, write_json
 
-_BYTES_OF_A_FRAME = 40_000  # a stored frame of height 256, quality 95, at most
+_MAX_FRAME_BYTES = 40_000  # a stored frame of height 256 and quality 95
 
 
 @dataclass(frozen=True)
 class PipelineConfig(LaunchConfig):
-    """Prepare, verify, train and evaluate as Slurm jobs that depend on each other; the launch flags are the training's."""
+    """Prepare, verify, train and evaluate as Slurm jobs that depend on each other; the launch flags apply to the training."""
 
-    prepare_tasks: int = flag(15, "Tasks of the prepare array, at most one for each video.", minimum=1)
-    prepare_cpus: int = flag(2, "CPU cores of each task of the prepare array, and of the verification.", minimum=1)
-    prepare_time_min: int = flag(240, "Time limit of the prepare array and of the verification in minutes.", minimum=1)
+    prepare_tasks: int = flag(15, "Tasks of the job array that prepares videos, at most one for each video.", minimum=1)
+    prepare_cpus: int = flag(2, "CPU cores of each preparing task, and of the verification.", minimum=1)
+    prepare_time_min: int = flag(240, "Time limit of a preparing task and of the verification in minutes.", minimum=1)
     height: int = flag(256, "Height of the stored frames in pixels.", minimum=0, maximum=4320)
 
     def __post_init__(self) -> None:
         if self.cluster != "slurm":
-            raise UserError("the pipeline is a chain of Slurm jobs: drop --cluster local")
+            raise UserError("--cluster local does not fit a pipeline, which is a chain of Slurm jobs: drop it")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the pipeline: whether it is done, and how to submit it after a job ('' for none); returns the job id."""
+    """A stage of the pipeline. `submit` takes the job id to wait for ('' for none) and returns the new job id."""
 
     name: str
     is_done: bool
@@ -103,12 +103,12 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
 
 
 def small_options(launch: PipelineConfig) -> list[str]:
-    """sbatch's options of the stages that prepare and verify."""
+    """sbatch's options for the stages prepare and verify."""
     return [f"--cpus-per-task={launch.prepare_cpus}", f"--time={launch.prepare_time_min}"]
 
 
 def small_stage_faults(launch: PipelineConfig, site: Mapping[str, str], todo: Sequence[str]) -> list[str]:
-    """Whether Slurm could ever start the jobs that prepare and verify, of the stages that are to be submitted."""
+    """Errors if Slurm could not start the jobs of the stages prepare and verify, as far as they are in `todo`."""
     found = []
     for name, options in (("prepare", ["--array=0"]), ("verify", [])):
         if name not in todo:
@@ -125,7 +125,7 @@ def small_stage_faults(launch: PipelineConfig, site: Mapping[str, str], todo: Se
 
 
 def site_options(launch: LaunchConfig) -> list[str]:
-    """sbatch's options for the job files of the stages."""
+    """sbatch's options that are common to all stages."""
     names = ("partition", "account", "qos", "constraint", "exclude")
     return [f"--{name}={value}" for name in names if (value := getattr(launch, name))]
 
@@ -135,13 +135,13 @@ def annotated_videos(training: TrainConfig) -> set[int]:
 
 
 def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str]) -> list[str]:
-    """What can be known to go wrong in any stage before the first is submitted."""
+    """The errors of all stages that can be found before the first one is submitted."""
     folder, layout = RunFolder(training.run_dir), DatasetLayout(Path(site["DEEPSPORTS_DATASET"]).resolve())
     found = preflight.request_flag_faults(launch, training) + resume_faults(folder, training)[0]
     found += [fault for fault in path_faults(training) if not fault.startswith("--root_dir")]
     if training.root_dir.resolve() != layout.frames:
         found.append(
-            f"the pipeline prepares {layout.frames} and --root_dir says {training.root_dir}: name the data set by DEEPSPORTS_DATASET in job_files/environment.sh"
+            f"the pipeline prepares {layout.frames}, but --root_dir is {training.root_dir}: set DEEPSPORTS_DATASET in job_files/environment.sh to the data set"
         )
     if found:
         return found
@@ -158,8 +158,8 @@ def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping
             f"{len(absent)} source videos are not in {layout.videos} ({names}): run python -m data_preparation.download videos"
         )
     frames = sum(d.frame_count for d in load_annotations(training.annotation_path).values() if d.video in missing)
-    if missing:  # a data set that is prepared already may be read-only
-        found += preflight.space_faults(layout.root, frames * _BYTES_OF_A_FRAME, "scratch (DEEPSPORTS_DATASET)")
+    if missing:  # a prepared data set may be read-only
+        found += preflight.space_faults(layout.root, frames * _MAX_FRAME_BYTES, "scratch (DEEPSPORTS_DATASET)")
     return found
 
 
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> int:
     launch, training, site = submit.read_flags(
         argv, PipelineConfig, "python -m launch.pipeline", __doc__.splitlines()[0]
     )
-    training = dataclasses.replace(training, evaluate=False)  # the last stage's
+    training = dataclasses.replace(training, evaluate=False)  # by the last stage
     preflight.print_step("checking flags, files and videos")
     faults = pipeline_faults(launch, training, site)
     notes: list[str] = []
@@ -189,7 +189,7 @@ def main(argv: Sequence[str]) -> int:
         print(script)
         return 0
     record_file = folder.path / "pipeline.json"
-    preflight.print_step(f"keeping the code in {folder.path}, and submitting")
+    preflight.print_step(f"copying the code to {folder.path}, then submitting")
     with submit.submission_lock(folder.path / "pipeline"):
         code = snapshot.copy_code(folder.path)
         jobs = read_json(record_file) or {}
@@ -202,20 +202,20 @@ def main(argv: Sequence[str]) -> int:
                 print(f"{stage.name:<9} done")
                 continue
             known = jobs.get(stage.name)
-            after, news = _begun(stage, after, known, queued, renewed)
+            after, message = _job_of_stage(stage, after, known, queued, renewed)
             renewed = renewed or after != known
             jobs[stage.name] = after
             write_json(record_file, jobs)
-            print(f"{stage.name:<9} {news}")
+            print(f"{stage.name:<9} {message}")
     print(f"watch     squeue --me     or     python -m launch.status --watch     (logs: {folder.path}/pipeline)")
     return 0
 
 
-def _begun(
+def _job_of_stage(
     stage: Stage, after: str, known: str | None, queued: Mapping[str, QueuedJob], renewed: bool
 ) -> tuple[str, str]:
-    """(the job that does a stage, what to say of it): the one that is queued already, or a new one; with `renewed` a stage
-    before it was submitted anew, so the queued one waits for the wrong job."""
+    """(job id, text for the user) of a stage's job, which is already queued or is submitted now. `renewed` says that an
+    earlier stage has a new job: then a queued one waits for the wrong job, and is replaced."""
     if known is not None and any(job_id.split("_")[0] == known for job_id in queued):
         if not renewed:
             return known, f"queued already, job {known}"
@@ -224,9 +224,9 @@ def _begun(
         job = stage.submit(after)
     except SlurmError as error:
         raise UserError(
-            f"stage {stage.name} cannot be submitted ({error}): mend the launch flags or job_files/environment.sh, then give the command again"
+            f"stage {stage.name} cannot be submitted ({error}): fix the launch flags or job_files/environment.sh, then give the same command again"
         ) from None
-    again = f" (job {known} did not do it)" if known else ""
+    again = f" (job {known} did not finish it)" if known else ""
     return job, f"submitted, job {job}{again}" + (f", after job {after}" if after else "")
 
 

@@ -17,6 +17,7 @@ from data_preparation.extract import ExtractConfig
 from launch.config import REPOSITORY, LaunchConfig
 from training import plugins
 from training.config import TrainConfig
+from training.runtime import statuses
 
 RESULTS_README = "training/README.md"
 
@@ -31,6 +32,7 @@ def tables() -> dict[str, dict[str, str]]:
         },
         "training/README.md": {"training flags": markdown_table(TrainConfig), **of_plugins},
         "launch/README.md": {"launch flags": markdown_table(LaunchConfig)},
+        "job_files/README.md": {"exit statuses": statuses.markdown_table()},
     }
 
 

@@ -1,10 +1,10 @@
-"""Runs and jobs in one table: what runs, how far it is, how good it is, what went wrong.
+"""A table of runs and jobs with their states, progress, scores and errors.
 
     python -m launch.status [PATTERN ...] [--state failed] [--last 10] [--watch] [--runs_dir runs]
     python -m launch.status logs RUN            follow the log of its newest job
-    python -m launch.status cancel RUN          let it save, then end it
+    python -m launch.status cancel RUN          let it save, then cancel its job
 
-RUN is a name in the table, such as timesformer, or sweep/point. A PATTERN is a name, a sweep, or has * in it: 'rates/*seed-0'.
+RUN is a name in the table, such as timesformer or sweep/point. A PATTERN is a RUN, a sweep, or contains *: 'rates/*seed-0'.
 """
 
 from __future__ import annotations
@@ -35,67 +35,68 @@ from launch.slurm import EndedJob, FailedJob, QueuedJob, SlurmError
 from training.runtime.run_folder import RunFolder, read_json
 from training.runtime.run_progress import RunProgress
 
-_QUIET_S = 600  # a run that says nothing for so long has probably stopped
-_STOP_S = 180  # how long a job that was told to stop may take to save before it is cancelled all the same
+_SILENT_S = 600  # a run without progress for so long has probably died
+_SAVE_S = 180  # time to save after the signal, before a job is cancelled anyway
 _TAIL_BYTES = 64 * 1024
-_ERROR_LINES = 6  # of the window's width
-_FAILED_SHOWN = 5  # jobs without a run that ended badly
+_MAX_ERROR_LINES = 6
+_MAX_FAILED_JOBS = 5  # failed jobs without a run folder
 
-# a job that waits for one of these reasons waits for ever
+# a job that is pending for one of these reasons never starts
 _NEVER_STARTS = {
-    "PartitionConfig": "it asks for more than the nodes of the partition have: cancel it, and ask for less (python -m launch.submit says what is too much)",
-    "PartitionNodeLimit": "it asks for more nodes than the partition has or allows: cancel it, and ask for fewer",
-    "PartitionTimeLimit": "it asks for more time than the partition allows: cancel it, and ask for less",
-    "BadConstraints": "no node has what it asks for: cancel it, and ask for less",
-    "DependencyNeverSatisfied": "the job that it waits for has failed: cancel it",
-    "JobHeldUser": "it is held: scontrol release JOB lets it go on",
+    "PartitionConfig": "it requests more than the nodes of the partition have: cancel it, and request less (python -m launch.submit shows what is too much)",
+    "PartitionNodeLimit": "it requests more nodes than the partition has or allows: cancel it, and request fewer",
+    "PartitionTimeLimit": "it requests more time than the partition allows: cancel it, and request less",
+    "BadConstraints": "no node has what it requests: cancel it, and request less",
+    "DependencyNeverSatisfied": "the job that it depends on has failed: cancel it",
+    "JobHeldUser": "it is held: release it with scontrol release JOB",
     "JobHeldAdmin": "it is held by an administrator: ask your site's support",
 }
 
-# states of runs that do something or are about to
+# states of runs that are running or will run
 ACTIVE = ("running", "starting", "pending", "configuring", "completing", "suspended")
 
-# name and importance of each column: where the terminal is narrow, the least important ones are left out
+# columns with their priority: a narrow terminal shows those with the lowest numbers
 COLUMNS = {
     "RUN": 0, "STATE": 1, "JOB": 5, "NODES": 14, "TIME": 8, "EPOCH": 2, "STEP": 7, "DIVES/S": 10, "DATA": 11, "LOSS": 13,
     "RHO": 6, "BEST": 3, "TEST": 9, "ETA": 4, "RESTARTS": 12, "MEMORY": 15, "SEEN": 16,
 }  # fmt: skip
 
 
+_RUNS_DIR_HELP = "Folder of all run folders; none: DEEPSPORTS_RUNS in job_files/environment.sh."
+
+
 @dataclass(frozen=True)
 class StatusConfig:
-    """List runs with their state, progress and results."""
+    """List runs with their states, progress and results."""
 
-    runs_dir: Path | None = flag(
-        None, "Folder of all run folders; none takes DEEPSPORTS_RUNS of job_files/environment.sh."
-    )
-    watch: bool = flag(False, "Show the table again and again until Ctrl-C.")
-    every: float = flag(5.0, "Seconds between two tables of --watch.", minimum=0.5)
+    runs_dir: Path | None = flag(None, _RUNS_DIR_HELP)
+    watch: bool = flag(False, "Refresh the table until Ctrl-C.")
+    every: float = flag(5.0, "Seconds between two refreshes of --watch.", minimum=0.5)
     state: tuple[str, ...] = flag(
-        (), "Show the runs in these states only, such as running failed.", allowed="states of the table's STATE column"
+        (), "Show only runs in these states, such as running failed.", allowed="states of the table's STATE column"
     )
-    last: int = flag(0, "Show so many runs only, the latest first; 0 shows all, by name.", minimum=0)
+    last: int = flag(0, "Show only so many runs, the latest first; 0: all, by name.", minimum=0)
 
 
 @dataclass(frozen=True)
 class LogsConfig:
     """Follow the log of a run's newest job."""
 
-    runs_dir: Path | None = StatusConfig.__dataclass_fields__["runs_dir"]
-    follow: bool = flag(True, "Go on showing what is added, until Ctrl-C; False ends where the log ends now.")
+    runs_dir: Path | None = flag(None, _RUNS_DIR_HELP)
+    follow: bool = flag(True, "Follow the log until Ctrl-C; False: print it and exit.")
 
 
 @dataclass(frozen=True)
 class CancelConfig(LogsConfig):
-    """Let a run save, then end its job; the command that started it goes on. (--follow is for logs only.)"""
+    """Let a run save, then cancel its job; the command that started the run resumes it. (--follow is for logs only.)"""
 
 
-# ----------------------------------------------------------------------------------------------------------- looking
+# ----------------------------------------------------------------------------------------------------------- reading
 
 
 @dataclass
 class Cluster:
-    """What Slurm says; `unknown` holds what it could not say, a line each, and `queue_is_known` whether squeue answered."""
+    """The answers of squeue and sacct. `unknown` has a line for each command that failed."""
 
     queued: dict[str, QueuedJob] = field(default_factory=dict)
     queue_is_known: bool = True
@@ -104,24 +105,24 @@ class Cluster:
 
 
 def query_slurm(job_ids: set[str]) -> Cluster:
-    """Ask squeue, and sacct about those jobs that are no longer queued."""
+    """Run squeue, and sacct for those of the jobs that are no longer queued."""
     found = Cluster()
     try:
         found.queued = slurm.queue()
     except SlurmError as error:
         found.queue_is_known = False
-        found.unknown.append(f"which jobs wait or run: {error}")
-    gone = sorted(job_ids - set(found.queued))
+        found.unknown.append(f"which jobs are pending or running: {error}")
+    ended = sorted(job_ids - set(found.queued))
     try:
-        if gone or found.unknown:
-            found.ended = slurm.ended(gone)
+        if ended or found.unknown:
+            found.ended = slurm.ended(ended)
     except SlurmError as error:
         found.unknown.append(f"how jobs ended: {error}")
     return found
 
 
 def run_folders(runs_dir: Path) -> dict[str, RunFolder]:
-    """All runs of a folder by name; the points of a sweep are called sweep/point."""
+    """All runs in a folder by name; the points of a sweep are named sweep/point."""
 
     def inside(folder: Path) -> Iterator[Path]:
         for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
@@ -134,18 +135,18 @@ def run_folders(runs_dir: Path) -> dict[str, RunFolder]:
 
 
 def last_job(folder: Path) -> str | None:
-    """The newest job that has a folder in the run, or None."""
+    """The id of the newest job with a folder in the run, or None."""
     jobs = [p for p in (folder / "jobs").glob("*") if re.fullmatch(r"\d+(_\d+)?", p.name) and p.is_dir()]
     return max(jobs, key=lambda p: p.stat().st_mtime).name if jobs else None
 
 
-def ran_here(progress: RunProgress) -> bool:
-    """Whether a training was started on this machine without a job."""
+def ran_on_this_machine(progress: RunProgress) -> bool:
+    """Whether a training runs or ran on this machine without a job."""
     return progress.job_id is None and progress.host == socket.gethostname()
 
 
 def is_a_training(pid: object) -> bool:
-    """Whether a process number of this machine is a training's: numbers are used again."""
+    """Whether a process id of this machine belongs to a training: the system reuses ids."""
     if not isinstance(pid, int) or pid <= 1:
         return False
     try:
@@ -156,12 +157,12 @@ def is_a_training(pid: object) -> bool:
 
 
 def run_state(progress: RunProgress | None, job: QueuedJob | None, ended: EndedJob | None, now: float) -> str:
-    """What a person would call the run's state, from its own words and Slurm's."""
+    """The state of a run, from its progress.json and Slurm's answers; `now` is in seconds since 1970."""
     if job is not None:
         if job.state == "PENDING":
             return f"pending ({job.reason})"
         began = now - (slurm_seconds(job.elapsed) or 0)
-        # what the start before has left tells nothing of this one
+        # progress.json may be from an earlier start of the job
         is_starting = job.state == "RUNNING" and (progress is None or progress.updated < began)
         return "starting" if is_starting else job.state.lower()
     how = ended.state.lower() if ended else ""
@@ -172,44 +173,44 @@ def run_state(progress: RunProgress | None, job: QueuedJob | None, ended: EndedJ
     if how and how != "completed":
         return how
     if progress.state == "running":
-        if ran_here(progress) and not is_a_training(progress.pid):
+        if ran_on_this_machine(progress) and not is_a_training(progress.pid):
             return "killed"
-        if now - progress.updated > _QUIET_S:
+        if now - progress.updated > _SILENT_S:
             return "silent"
     return progress.state
 
 
 def log_files(folder: RunFolder, job_id: str | None) -> list[Path]:
-    """What a job printed, then what its first rank logged, as far as they are there; without a job, what was started here."""
+    """The existing log files of a job: its output, then the log of rank 0. Without a job id, those of a local training."""
     if job_id is None:
         printed = sorted(folder.jobs_dir.glob("*_0_log.out"), key=lambda path: path.stat().st_mtime)[-1:]
         return [path for path in (*printed, folder.job_dir("local") / "rank0.log") if path.is_file()]
     printed = [where / "jobs" / f"{job_id}_0_log.out" for where in (folder.path, folder.path.parent)]
     printed.append(folder.job_dir(job_id) / OUTPUT)
     if not any(path.is_file() for path in printed):
-        with suppress(SlurmError):  # the controller has forgotten the job
+        with suppress(SlurmError):  # Slurm has forgotten the job
             if (path := slurm.output_file(job_id)) is not None:
                 printed.append(path)
     return [path for path in (*printed, folder.job_dir(job_id) / "rank0.log") if path.is_file()]
 
 
 def last_error_line(folder: RunFolder, job_id: str | None) -> str:
-    """The last line of a job's logs that speaks of an error; '' where none does."""
+    """The last line about an error in a job's logs; '' if there is none."""
     return next(filter(None, map(error_line, log_files(folder, job_id))), "")
 
 
 def error_line(path: Path) -> str:
-    """The last line of a file that speaks of an error; '' where none does."""
+    """The last line about an error in a file; '' if there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    speaking = [line for line in lines if re.search(r"error|Error|ERROR|[Oo]ut [Oo]f [Mm]emory", line)]
-    own = [line for line in speaking if line.startswith("error: ")]  # the sentence that says what to fix
-    others = [line for line in speaking if not line.startswith(("srun: ", "slurmstepd"))]
-    found = own or others or speaking
+    about_errors = [line for line in lines if re.search(r"error|Error|ERROR|[Oo]ut [Oo]f [Mm]emory", line)]
+    own = [line for line in about_errors if line.startswith("error: ")]  # the project's own errors name the fix
+    others = [line for line in about_errors if not line.startswith(("srun: ", "slurmstepd"))]
+    found = own or others or about_errors
     return found[-1].strip() if found else ""
 
 
@@ -222,11 +223,11 @@ def refusal(folder: RunFolder, job_id: str | None) -> str:
 
 
 def jobs_without_run(runs_dir: Path, runs: Mapping[str, RunFolder]) -> list[FailedJob]:
-    """The user's jobs of this project that ended badly within a day and left no run, such as those of
-    `sbatch job_files/train_model.job` with a wrong flag, oldest first.
+    """The user's jobs of this project that failed within a day and have no run folder, oldest first: for example after a
+    wrong flag of `sbatch job_files/train_model.job`.
 
     Raises:
-        SlurmError: Slurm does not tell.
+        SlurmError: neither sacct nor scontrol answers.
     """
     known = {path.name for folder in runs.values() for path in folder.jobs_dir.glob("*")}
     failed = slurm.failed_today()
@@ -234,7 +235,7 @@ def jobs_without_run(runs_dir: Path, runs: Mapping[str, RunFolder]) -> list[Fail
 
 
 def output_of(job: FailedJob, runs_dir: Path) -> Path | None:
-    """The output file of a failed job: where Slurm says, else where the job files and the pipeline put it."""
+    """The output file of a failed job: the one that Slurm names, or the one in the folders that this project uses."""
     if job.output is not None and job.output.is_file():
         return job.output
     name = f"*-{job.job_id}.out"
@@ -243,11 +244,11 @@ def output_of(job: FailedJob, runs_dir: Path) -> Path | None:
     return found[0] if found else None
 
 
-# ----------------------------------------------------------------------------------------------------------- showing
+# ----------------------------------------------------------------------------------------------------------- table
 
 
 def run_row(name: str, folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, str], str]:
-    """(the cells of one run by column, its last error or ''). A damaged file is said, and ends nobody else's row."""
+    """(cells by column, last error or '') of a run. A damaged file becomes the error of this row."""
     try:
         cells, error = _cells(folder, cluster, now)
     except (UserError, KeyError, TypeError, ValueError, AttributeError) as damage:
@@ -259,7 +260,7 @@ def run_row(name: str, folder: RunFolder, cluster: Cluster, now: float) -> tuple
 
 
 def plain(text: str) -> str:
-    """The text in one line, without what would move a terminal's cursor, and of bearable length."""
+    """The text in one line without control characters, at most 2000 characters."""
     return "".join(c if c.isprintable() else " " for c in text[:2000])
 
 
@@ -298,37 +299,37 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
 
 
 def table(rows: Sequence[tuple[Mapping[str, str], str]], width: float, height: float = math.inf) -> str:
-    """The rows aligned in columns, as many columns as fit into `width` characters and as many rows as fit into `height`
-    lines, the header always; errors on lines of their own below their rows."""
+    """The rows aligned in columns, each followed by its error. Columns and rows that do not fit into `width` characters and
+    `height` lines are left out; the header is always shown."""
     shown = list(COLUMNS)
     widths = {c: max(len(c), *(len(cells[c]) for cells, _ in rows)) for c in COLUMNS}
     while sum(widths[c] + 2 for c in shown) - 2 > width and len(shown) > 2:
         shown.remove(max(shown, key=COLUMNS.__getitem__))
-    room = width - sum(widths[c] + 2 for c in shown[1:])
-    if widths["RUN"] > room:  # a long name gives way last
-        widths["RUN"] = max(int(room), 12)
+    left = width - sum(widths[c] + 2 for c in shown[1:])
+    if widths["RUN"] > left:  # shorten names only if dropping columns is not enough
+        widths["RUN"] = max(int(left), 12)
 
     def line(cells: Mapping[str, str]) -> str:
         fitted = (cut(cells[c], widths[c]).ljust(widths[c]) for c in shown)
         return "  ".join(fitted).rstrip()
 
-    most = _ERROR_LINES if height == math.inf else 2
+    most = _MAX_ERROR_LINES if height == math.inf else 2
     blocks = [[line(cells), *error_lines(error, width, most)] for cells, error in rows]
     foot = []
     if (left_out := [c for c in COLUMNS if c not in shown]) and height > 8:
         foot.append(cut(f"(in a wider window: {', '.join(left_out)})", width))
-    blocks, more = fitting_blocks(blocks, height - 1 - len(foot))
+    fitting, more = fitting_blocks(blocks, height - 1 - len(foot))
     if more:
         foot.insert(0, cut(f"... {more} more row{'s' if more > 1 else ''} (a higher window, --state or --last)", width))
-    return "\n".join([line({c: c for c in COLUMNS}), *(text for block in blocks for text in block), *foot])
+    return "\n".join([line({c: c for c in COLUMNS}), *(text for block in fitting for text in block), *foot])
 
 
 def error_lines(error: str, width: float, most: int) -> list[str]:
-    """An error below its row, wrapped; of a long one the middle is left out, since the cause may stand at either end."""
+    """An error wrapped into at most `most` lines. A long one loses its middle, because the cause may be at either end."""
     if not error or width == math.inf:
         return [f"  └ {error}"] if error else []
     width = max(int(width), 12)
-    for length in range(most * (width - 4), 0, -1):  # words do not fill the lines
+    for length in range(most * (width - 4), 0, -1):  # wrapped lines are not full
         lines = textwrap.wrap(
             cut(error, length), width, initial_indent="  └ ", subsequent_indent="    ", break_on_hyphens=False
         )
@@ -338,7 +339,7 @@ def error_lines(error: str, width: float, most: int) -> list[str]:
 
 
 def fitting_blocks(blocks: Sequence[list[str]], height: float) -> tuple[Sequence[list[str]], int]:
-    """(the first blocks of lines, as many as fit, how many are left out); a line is kept for saying that some are."""
+    """(the first blocks of lines that fit, number of those left out). One line stays free for a note about the others."""
     if sum(map(len, blocks)) <= height:
         return blocks, 0
     shown: list[list[str]] = []
@@ -350,7 +351,7 @@ def fitting_blocks(blocks: Sequence[list[str]], height: float) -> tuple[Sequence
 
 
 def cut(text: str, width: float) -> str:
-    """The text, or as much of it as fits, with an ellipsis in the middle: both ends of a name tell."""
+    """The text, shortened to `width` characters by an ellipsis in the middle."""
     if len(text) <= width:
         return text
     half = (int(width) - 1) // 2
@@ -359,11 +360,11 @@ def cut(text: str, width: float) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the table; `moved` is when it last did something, in seconds since 1970."""
+    """A run in the table; `changed` is the time of its last change, in seconds since 1970."""
 
     cells: Mapping[str, str]
     error: str
-    moved: float
+    changed: float
 
     @property
     def state(self) -> str:
@@ -371,7 +372,7 @@ class Row:
 
 
 def last_change(folder: RunFolder) -> float:
-    """When a run last wrote its progress or got a job."""
+    """The time at which a run last wrote its progress or got a job, in seconds since 1970."""
     times = [0.0]
     for path in (folder.progress_file, folder.jobs_dir, folder.config_file):
         with suppress(OSError):
@@ -380,15 +381,15 @@ def last_change(folder: RunFolder) -> float:
 
 
 def latest_first(rows: Sequence[Row]) -> list[Row]:
-    """Those that wait or run, then the others, the latest first."""
-    return sorted(rows, key=lambda row: (not row.state.startswith(ACTIVE), -row.moved))
+    """Pending and running runs, then the others, the latest first."""
+    return sorted(rows, key=lambda row: (not row.state.startswith(ACTIVE), -row.changed))
 
 
 def chosen_runs(runs: Mapping[str, RunFolder], patterns: Sequence[str]) -> dict[str, RunFolder]:
-    """The runs that one of the patterns names: a name, a sweep's name for all its points, or a pattern with '*'.
+    """The runs that match one of the patterns: a name, the name of a sweep for all its points, or a pattern with '*'.
 
     Raises:
-        UserError: patterns that name no run.
+        UserError: a pattern matches no run.
     """
     if not patterns:
         return dict(runs)
@@ -417,8 +418,8 @@ def overview(
     states: Sequence[str] = (),
     last: int = 0,
 ) -> str:
-    """The whole screen: the table, jobs that belong to no run, what is not known. By name, unless `last` asks for the latest
-    or they do not fit into `height` lines."""
+    """The text of the whole screen: the table, jobs without a run, commands that failed. Runs are sorted by name; with
+    `last`, or if they do not fit into `height` lines, the latest are first."""
     every = run_folders(runs_dir)
     runs = chosen_runs(every, patterns)
     jobs = {name: last_job(folder.path) for name, folder in runs.items()}
@@ -430,25 +431,25 @@ def overview(
     if last:
         rows = latest_first(rows)[:last]
     others = [] if patterns or states or last else other_jobs(runs_dir, every, cluster, width)
-    others += [cut(f"not known, {line}", width) for line in cluster.unknown]
+    others += [cut(f"unknown: {line}", width) for line in cluster.unknown]
     if not rows:
         none = (
             f"No run is {' or '.join(states)}; there are: {', '.join(present)}."
             if runs
             else f"No run in {runs_dir} yet."
         )
-        return "\n".join([cut(none, width), *few_lines(others, height - 1, width)])
+        return "\n".join([cut(none, width), *first_lines(others, height - 1, width)])
     pairs = [(row.cells, row.error) for row in rows]
     whole = table(pairs, width, math.inf).count("\n") + 1
-    others = few_lines(others, max(height - whole, height // 4), width)
-    room = height - len(others)
-    if whole > room and not last:
+    others = first_lines(others, max(height - whole, height // 4), width)
+    table_height = height - len(others)
+    if whole > table_height and not last:
         pairs = [(row.cells, row.error) for row in latest_first(rows)]
-    return "\n".join([table(pairs, width, math.inf if whole <= room else room), *others])
+    return "\n".join([table(pairs, width, math.inf if whole <= table_height else table_height), *others])
 
 
-def few_lines(lines: list[str], most: float, width: float) -> list[str]:
-    """The first lines, and how many more there are where they are more than `most`."""
+def first_lines(lines: list[str], most: float, width: float) -> list[str]:
+    """The first `most` lines; if there are more, the last one says how many."""
     if len(lines) <= most:
         return lines
     if most < 1:
@@ -458,7 +459,7 @@ def few_lines(lines: list[str], most: float, width: float) -> list[str]:
 
 
 def other_jobs(runs_dir: Path, runs: Mapping[str, RunFolder], cluster: Cluster, width: float) -> list[str]:
-    """Lines about jobs that belong to no run: those that wait or run, and those of this project that ended badly today."""
+    """Lines about jobs without a run: pending and running ones, and those of this project that failed within a day."""
     known = {last_job(folder.path) for folder in runs.values()}
     lines = []
     for job in cluster.queued.values():
@@ -469,28 +470,29 @@ def other_jobs(runs_dir: Path, runs: Mapping[str, RunFolder], cluster: Cluster, 
             lines += error_lines(_NEVER_STARTS.get(job.reason, ""), width, 2)
     try:
         failed = jobs_without_run(runs_dir, runs)
-    except SlurmError:  # said already where Slurm does not answer
+    except SlurmError:  # already reported
         return lines
-    for job in reversed(failed[-_FAILED_SHOWN:]):
-        output = output_of(job, runs_dir)
-        lines.append(cut(f"job {job.job_id} {job.name}: {job.state.lower()} after {clock_text(job.elapsed)}", width))
+    for ended in reversed(failed[-_MAX_FAILED_JOBS:]):
+        output = output_of(ended, runs_dir)
+        summary = f"job {ended.job_id} {ended.name}: {ended.state.lower()} after {clock_text(ended.elapsed)}"
+        lines.append(cut(summary, width))
         error = error_line(output) if output else ""
-        where = f"its output: {output}" if output else f"its output is not in {job.folder}"
-        lines += error_lines(plain(f"{error} ({where})" if error else where), width, _ERROR_LINES)
-    if len(failed) > _FAILED_SHOWN:
-        lines.append(f"... {len(failed) - _FAILED_SHOWN} more jobs failed today (sacct --state=FAILED)")
+        where = f"its output: {output}" if output else f"its output is not in {ended.folder}"
+        lines += error_lines(plain(f"{error} ({where})" if error else where), width, _MAX_ERROR_LINES)
+    if len(failed) > _MAX_FAILED_JOBS:
+        lines.append(f"... {len(failed) - _MAX_FAILED_JOBS} more jobs failed today (sacct --state=FAILED)")
     return lines
 
 
 def screen_width() -> float:
-    """Characters of a line; no limit where nobody looks (a file, a pipe)."""
+    """Characters in a line of the terminal; infinity for a file or a pipe."""
     if sys.stdout.isatty() or "COLUMNS" in os.environ:
         return shutil.get_terminal_size().columns
     return math.inf
 
 
 def screen_height() -> float:
-    """Lines of the window; no limit where nobody looks."""
+    """Lines of the terminal; infinity for a file or a pipe."""
     if sys.stdout.isatty() or "LINES" in os.environ:
         return shutil.get_terminal_size().lines
     return math.inf
@@ -509,7 +511,7 @@ def existing_runs_dir(given: Path | None) -> Path:
 def named_run(runs_dir: Path, name: str) -> RunFolder:
     """
     Raises:
-        UserError: there is no such run.
+        UserError: the run does not exist.
     """
     runs = run_folders(runs_dir)
     if name not in runs:
@@ -521,7 +523,7 @@ def show_log(folder: RunFolder, follow: bool) -> int:
     job_id = last_job(folder.path)
     files = log_files(folder, job_id)
     if not files:
-        raise UserError(f"{folder.path} has no log yet: its job has not started (python -m launch.status)")
+        raise UserError(f"{folder.path} has no log yet, because its job has not started: see python -m launch.status")
     print(f"==> {files[0]} <==", flush=True)
     if not follow:
         print(files[0].read_text(errors="replace"), end="")
@@ -530,35 +532,36 @@ def show_log(folder: RunFolder, follow: bool) -> int:
 
 
 def cancel_run(folder: RunFolder) -> int:
-    """Tell the run to stop, wait until it has saved, and see that its job ends."""
+    """Signal a run to stop, wait until it has saved, and cancel its job."""
     progress, job_id = folder.progress(), last_job(folder.path)
-    if job_id and end_jobs({job_id}):
-        print(f"job {job_id} is cancelled; submit {folder.path.name} again to go on")
+    if job_id and stop_jobs({job_id}):
+        print(f"job {job_id} is cancelled; submit {folder.path.name} again to resume")
         return 0
-    if progress is not None and progress.state == "running" and ran_here(progress) and is_a_training(progress.pid):
-        os.kill(progress.pid, signal.SIGTERM)
-        print(f"process {progress.pid} is told to save and end; start it again to go on")
+    pid = progress.pid if progress and progress.state == "running" and ran_on_this_machine(progress) else None
+    if pid is not None and is_a_training(pid):
+        os.kill(pid, signal.SIGTERM)
+        print(f"process {pid} is signaled to save and exit; start the training again to resume")
         return 0
-    raise UserError(f"nothing of {folder.path} waits or runs: there is nothing to cancel")
+    raise UserError(f"{folder.path} is neither pending nor running: there is nothing to cancel")
 
 
-def end_jobs(job_ids: set[str]) -> list[str]:
-    """Let jobs save and end; returns those that waited or ran.
+def stop_jobs(job_ids: set[str]) -> list[str]:
+    """Let running jobs save, then cancel all; returns the ids of those that were pending or running.
 
     Raises:
         UserError: Slurm does not answer.
     """
     try:
         jobs = [job for job in slurm.queue().values() if job.job_id in job_ids]
-        # those that wait first: a task of an array that ends would let the next one start
+        # pending ones first: when a task of an array ends, the next one would start
         waiting = [job.job_id for job in jobs if job.state == "PENDING"]
         if waiting:
             slurm.cancel(*waiting)
         running = {job.job_id for job in jobs if job.state == "RUNNING"}
         if running:
             slurm.cancel(*sorted(running), signal="INT")
-            print(f"{_jobs_text(running)} told to save and end", flush=True)
-        deadline = time.monotonic() + _STOP_S
+            print(f"{_jobs_text(running)} signaled to save and exit", flush=True)
+        deadline = time.monotonic() + _SAVE_S
         while running and time.monotonic() < deadline and running & set(slurm.queue()):
             time.sleep(2)
         if left := (job_ids & set(slurm.queue())) - set(waiting):
@@ -573,7 +576,7 @@ def _jobs_text(job_ids: set[str]) -> str:
 
 
 def split_patterns(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(patterns, flags) of a command line: words before the first flag, and what stands after --watch that is no switch."""
+    """(patterns, flags) of a command line: patterns are the words before the first flag, and words after --watch."""
     words = list(argv)
     first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     patterns, flags = words[:first], words[first:]
@@ -588,10 +591,10 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("logs", "cancel"):
         command, *rest = argv
         options_of = LogsConfig if command == "logs" else CancelConfig
-        name, options = parse_named(options_of, rest, prog=f"python -m launch.status {command} RUN")
-        folder = named_run(existing_runs_dir(options.runs_dir), name)
-        return show_log(folder, options.follow) if command == "logs" else cancel_run(folder)
-    about = f"{__doc__.splitlines()[0]} Names or patterns of runs ('rates/*seed-0'), which stand first, show those only. Besides: launch.status logs RUN follows a log, launch.status cancel RUN lets a run save and ends it."
+        name, of_run = parse_named(options_of, rest, prog=f"python -m launch.status {command} RUN")
+        folder = named_run(existing_runs_dir(of_run.runs_dir), name)
+        return show_log(folder, of_run.follow) if command == "logs" else cancel_run(folder)
+    about = f"{__doc__.splitlines()[0]} Give names or patterns of runs ('rates/*seed-0') first to show only those. See also: launch.status logs RUN follows a log, launch.status cancel RUN lets a run save and cancels its job."
     patterns, flags = split_patterns(argv)
     options = parse(StatusConfig, flags, prog="python -m launch.status", description=about)
     states = [word.lower() for words in options.state for word in words.split(",") if word]
@@ -602,10 +605,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         while True:
             text = overview(runs_dir, screen_width(), screen_height() - 1, patterns, states, options.last)
-            title = cut(f"{time.strftime('%H:%M:%S')}, every {options.every:g} s; Ctrl-C ends", screen_width())
+            title = cut(f"{time.strftime('%H:%M:%S')}, every {options.every:g} s; Ctrl-C to stop", screen_width())
             print(
                 f"\x1b[H\x1b[2J{title}\n{text}", end="", flush=True
-            )  # a line end would move the title out of the window
+            )  # a final line break would scroll the title out of the window
             time.sleep(options.every)
     except KeyboardInterrupt:
         print()

@@ -280,13 +280,14 @@ def read_flags(argv: Sequence[str], cls: type, prog: str, description: str) -> t
     launch = collect_faults(faults, parse, cls, own, prog, description, {_AFTER: TrainConfig})
     config = named_config(own) if launch is None else launch.config
     flags = collect_faults(faults, read_flag_file, REPOSITORY / config)
+    training = None
     if flags is None:
         faults += flag_faults(TrainConfig, training_argv, {_BEFORE: cls})
     else:
         training = collect_faults(
             faults, parse, TrainConfig, [*flags, *training_argv], str(config), None, {_BEFORE: cls}
         )
-    if faults:
+    if training is None or faults:
         raise UserError.of(faults)
     return launch, absolute(training), site
 

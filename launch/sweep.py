@@ -1,12 +1,12 @@
-"""Train with several values of any training flags: one Slurm array, a run folder for each point, a table and a plot.
+"""Train with several values of training flags: a job array, a run folder for each point, a table and a plot.
 
     python -m launch.sweep submit --name rates --grid learning_rate=1e-4,1e-5 batch_size=8,16 [launch flags] [-- training flags]
     python -m launch.sweep show rates
-    python -m launch.sweep cancel rates         let all its points save, then end them
+    python -m launch.sweep cancel rates         let all points save, then cancel them
 
---grid takes every combination; --points FILE has the flags of one point in each line. The same command again submits the
-points that failed or are new, and no others. Points are compared by validation: unless they differ in seed and fold only,
-their test split stays closed until you open that of the one you chose.
+--grid trains every combination; --points FILE has the flags of one point in each line. The same command again submits the
+points that failed or are new, and no others. Validation compares the points: unless they differ only in seed and fold, none is
+evaluated on the test split until you evaluate the one that you chose.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from launch import preflight, snapshot, submit
 from launch.config import LaunchConfig, absolute
 from launch.job import create_folder
 from launch.progress import number_text, share_text
-from launch.status import end_jobs, existing_runs_dir, last_job, query_slurm, run_state
+from launch.status import existing_runs_dir, last_job, query_slurm, run_state, stop_jobs
 from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
 from training.runtime.run_folder import REPEATS, SWEEP_FILE, RunFolder, resume_faults, sweep_points, write_json
 from training.runtime.run_progress import RunProgress
 
-_LAUNCH = "it is a launch flag, and the points of a sweep differ in training flags"
-_MOST = 1000  # points; Slurm's MaxArraySize is 1001 where nobody changed it
+_IS_LAUNCH_FLAG = "it is a launch flag, and a sweep varies training flags"
+_MAX_POINTS = 1000  # Slurm's default MaxArraySize is 1001
 
 Point = dict[str, list[str]]  # training flag -> its words
 
 
 @dataclass(frozen=True)
 class SweepConfig(LaunchConfig):
-    """Submit the points of a sweep that are not done and not queued, as one array."""
+    """Submit the points of a sweep that are neither done nor queued, as one job array."""
 
-    name: str = flag("", "Name of the sweep: the folder of its runs inside --runs_dir.")
+    name: str = flag("", "Name of the sweep: the folder of its runs in --runs_dir.")
     grid: tuple[str, ...] = flag(
-        (), "Flags and their values, such as learning_rate=1e-4,1e-5 'topology=512 256,128': every combination.",
+        (), "Flags with their values, such as learning_rate=1e-4,1e-5 'topology=512 256,128': trains every combination.",
         allowed="flag=value,value",
     )  # fmt: skip
     points: Path | None = flag(
-        None, "File with the training flags of one point in each line; a relative path is from the repository."
+        None, "File with the training flags of one point in each line; relative to the repository."
     )
     parallel: int = flag(8, "Points that train at the same time.", minimum=1)
 
@@ -65,26 +65,24 @@ class SweepConfig(LaunchConfig):
             faults.append(f"--name '{self.name}' is not a folder name: give letters, digits, '-', '_' and '.'")
         if self.cluster != "slurm":
             faults.append(
-                "a sweep is a Slurm array: leave out --cluster local, or train the points one after the other"
+                "--cluster local does not fit a sweep, which is a job array of Slurm: drop it, or train the points one after another"
             )
         if not self.grid and self.points is None:
-            faults.append("a sweep without points: give --grid learning_rate=1e-4,1e-5 or --points FILE")
+            faults.append("the sweep has no points: give --grid learning_rate=1e-4,1e-5 or --points FILE")
         if faults:
             raise UserError.of(faults)
 
 
 @dataclass(frozen=True)
 class ShowConfig:
-    """Table and plot of a sweep's points."""
+    """Show a table and a plot of a sweep's points."""
 
-    runs_dir: Path | None = flag(
-        None, "Folder of all run folders; none takes DEEPSPORTS_RUNS of job_files/environment.sh."
-    )
+    runs_dir: Path | None = flag(None, "Folder of all run folders; none: DEEPSPORTS_RUNS in job_files/environment.sh.")
 
 
 @dataclass(frozen=True)
 class CancelConfig(ShowConfig):
-    """Let all points of a sweep save, then end them; the command that submitted the sweep goes on."""
+    """Let all points of a sweep save, then cancel them; the command that submitted the sweep resumes them."""
 
 
 # ------------------------------------------------------------------------------------------- points (pure functions)
@@ -94,7 +92,7 @@ def grid_points(grid: Sequence[str]) -> list[Point]:
     """Every combination of a grid's values.
 
     Raises:
-        UserError: items that are not of the form flag=value,value, or name a flag twice.
+        UserError: an item is not of the form flag=value,value, or a flag is given twice.
     """
     axes: dict[str, list[list[str]]] = {}
     faults = []
@@ -113,10 +111,10 @@ def grid_points(grid: Sequence[str]) -> list[Point]:
 
 
 def listed_points(text: str) -> list[Point]:
-    """The points of a file: in each line training flags with their values; '#' begins a comment.
+    """The points in a file with the training flags of one point in each line; '#' begins a comment.
 
     Raises:
-        UserError: lines that do not begin with a flag, or are not shell-like text.
+        UserError: a line does not begin with a flag, or its quotes do not match.
     """
     points, faults = [], []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -143,7 +141,7 @@ def listed_points(text: str) -> list[Point]:
 
 
 def point_name(point: Point) -> str:
-    """A folder name that says what the point is: 'learning_rate-1e-4_seed-0'."""
+    """The folder name of a point, made of its flags: 'learning_rate-1e-4_seed-0'."""
     parts = (f"{name}-{'-'.join(Path(word).name for word in words)}" for name, words in point.items())
     return re.sub(r"[^A-Za-z0-9_.+-]", "-", "_".join(parts))
 
@@ -163,7 +161,7 @@ def named_points(points: Iterable[Point]) -> dict[str, Point]:
 
 
 def varied(points: Iterable[Point]) -> set[str]:
-    """The flags that points differ in."""
+    """The flags in which points differ."""
     every = list(points)
     return {name for point in every for name in point if any(other.get(name) != point[name] for other in every)}
 
@@ -186,7 +184,7 @@ def submit_sweep(argv: Sequence[str]) -> int:
         raise UserError(f"points {twice[0]} and {twice[1]} are the same training: give each value once")
     if varied([*known.values(), *named.values()]) - REPEATS:
         trainings = {name: dataclasses.replace(each, evaluate=False) for name, each in trainings.items()}
-    trainings = {name: _as_opened(each) for name, each in trainings.items()}
+    trainings = {name: _without_new_epochs(each) for name, each in trainings.items()}
     first = next(iter(trainings.values()))
     faults: list[str] = []
     notes: list[str] = []
@@ -199,11 +197,15 @@ def submit_sweep(argv: Sequence[str]) -> int:
         if preflight.slurm_available(launch, faults):
             executor = _executor(launch, folder, snapshot.code_path(folder), list(trainings.values()), site)
             if len(trainings) > 1:
-                executor.parameters["map_count"] = len(trainings)  # as submitit does for an array
+                executor.parameters["map_count"] = len(trainings)  # as submitit sets it for an array
             preflight.check_with_slurm(submit.batch_script(executor, folder / "jobs"), launch, faults, notes)
     if faults:
         raise UserError.of(dict.fromkeys(faults))
-    notes += ["not checked: weights and memory of the other points"] if launch.forecast and len(trainings) > 1 else []
+    notes += (
+        ["not checked: weights and memory of all points but the first"]
+        if launch.forecast and len(trainings) > 1
+        else []
+    )
     for note in notes:
         print(note)
     if launch.dry_run:
@@ -222,20 +224,20 @@ def submit_sweep(argv: Sequence[str]) -> int:
 
 
 def _is_wanted(state: str, training: TrainConfig) -> bool:
-    """Whether a point is to be submitted: it is neither queued nor done, or is to train for more epochs now."""
+    """Whether to submit a point: it is neither queued nor done, or shall now train for more epochs."""
     if state != "finished":
         return state != "queued"
     saved = RunFolder(training.run_dir).saved_config()
     return saved is not None and saved.epochs < training.epochs
 
 
-def _as_opened(training: TrainConfig) -> TrainConfig:
-    """The training of a point without more epochs than its run has, where the test split of that was opened: the point is
-    left as it is, and the others may go on."""
+def _without_new_epochs(training: TrainConfig) -> TrainConfig:
+    """The training of a point; if its run was evaluated on the test split, without additional epochs. So that point stays as
+    it is, and the others can continue."""
     run = RunFolder(training.run_dir)
     try:
         saved = run.saved_config() if run.summary_file.exists() else None
-    except UserError:  # said with everything else that is wrong
+    except UserError:  # reported with all other errors
         return training
     return training if saved is None else dataclasses.replace(training, epochs=min(training.epochs, saved.epochs))
 
@@ -250,7 +252,7 @@ def _text_of(points: Path) -> str:
 
 
 def _same_training(trainings: Mapping[str, TrainConfig]) -> tuple[str, str] | None:
-    """Two points that differ in their names only."""
+    """The names of two points that are the same training, or None."""
     seen: dict[TrainConfig, str] = {}
     for name, training in trainings.items():
         bare = dataclasses.replace(training, run_name="x")
@@ -265,10 +267,10 @@ def _before(state: str, again: bool) -> str:
 
 
 def _points_of(launch: SweepConfig) -> list[Point]:
-    """The points that the flags of a sweep name.
+    """The points that --grid and --points give; with both, every combination of them.
 
     Raises:
-        UserError: there are none, too many, or some cannot be read.
+        UserError: there are none or too many, or some cannot be read.
     """
     faults: list[str] = []
     points = collect_faults(faults, grid_points, launch.grid) or []
@@ -276,10 +278,10 @@ def _points_of(launch: SweepConfig) -> list[Point]:
         text = collect_faults(faults, _text_of, launch.points)
         listed = collect_faults(faults, listed_points, text or "") or []
         if not listed and not faults:
-            faults.append(f"--points {launch.points} holds no point: give the flags of a point in each line")
+            faults.append(f"--points {launch.points} has no points: give the flags of a point in each line")
         points = [{**a, **b} for a in points for b in listed] if launch.grid else listed
-    if len(points) > _MOST:
-        faults.append(f"{len(points)} points are more than the {_MOST} of most sites' arrays: give fewer values")
+    if len(points) > _MAX_POINTS:
+        faults.append(f"{len(points)} points are more than the {_MAX_POINTS} of most sites' arrays: give fewer values")
     if faults:
         raise UserError.of(faults)
     return points
@@ -289,10 +291,10 @@ def _trainings(base: TrainConfig, folder: Path, named: Mapping[str, Point]) -> d
     """The training of each point.
 
     Raises:
-        UserError: all that is wrong with the points' flags, each once.
+        UserError: the errors in the points' flags, each once.
     """
     trainings: dict[str, TrainConfig] = {}
-    where: dict[str, list[str]] = {}  # fault -> points
+    where: dict[str, list[str]] = {}  # error -> points
     for name, point in named.items():
         faults: list[str] = []
         training = collect_faults(faults, _training, base, folder, name, point)
@@ -310,15 +312,17 @@ def _trainings(base: TrainConfig, folder: Path, named: Mapping[str, Point]) -> d
 
 def _training(base: TrainConfig, folder: Path, name: str, point: Point) -> TrainConfig:
     faults = [
-        f"--{flag} names the runs of a sweep: vary something else" for flag in ("runs_dir", "run_name") if flag in point
+        f"--{flag} cannot vary, because the sweep sets it: remove it"
+        for flag in ("runs_dir", "run_name")
+        if flag in point
     ]
     if "evaluate" in point:
-        faults.append("--evaluate is not a choice that validation could make: leave it out of the sweep")
+        faults.append("--evaluate cannot vary, because validation does not choose it: remove it")
     own = point_argv(point)
-    # a point may choose another backbone or method than the flag file, whose flags are then not its own
+    # drop the flags of the flag file's backbone or method if the point chooses another one
     flags = to_argv(base, only={f.name for f in dataclasses.fields(TrainConfig.for_argv([*to_argv(base), *own]))})
-    given = collect_faults(faults, parse, TrainConfig, [*flags, *own], None, None, {_LAUNCH: LaunchConfig})
-    if faults:
+    given = collect_faults(faults, parse, TrainConfig, [*flags, *own], None, None, {_IS_LAUNCH_FLAG: LaunchConfig})
+    if given is None or faults:
         raise UserError.of(faults)
     return absolute(dataclasses.replace(given, runs_dir=folder, run_name=name))
 
@@ -338,7 +342,7 @@ def _submit_points(
 def _executor(
     launch: SweepConfig, folder: Path, code: Path, trainings: Sequence[TrainConfig], site: Mapping[str, str]
 ) -> submit.submitit.SlurmExecutor:
-    """The executor of the array; a single point is a job of its own, since submitit makes no array of one."""
+    """The executor of the array; submitit submits a single point as a plain job."""
     job = '"$SLURM_JOB_ID"' if len(trainings) == 1 else '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
     jobs = [f"{shlex.quote(str(RunFolder(training.run_dir).jobs_dir))}/{job}" for training in trainings]
     setup = submit.job_setup(launch, site, code, jobs)
@@ -348,15 +352,15 @@ def _executor(
 
 
 def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[str, str]:
-    """'finished', 'queued', 'new', or how else each point stands.
+    """The state of each point: 'finished', 'queued', 'new' or another one.
 
     Raises:
-        UserError: `to_submit`, and the queue cannot be read, so points might be submitted twice; a progress.json is damaged.
+        UserError: a progress.json is damaged; or `to_submit`, and squeue fails: points might be submitted twice.
     """
     jobs = {name: last_job(folder / name) for name in points}
     cluster = query_slurm({job for job in jobs.values() if job})
     if to_submit and not cluster.queue_is_known:
-        raise UserError(f"it is not known {cluster.unknown[0]}: try again when Slurm answers")
+        raise UserError(f"unknown: {cluster.unknown[0]}: try again when Slurm answers")
     found = {}
     for name, job in jobs.items():
         progress = RunFolder(folder / name).progress()
@@ -373,7 +377,7 @@ def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[s
 
 
 def sweep_rows(folder: Path, points: Mapping[str, Point]) -> list[dict[str, Any]]:
-    """A record of each point, the best by validation first; those without a number last."""
+    """A record for each point, sorted by its best validation Spearman; points without one are last."""
     states = point_states(folder, points, to_submit=False)
     rows = []
     for name, point in points.items():
@@ -397,24 +401,24 @@ def _named_sweep(name: str, runs_dir: Path | None) -> tuple[Path, dict[str, Poin
     """The folder and the points of a sweep.
 
     Raises:
-        UserError: there is no such sweep.
+        UserError: the sweep does not exist.
     """
     runs_dir = existing_runs_dir(runs_dir)
     if points := sweep_points(runs_dir / name):
         return runs_dir / name, points
     sweeps = ", ".join(sorted(path.parent.name for path in runs_dir.glob("*/sweep.json"))) or "none"
     raise UserError(
-        f"{runs_dir / name} holds no sweep (no sweep.json): give the --name that it was submitted with; there are: {sweeps}"
+        f"{runs_dir / name} is not a sweep (no sweep.json): give the --name of a sweep; there are: {sweeps}"
     )
 
 
 def cancel_sweep(argv: Sequence[str]) -> int:
     name, options = parse_named(CancelConfig, argv, prog="python -m launch.sweep cancel SWEEP")
     folder, points = _named_sweep(name, options.runs_dir)
-    ended = end_jobs({job for point in points if (job := last_job(folder / point))})
+    ended = stop_jobs({job for point in points if (job := last_job(folder / point))})
     if not ended:
-        raise UserError(f"no point of {folder} waits or runs: there is nothing to cancel")
-    print(f"{len(ended)} of {len(points)} points are cancelled; submit the sweep again to go on")
+        raise UserError(f"no point of {folder} is pending or running: there is nothing to cancel")
+    print(f"{len(ended)} of {len(points)} points are cancelled; submit the sweep again to resume")
     return 0
 
 

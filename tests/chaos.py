@@ -1,11 +1,11 @@
-"""A training that is interrupted many times, in random ways at random times, on the real cluster; then compared with one that
-nobody disturbed. Takes about half a minute an interruption, so it is no part of the suite:
+"""Interrupt a training many times on the real cluster, in random ways at random times, and compare it with an uninterrupted
+run. One interruption takes about half a minute, so this is not a part of the suite:
 
     bash tests/cluster/start.sh && source /tmp/deepsports-cluster/env.sh
     python -m tests.chaos [--interruptions 30] [--seed 0] [--folder /tmp/deepsports-chaos]
 
-Prints a line for each interruption and a table: steps that were computed twice, by kind. Fails unless signals cost none, the
-others no more than --checkpoint_every and the step under way, and the run is the same bit for bit.
+It prints a line for each interruption, and a table of the steps that were computed twice. It fails unless signals cost no step,
+kills cost at most --checkpoint_every and the running step, and the run is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from tests.training.test_training import assert_same_run
 from training.runtime.run_folder import RunFolder
 
 SAVE_EVERY = 3
-STEPS_BETWEEN = 6  # at most, from a start to its interruption
+MAX_STEPS_BETWEEN = 6  # from a start to its interruption
 
 
 @dataclass(frozen=True)
 class ChaosConfig:
     """Interrupt a training many times."""
 
-    interruptions: int = flag(30, "How often.", minimum=1)
-    seed: int = flag(0, "Seed of kinds and times.")
+    interruptions: int = flag(30, "Number of interruptions.", minimum=1)
+    seed: int = flag(0, "Seed of the kinds and times.")
     folder: Path = flag(Path("/tmp/deepsports-chaos"), "Folder for data and runs; it is emptied.")
 
 
 class Chaos:
-    """The job under attack and the ways to interrupt it; each returns when the job waits to start again, or is submitted anew."""
+    """A job and the ways to interrupt it."""
 
     def __init__(self, folder: Path, flags: Sequence[object]) -> None:
         self.folder, self.flags, self.log = folder, flags, folder / "job.out"
@@ -68,7 +68,7 @@ class Chaos:
         env["DEEPSPORTS_REQUEUES"] = "1000"
         self.job = sbatch(*ON_TWO_NODES, "--open-mode=append", "job_files/train_model.job", *self.flags, env=env, output=self.log)  # fmt: skip
 
-    # ------------------------------------------------------------------------------- signals, which must cost nothing
+    # ------------------------------------------------------------------------------- signals, which must cost no step
 
     def signal(self) -> None:
         call("scancel", "--signal=USR2", self.job)
@@ -90,7 +90,7 @@ class Chaos:
         self.cancelled = True
         call("scancel", self.job)
 
-    # -------------------------------------------------------------------- kills, which may cost what was not saved yet
+    # -------------------------------------------------------------------- kills, which may cost unsaved steps
 
     def kill_rank(self) -> None:
         os.kill(random.choice(list(processes_of(self.job).values())), signal.SIGKILL)
@@ -100,7 +100,7 @@ class Chaos:
             os.kill(pid, signal.SIGKILL)
 
     def kill_loader(self) -> None:
-        """As the kernel does when memory is short. One whose batches are all handed over is not missed, so again."""
+        """As the kernel does when memory is short. The training does not miss a worker that has no batches left, so repeat it."""
         while job_states(self.job) == ["RUNNING"]:
             for loader in [p for training in processes_of(self.job).values() for p in worker_processes(training)]:
                 with suppress(ProcessLookupError):  # it ended with its epoch
@@ -110,7 +110,7 @@ class Chaos:
     def node_without_power(self) -> None:
         call("bash", NODE, "off", "n2")
         call("scontrol", "update", "nodename=n2", "state=down", "reason=chaos")
-        self._mend()
+        self._repair()
 
     def node_without_network(self) -> None:
         call("bash", NODE, "cut", "n2")
@@ -118,25 +118,25 @@ class Chaos:
         wait_for(lambda: job_states(self.job) != ["RUNNING"], "the job to be requeued")
         call("bash", NODE, "off", "n2")
         call("bash", NODE, "join", "n2")
-        self._mend()
+        self._repair()
 
     def torn_checkpoint(self) -> None:
-        """A kill, and the newest checkpoint loses its end: the one before it is used."""
+        """Kill all ranks and cut off the end of the newest checkpoint: the training must use the one before."""
         self.kill_all_ranks()
         wait_for(lambda: job_states(self.job) != ["RUNNING"], "the job to end")
         newest = RunFolder(self.run).checkpoints()
         if len(newest) > 1:
             newest[0].write_bytes(newest[0].read_bytes()[:-1000])
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         call("bash", NODE, "up", "n2")
 
-        def well() -> bool:
+        def is_up() -> bool:
             subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"], capture_output=True)
             states = call("sinfo", "--noheader", "--nodes=n2", "--format=%T").split()
             return set(states) <= {"idle", "mixed", "allocated"}
 
-        wait_for(well, "node n2")
+        wait_for(is_up, "node n2")
 
 
 FREE = ("signal", "preemption", "requeue_by_hand", "scancel")
@@ -146,18 +146,18 @@ COSTLY = ("kill_rank", "kill_all_ranks", "kill_loader", "node_without_power", "n
 def main(argv: Sequence[str]) -> int:
     config = parse(ChaosConfig, argv, prog="python -m tests.chaos")
     if shutil.which("sbatch") is None or "SLURM_CONF" not in os.environ:
-        raise UserError("no cluster: bash tests/cluster/start.sh, then source its env.sh")
+        raise UserError("no cluster is running: bash tests/cluster/start.sh, then source its env.sh")
     draw = random.Random(config.seed)
     random.seed(config.seed)
     shutil.rmtree(config.folder, ignore_errors=True)
     data = config.folder / "set"
     run_python("-m", "data_preparation.synthetic", "--dataset", data, "--videos", 2, "--dives", 60)
     run_python("-m", "data_preparation.extract", "--dataset", data, "--height", 72, "--verify")
-    epochs = config.interruptions * STEPS_BETWEEN // 4 + 2
+    epochs = config.interruptions * MAX_STEPS_BETWEEN // 4 + 2
     flags = [*TINY_MODEL, "--epochs", epochs, "--log_every", 1, "--checkpoint_every", SAVE_EVERY, "--drop_path", 0.2, "--ema", 0.9]  # fmt: skip
     whole = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 20000 + os.getpid() % 9000]
-    undisturbed = config.folder / "undisturbed"
-    run_python(*whole, "-m", "training.train", *config_flags(), *data_flags(data), *flags, "--runs_dir", undisturbed)
+    uninterrupted = config.folder / "uninterrupted"
+    run_python(*whole, "-m", "training.train", *config_flags(), *data_flags(data), *flags, "--runs_dir", uninterrupted)
 
     chaos = Chaos(config.folder, flags)
     chaos.submit()
@@ -174,11 +174,11 @@ def main(argv: Sequence[str]) -> int:
         cost = reached - resumed
         lost.setdefault(kind, []).append(cost)
         print(
-            f"{number:>3}  {kind:<22} after step {reached:>4}, went on after step {resumed:>4}: {cost} computed again",
+            f"{number:>3}  {kind:<22} after step {reached:>4}, resumed after step {resumed:>4}: {cost} computed again",
             flush=True,
         )
     wait_for(lambda: _ended(chaos), "the end", 900)
-    assert_same_run(undisturbed / "quickstart", chaos.run)
+    assert_same_run(uninterrupted / "quickstart", chaos.run)
     print("\nkind                    times  steps computed again (most)")
     for kind in FREE + COSTLY:
         if kind in lost:
@@ -186,15 +186,15 @@ def main(argv: Sequence[str]) -> int:
     print("The run is the same, bit for bit: metrics, last and best weights.")
     free = max((max(lost[kind]) for kind in FREE if kind in lost), default=0)
     costly = max((max(lost[kind]) for kind in COSTLY if kind in lost and kind != "torn_checkpoint"), default=0)
-    # what was being written when it was killed is lost, too, and so is a step that was logged before its checkpoint was begun
+    # a kill also loses the checkpoint that was being written, and a step that was logged before its checkpoint
     return 0 if free == 0 and costly <= 2 * SAVE_EVERY else 1
 
 
 def _let_it_run(chaos: Chaos, draw: random.Random) -> int | None:
-    """Wait for some steps of the present start; the step reached, or None when the training ended."""
+    """Wait for some steps of this start; returns the step reached, or None if the training has ended."""
     wait_for(lambda: job_states(chaos.job) == ["RUNNING"] or _ended(chaos), "the job to run")
     begun = max(step_lines(chaos.run), default=0)
-    wanted = begun + draw.randint(1, STEPS_BETWEEN)
+    wanted = begun + draw.randint(1, MAX_STEPS_BETWEEN)
     wait_for(lambda: max(step_lines(chaos.run), default=0) >= wanted or _ended(chaos), f"step {wanted}")
     time.sleep(draw.random() * 0.5)
     return None if _ended(chaos) else max(step_lines(chaos.run))
@@ -205,7 +205,7 @@ def _ended(chaos: Chaos) -> bool:
 
 
 def _start_again(chaos: Chaos, times: int) -> tuple[int, int]:
-    """See that the job starts again, for the n-th time; (the step it had reached, the step it went on after)."""
+    """Let the job start again, for the n-th time; returns (the step it had reached, the step it resumes after)."""
 
     def resumed() -> tuple[int, int] | None:
         if (found := _resumption(chaos.log.read_text(), times)) is not None:
@@ -217,11 +217,11 @@ def _start_again(chaos: Chaos, times: int) -> tuple[int, int]:
         elif states == ["COMPLETED"]:
             return (0, 0)
         elif set(states) <= FINAL:
-            # two kills in a row before a step was saved end a job, as they should
+            # a job is refused after two kills in a row before a step was saved
             refused = chaos.log.read_text().count(" and saved no step after ")
             assert chaos.cancelled or refused > chaos.refused, f"job {chaos.job} ended as {states[0]}: {chaos.log}"
             chaos.cancelled, chaos.refused = False, refused
-            print(f"     job {chaos.job} ended as {states[0]}: submitted anew", flush=True)
+            print(f"     job {chaos.job} ended as {states[0]}: submitted again", flush=True)
             chaos.submit()
         return None
 
@@ -229,17 +229,17 @@ def _start_again(chaos: Chaos, times: int) -> tuple[int, int]:
 
 
 def _resumption(log: str, times: int) -> tuple[int, int] | None:
-    """(the last step logged before the n-th restart, the step it went on after); None while there was none."""
+    """(the last step logged before the n-th restart, the step it resumed after), or None before that restart."""
     parts = log.split("INFO    Resuming ")
     if len(parts) <= times:
         return None
     logged = re.findall(r"INFO    epoch (\d+)/\d+ step (\d+)/", "".join(parts[:times]))
     found = re.search(r"at epoch (\d+), step (\d+)\n", parts[times])
-    return (_whole_step(*logged[-1]), _whole_step(*found.groups())) if found else None
+    return (_step_of_run(*logged[-1]), _step_of_run(*found.groups())) if found else None
 
 
-def _whole_step(epoch: str, step: str) -> int:
-    """Steps since the beginning; epochs have four."""
+def _step_of_run(epoch: str, step: str) -> int:
+    """The steps of the whole run; epochs have four."""
     return 4 * (int(epoch) - 1) + int(step)
 
 

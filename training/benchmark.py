@@ -1,6 +1,6 @@
-"""Measure what is promised of speed; ratios of things measured side by side in one run.
+"""Measure speed, as ratios of two times measured in the same run.
 
-python -m training.benchmark saving [--folder FOLDER]      how long training stands still while a checkpoint is written
+python -m training.benchmark saving [--folder FOLDER]      how long saving a checkpoint blocks the training
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from training.runtime import checkpoint
 
 @dataclass(frozen=True)
 class SavingConfig:
-    """Write the checkpoint of a TimeSformer-B with AdamW, in the training's own thread and beside it."""
+    """Write the checkpoint of a TimeSformer-B with AdamW in the training thread and in the background."""
 
     folder: Path = flag(
-        Path("benchmark_checkpoints"), "Folder to write to, on the disk that is to be measured; removed at the end."
+        Path("benchmark_checkpoints"), "Folder to write to, on the disk to measure; deleted at the end."
     )
-    rounds: int = flag(3, "Checkpoints of each kind.", minimum=1)
+    rounds: int = flag(3, "Number of checkpoints to write each way.", minimum=1)
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -36,7 +36,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def saving(config: SavingConfig) -> None:
-    """Print what a checkpoint costs the training: written in place, and by checkpoint.Writer."""
+    """Print how long a checkpoint blocks the training: written in the training thread, and by checkpoint.Writer."""
     backbone = build_backbone(TrainConfig())
     optimizer = torch.optim.AdamW(backbone.parameters(), amsgrad=True)
     for parameter in backbone.parameters():
@@ -48,14 +48,14 @@ def saving(config: SavingConfig) -> None:
 
     batch = torch.rand(1, 3, 8, 224, 224)
 
-    def step() -> None:  # a forward pass: what the training does meanwhile
+    def step() -> None:  # a forward pass, as an example of what the training does meanwhile
         with torch.no_grad():
             backbone.eval()(batch)
 
     path = config.folder / "checkpoint.pt"
     writer = checkpoint.Writer()
-    in_place, stalls, beside, written = [], [], [], []
-    writer.put(state(), lambda copy: {path: copy})  # the first one also gets the memory for the copy
+    in_place, stalls, concurrent, written = [], [], [], []
+    writer.put(state(), lambda copy: {path: copy})  # the first call also allocates the memory of the copy
     writer.wait()
     step()
     alone = [_seconds(step) for _ in range(config.rounds)]
@@ -64,21 +64,23 @@ def saving(config: SavingConfig) -> None:
             in_place.append(_seconds(lambda: checkpoint.save(path, state())))
             started = time.perf_counter()
             stalls.append(_seconds(lambda: writer.put(state(), lambda copy: {path: copy})))
-            beside.append(_seconds(step))
+            concurrent.append(_seconds(step))
             writer.wait()
             written.append(time.perf_counter() - started)
         size = path.stat().st_size
     finally:
         shutil.rmtree(config.folder, ignore_errors=True)
-    in_place_s, stall_s, step_s, beside_s = (sum(times) / len(times) for times in (in_place, stalls, alone, beside))
-    print(f"checkpoint of {size / 1e9:.2f} GB (TimeSformer-B, AdamW with amsgrad), mean of {config.rounds}")
-    print(f"written in place       training stands still {in_place_s:.2f} s")
-    print(
-        f"written beside it      training stands still {stall_s:.2f} s, on disk after {sum(written) / len(written):.2f} s"
+    in_place_s, stall_s, step_s, concurrent_s = (
+        sum(times) / len(times) for times in (in_place, stalls, alone, concurrent)
     )
-    print(f"ratio                  {in_place_s / stall_s:.1f} x less standing still")
+    print(f"checkpoint of {size / 1e9:.2f} GB (TimeSformer-B, AdamW with amsgrad), mean of {config.rounds}")
+    print(f"in the training thread training blocked for {in_place_s:.2f} s")
     print(
-        f"a forward pass         {step_s:.2f} s alone, {beside_s:.2f} s while a checkpoint is written ({beside_s / step_s:.2f} x)"
+        f"in the background     training blocked for {stall_s:.2f} s, on disk after {sum(written) / len(written):.2f} s"
+    )
+    print(f"ratio                  {in_place_s / stall_s:.1f} x")
+    print(
+        f"a forward pass         {step_s:.2f} s alone, {concurrent_s:.2f} s while a checkpoint is written ({concurrent_s / step_s:.2f} x)"
     )
 
 

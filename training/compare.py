@@ -1,9 +1,9 @@
-"""Is run B better than run A? The paired bootstrap of two opened runs on the same test dives.
+"""Compare evaluated runs on the same test dives with a paired bootstrap: is run B better than run A?
 
-    python -m training.compare runs/a runs/b [more runs, each against the first]
+    python -m training.compare runs/a runs/b [more runs, each compared with the first]
 
-"B better" is the share of resamples of the dives in which B's Spearman is the greater one. An interval that holds 0 says
-that these dives cannot tell the two apart; it knows nothing of other seeds: train several.
+"B better" is the fraction of resamples of the dives in which B has the higher Spearman correlation. If the 95 % interval
+contains 0, these dives do not show a difference. The interval does not cover the variation between seeds: train several.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.runtime.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Predictions:
-    """What predictions.csv holds of a run: dives, true and predicted final scores in points."""
+    """The content of a run's predictions.csv: dives, true and predicted final scores in points."""
 
     name: str
     dives: list[tuple[int, int]]
@@ -33,19 +33,19 @@ class Predictions:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The predictions of a run folder, ordered by dive.
+    """Read the predictions of a run folder, ordered by dive.
 
     Raises:
-        UserError: the folder holds none, or the file is damaged.
+        UserError: predictions.csv is missing or damaged.
     """
     file = RunFolder(path).predictions_file
     try:
         rows = list(csv.DictReader(file.read_text().splitlines()))
         if len({(row["video"], row["dive"]) for row in rows}) < max(len(rows), 3):
-            raise ValueError("fewer than three dives, or one twice")
+            raise ValueError("fewer than three dives, or a dive occurs twice")
         rows.sort(key=lambda row: (int(row["video"]), int(row["dive"])))
         if not all(math.isfinite(float(row[name])) for row in rows for name in ("true_score", "predicted_score")):
-            raise ValueError("a score is no number")
+            raise ValueError("a score is not a finite number")
         return Predictions(
             path.name,
             [(int(row["video"]), int(row["dive"])) for row in rows],
@@ -54,11 +54,11 @@ def read_predictions(path: Path) -> Predictions:
         )
     except OSError:
         raise UserError(
-            f"{path} has no predictions.csv: open its test split first (python -m training.evaluate --run {path}), or restore the file if that was done"
+            f"{path} has no predictions.csv: open its test split first (python -m training.evaluate --run {path}), or restore the file if it was opened before"
         ) from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file} is damaged ({type(error).__name__}: {error}): restore it, a test split is not opened twice"
+            f"{file} is damaged ({type(error).__name__}: {error}): restore it from a copy, because a test split is opened only once"
         ) from None
 
 
@@ -67,25 +67,25 @@ def check_comparable(a: Predictions, b: Predictions) -> None:
     if a.dives != b.dives or not np.array_equal(a.true, b.true):
         shared = len(set(a.dives) & set(b.dives))
         raise UserError(
-            f"{a.name} was tested on {len(a.dives)} dives and {b.name} on {len(b.dives)}, {shared} of them the same: compare runs with the same test split and annotations"
+            f"{a.name} was tested on {len(a.dives)} dives and {b.name} on {len(b.dives)}, {shared} of them in common: compare runs with the same test split and annotations"
         )
 
 
 def comparison(a: Predictions, b: Predictions) -> str:
-    """A table of two runs: each metric of A and of B, the gain B - A and its 95 % interval."""
+    """A table of two runs: each metric of A and B, the difference B - A and its 95 % interval."""
     metrics_a, metrics_b = (score_metrics(p.predicted, p.true) for p in (a, b))
     lines = [
         f"A = {a.name}, B = {b.name}: {len(a.dives)} test dives, paired bootstrap",
         f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}   95 % interval",
     ]
-    share = math.nan
+    win_rate = math.nan
     for label, name, rows in (("Spearman", "spearman", spearman_rows), ("R-l2 x100", "r_l2_x100", relative_l2_rows)):
         low, high, greater = paired_interval(a.predicted, b.predicted, a.true, rows)
         if name == "spearman":
-            share = greater
+            win_rate = greater
         x, y = metrics_a[name], metrics_b[name]
         lines.append(f"{label:14}{x:10.4f}{y:10.4f}{y - x:+10.4f}   {low:+.4f} to {high:+.4f}")
-    lines.append(f"B better (Spearman) in {share:.1%} of the resamples")
+    lines.append(f"B better (Spearman) in {win_rate:.1%} of the resamples")
     return "\n".join(lines)
 
 

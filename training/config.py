@@ -1,8 +1,8 @@
 """TrainConfig: the flags of a training. Imports no torch.
 
-The common flags stand here. A backbone's own flags stand in backbones/NAME/flags.py, a method's in methods/NAME/flags.py;
-`config_class` composes those of the chosen two and the common ones into one flat dataclass. `TrainConfig(...)` and
-`parse(TrainConfig, argv)` give an instance of the composed class.
+This file has the common flags. The flags of a backbone are in backbones/NAME/flags.py, those of a method in
+methods/NAME/flags.py. `config_class` composes the common flags and those of the chosen backbone and method into one flat
+dataclass; `TrainConfig(...)` and `parse(TrainConfig, argv)` return an instance of it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ FRAME_METHODS = ("random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", 
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
 NO_WEIGHTS = ("none", "scratch")
 
-# (mean, standard deviation) of each RGB channel, of pixels in [0, 1], that a network's input is normalised with
+# input normalisation: (mean, standard deviation) of each RGB channel, for pixels in [0, 1]
 INPUT_SCALES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "mtl_aqa": (
         (0.2719, 0.4617, 0.5961),
         (0.1870, 0.1881, 0.2604),
-    ),  # MTL-AQA's training clips, as DeepSports normalises
-    "timesformer": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),  # the released TimeSformer files
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # what C3D-AVG feeds to C3D
-    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # timm's ViT files
+    ),  # MTL-AQA's training clips, as in DeepSports
+    "timesformer": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),  # released TimeSformer weights
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # C3D-AVG's input to C3D
+    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # timm's ViT weights
     "0_255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),  # the Sports-1M port of C3D
 }
 
@@ -47,7 +47,7 @@ INPUT_SCALES: dict[str, tuple[tuple[float, float, float], tuple[float, float, fl
 class TrainConfig(BackboneFlags, MethodFlags):
     """Train a dive-scoring model and, with --evaluate True, open the test split once at the end."""
 
-    # --- where things are
+    # --- paths
     root_dir: Path = flag(
         Path("./"), "Folder of the prepared frames (whole_videos_frames).", short="-root", may_change=True, path=True
     )
@@ -72,15 +72,13 @@ class TrainConfig(BackboneFlags, MethodFlags):
         path=True,
     )
     vocabulary_path: str = flag(
-        "none", "Words of the captions (vocab.json).", allowed="path, none", may_change=True, path=True
+        "none", "Vocabulary of the captions (vocab.json).", allowed="path, none", may_change=True, path=True
     )
     videos: tuple[str, ...] = flag(
         ("all",), "Videos to use: all, or numbers such as 01 02.", short="-vid", allowed="all, or video numbers"
     )
-    runs_dir: Path = flag(Path("./runs"), "Folder of all run folders.", may_change=True, path=True)
-    run_name: str = flag(
-        "default", "Name of the run folder. A run that stopped is resumed by its name.", may_change=True
-    )
+    runs_dir: Path = flag(Path("./runs"), "Folder that holds the run folders.", may_change=True, path=True)
+    run_name: str = flag("default", "Name of the run folder. A stopped run of that name is resumed.", may_change=True)
     output: Path = flag(
         Path("./losses.png"),
         "PNG file of the loss plot; a relative path is inside the run folder.",
@@ -89,142 +87,156 @@ class TrainConfig(BackboneFlags, MethodFlags):
         may_change=True,
     )
 
-    # --- the data a step sees
+    # --- data
     train_val_split_ratio: float = flag(
-        0.8, "Share of the train list that trains; the rest validates.", short="-sr", allowed="number in (0, 1)"
+        0.8,
+        "Fraction of the train list to train on; the rest is for validation.",
+        short="-sr",
+        allowed="number in (0, 1)",
     )
     split: str = flag(
         "official",
-        "official takes the two lists; event holds whole events (videos) of both lists out for test and for validation.",
+        "official uses the two lists; event holds out whole events (videos) of both lists for test and validation.",
         choices=("official", "event"),
     )
-    folds: int = flag(5, "Parts that --split event cuts the events into.", minimum=2)
-    fold: int = flag(1, "The part, from 1, that --split event holds out for the test.", minimum=1)
-    split_seed: int = flag(0, "Seed of the parts of --split event: the same for all --seed and --fold.", minimum=0)
-    frame_num: int = flag(8, "Frames of a clip.", short="-fn", minimum=1)
-    frame_method: str = flag("spaced_fixed", "How the frames of a clip are chosen.", short="-fm", choices=FRAME_METHODS)
-    spatial_size: int = flag(224, "Height and width of the model's input in pixels.", short="-ss", minimum=1)
+    folds: int = flag(5, "Number of folds of --split event.", minimum=2)
+    fold: int = flag(1, "The fold (from 1) that --split event uses as test set.", minimum=1)
+    split_seed: int = flag(
+        0, "Seed of the folds of --split event, independent of --seed; keep it the same for all folds.", minimum=0
+    )
+    frame_num: int = flag(8, "Frames per clip.", short="-fn", minimum=1)
+    frame_method: str = flag(
+        "spaced_fixed", "How the frames of a clip are sampled.", short="-fm", choices=FRAME_METHODS
+    )
+    spatial_size: int = flag(224, "Height and width of the input in pixels.", short="-ss", minimum=1)
     normalize: bool = flag(
-        False, "Normalise with MTL-AQA's RGB mean and deviation (--input_scale mtl_aqa).", short="-norm"
+        False,
+        "Normalise with MTL-AQA's RGB mean and standard deviation (same as --input_scale mtl_aqa).",
+        short="-norm",
     )
     input_scale: str = flag(
         "auto",
-        "Normalisation of the input; auto is the weight file's (timesformer, for a ViT of timm vit), without a file unit (pixels in [0, 1]), for c3d imagenet.",
+        "Normalisation of the input. auto: with a weight file that of the file (timesformer, or vit for a ViT of timm), without one unit (pixels in [0, 1]); always imagenet for c3d and i3d.",
         choices=("auto", *INPUT_SCALES),
     )
     data_aug: bool = flag(
         False,
-        "Train on random crops and flips and evaluate on the centre crop; else squash the whole frame.",
+        "Train on random crops and flips and evaluate on the centre crop; False resizes the whole frame to a square.",
         short="-da",
     )
-    batch_size: int = flag(4, "Dives of one optimizer step, over all GPUs together.", short="-bs", minimum=1)
+    batch_size: int = flag(4, "Dives per optimizer step, over all GPUs together.", short="-bs", minimum=1)
     accumulate: int = flag(
         1,
-        "Parts that a step's dives go through the network in, to save memory; the loss still ranks the whole batch.",
+        "Process the batch in this many parts to save memory; the loss still uses the whole batch.",
         minimum=1,
     )
-    workers: int = flag(
-        2, "Loader processes of each training process; 0 loads in the process itself.", minimum=0, may_change=True
-    )
-    prefetch: int = flag(4, "Batches that each loader process keeps ready.", minimum=1, may_change=True)
+    workers: int = flag(2, "DataLoader workers of each rank; 0 loads in the main process.", minimum=0, may_change=True)
+    prefetch: int = flag(4, "Batches that each worker prefetches.", minimum=1, may_change=True)
 
     # --- the backbone
-    model: str = flag("timesformer", "Backbone: video to features.", choices=plugins.names(BACKBONES))
+    model: str = flag("timesformer", "Backbone, from video to features.", choices=plugins.names(BACKBONES))
     pretrained_model: str = flag(
         "none",
-        "Weight file (.pyth, .pth, .safetensors, c3d.pickle) to start from; none and scratch both mean random weights.",
+        "Weight file (.pyth, .pth, .safetensors, c3d.pickle) to start from; none or scratch for random weights.",
         short="-pm",
         allowed="path, none, scratch",
         path=True,
     )
-    freeze: bool = flag(False, "Keep the backbone's weights as they are and train the head only.", short="-f")
+    freeze: bool = flag(False, "Freeze the backbone and train the head only.", short="-f")
     batch_norm: str = flag(
         "frozen",
-        "Batch norm of the backbone: frozen uses the weight file's running statistics; trained those of the batch.",
+        "Batch norm of the backbone: frozen uses the running statistics of the weight file, trained those of the batch.",
         choices=("frozen", "trained"),
     )
-    bn_group: int = flag(2, "Actions of the global batch that share the statistics of --batch_norm trained.", minimum=1)
+    bn_group: int = flag(
+        2, "Actions of the global batch that share batch norm statistics (--batch_norm trained).", minimum=1
+    )
     bn_windows: str = flag(
         "apart",
-        "Whether the windows of a clip are normalised apart or together by --batch_norm trained.",
+        "Whether each window of a clip has batch norm statistics of its own or all share them (--batch_norm trained).",
         choices=("apart", "together"),
     )
     checkpoint_activations: bool = flag(
         False,
-        "Keep only each block's input for the backward pass and compute the block again: less memory, a third slower.",
+        "Activation checkpointing: store only the input of each block and compute the block again in the backward pass. Less memory, a third slower.",
         may_change=True,
     )
 
-    # --- the method: features to score
-    method: str = flag("regression", "What is learned from the features.", choices=plugins.names(METHODS))
+    # --- the method
+    method: str = flag("regression", "What to learn from the features.", choices=plugins.names(METHODS))
 
     # --- optimisation
-    epochs: int = flag(5, "Passes over the training dives.", short="-ep", minimum=1, may_change=True)
+    epochs: int = flag(5, "Number of passes over the training dives.", short="-ep", minimum=1, may_change=True)
     optimizer: str = flag("AdamW", "Optimizer.", short="-opt", choices=OPTIMIZERS)
-    amsgrad: bool = flag(False, "AMSGrad variant of Adam and AdamW.", short="-ams")
-    learning_rate: float = flag(0.00001, "Learning rate (its peak, with a schedule).", short="-lr", minimum=0)
+    amsgrad: bool = flag(False, "Use the AMSGrad variant of Adam and AdamW.", short="-ams")
+    learning_rate: float = flag(0.00001, "Learning rate (peak value if there is a schedule).", short="-lr", minimum=0)
     weight_decay: float = flag(0.00001, "Weight decay.", short="-wd", minimum=0)
     momentum: float = flag(0.9, "Momentum of SGD and RMSProp.", short="-mom", minimum=0)
-    nesterov: bool = flag(False, "Nesterov momentum of SGD.")
-    backbone_lr_scale: float = flag(1.0, "Factor of the backbone's learning rate.", minimum=0)
+    nesterov: bool = flag(False, "Use Nesterov momentum with SGD.")
+    backbone_lr_scale: float = flag(1.0, "Multiplies the learning rate of the backbone.", minimum=0)
     lr_schedule: str = flag(
         "constant",
-        "Learning rate over the steps, after the warm-up; steps multiplies it by --lr_gamma after each epoch of --lr_steps.",
+        "Learning rate schedule after the warm-up; steps multiplies the rate by --lr_gamma after each epoch in --lr_steps.",
         choices=("constant", "cosine", "steps"),
     )
     lr_steps: tuple[int, ...] = flag((30, 60), "Epochs after which --lr_schedule steps lowers the rate.", minimum=1)
-    lr_gamma: float = flag(0.1, "What --lr_schedule steps multiplies the rate by.", minimum=0)
-    warmup_steps: int = flag(0, "Steps over which the learning rate rises from zero.", minimum=0)
-    clip_grad: float = flag(0.0, "Largest norm of the gradient; 0 does not clip.", minimum=0)
+    lr_gamma: float = flag(0.1, "Factor of --lr_schedule steps.", minimum=0)
+    warmup_steps: int = flag(0, "Steps of linear warm-up of the learning rate from zero.", minimum=0)
+    clip_grad: float = flag(0.0, "Maximum gradient norm; 0 turns clipping off.", minimum=0)
     ema: float = flag(
         0.0,
-        "Decay of the average of the weights that is validated and tested instead of the last ones, such as 0.999; 0 keeps none.",
+        "Decay of the exponential moving average of the weights, such as 0.999; validation and test then use the average. 0 turns it off.",
         minimum=0,
         maximum=0.999999,
     )
     patience: int = flag(
-        0, "Stop after so many epochs without a better validation Spearman; 0 never stops.", minimum=0, may_change=True
+        0,
+        "Stop after this many epochs without a better validation Spearman; 0 never stops early.",
+        minimum=0,
+        may_change=True,
     )
 
-    # --- how it runs
-    gpu: bool = flag(True, "Use the GPU where there is one; False keeps to the CPU.", short="-gpu", may_change=True)
+    # --- execution
+    gpu: bool = flag(True, "Use the GPU if there is one; False uses the CPU.", short="-gpu", may_change=True)
     precision: str = flag(
-        "auto", "Arithmetic of the forward pass; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU.",
+        "auto", "Precision of the forward pass; auto is bf16 on GPUs that support it, fp16 on other GPUs, fp32 on the CPU.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )  # fmt: skip
     compile: bool = flag(
-        False, "Compile the backbone with torch.compile: minutes at the start, faster steps.", may_change=True
+        False,
+        "Compile the backbone with torch.compile: takes minutes at the start, then steps are faster.",
+        may_change=True,
     )
-    seed: int = flag(0, "Seed of every draw: weights, split, order, frames, crops, dropout.", minimum=0)
+    seed: int = flag(0, "Seed of everything random: weights, split, order, frames, crops, dropout.", minimum=0)
     resume: bool = flag(
-        True, "Continue what the run folder holds; False refuses a folder that holds a run.", may_change=True
+        True, "Resume the run in the run folder; False refuses a folder that holds a run.", may_change=True
     )
     checkpoint_every: str = flag(
         "10min",
-        "Also save every so many steps or minutes: no more than that is lost when a process is killed. 0 saves after each epoch only.",
+        "Save a checkpoint every so many steps or minutes in addition to the end of each epoch: the most that a killed job loses. 0 saves only after epochs.",
         allowed="whole number of steps, or minutes such as 10min",
         may_change=True,
     )
     keep_checkpoints: int = flag(
-        2, "Checkpoints to keep besides the best one; the last two or more.", minimum=2, may_change=True
+        2, "Number of latest checkpoints to keep, in addition to the best one.", minimum=2, may_change=True
     )
     peer_timeout_min: float = flag(
         10.0,
-        "Minutes that processes of a run wait for one another, loader processes included, before they give up.",
+        "Minutes that a rank waits for other ranks or for its workers before it stops with an error.",
         minimum=0.05,
         maximum=10080,
         may_change=True,
     )
     evaluate: bool = flag(
-        False, "Open the test split once, at the end, with the best checkpoint.", short="-eval", may_change=True
+        False, "At the end, evaluate the best checkpoint on the test split, once.", short="-eval", may_change=True
     )
-    log_every: int = flag(10, "Steps between two log lines.", minimum=1, may_change=True)
+    log_every: int = flag(10, "Log every so many steps.", minimum=1, may_change=True)
     tensorboard: bool = flag(
-        False, "Also write events for TensorBoard to the run folder (pip install tensorboard).", may_change=True
+        False, "Also write TensorBoard events to the run folder (pip install tensorboard).", may_change=True
     )
     loglevel: str = flag(
         "INFO",
-        "How much is logged.",
+        "Level of log messages.",
         short="-log",
         choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
         may_change=True,
@@ -234,7 +246,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
         if cls is TrainConfig:
             cls = config_class(*(str(values.get(name, cls.__dataclass_fields__[name].default)) for name in CHOOSING))
             if foreign := [name for name in values if name not in cls.__dataclass_fields__]:
-                raise UserError.of(map(cls.unknown_flag_text, foreign))
+                raise UserError.of(filter(None, map(cls.unknown_flag_text, foreign)))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -242,13 +254,15 @@ class TrainConfig(BackboneFlags, MethodFlags):
             raise UserError.of(faults)
 
     def __reduce__(self) -> tuple:
-        # a composed class has no module that pickle could import it from
+        # pickle cannot import a composed class by name
         return _restored, ({field.name: getattr(self, field.name) for field in dataclasses.fields(self)},)
 
     @classmethod
     def for_argv(cls, argv: Sequence[str]) -> type[TrainConfig]:
-        """The composed class for the --model and --method that a command line names, or their defaults; data_preparation.common.command_line
-        asks before it parses."""
+        """The composed class for the --model and --method of a command line, or their defaults.
+
+        data_preparation.common.command_line calls this before parsing.
+        """
         if cls is not TrainConfig:
             return cls
         if fault := plugins.folder_fault():
@@ -257,7 +271,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
 
     @classmethod
     def unknown_flag_text(cls, name: str) -> str | None:
-        """The sentence about a flag that belongs to another backbone or method than those chosen, or None."""
+        """The error message if the flag belongs to a backbone or method that was not chosen, else None."""
         full, owners = plugins.owners(name)
         return f"--{full} belongs to {' and '.join(owners)}: leave it out, or choose that" if owners else None
 
@@ -272,17 +286,17 @@ class TrainConfig(BackboneFlags, MethodFlags):
 
     @property
     def loader_workers(self) -> int:
-        """Workers of each training process; rows of a feature file are read without any."""
+        """DataLoader workers of each rank; 0 with --model features, which needs none."""
         return self.workers if self.reads == "video" else 0
 
     @property
     def save_steps(self) -> int:
-        """Steps between two checkpoints; 0 where steps do not say when."""
+        """Steps between two checkpoints; 0 if --checkpoint_every is in minutes or 0."""
         return 0 if self.checkpoint_every.endswith("min") else int(self.checkpoint_every)
 
     @property
     def save_seconds(self) -> float:
-        """Seconds between two checkpoints; infinite where the clock does not say when."""
+        """Seconds between two checkpoints; infinite if --checkpoint_every is in steps."""
         every = self.checkpoint_every
         return float(every.removesuffix("min")) * 60 if every.endswith("min") else math.inf
 
@@ -301,7 +315,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
 
 
 def _chosen(name: str, argv: Sequence[str]) -> str:
-    """The value that a command line gives a flag, the last one where it is given more than once; else its default."""
+    """The value of a flag on a command line (the last one, if it is repeated), else its default."""
     field = TrainConfig.__dataclass_fields__[name]
     chosen = str(field.default)
     for word, following in pairwise([*argv, ""]):
@@ -309,7 +323,7 @@ def _chosen(name: str, argv: Sequence[str]) -> str:
         if flag_name == f"--{name}":
             chosen = (value if equals else following).strip()
     known = {choice.lower(): choice for choice in field.metadata["choices"]}
-    return known.get(chosen.lower(), str(field.default))  # an unknown one is refused when the command line is parsed
+    return known.get(chosen.lower(), str(field.default))  # parse() refuses unknown values later
 
 
 CHOOSING = (plugins.FLAG_OF[BACKBONES], plugins.FLAG_OF[METHODS])  # the flags that choose the plug-ins
@@ -317,10 +331,10 @@ CHOOSING = (plugins.FLAG_OF[BACKBONES], plugins.FLAG_OF[METHODS])  # the flags t
 
 @cache
 def config_class(model: str, method: str) -> type[TrainConfig]:
-    """The flat dataclass of the common flags, then those of a backbone, then those of a method.
+    """Compose the flat dataclass of the common flags, the flags of a backbone and those of a method, in this order.
 
     Raises:
-        UserError: there is no such backbone or method.
+        UserError: there is no such backbone or method, or it redefines a flag.
     """
     parts = []
     for kind, name in ((BACKBONES, model), (METHODS, method)):
@@ -333,7 +347,7 @@ def config_class(model: str, method: str) -> type[TrainConfig]:
             if field.name in taken:
                 raise UserError(f"{owner} has a flag --{field.name}, as {taken[field.name]}: give it another name")
             taken[field.name] = owner
-    # dataclass collects fields from the last base to the first
+    # dataclass collects fields from the last base class to the first
     own = [part for part in reversed(parts) if part not in TrainConfig.__bases__]
     return dataclass(frozen=True)(type("TrainConfig", (*own, TrainConfig), {"__doc__": TrainConfig.__doc__}))
 
@@ -343,7 +357,7 @@ def _restored(values: dict[str, Any]) -> TrainConfig:
 
 
 def config_faults(c: TrainConfig) -> list[str]:
-    """What is wrong with the flags taken together, a sentence each."""
+    """Check combinations of flags; return one error message per fault."""
     faults = [*c.backbone_faults(), *c.method_faults()]
     if c.needs not in c.offers:
         faults.append(
@@ -351,55 +365,53 @@ def config_faults(c: TrainConfig) -> list[str]:
         )
     if not 0 < c.train_val_split_ratio < 1:
         faults.append(
-            f"--train_val_split_ratio {c.train_val_split_ratio:g} leaves nothing to train or to validate on: give a number between 0 and 1"
+            f"--train_val_split_ratio {c.train_val_split_ratio:g} leaves nothing for training or validation: give a number between 0 and 1"
         )
     if c.output.suffix.lower() != ".png":
-        faults.append(f"--output {c.output} is no .png file: give a path that ends in .png")
+        faults.append(f"--output {c.output} is not a .png file: give a path that ends in .png")
     if not re.fullmatch(r"[\w+=][\w.+=-]{0,99}", c.run_name):
         faults.append(
-            f"--run_name '{c.run_name}' is no folder name: use up to 100 letters, digits, '-', '_', '+', '=' and '.', none of '-' and '.' first"
+            f"--run_name '{c.run_name}' is not a valid folder name: use up to 100 letters, digits, '-', '_', '+', '=' and '.', and do not start with '-' or '.'"
         )
     if [v.lower() for v in c.videos] != ["all"] and not all(v.isdigit() for v in c.videos):
         faults.append(f"--videos {' '.join(c.videos)}: give 'all' or video numbers such as 01 02")
     if c.batch_size % c.accumulate:
         faults.append(
-            f"--batch_size {c.batch_size} cannot be cut into --accumulate {c.accumulate} parts: give a multiple of {c.accumulate}"
+            f"--batch_size {c.batch_size} cannot be split into --accumulate {c.accumulate} parts: give a multiple of {c.accumulate}"
         )
     if c.split == "event" and c.fold > c.folds:
-        faults.append(f"--fold {c.fold} is past the last of --folds {c.folds}: give 1 to {c.folds}")
+        faults.append(f"--fold {c.fold} is larger than --folds {c.folds}: give 1 to {c.folds}")
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
-        faults.append(
-            f"--normalize True means --input_scale mtl_aqa and --input_scale says {c.input_scale}: give one of them"
-        )
+        faults.append(f"--normalize True contradicts --input_scale {c.input_scale}: give one of them")
     if not re.fullmatch(r"\d+|\d+(\.\d+)?min", c.checkpoint_every) or re.fullmatch(r"0+(\.0+)?min", c.checkpoint_every):
         faults.append(
-            f"--checkpoint_every {c.checkpoint_every} is neither steps nor minutes: give a number such as 500, or 10min, or 0"
+            f"--checkpoint_every {c.checkpoint_every} is neither a number of steps nor minutes: give for example 500, 10min or 0"
         )
     if fault := batch_norm_fault(c, 1):
         faults.append(fault)
     if c.nesterov and not (c.optimizer == "SGD" and c.momentum > 0):
         faults.append(
-            "--nesterov True is momentum of SGD: give --optimizer SGD and --momentum above 0, or leave it out"
+            "--nesterov True requires SGD with momentum: give --optimizer SGD and --momentum above 0, or leave --nesterov out"
         )
     if (c.captions_file is None) != (c.vocabulary_file is None):
-        faults.append("--captions_path and --vocabulary_path go together: give both, or none for both")
+        faults.append("--captions_path and --vocabulary_path must be given together: give both, or none for both")
     return faults
 
 
-def batch_norm_fault(c: TrainConfig, processes: int) -> str | None:
-    """Whether a share of the batch holds whole groups of --batch_norm trained, on so many processes; else the sentence."""
-    parts = processes * c.accumulate
+def batch_norm_fault(c: TrainConfig, ranks: int) -> str | None:
+    """Check that each part of the batch holds complete groups of --batch_norm trained on this many ranks."""
+    parts = ranks * c.accumulate
     if c.batch_norm != "trained" or c.batch_size % parts or c.batch_size // parts % c.bn_group == 0:
         return None
-    return f"--batch_size {c.batch_size} in {parts} parts ({processes} processes, --accumulate {c.accumulate}) leaves {c.batch_size // parts} actions each, not a multiple of --bn_group {c.bn_group}: change one of them"
+    return f"--batch_size {c.batch_size} in {parts} parts ({ranks} ranks, --accumulate {c.accumulate}) gives {c.batch_size // parts} actions each, which is not a multiple of --bn_group {c.bn_group}: change one of them"
 
 
-# where a run's data are, and how it computes: what a command that opens the run folder again may be told otherwise
+# commands that open an existing run folder may override these flags: the paths of the data and settings of the computation
 DATA_PATHS = ("root_dir", "annotation_path", "train_path", "test_path", "captions_path", "vocabulary_path")
 
 
 def plugin_paths() -> dict[str, dataclasses.Field]:
-    """The flags of all backbones and methods that name files of the data, by name."""
+    """The flags of all backbones and methods that are paths of data files, by name."""
     flags = [plugins.flags_of(kind, name) for kind in (BACKBONES, METHODS) for name in plugins.names(kind)]
     return {field.name: field for each in flags for field in dataclasses.fields(each) if field.metadata["path"]}
 
@@ -408,14 +420,13 @@ REOPENED = (*DATA_PATHS, *plugin_paths(), "precision", "workers", "prefetch")
 
 
 def as_in_run(name: str) -> Any:
-    """The field of a training flag in the dataclass of a command that opens a run folder again: not given, it is as in the
-    run's config.json."""
+    """A dataclass field for a training flag in a command that opens an existing run; its default is the value in config.json."""
     metadata = {**plugin_paths(), **TrainConfig.__dataclass_fields__}[name].metadata
     return dataclasses.field(default=None, metadata={**metadata, "default": "as in the run"})
 
 
 def reopened(saved: TrainConfig, options: Any) -> TrainConfig:
-    """The configuration of a run with what the flags of `as_in_run` in `options` say.
+    """The configuration of a run, with the overrides given by the `as_in_run` flags in `options`.
 
     Raises:
         UserError: a flag belongs to another backbone or method than the run's.
@@ -427,7 +438,7 @@ def reopened(saved: TrainConfig, options: Any) -> TrainConfig:
 
 
 def missing_data(c: TrainConfig) -> dict[str, Path]:
-    """The files and folders of the data set that are not there, by the names of their flags."""
+    """The missing files and folders of the data set, by flag name."""
     files: dict[str, Path | None] = {name: getattr(c, name) for name in ("annotation_path", "train_path", "test_path")}
     files |= {"captions_path": c.captions_file, "vocabulary_path": c.vocabulary_file}
     own = {name: str(getattr(c, name)) for name in plugin_paths() if hasattr(c, name)}
@@ -437,30 +448,32 @@ def missing_data(c: TrainConfig) -> dict[str, Path]:
 
 
 def moved_data_fault(c: TrainConfig, options: Any, command: str) -> str | None:
-    """What to say where data of the run `options.run` are not at the paths of its config.json and of the given flags, or
-    None: all that is missing, and the whole command with the places to fill in."""
+    """Return an error message if data of the run `options.run` are missing, else None.
+
+    It lists all missing paths and the complete command with placeholders for the new ones.
+    """
     if not (missing := missing_data(c)):
         return None
     above = _common_folder([path.parent for path in missing.values()])
     new = {name: f"NEW/{path.relative_to(above) if above else path.name}" for name, path in missing.items()}
     given = to_argv(dataclasses.replace(options, **dict.fromkeys(missing)))
-    seen = f", relative to {Path.cwd()}" if any(not path.is_absolute() for path in missing.values()) else ""
+    base = f", relative to {Path.cwd()}" if any(not path.is_absolute() for path in missing.values()) else ""
     listed = ", ".join(f"--{name} {path}" for name, path in missing.items())
     flags = shlex.join([*given, *(word for name, path in new.items() for word in (f"--{name}", path))])
-    return f"the data of {options.run} are not where its flags say ({listed}{seen}): give their present paths: {command} {flags}"
+    return f"the data of {options.run} are not at the paths of its flags ({listed}{base}): give their new paths: {command} {flags}"
 
 
 def _common_folder(folders: list[Path]) -> Path | None:
-    """The folder that all of them lie in, or None where that is the root or none."""
+    """The deepest folder that contains all of `folders`, or None if there is none or it is the root."""
     try:
         common = Path(os.path.commonpath(folders))
-    except ValueError:  # absolute and relative ones
+    except ValueError:  # a mixture of absolute and relative paths
         return None
     return None if common == Path(common.anchor) else common
 
 
 def path_faults(c: TrainConfig) -> list[str]:
-    """Which paths that a run needs are not there, a sentence each."""
+    """Check that the paths that a run needs exist; return one error message per missing path."""
     faults = []
     for name, path in missing_data(c).items():
         if name == "root_dir":
@@ -471,14 +484,16 @@ def path_faults(c: TrainConfig) -> list[str]:
             end = ", or none" if name in ("captions_path", "vocabulary_path") else ""
             faults.append(f"--{name} {path} is not a file (relative to {Path.cwd()}): give its path{end}")
     if c.tensorboard and find_spec("tensorboard") is None:
-        faults.append("--tensorboard True needs TensorBoard: pip install tensorboard, or say --tensorboard False")
+        faults.append("--tensorboard True needs TensorBoard: pip install tensorboard, or give --tensorboard False")
     if c.weight_file and not c.weight_file.is_file():
-        faults.append(f"--pretrained_model {c.weight_file} is no file: download it or say none to train from scratch")
+        faults.append(
+            f"--pretrained_model {c.weight_file} is not a file: download it, or give none to train from scratch"
+        )
     return faults
 
 
 def as_record(config: TrainConfig) -> dict:
-    """The configuration as plain JSON types, field by field."""
+    """The configuration as a dictionary of JSON types."""
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
@@ -486,16 +501,16 @@ def as_record(config: TrainConfig) -> dict:
 
 
 def from_record(record: dict) -> TrainConfig:
-    """The configuration that `as_record` wrote.
+    """The inverse of `as_record`.
 
     Raises:
-        UserError: the record has a field that this version does not know.
+        UserError: the record is damaged or has unknown fields.
     """
     if not isinstance(record, dict):
         raise UserError("the run's configuration is damaged: restore config.json from a copy")
     cls = config_class(*(str(record.get(name, TrainConfig.__dataclass_fields__[name].default)) for name in CHOOSING))
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    # the first edition wrote the flags of all backbones and methods; those that were not chosen changed nothing
+    # the first edition wrote the flags of all backbones and methods; flags of those that were not chosen have no effect
     record = {name: value for name, value in record.items() if name in fields or not plugins.owners(name)[1]}
     if unknown := sorted(set(record) - set(fields)):
         raise UserError(
@@ -503,10 +518,10 @@ def from_record(record: dict) -> TrainConfig:
         )
     if not record:
         raise UserError("the run's configuration is empty: restore config.json from a copy")
-    values = {
+    values: dict[str, Any] = {
         name: Path(value)
         if isinstance(fields[name].default, Path)
-        else str(value)  # --checkpoint_every was a number once
+        else str(value)  # --checkpoint_every was a number in earlier versions
         if isinstance(fields[name].default, str)
         else tuple(value)
         if isinstance(value, list)
@@ -532,15 +547,15 @@ def changeable(config: TrainConfig) -> set[str]:
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str]]:
-    """Fields that differ, as 'name: old -> new': those that a resumed run may not change, and those that it may."""
+    """The differences as '--name: old -> new': those that forbid to resume the run, and those that do not."""
     fixed: list[str] = []
     free: list[str] = []
     fields = {f.name: f for config in (old, new) for f in dataclasses.fields(config)}
     for name, field in fields.items():
-        # a flag of another backbone or method: the difference is in --model or --method
+        # a flag that one of them lacks belongs to another backbone or method: --model or --method differs then
         was, is_now = (getattr(config, name, None) for config in (old, new))
         if was != is_now and hasattr(old, name) and hasattr(new, name):
-            # a schedule ends with the last epoch
+            # the cosine schedule depends on the number of epochs
             may = field.metadata["may_change"] and not (name == "epochs" and new.lr_schedule == "cosine")
             (free if may else fixed).append(f"--{name}: {was} -> {is_now}")
     return fixed, free

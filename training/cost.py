@@ -1,4 +1,4 @@
-"""What a model costs before it has cost anything: parameters and multiply-adds (fvcore), memory of a training step."""
+"""Estimate the cost of a model without running it: parameters, multiply-adds (fvcore) and memory of a training step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.runtime.ranks import Ranks
 
 
 def parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """(all, trainable) numbers of parameters."""
+    """The numbers of all parameters and of the trainable ones."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
@@ -29,19 +29,19 @@ def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
     backbone = model.backbone.eval()
     video = backbone.example(config, 1).to(device)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer's remarks on shapes that depend on the input
+        warnings.simplefilter("ignore")  # the tracer warns about shapes that depend on the input
         count = FlopCountAnalysis(backbone, video).set_op_handle(**backbone.flop_counters())
         count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         logging.getLogger("fvcore").setLevel(logging.ERROR)
         return float(count.total())
 
 
-# float32 values that an optimizer keeps of each trained weight
+# float32 values of optimizer state per trained parameter
 _STATES = {"Adam": 2, "AdamW": 2, "SGD": 1, "RMSProp": 2}
 
 
 def optimizer_bytes(trainable: int, config: TrainConfig) -> float:
-    """Bytes of the optimizer's state for so many trainable parameters."""
+    """Bytes of optimizer state for this many trainable parameters."""
     copies = _STATES[config.optimizer] + (config.amsgrad and config.optimizer.startswith("Adam"))
     return 4.0 * trainable * copies
 
@@ -49,19 +49,19 @@ def optimizer_bytes(trainable: int, config: TrainConfig) -> float:
 def step_memory(
     model: ScoringModel, config: TrainConfig, clips: int, half: bool, ranks: Ranks | None = None
 ) -> dict[str, float]:
-    """Expected bytes of a training step on `clips` clips at a time: weights, optimizer, activations (with the gradients
-    that live at the same moment), total. `ranks` says whether there are several processes.
+    """Estimate the bytes of a training step with `clips` clips at a time: weights, optimizer, activations, total.
 
-    Forward and backward of the backbone run on tensors without data, so it costs seconds and no memory. What is not seen:
-    the head's activations, the CUDA context (half a GiB), the workspaces of convolutions, fragmentation.
+    "activations" includes the gradients that exist at the same time. `ranks` tells whether DistributedDataParallel is used.
+    The forward and backward pass of the backbone runs on fake tensors, so it takes seconds and no memory. Not included: the
+    activations of the head, the CUDA context (half a GiB), convolution workspaces and fragmentation.
     """
-    from torch.distributed._tools.mem_tracker import MemTracker  # a second of imports, for the one process that asks
+    from torch.distributed._tools.mem_tracker import MemTracker  # takes a second to import
 
     total, trainable = parameters(model)
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")
         backbone = build_backbone(config).train(not model.frozen)
-        freeze_batch_norm(backbone)  # that of a batch keeps about as much, and one clip has no statistics
+        freeze_batch_norm(backbone)  # trained batch norm needs about as much memory, but a group of clips
         tracker = MemTracker()
         tracker.track_external(backbone)
         grad = torch.set_grad_enabled(not model.frozen)
@@ -73,7 +73,7 @@ def step_memory(
         peak = sum(devices["Total"] for devices in tracker.get_tracker_snapshot("peak").values())
     backbone_weights = 4 * parameters(model.backbone)[0]
     weights = 4.0 * total * (2 if config.ema else 1)
-    # DistributedDataParallel keeps a second copy of the gradients; the head's own are not among the backbone's activations
+    # DistributedDataParallel stores a second copy of the gradients; the peak above has no gradients of the head
     buckets = trainable if ranks and ranks.world_size > 1 else 0
     gradients = 4.0 * (buckets + parameters(model.method)[1])
     parts = {
@@ -85,15 +85,15 @@ def step_memory(
 
 
 def describe_memory(model: ScoringModel, config: TrainConfig, clips: int, half: bool, ranks: Ranks) -> str:
-    """One line for the log."""
+    """The estimate of `step_memory` as one line for the log."""
     parts = step_memory(model, config, clips, half, ranks)
     size, unit = (2**30, "GiB") if parts["total"] >= 2**30 else (2**20, "MiB")
     total = parts.pop("total") / size
     listed = ", ".join(f"{name} {part / size:.2f}" for name, part in parts.items())
-    return f"{total:.2f} {unit} a process ({listed}) for {clips} clips at a time"
+    return f"{total:.2f} {unit} per rank ({listed}) for {clips} clips at a time"
 
 
 def describe_cost(model: ScoringModel, config: TrainConfig) -> str:
-    """One line for the log."""
+    """Parameters and multiply-adds as one line for the log."""
     total, trainable = parameters(model)
-    return f"{total / 1e6:.2f} M parameters ({trainable / 1e6:.2f} M trained), {multiply_adds(model, config) / 1e9:.4g} GMAC a clip (fvcore)"
+    return f"{total / 1e6:.2f} M parameters ({trainable / 1e6:.2f} M trained), {multiply_adds(model, config) / 1e9:.4g} GMAC per clip (fvcore)"

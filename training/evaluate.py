@@ -1,8 +1,8 @@
-"""Open the test split of a finished run, once, with the checkpoint that validation chose.
+"""Evaluate the best checkpoint (by validation) of a finished run on the test split. This opens the test split, once per run.
 
-    python -m training.evaluate --run runs/<name> [--root_dir ... where the data are now]
+    python -m training.evaluate --run runs/<name> [--root_dir ... if the data were moved]
 
-A run whose test split was opened before answers with that result.
+If the test split of the run was opened before, the command prints that result again.
 
 `python -m training.train --evaluate True` does the same at the end of a training.
 """
@@ -32,7 +32,7 @@ from training.data.machine import check_machine
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
-from training.engine.prediction import encode_references, predict
+from training.engine.prediction import Predictor
 from training.metrics import (
     baselines,
     bootstrap_interval,
@@ -65,30 +65,31 @@ def open_test_split(
 ) -> dict[str, Any]:
     """Score the test dives with best.pt; write predictions.csv, scores.png and summary.json; return the summary.
 
-    A run whose test split was opened before keeps that result: choosing among several openings would be choosing on the
-    test set.
+    If the test split was opened before, return that result: choosing among several evaluations would be model selection on
+    the test set.
     """
-    # the first rank decides for all, and no other reads the file: a shared file system may show them an older state
+    # only the first rank reads the file and decides: on a shared file system other ranks may see an older state
     opened = gather_objects(run.summary() if ranks.is_first else None)[0]
     if opened is not None:
         log.log(
             logging.WARNING if ranks.is_first else logging.DEBUG,
-            "The test split was opened before, with epoch %d; it is not opened again",
+            "The test split was opened before, with the checkpoint of epoch %d; it is not opened again",
             opened["checkpoint"]["epoch"],
         )
         return opened
-    same = collectives.wait_until_visible(run.best_checkpoint, checkpoint.fingerprint)
-    best = checkpoint.load(same, device, parts={"model", "position"})
+    path = collectives.wait_until_visible(run.best_checkpoint, checkpoint.fingerprint)
+    assert path is not None, "the caller has checked that there is a best checkpoint"
+    best = checkpoint.load(path, device, required={"model", "position"})
     try:
         model.load_state_dict(best["model"])
     except RuntimeError:
         raise UserError(
-            f"{run.best_checkpoint} holds another network than {run.config_file} says: restore both from a copy"
+            f"{run.best_checkpoint} does not fit the network of {run.config_file}: restore both from a copy"
         ) from None
     data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known)
-    where = (config, ranks, device, between_batches)
-    encode_references(model, data.references, *where, known=True)
-    rows = predict(model, data, *where)
+    predictor = Predictor(config, ranks, device, between_batches)
+    predictor.encode_references(model, data.references, keep_known=True)
+    rows = predictor.predict(model, data)
     predicted = model.method.predict(rows.outputs, rows.given)["score"].tolist()
     summary = None
     if ranks.is_first:
@@ -104,7 +105,7 @@ def open_test_split(
 
 
 def summarise(predicted: Sequence[float], splits: Splits, position: dict[str, Any]) -> dict[str, Any]:
-    """The honest number: metrics with 95 % intervals, beside what is reached without looking at a frame, and by group."""
+    """The content of summary.json: metrics with 95 % intervals, baselines that do not use the video, metrics by group."""
     true = [d.final_score for d in splits.test]
     return {
         "checkpoint": {"epoch": position["best_epoch"], "val_spearman": position["best_spearman"]},
@@ -125,7 +126,7 @@ def _number(value: float | None) -> str:
 
 
 def result_line(summary: dict[str, Any]) -> str:
-    """The result as one sentence."""
+    """The result in one line."""
     test = summary["test"]
     low, high = (_number(value) for value in test["spearman_ci95"])
     return (
@@ -135,23 +136,25 @@ def result_line(summary: dict[str, Any]) -> str:
 
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
-    """The result and what is reached without looking at a frame, a line each."""
+    """The result, warnings and the baselines, one line each."""
     more = summary["method_metrics"]
-    far = (summary["test"]["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf)
+    worse_than_mean = (summary["test"]["r_l2_x100"] or 0) > (
+        summary["baselines"]["train mean"]["r_l2_x100"] or math.inf
+    )
     return [
         result_line(summary),
-        *([f"  {remark}"] if (remark := constant_prediction_warning(summary["test"].get("predicted_range"))) else []),
-        *(["  further from the true scores than the train mean: these scores are not learned yet"] if far else []),
+        *([f"  {warning}"] if (warning := constant_prediction_warning(summary["test"].get("predicted_range"))) else []),
+        *(["  Worse than predicting the training mean: the model has not learned yet."] if worse_than_mean else []),
         *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
         *(
-            f"  without looking, {name}: Spearman {_number(values['spearman'])}, R-l2 x100 {_number(values['r_l2_x100'])}"
+            f"  without video, {name}: Spearman {_number(values['spearman'])}, R-l2 x100 {_number(values['r_l2_x100'])}"
             for name, values in summary["baselines"].items()
         ),
     ]
 
 
 def predictions_csv(predicted: Sequence[float], dives: Sequence[Dive], columns: Mapping[str, Sequence[Any]]) -> str:
-    """One line a dive; scores in points; then what the method says besides."""
+    """One line per dive: true and predicted score in points, then the additional columns of the method."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = ["video", "dive", "start_frame", "end_frame", "difficulty", "true_score", "predicted_score"]
@@ -164,10 +167,10 @@ def predictions_csv(predicted: Sequence[float], dives: Sequence[Dive], columns: 
 
 @dataclass(frozen=True)
 class _EvaluateConfig:
-    """Open the test split of a finished run, once. The paths are for data that were moved since the training."""
+    """Evaluate a finished run on the test split, once. Give paths only if the data were moved since the training."""
 
     run: Path = flag(None, "Run folder.")
-    gpu: bool = flag(True, "Use the GPU where there is one.")
+    gpu: bool = flag(True, "Use the GPU if there is one.")
     root_dir: Path | None = as_in_run("root_dir")
     annotation_path: Path | None = as_in_run("annotation_path")
     train_path: Path | None = as_in_run("train_path")
@@ -183,7 +186,7 @@ class _EvaluateConfig:
             raise UserError("--run is missing: give the run folder, such as runs/default")
 
 
-# with the paths that backbones and methods have of their own
+# with the data paths of all backbones and methods
 EvaluateConfig = dataclasses.make_dataclass(
     "EvaluateConfig",
     [(name, Path | None, as_in_run(name)) for name in plugin_paths()],
@@ -194,7 +197,7 @@ EvaluateConfig = dataclasses.make_dataclass(
 
 
 def main(argv: Sequence[str]) -> int:
-    options = parse(EvaluateConfig, argv, prog="python -m training.evaluate")
+    options: Any = parse(EvaluateConfig, argv, prog="python -m training.evaluate")
     folder = RunFolder(options.run)
     config = folder.existing_config()
     opened = folder.summary()
@@ -202,12 +205,12 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(result_lines(opened)))
         return 0
     if not folder.best_checkpoint.exists():
-        raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
+        raise UserError(f"{options.run} has no best checkpoint yet: train it for at least one epoch")
     progress, trained = folder.progress(), len(folder.metrics("epoch"))
     epochs = min((progress and progress.epochs) or config.epochs, config.epochs)
     if (progress is None or progress.state != "finished") and trained < epochs:
         raise UserError(
-            f"{options.run} has trained {trained} of {epochs} epochs: let it end first, the test split is opened once"
+            f"{options.run} has trained {trained} of {epochs} epochs: let it finish first, because the test split is opened only once"
         )
     # the network's weights come from best.pt
     config = dataclasses.replace(reopened(config, options), pretrained_model="none", evaluate=True)

@@ -1,11 +1,11 @@
-"""Compute the features of all annotated actions with a backbone, once, and write them to a file for --model features.
+"""Compute the features of all annotated actions with a backbone and write them to a file for --model features.
 
     python -m training.extract_features --output features.npz --run runs/<name>
     python -m training.extract_features --output features.npz --model i3d --pretrained_model model_rgb.pth [training flags]
 
-With --run the backbone, its weights (best.pt) and the clips are those of that run, and training flags may only say where data are
-and how to compute; else training flags say all. Clips are those of validation: nothing is drawn. The same command goes on where
-it stopped; several ranks share the work.
+With --run the backbone, its weights (best.pt) and the clips are those of that run; training flags may then only give paths of
+data and settings of the computation. Without --run training flags define everything. Clips are sampled as in validation,
+without randomness. A stopped command resumes if you start it again. Several ranks divide the actions among them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ from training.runtime.run_folder import RunFolder
 
 log = logging.getLogger("training")
 
-_PART = 64  # actions of a part file: what a stop may lose
+_PART = 64  # actions per part file; an interruption loses at most one part per rank
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class FeaturesConfig:
     """Write the features of all annotated actions to a file. Training flags choose the backbone and its clips."""
 
     output: Path = flag(Path("features.npz"), "Feature file to write (.npz).")
-    run: Path | None = flag(None, "Run folder whose backbone computes the features; none takes the training flags.")
+    run: Path | None = flag(None, "Run folder whose backbone computes the features; none uses the training flags.")
 
     def __post_init__(self) -> None:
         if self.output.suffix.lower() != ".npz":
@@ -64,7 +65,7 @@ class FeaturesConfig:
 
 
 class ClipAlone:
-    """Plans one clip of each action and nothing else, whatever the method."""
+    """Planner of data sets that hold one clip per action and no labels, whatever the method."""
 
     def sample(self, action: Dive, plan: Plan) -> Sample:
         return Sample({"clip": plan.clip(action)})
@@ -80,7 +81,7 @@ class ClipAlone:
 
 
 def fingerprint(config: TrainConfig, model: ScoringModel, precision: str, actions: Sequence[Dive]) -> str:
-    """What the features depend on: backbone, weights, normalisation, which frames a clip has, and the actions' ranges."""
+    """Hash of everything that the features depend on: backbone, weights, normalisation, sampled frames, frame ranges."""
     digest = hashlib.sha256()
     own = [field.name for field in dataclasses.fields(plugins.flags_of(plugins.BACKBONES, config.model))]
     names = ["model", "frame_num", "frame_method", "spatial_size", "data_aug", *own]
@@ -95,22 +96,22 @@ def fingerprint(config: TrainConfig, model: ScoringModel, precision: str, action
 
 
 def load_model(options: FeaturesConfig, config: TrainConfig) -> ScoringModel:
-    """The backbone with the weights of a run, or those that the training flags name.
+    """Load the backbone with the weights of a run, or with those of the training flags.
 
     Raises:
-        UserError: weights that are missing or do not fit.
+        UserError: the weights are missing or do not fit.
     """
     model = build_model(config)
     if options.run is not None:
         folder = RunFolder(options.run)
         if not folder.best_checkpoint.exists():
-            raise UserError(f"{options.run} has no best checkpoint yet: let it train for an epoch at least")
-        state = checkpoint.load(folder.best_checkpoint, parts={"model"})["model"]
+            raise UserError(f"{options.run} has no best checkpoint yet: train it for at least one epoch")
+        state = checkpoint.load(folder.best_checkpoint, required={"model"})["model"]
         own = {name: tensor for name, tensor in state.items() if not name.startswith("method.")}
         missing, unexpected = model.load_state_dict(own, strict=False)
         if unexpected or any(not name.startswith("method.") for name in missing):
             raise UserError(
-                f"{folder.best_checkpoint} holds another network than {folder.config_file} says: restore both from a copy"
+                f"{folder.best_checkpoint} does not fit the network of {folder.config_file}: restore both from a copy"
             )
     return model.eval()
 
@@ -123,7 +124,7 @@ def part_file(parts: Path, number: int) -> Path:
 def compute_part(
     model: ScoringModel, data: ActionDataset, config: TrainConfig, device: torch.device, part: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Features of some actions by name, (N, D) float32 each."""
+    """Features of the actions with the indices `part`: action name -> (N, D) float32."""
     found: dict[str, np.ndarray] = {}
     precision = resolve_precision(config.precision, device)
     for loaded in batches_of(data, [[(0, i) for i in part]], config, device):
@@ -134,23 +135,23 @@ def compute_part(
     return found
 
 
-def array_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    """An .npz file as bytes, the same for the same arrays."""
+def array_bytes(arrays: dict[str, Any]) -> bytes:
+    """The bytes of an .npz file, the same for the same arrays."""
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
 
 
 def missing_parts(parts: Path, count: int) -> Iterator[int]:
-    """Numbers of the part files that are not there yet."""
+    """Numbers of the part files that do not exist yet."""
     return (number for number in range(count) if not part_file(parts, number).exists())
 
 
 def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
-    """Compute what is missing and join it; returns what was written, as one sentence.
+    """Compute the missing parts and join them; return a one-line description of the feature file.
 
     Raises:
-        UserError: missing frames or files, weights that do not fit, a full disk.
+        UserError: frames or files are missing, the weights do not fit, or the disk is full.
     """
     actions = list(load_annotations(config.annotation_path).values())
     if faults := source_of(config).faults(actions):
@@ -165,7 +166,7 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
     with reporting_write_errors(parts):
         parts.mkdir(parents=True, exist_ok=True)
     mine = list(missing_parts(parts, len(batches)))[ranks.rank :: ranks.world_size]
-    collectives.barrier()  # the list is made before any rank adds to it
+    collectives.barrier()  # every rank has listed the missing parts before any rank writes one
     for number in tqdm(mine, desc="features", unit="part", disable=not (ranks.is_first and sys.stderr.isatty())):
         arrays = compute_part(model, data, config, device, batches[number])
         with reporting_write_errors(parts):
@@ -175,7 +176,7 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
 
 
 def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Dive]) -> str:
-    """All parts as one file, in the order of the annotations; the parts are removed."""
+    """Join all parts into one file, in the order of the annotations, and delete the parts."""
     arrays: dict[str, np.ndarray] = {}
     for number in range(count):
         with np.load(part_file(parts, number), allow_pickle=False) as loaded:
@@ -187,20 +188,22 @@ def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Dive]) -
     if faults := written.faults(actions):
         raise UserError.of(faults)
     vectors = next(iter(written.rows.values())).shape[0]
-    return f"{len(actions)} actions, {vectors} vector{'s' if vectors > 1 else ''} of {written.width} numbers each: {output}"
+    return (
+        f"{len(actions)} actions, {vectors} vector{'s' if vectors > 1 else ''} of {written.width} values each: {output}"
+    )
 
 
 def _config_of_run(run_dir: Path, given: Sequence[str]) -> TrainConfig:
-    """The configuration of a run with flags that say where its data are and how to compute.
+    """The configuration of a run with overrides for data paths and settings of the computation.
 
     Raises:
-        UserError: a flag that is wrong, or that would change what is computed.
+        UserError: a flag is wrong or would change the features.
     """
     saved = RunFolder(run_dir).existing_config()
     config = parse(type(saved), [*to_argv(saved), *given])
     if fixed := [each for each in differences(saved, config)[0] if not each.startswith("--precision")]:
         raise UserError(
-            f"--run {run_dir} was trained with other flags ({'; '.join(fixed)}): leave them out, or leave --run out"
+            f"--run {run_dir} was trained with different flags ({'; '.join(fixed)}): leave them out, or leave --run out"
         )
     return dataclasses.replace(config, pretrained_model="none")  # the weights come from best.pt
 
@@ -209,7 +212,7 @@ def main(argv: Sequence[str]) -> int:
     options, rest = split_flags(FeaturesConfig, argv, prog="python -m training.extract_features", also=TrainConfig)
     config = parse(TrainConfig, rest) if options.run is None else _config_of_run(options.run, rest)
     if config.reads != "video":
-        raise UserError("--model features has features already: choose a backbone that sees video")
+        raise UserError("--model features reads features and computes none: choose a backbone that reads video")
     if faults := path_faults(config):
         raise UserError.of(faults)
     ranks = read_ranks()

@@ -1,8 +1,9 @@
-"""What a training would need, told before it queues: builds the model with its weights, and computes nothing.
+"""Estimate the memory and disk space of a training before it is submitted: builds the model, but does not run it.
 
-    python -m training.forecast PROCESSES [training flags]        the last line of stdout is JSON
+    python -m training.forecast RANKS [training flags]        the last line of stdout is JSON
 
-With 0 PROCESSES the memory of a step, which takes seconds to find out, is left out ("step_bytes" is null). Fails, as the training would, where a weight file does not fit.
+With RANKS = 0 the memory of a step, which takes seconds to estimate, is left out ("step_bytes" is null). Fails, as the training
+would, if the weight file does not fit.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from training.model import ScoringModel, build_model
 from training.runtime.ranks import Ranks
 
 
-def step_bytes(model: ScoringModel, config: TrainConfig, processes: int) -> float:
-    """Expected bytes of a training step on each GPU."""
+def step_bytes(model: ScoringModel, config: TrainConfig, ranks: int) -> float:
+    """Estimated bytes of a training step on each GPU."""
     half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and config.gpu)
-    clips = max(config.batch_size // processes // config.accumulate, 1)
-    return step_memory(model, config, clips, half, Ranks(0, processes))["total"]
+    clips = max(config.batch_size // ranks // config.accumulate, 1)
+    return step_memory(model, config, clips, half, Ranks(0, ranks))["total"]
 
 
 def main(argv: Sequence[str]) -> int:
-    processes = int(argv[0])
+    ranks = int(argv[0])
     config = parse(TrainConfig, argv[1:], prog="python -m training.forecast")
     model = build_model(config)
     total, trainable = parameters(model)
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     print(
         json.dumps(
             {
-                "step_bytes": step_bytes(model, config, processes) if processes else None,
+                "step_bytes": step_bytes(model, config, ranks) if ranks else None,
                 "best_bytes": best,
                 "checkpoint_bytes": best + averages + optimizer_bytes(trainable, config),
             }

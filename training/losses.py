@@ -16,7 +16,7 @@ def _ranks_on_gpu() -> bool:
 
 
 def average_ranks(values_B: torch.Tensor) -> torch.Tensor:
-    """Ranks 1..B, ties sharing their average rank, as scipy.stats.rankdata gives them; float32, no gradient."""
+    """Ranks 1..B (B,), ties get their average rank, as in scipy.stats.rankdata; float32, without gradient."""
     values_B = values_B.detach()
     below = (values_B[None, :] < values_B[:, None]).sum(dim=1)
     equal = (values_B[None, :] == values_B[:, None]).sum(dim=1)
@@ -28,11 +28,11 @@ def soft_spearman(
 ) -> torch.Tensor:
     """Differentiable Spearman correlation of a batch of scores: two (B,) tensors -> a scalar in [-1, 1].
 
-    The predicted scores get soft ranks (Blondel et al., "Fast Differentiable Sorting and Ranking", ICML 2020, through
-    torchsort), which rank along the *batch*; the targets get average ranks. `strength` is in the unit of the scores:
-    the smaller, the nearer to scipy.stats.spearmanr and the rarer a gradient. Computed in float32 whatever the input.
-    A batch that has no order (one dive, all predictions or all targets equal) gives 0 and no gradient; a prediction that
-    is no number gives NaN and no gradient.
+    The predicted scores get soft ranks over the *batch* (Blondel et al., "Fast Differentiable Sorting and Ranking", ICML
+    2020; torchsort), the targets get average ranks. `strength` is the regularisation strength in the unit of the scores: with
+    smaller values the result is closer to scipy.stats.spearmanr and fewer scores get a gradient. Always computed in float32.
+    Returns 0 without gradient if the correlation is undefined (one dive, equal predictions or equal targets), and NaN without
+    gradient if a prediction is NaN or infinite.
     """
     import torchsort  # here, so that a run with --loss_spcoef_weight 0 does not need it
 
@@ -44,13 +44,13 @@ def soft_spearman(
     predicted_B = predicted_B.float()
     centred_target = average_ranks(target_B)
     centred_target = centred_target - centred_target.mean()
-    # torchsort ranks the last dimension of a 2-D tensor: the batch must be that dimension
+    # torchsort ranks along the last dimension of a 2-D tensor, so the shape is (1, B)
     soft_ranks = torchsort.soft_rank(predicted_B[None, :], regularization=norm, regularization_strength=strength)[0]
-    centred = soft_ranks - soft_ranks.mean()
-    spread = centred.square().sum() * centred_target.square().sum()
-    if spread <= 1e-10:
+    centred_predicted = soft_ranks - soft_ranks.mean()
+    product = centred_predicted.square().sum() * centred_target.square().sum()
+    if product <= 1e-10:
         return (predicted_B.sum() * 0).to(device)
-    return ((centred * centred_target).sum() / spread.sqrt()).to(device)
+    return ((centred_predicted * centred_target).sum() / product.sqrt()).to(device)
 
 
 def mse(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

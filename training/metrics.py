@@ -1,6 +1,6 @@
-"""What a set of predicted final scores is worth: numbers, their uncertainty, and what is reached without looking.
+"""Metrics of predicted final scores, their confidence intervals, and baselines that do not use the video.
 
-Pure functions of float64 arrays; scores in points.
+Pure functions of float64 arrays; scores are in points.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import numpy as np
 
 from data_preparation.dives import POSITIONS, Dive
 
-_SAME_POINTS = 0.01  # of predicted scores: no judge could tell less
-RESAMPLES = 2000  # of the bootstrap; the interval's ends then move by about a hundredth of its width
+Scores = Sequence[float] | np.ndarray
+
+_CONSTANT_RANGE = 0.01  # points; judges do not distinguish smaller differences
+RESAMPLES = 2000  # of the bootstrap; with this many the ends of an interval vary by about 1 % of its width
 
 
 # NumPy instead of SciPy and scikit-learn, whose import takes a second; the results are the same to the last bit.
@@ -57,28 +59,28 @@ def mean_absolute_error(predicted: np.ndarray, true: np.ndarray) -> float:
 
 
 def relative_l2(predicted: np.ndarray, true: np.ndarray) -> float:
-    """R-l2 x 100 (Yu et al., CoRe, ICCV 2021): mean of ((p - y) / (max y - min y))^2, times 100, over this set."""
+    """R-l2 x 100 (Yu et al., CoRe, ICCV 2021): mean of ((p - y) / (max y - min y))^2, times 100; min and max are those of this set."""
     return float(relative_l2_rows(predicted[None], true[None])[0])
 
 
 def spearman_rows(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each row: two (R, N) arrays -> (R,)."""
+    """Spearman's correlation of each row: two (R, N) arrays -> (R,); NaN for constant rows."""
     p, y = (
         np.array([average_ranks(row) for row in values]) - (values.shape[1] + 1) / 2 for values in (predicted, true)
     )
-    with np.errstate(invalid="ignore", divide="ignore"):  # a constant row has none
+    with np.errstate(invalid="ignore", divide="ignore"):  # constant rows give NaN
         return (p * y).sum(axis=1) / np.sqrt((p * p).sum(axis=1) * (y * y).sum(axis=1))
 
 
 def relative_l2_rows(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """R-l2 x 100 of each row: two (R, N) arrays -> (R,); NaN where the true scores of a row are all equal."""
+    """R-l2 x 100 of each row: two (R, N) arrays -> (R,); NaN if all true scores of a row are equal."""
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.mean((predicted - true) ** 2, axis=1) / np.ptp(true, axis=1) ** 2 * 100
     return np.where(np.ptp(true, axis=1) > 0, values, np.nan)
 
 
-def score_metrics(predicted: Sequence[float], true: Sequence[float]) -> dict[str, float]:
-    """All metrics of one set of final scores."""
+def score_metrics(predicted: Scores, true: Scores) -> dict[str, float]:
+    """All metrics of a set of predicted final scores."""
     p, y = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
     mse = float(np.mean((y - p) ** 2))
     return {
@@ -91,51 +93,55 @@ def score_metrics(predicted: Sequence[float], true: Sequence[float]) -> dict[str
     }
 
 
-def predicted_range(predicted: Sequence[float]) -> float:
+def predicted_range(predicted: Scores) -> float:
     """The largest minus the smallest predicted score, in points."""
     return float(np.ptp(np.asarray(predicted, np.float64)))
 
 
-def constant_prediction_warning(spread: float | None) -> str | None:
-    """A sentence where a `predicted_range` says that all predictions are the same; None where they differ, or where a
-    result of an earlier version does not say."""
-    if spread is None or spread >= _SAME_POINTS:
+def constant_prediction_warning(value_range: float | None) -> str | None:
+    """Return a warning if all predictions are the same according to `predicted_range`, else None.
+
+    Results of earlier versions have no `predicted_range` (None): no warning.
+    """
+    if value_range is None or value_range >= _CONSTANT_RANGE:
         return None
-    return f"all predicted scores are the same to {_SAME_POINTS:g} points: the model does not tell the dives apart (train longer, raise --learning_rate, or give --loss_spcoef_weight)"
+    return f"all predicted scores are the same to {_CONSTANT_RANGE:g} points: the model does not distinguish the dives (train longer, raise --learning_rate, or give --loss_spcoef_weight)"
 
 
 def bootstrap_interval(
-    predicted: Sequence[float],
-    true: Sequence[float],
+    predicted: Scores,
+    true: Scores,
     statistic_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] = spearman_rows,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of a metric over resampled dives; (NaN, NaN) below three dives."""
+    """95 % percentile bootstrap interval of a metric over dives; (NaN, NaN) for fewer than three dives."""
     p, y = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
     if len(y) < 3:
         return (math.nan, math.nan)
-    draws = np.random.default_rng(seed).integers(0, len(y), size=(RESAMPLES, len(y)))
-    values = statistic_rows(p[draws], y[draws])
-    values = values[np.isfinite(values)]  # a resample of one dive repeated has no order
-    return tuple(float(v) for v in np.percentile(values, [2.5, 97.5])) if len(values) else (math.nan, math.nan)
+    resamples = np.random.default_rng(seed).integers(0, len(y), size=(RESAMPLES, len(y)))
+    values = statistic_rows(p[resamples], y[resamples])
+    values = values[np.isfinite(values)]  # a resample that repeats one dive has no correlation
+    if not len(values):
+        return (math.nan, math.nan)
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def paired_interval(
-    a: Sequence[float],
-    b: Sequence[float],
-    true: Sequence[float],
+    a: Scores,
+    b: Scores,
+    true: Scores,
     statistic_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] = spearman_rows,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """The difference of a metric between two sets of predictions of the same dives, B minus A, by the paired bootstrap:
-    (low, high) of the 95 % interval, and the share of resamples in which B's metric is greater.
+    """Paired bootstrap (Efron and Tibshirani, 1993) of the difference of a metric, B minus A, on the same dives.
 
-    Both are resampled together (Efron and Tibshirani, 1993), so what makes a dive hard for both does not widen the
-    interval.
+    Returns (low, high) of the 95 % interval and the fraction of resamples in which B's metric is greater. Both predictions
+    are resampled together, so dives that are hard for both do not widen the interval.
     """
     pa, pb, y = (np.asarray(values, np.float64) for values in (a, b, true))
-    draws = np.random.default_rng(seed).integers(0, len(y), size=(RESAMPLES, len(y)))
-    gains = statistic_rows(pb[draws], y[draws]) - statistic_rows(pa[draws], y[draws])
+    resamples = np.random.default_rng(seed).integers(0, len(y), size=(RESAMPLES, len(y)))
+    gains = statistic_rows(pb[resamples], y[resamples]) - statistic_rows(pa[resamples], y[resamples])
     gains = gains[np.isfinite(gains)]
     if len(y) < 3 or not len(gains):
         return (math.nan, math.nan, math.nan)
@@ -147,20 +153,27 @@ def paired_interval(
 
 
 def difficulty_band(difficulty: float) -> str:
-    """The band of half a point of difficulty, such as '3.0 to 3.4'."""
+    """The half-point band of a difficulty, such as '3.0 to 3.4'."""
     low = math.floor(difficulty * 2 + 1e-9) / 2
     return f"{low:.1f} to {low + 0.4:.1f}"
 
 
-def group_metrics(predicted: Sequence[float], dives: Sequence[Dive]) -> dict[str, dict[str, dict[str, float]]]:
-    """Metrics by event (video), band of difficulty and, where known, position: grouping -> group -> number of dives,
-    Spearman, MAE and bias (mean of predicted minus true), in points."""
+def _position_name(dive: Dive) -> str:
+    assert dive.position is not None
+    return POSITIONS[dive.position]
+
+
+def group_metrics(predicted: Scores, dives: Sequence[Dive]) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics per event (video), difficulty band and, if all dives have one, position: grouping -> group -> metrics.
+
+    Metrics: number of dives, Spearman, MAE and bias (mean of predicted minus true), in points.
+    """
     groupings: dict[str, Callable[[Dive], str]] = {
         "event": lambda d: f"{d.video:02d}",
         "difficulty": lambda d: difficulty_band(d.difficulty),
     }
     if all(d.position is not None for d in dives):
-        groupings["position"] = lambda d: POSITIONS[d.position]
+        groupings["position"] = _position_name
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, of in groupings.items():
         rows: dict[str, list[int]] = {}
@@ -183,7 +196,7 @@ def group_metrics(predicted: Sequence[float], dives: Sequence[Dive]) -> dict[str
 
 
 def _group_means(train: Sequence[Dive], of: Callable[[Dive], Hashable]) -> Callable[[Dive], float]:
-    """Predicts the mean training score of a dive's group, and of all dives for a group never seen."""
+    """A predictor: the mean training score of a dive's group, or of all dives if the group has no training dive."""
     groups: dict[Hashable, list[float]] = {}
     for dive in train:
         groups.setdefault(of(dive), []).append(dive.final_score)
@@ -191,11 +204,17 @@ def _group_means(train: Sequence[Dive], of: Callable[[Dive], Hashable]) -> Calla
     return lambda dive: float(np.mean(groups[of(dive)])) if of(dive) in groups else overall
 
 
-def baselines(train: Sequence[Dive], test: Sequence[Dive]) -> dict[str, dict[str, float]]:
-    """What predictors reach on the test dives that see no frame: name -> metrics.
+def _first_judge_score(dive: Dive) -> float:
+    """The final score if all three counted judges gave the score of the first judge."""
+    assert dive.judge_scores is not None
+    return 3 * dive.judge_scores[0] * dive.difficulty
 
-    `train` are all dives whose scores may be known (training and validation). Dive numbers and judges are used where
-    every dive has them.
+
+def baselines(train: Sequence[Dive], test: Sequence[Dive]) -> dict[str, dict[str, float]]:
+    """Metrics on the test dives of predictors that use no video: name -> metrics.
+
+    `train` holds all dives whose scores may be used (training and validation). Predictors that need dive numbers or judge
+    scores are included if every dive has them.
     """
     true = [d.final_score for d in test]
     difficulty_score = float(np.mean([d.final_score / d.difficulty for d in train]))
@@ -207,10 +226,10 @@ def baselines(train: Sequence[Dive], test: Sequence[Dive]) -> dict[str, dict[str
     known = [*train, *test]
     if all(d.dive_number is not None for d in known):
         predictors["dive number mean"] = _group_means(train, lambda d: d.dive_number)
-    elif all(d.rotation_type is not None for d in known):  # the attributes spell the dive number
+    elif all(d.rotation_type is not None for d in known):  # together the attributes determine the dive number
         predictors["dive number mean"] = _group_means(
             train, lambda d: (d.position, d.armstand, d.rotation_type, d.ss_no, d.tw_no)
         )
     if all(d.judge_scores for d in test):
-        predictors["one judge alone"] = lambda d: 3 * d.judge_scores[0] * d.difficulty
+        predictors["one judge alone"] = _first_judge_score
     return {name: score_metrics([predict(d) for d in test], true) for name, predict in predictors.items()}

@@ -1,4 +1,4 @@
-"""The model of a run: a backbone and a method as one module, from the loader's clips to the method's outputs."""
+"""The model of a run: a backbone and a method as one module, from the clips of a batch to the outputs of the method."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class ScoringModel(nn.Module):
-    """What is trained, saved and wrapped for several ranks.
+    """The module that is trained, saved and wrapped by DistributedDataParallel.
 
-    The normalisation of the input is part of it (buffers `input_mean` and `input_std`), so a checkpoint cannot be used
-    with another one.
+    The input normalisation is part of it (buffers `input_mean` and `input_std`), so a checkpoint always comes with its own.
     """
+
+    input_mean: torch.Tensor  # (3,)
+    input_std: torch.Tensor  # (3,)
 
     def __init__(
         self,
@@ -47,14 +49,14 @@ class ScoringModel(nn.Module):
 
     def train(self, mode: bool = True) -> ScoringModel:
         super().train(mode)
-        if self.frozen:  # frozen means frozen: no dropout, no running statistics
+        if self.frozen:  # no dropout and no update of running statistics in a frozen backbone
             self.backbone.eval()
         if not self.trains_batch_norm:
             freeze_batch_norm(self)
         return self
 
     def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
-        """The trained parameters as the optimizer's groups: the method's, with the backbone's rate scaled."""
+        """The optimizer's parameter groups: those of the method, with the backbone's rate multiplied by --backbone_lr_scale."""
         groups = self.method.parameter_groups([name for name, p in self.named_parameters() if p.requires_grad])
         if config.backbone_lr_scale == 1:
             return groups
@@ -67,35 +69,33 @@ class ScoringModel(nn.Module):
         return scaled
 
     def prepare(self, clip: torch.Tensor) -> torch.Tensor:
-        """What the backbone sees of a clip as the loader gives it."""
+        """Convert a clip of the DataLoader to the input of the backbone, see Backbone.prepare."""
         return self.backbone.prepare(clip, self.input_mean, self.input_std)
 
     def forward(self, batch: Batch) -> Tensors:
-        """Outputs of the method for a batch as the loader gives it."""
+        """The outputs of the method for a batch of the DataLoader."""
         clips = {name: self.prepare(clip) for name, clip in batch.clips.items()}
         return self.method(self.backbone, clips, batch.given, batch.labels)
 
 
 def build_model(config: TrainConfig) -> ScoringModel:
-    """The model with its starting weights, the same on every rank.
+    """Build the model with its initial weights, which are the same on every rank.
 
     Raises:
-        UserError: a weight file that is unreadable or does not fit.
+        UserError: the weight file is unreadable or does not fit.
     """
     seed_all(config.seed, "weights")
     with one_thread():
         backbone = build_backbone(config)
         method = build_method(config, backbone.feature_dim)
-    own_scale: Tensors = {}
+    saved_scale: Tensors = {}
     if config.weight_file:
         state = read_state_dict(config.weight_file)
-        if any(
-            name.startswith("backbone.") for name in state
-        ):  # an earlier run's checkpoint: its backbone starts this one
-            own_scale = {name: state[name] for name in ("input_mean", "input_std") if name in state}
+        if any(name.startswith("backbone.") for name in state):  # a checkpoint of another run: use its backbone
+            saved_scale = {name: state[name] for name in ("input_mean", "input_std") if name in state}
             state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
-        for note in backbone.load_pretrained(state):
-            log.info("%s: %s", config.weight_file.name, note)
+        for message in backbone.load_pretrained(state):
+            log.info("%s: %s", config.weight_file.name, message)
     scale = "mtl_aqa" if config.normalize else config.input_scale
     chosen = backbone.input_scale if scale == "auto" else scale
     model = ScoringModel(
@@ -106,7 +106,7 @@ def build_model(config: TrainConfig) -> ScoringModel:
         trains_batch_norm=config.batch_norm == "trained",
     )
     set_batch_norm(model, group=config.bn_group, together=config.bn_windows == "together")
-    if own_scale and scale == "auto":
-        model.load_state_dict(own_scale, strict=False)
+    if saved_scale and scale == "auto":
+        model.load_state_dict(saved_scale, strict=False)
         model.input_scale = "as in the checkpoint"
     return model

@@ -1,4 +1,4 @@
-"""The plots of a run: what people look at instead of the log."""
+"""The plots of a run: losses, predicted scores and sweeps."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _short(text: str, most: int = 24) -> str:
-    """A value as a tick label: the end of a long one, such as a path."""
+    """A tick label; of a long value, such as a path, only the end."""
     return text if len(text) <= most else f"…{text[-most:]}"
 
 
 def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Write the PNG of a run so far: train and validation loss, validation Spearman, the best epoch marked.
+    """Plot train and validation loss and validation Spearman of the epochs so far; the best epoch is marked.
 
     `epochs` are the "epoch" records of metrics.jsonl.
     """
     if not epochs:
         return
     x = [e["epoch"] for e in epochs]
-    rho = [math.nan if e["val_spearman"] is None else e["val_spearman"] for e in epochs]  # null: it was undefined
+    rho = [math.nan if e["val_spearman"] is None else e["val_spearman"] for e in epochs]  # None: undefined
     known = [i for i, r in enumerate(rho) if not math.isnan(r)]
     best = max(known, key=lambda i: rho[i]) if known else 0
     marker = "o" if len(x) <= 40 else None
@@ -75,7 +75,7 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
 
 
 def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, title: str) -> None:
-    """Write the PNG of predicted against true final scores of the test dives, coloured by difficulty."""
+    """Plot predicted against true final scores of the test dives, coloured by difficulty."""
     true = [d.final_score for d in dives]
     low, high = min([*true, *predicted]) - 2, max([*true, *predicted]) + 2
     figure = _figure(7.5, 6.5)
@@ -93,21 +93,21 @@ def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, t
 
 
 def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Path, title: str) -> None:
-    """Write the PNG of a sweep: for each flag that was varied, the best validation Spearman of every point by its value.
-    Points that ended badly are marked, those without a number below all others.
+    """Plot a sweep: for each varied flag, the best validation Spearman of every point over the flag's value.
 
-    A row has the flags' values as text, `state`, and `best_val_spearman` (None where there is none yet).
+    Failed points have a marker of their own; points without a result are drawn below all others. A row holds the values of
+    the flags as text, `state` and `best_val_spearman` (None if there is no result yet).
     """
     done = [row for row in rows if row["best_val_spearman"] is not None]
-    lacking = [row for row in rows if row["best_val_spearman"] is None]
+    missing = [row for row in rows if row["best_val_spearman"] is None]
     columns = min(len(flags), 3)
     shape = (-(-len(flags) // columns), columns)
     figure = _figure(5 * columns, 4 * shape[0])
     panels = figure.subplots(*shape, squeeze=False, sharey=True)
-    figure.suptitle(f"{title}: {len(rows)} points" + (f", {len(lacking)} without a number" if lacking else ""))
+    figure.suptitle(f"{title}: {len(rows)} points" + (f", {len(missing)} without a result" if missing else ""))
     numbers = [row["best_val_spearman"] for row in done] or [0.0, 1.0]
     margin = max(max(numbers) - min(numbers), 0.02) * 0.12
-    floor = min(numbers) - 2 * margin  # where points without a number stand
+    floor = min(numbers) - 2 * margin  # y position of points without a result
     for axes, flag in zip(panels.flat, flags, strict=False):
         values = sorted({str(row.get(flag, "default")) for row in rows}, key=_as_number)
         kinds: dict[str, tuple[list[int], list[float]]] = {}
@@ -122,19 +122,19 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Pa
             best = max(done, key=lambda row: row["best_val_spearman"])
             label = f"best: {best['best_val_spearman']:.3f}"
             axes.plot(values.index(str(best.get(flag, "default"))), best["best_val_spearman"], "*", color=BEST, markersize=14, label=label)  # fmt: skip
-        if lacking:
+        if missing:
             axes.axhline(floor + margin, color="grey", linewidth=0.8, linestyle=":")
         labels = [_short(value) for value in values]
         slanted = dict(rotation=30, ha="right", rotation_mode="anchor")
         axes.set_xticks(range(len(values)), labels, **(slanted if len("  ".join(labels)) > 40 else {}))
         axes.set(xlabel=flag, xlim=(-0.5, len(values) - 0.5))
-        bottom = floor - margin if lacking else min(numbers) - margin
-        lowest = floor + margin if lacking else bottom  # no number stands beside points that have none
+        bottom = floor - margin if missing else min(numbers) - margin
+        lowest = floor + margin if missing else bottom  # no tick labels next to points without a result
         axes.set_ylim(bottom, max(numbers) + margin)
         axes.set_yticks([tick for tick in axes.get_yticks() if lowest < tick < max(numbers) + margin])
         axes.grid(alpha=0.3)
     for axes in panels[:, 0]:
-        axes.set_ylabel("best validation Spearman" + ("\n(below the line: no number)" if lacking else ""))
+        axes.set_ylabel("best validation Spearman" + ("\n(below the line: no result)" if missing else ""))
     for axes in panels.flat[len(flags) :]:
         axes.set_visible(False)
     marks, labels = panels[0, 0].get_legend_handles_labels()

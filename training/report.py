@@ -1,12 +1,12 @@
-"""Results of opened runs as a table: mean and standard deviation over seeds, beside the baselines of the same test dives.
+"""Make a table of evaluated runs: mean and standard deviation over seeds, and baselines on the same test dives.
 
     python -m training.report runs/a-s0 runs/a-s1 runs/b-s0 ...
-    python -m training.report runs/<sweep>      all opened points of a sweep
+    python -m training.report runs/<sweep>      all evaluated points of a sweep
 
-Runs whose flags differ in --seed alone are one line, named by their run names without the seed ("-s0"); points of a sweep
-by the sweep's name and their flags without the seed. Folds of --split event (run names ending in "-f1" before the seed) are
-one line too: the mean over the folds of each seed, then the spread over seeds. Markdown on stdout; below the table, the
-points of a sweep that are left out, and why.
+Runs that differ only in --seed share a line, named after the run without the seed ("-s0"), or after the sweep and the
+point's flags without the seed. Folds of --split event (run names with "-f1" before the seed) also share a line: the mean
+over the folds of each seed, then mean and standard deviation over seeds. Prints Markdown; below the table it lists the points
+of a sweep that were omitted, and why.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class OpenedRun:
 
     @property
     def line_name(self) -> str:
-        """What a line of the table is called that this run stands in: its name without seed and fold."""
+        """The name of the run's line in the table: the run name without seed and fold."""
         folder = Path(os.path.abspath(self.path))
         points = sweep_points(folder.parent)
         if folder.name not in points:
@@ -50,8 +50,8 @@ class OpenedRun:
         if not set(points[folder.name]) & REPEATS:
             return self.name
         # launch.sweep names a folder after the point's flags: 'learning_rate-1e-4_seed-0'
-        kept = re.sub(rf"(^|_)({'|'.join(sorted(REPEATS))})-\d+(?=_|$)", "", folder.name).strip("_")
-        return f"{folder.parent.name}/{kept}" if kept else folder.parent.name
+        flags = re.sub(rf"(^|_)({'|'.join(sorted(REPEATS))})-\d+(?=_|$)", "", folder.name).strip("_")
+        return f"{folder.parent.name}/{flags}" if flags else folder.parent.name
 
     @property
     def fold(self) -> int | None:
@@ -59,7 +59,7 @@ class OpenedRun:
 
 
 def read_run(path: Path) -> OpenedRun:
-    """The run of a folder with its result.
+    """Read the configuration and the result of a run folder.
 
     Raises:
         UserError: the folder holds no run, or its test split was not opened.
@@ -71,29 +71,29 @@ def read_run(path: Path) -> OpenedRun:
     splits = read_json(folder.splits_file)
     if not isinstance(splits, dict) or "test" not in splits:
         raise UserError(
-            f"{folder.splits_file} is missing or damaged: restore it from a copy, it says which dives were tested"
+            f"{folder.splits_file} is missing or damaged: restore it from a copy, because it lists the test dives"
         )
     return OpenedRun(path, config, summary, sorted(splits["test"]))
 
 
 def opened_points(folder: Path) -> tuple[list[Path], list[str]]:
-    """(the points of a sweep whose test split was opened, what is to be said of each other one).
+    """The points of a sweep whose test split was opened, and a message about each other point.
 
     Raises:
         UserError: no point was opened.
     """
-    opened, left_out = [], []
+    opened, omitted = [], []
     for name in sweep_points(folder):
         run = RunFolder(folder / name)
         if run.summary() is not None:
             opened.append(run.path)
         else:
-            left_out.append(f"{run.title}: {_why_not_opened(run)}")
+            omitted.append(f"{run.title}: {_why_not_opened(run)}")
     if not opened:
         raise UserError(
-            f"no point of the sweep {folder} has a result ({'; '.join(left_out)}): open the test split of the point that validation chose (python -m training.evaluate --run {folder}/POINT)"
+            f"no point of the sweep {folder} has a result ({'; '.join(omitted)}): open the test split of the point with the best validation result (python -m training.evaluate --run {folder}/POINT)"
         )
-    return opened, left_out
+    return opened, omitted
 
 
 def _why_not_opened(run: RunFolder) -> str:
@@ -109,25 +109,25 @@ def _why_not_opened(run: RunFolder) -> str:
 
 
 def opened_runs(paths: Sequence[Path]) -> tuple[list[OpenedRun], list[str]]:
-    """The runs of a command line on which a sweep stands for its opened points, and what is said of the others.
+    """The runs of the given folders, a sweep replaced by its evaluated points, and messages about the omitted points.
 
     Raises:
-        UserError: as `read_run` and `opened_points`; a run is given twice.
+        UserError: see `read_run` and `opened_points`; also if a run is given twice.
     """
     found: dict[Path, Path] = {}
-    notes: list[str] = []
+    omitted: list[str] = []
     for path in paths:
-        points, left_out = opened_points(path) if sweep_points(path) else ([path], [])
-        notes += left_out
+        points, not_opened = opened_points(path) if sweep_points(path) else ([path], [])
+        omitted += not_opened
         for point in points:
             if (place := point.resolve()) in found:
                 raise UserError(f"{point} and {found[place]} are the same run: give each run once")
             found[place] = point
-    return [read_run(path) for path in found.values()], notes
+    return [read_run(path) for path in found.values()], omitted
 
 
 def grouped(runs: Sequence[OpenedRun]) -> list[list[OpenedRun]]:
-    """Runs with the same flags but for the seed and the fold, in the order of their first ones."""
+    """Group runs that differ only in seed and fold, in the order of the first run of each group."""
     groups: dict[str, list[OpenedRun]] = {}
     for each in runs:
         ignored = changeable(each.config) - {"patience"} | {"seed", "fold"}
@@ -137,24 +137,28 @@ def grouped(runs: Sequence[OpenedRun]) -> list[list[OpenedRun]]:
 
 
 def mean_and_std(values: Sequence[float | None], digits: int = 3) -> str:
-    """'0.912 ± 0.004': mean and sample standard deviation."""
-    if any(value is None for value in values):
+    """'0.912 ± 0.004': mean and sample standard deviation; 'undefined' if a value is None."""
+    defined = [value for value in values if value is not None]
+    if len(defined) < len(values):
         return "undefined"
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    mean = f"{statistics.fmean(defined):.{digits}f}"
+    return mean if len(defined) == 1 else f"{mean} ± {statistics.stdev(defined):.{digits}f}"
 
 
 def mean_over_folds(results: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
-    """Metric by metric; undefined where it is so in one fold."""
-    values = {key: [result[key] for result in results] for key in results[0]}
-    return {key: None if None in found else statistics.fmean(found) for key, found in values.items()}
+    """The mean of each metric; None if it is None in any fold."""
+    means: dict[str, float | None] = {}
+    for key in results[0]:
+        defined = [value for result in results if (value := result[key]) is not None]
+        means[key] = statistics.fmean(defined) if len(defined) == len(results) else None
+    return means
 
 
 def by_seed(group: Sequence[OpenedRun], folds: Sequence[int | None]) -> list[list[OpenedRun]]:
-    """The runs of each seed, a run for each fold.
+    """The runs of each seed, one per fold.
 
     Raises:
-        UserError: a seed lacks a fold, or has one, or its only run, twice.
+        UserError: a seed lacks a fold or has two runs of one.
     """
     seeds: dict[int, list[OpenedRun]] = {}
     for each in group:
@@ -174,7 +178,7 @@ def by_seed(group: Sequence[OpenedRun], folds: Sequence[int | None]) -> list[lis
 
 
 def table(runs: Sequence[OpenedRun]) -> str:
-    """The Markdown table of the runs and of what is reached without looking at a frame.
+    """The Markdown table of the runs and the baselines that do not use the video.
 
     Raises:
         UserError: the runs were tested on different dives, or a fold is missing.
@@ -188,7 +192,7 @@ def table(runs: Sequence[OpenedRun]) -> str:
     dives = sum(map(len, tested.values()))
     header = ["run", "model", "method", "seeds", "Spearman", "R-l2 x100", "MAE (points)"]
     lines = [header, ["---"] * len(header)]
-    notes = [
+    footnotes = [
         f"\n{dives} test dives" + (f", means over {len(tested)} folds of whole events." if None not in tested else ".")
     ]
     for group in grouped(runs):
@@ -197,19 +201,20 @@ def table(runs: Sequence[OpenedRun]) -> str:
         tests = [mean_over_folds([_scores(each.summary["test"]) for each in folds]) for folds in seeds]
         lines.append([name, config.model, config.method, str(len(seeds)), *_figures(tests)])
         if group[0].summary["method_metrics"]:
-            besides = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
+            other_metrics = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
             listed = ", ".join(
-                f"{key.replace('_', ' ')} {mean_and_std([b[key] for b in besides], 2)}" for key in besides[0]
+                f"{key.replace('_', ' ')} {mean_and_std([m[key] for m in other_metrics], 2)}"
+                for key in other_metrics[0]
             )
-            notes.append(f"\n{name} also predicts: {listed}.")
+            footnotes.append(f"\n{name} also predicts: {listed}.")
     first = by_seed(grouped(runs)[0], list(tested))[0]
     for name in first[0].summary["baselines"]:
         values = mean_over_folds([_scores(each.summary["baselines"][name]) for each in first])
-        lines.append([f"*without looking: {name}*", "", "", "", *_figures([values])])
-    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + notes)
+        lines.append([f"*without video: {name}*", "", "", "", *_figures([values])])
+    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + footnotes)
 
 
-_COLUMNS = (("spearman", 3), ("r_l2_x100", 2), ("mae", 2))  # and their digits
+_COLUMNS = (("spearman", 3), ("r_l2_x100", 2), ("mae", 2))  # metric and decimal places
 
 
 def _scores(result: dict[str, Any]) -> dict[str, float | None]:
@@ -225,11 +230,13 @@ def main(argv: Sequence[str]) -> None:
         print(__doc__)
         return
     if not argv:
-        raise UserError("give run folders, or the folder of a sweep: python -m training.report runs/a-s0 runs/a-s1")
-    runs, left_out = opened_runs([Path(name) for name in argv])
+        raise UserError(
+            "give run folders or the folder of a sweep, for example: python -m training.report runs/a-s0 runs/a-s1"
+        )
+    runs, omitted = opened_runs([Path(name) for name in argv])
     print(table(runs))
-    if left_out:
-        print("\nLeft out:\n" + "".join(f"\n- {note}" for note in left_out))
+    if omitted:
+        print("\nOmitted:\n" + "".join(f"\n- {line}" for line in omitted))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run, for those who have it: the numbers of metrics.jsonl, drawn by somebody else."""
+"""Write the values of metrics.jsonl as TensorBoard events (optional dependency)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class EventLog:
-    """Events in `folder`; what is written again after an interruption replaces what was written before."""
+    """Writes events to `folder`. A resumed run replaces the events of steps that it repeats."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writer: Any = None
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """A record of metrics.jsonl."""
+        """Write the values of a record of metrics.jsonl."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -1,15 +1,14 @@
 """Train a model and, with --evaluate True, open the test split once with the checkpoint that validation chose.
 
-    python -m training.train --root_dir ... [flags]         see --help, or the table in the README
+    python -m training.train --root_dir ... [flags]         see --help
 
-Exit status: 0 done; 2 something to fix, named on stderr; 75 (told by USR2), 143 (by TERM), 129 (by HUP, a closed shell) and
-130 (by Ctrl-C) stopped with a checkpoint or before the first step, the same command goes on; 76 another process of the run
-is gone, the same command goes on from the last checkpoint.
+The exit statuses are those of training/runtime/statuses.py. After a signal (75, 129, 130, 143) or the loss of another rank
+(76), the same command resumes the run.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # the imports below take seconds, and a signal that comes meanwhile must be remembered
+if __name__ == "__main__":  # the imports below take seconds: do not miss a signal meanwhile
     from training.runtime.interruption import InterruptionFlag
 
     _early_flag = InterruptionFlag().install()
@@ -56,23 +55,24 @@ from training.runtime.statuses import Status
 log = logging.getLogger("training")
 
 _BEFORE_THE_FIRST_STEP = "stopped by a signal before the first step"
-_LEFT_OVER_S = 120  # how long a job that starts again waits for processes that its node's failure left over
+# After a node failure, processes of a job's previous start may still hold the run folder's lock: a restarted job waits so long
+_LOCK_PATIENCE_S = 120
 
 
 def main(
     argv: Sequence[str], on_progress: ProgressHook | None = None, interruption: InterruptionFlag | None = None
 ) -> int:
-    """Parse, train, and say by the exit status how it ended."""
-    config = parse(TrainConfig, argv, prog="python -m training.train", description=__doc__.splitlines()[0])
+    """Parse the flags, train, and return the exit status (training.runtime.statuses)."""
+    config = parse(TrainConfig, argv, prog="python -m training.train", description=(__doc__ or "").splitlines()[0])
     interruption = interruption or InterruptionFlag().install()
     try:
         train(config, interruption, on_progress)
     except StoppedBySignal as stop:
         interruption.ignore()
-        log.warning("%s: start the same command again to go on", stop)
+        log.warning("%s: run the same command again to resume", stop)
         collectives.disconnect()
         return stop.status
-    # after an error the ranks do not take leave: with nccl that can wait for the others, who must see this one fail
+    # no disconnect after an error: with nccl it can wait for the other ranks, which must see this one fail
     except ProcessLost as loss:
         log.error("%s", loss)
         return Status.RANK_LOST
@@ -87,10 +87,12 @@ def main(
 
 
 def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: ProgressHook | None = None) -> None:
-    """One whole run: everything that can be wrong is looked at before the first step.
+    """Train a run from its start or its newest checkpoint to the end. Flags, data, weights and the machine's limits are all
+    checked before the first step.
 
     Raises:
-        UserError: something to fix. StoppedBySignal: a signal came; the checkpoint is written, or nothing was begun.
+        UserError: something that the user can fix.
+        StoppedBySignal: a signal came; the checkpoint is written, or it came before the first step.
     """
     if faults := path_faults(config):
         raise UserError.of(faults)
@@ -103,20 +105,21 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     stop_before_start(interruption, ranks)
     if fault := batch_norm_fault(config, ranks.world_size):
         raise UserError(fault)
-    start_server(config.loader_workers)
+    start_server(config.loader_workers)  # early, since it imports for a second in the background
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = collectives.choose_device(config.gpu, ranks)
     precision = resolve_precision(config.precision, device)
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
-    if faults := (source := source_of(config)).faults(used):
+    source = source_of(config)
+    if faults := source.faults(used):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
     model = build_model(config)
     if faults := label_faults(used, model.method):
         raise UserError.of(faults)
-    stop_before_start(interruption, ranks)
+    stop_before_start(interruption, ranks)  # building the model can take long
     check_machine(config, model, ranks, device, splits, trains=True)
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status, device):
@@ -144,14 +147,15 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
 
 
 def failure_text(error: Exception) -> str:
-    """An error that ends the training, in one line."""
+    """The error that ended the training in one line, for progress.json."""
     if collectives.is_peer_failure(error):
-        return f"lost contact with another process of the run ({collectives.short_reason(error)})"
+        return f"lost contact with another rank ({collectives.short_reason(error)})"
     return limit_error_text(error) or first_line(error)
 
 
 def stop_before_start(interruption: InterruptionFlag, ranks: Ranks) -> None:
-    """Stop before anything is made, if this process was told to. One of several must first meet the others and agree.
+    """Stop a training of one rank if a signal came, before it creates the run folder. Several ranks have to connect first, so
+    that all stop together.
 
     Raises:
         StoppedBySignal: a signal came.
@@ -161,26 +165,27 @@ def stop_before_start(interruption: InterruptionFlag, ranks: Ranks) -> None:
 
 
 def warn_of_time_limit(ranks: Ranks) -> None:
-    """Say where a job's time limit leaves little to train; called when the start-up is done."""
+    """Warn if the start-up, which ends now, took most of the job's time limit."""
     if ranks.is_first and (times := job_times()):
         started, end = times
-        if remark := time_limit_warning(started, time.time(), end):
-            log.warning(remark)
+        if warning := time_limit_warning(started, time.time(), end):
+            log.warning(warning)
 
 
 def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any]) -> None:
-    """Make the run folder, or check that the run in it is this one. `data` is what splits.json says.
+    """Create and lock the run folder; if it holds a run, check that it can resume. `data` is the content of splits.json.
 
     Raises:
-        UserError: the folder holds a run of another configuration or data, or --resume False forbids to go on.
+        UserError: the folder holds a run of other flags or data, or holds a run and --resume is False.
+        ProcessLost: after a restart, another training still holds the lock.
     """
-    run.acquire_lock(patience_s=_LEFT_OVER_S if restart_count() else 0)
+    run.acquire_lock(patience_s=_LOCK_PATIENCE_S if restart_count() else 0)
     run.remove_temporary_files()
-    faults, free = resume_faults(run, config)
+    faults, allowed_changes = resume_faults(run, config)
     if faults:
         raise UserError.of(faults)
-    if free:
-        log.info("Flags that differ from those before, and may: %s", "; ".join(free))
+    if allowed_changes:
+        log.info("Flags changed since the last start: %s", "; ".join(allowed_changes))
     if run.has_results():
         run.check_splits(data)
     run.create(config)
@@ -190,21 +195,21 @@ def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any]) -> None:
 def log_setup(
     config: TrainConfig, ranks: Ranks, device: torch.device, precision: str, model: ScoringModel, splits: Splits
 ) -> None:
-    """The head of the log: where it runs, on what, and what it costs."""
+    """Log the device, the data, the input's normalisation and the model's cost."""
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)} ({torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB)"
     else:
         where = f"CPU ({torch.get_num_threads()} threads)" + (", no GPU found" if config.gpu else "")
-    processes = f"{ranks.world_size} process{'es' if ranks.world_size > 1 else ''}"
-    log.info("Device %s, %s, %s (%s)", where, precision, processes, ranks.source)
-    log.info("Dives: %d train, %d validation; %d to a step", len(splits.train), len(splits.val), config.batch_size)
+    rank_count = f"{ranks.world_size} rank{'s' if ranks.world_size > 1 else ''}"
+    log.info("Device %s, %s, %s (%s)", where, precision, rank_count, ranks.source)
+    log.info("Dives: %d train, %d validation; %d per step", len(splits.train), len(splits.val), config.batch_size)
     mean, std = (
         " ".join(f"{value:.3g}" for value in values.tolist()) for values in (model.input_mean, model.input_std)
     )
     log.info("Input: pixels normalised with mean %s, deviation %s (%s)", mean, std, model.input_scale)
     if ranks.is_first:
         log.info("%s + %s: %s", config.model, config.method, describe_cost(model, config))
-        if config.gpu:  # it is the card's memory that runs out, and the answer takes seconds
+        if config.gpu:  # the estimate takes seconds, and only a GPU's memory is likely to run out
             clips = config.batch_size // ranks.world_size // config.accumulate
             log.info("Expected memory: %s", describe_memory(model, config, clips, precision != "fp32", ranks))
 

@@ -39,10 +39,12 @@ def flag(
 ) -> Any:
     """A dataclass field that is also a command-line flag.
 
-    `choices` are case-insensitive and stored as spelled here. `minimum` and `maximum` are inclusive and hold for each
-    item of a list. `allowed` describes the allowed values in the help if the type does not say enough. `may_change` marks
-    a flag that may differ when a run is resumed: it affects how or where the run computes, not the result. `path` marks a
-    file or folder, which is made absolute for jobs because they start in another folder.
+    Args:
+        choices: allowed values, case-insensitive, stored as spelled here.
+        minimum, maximum: inclusive; they hold for each item of a list.
+        allowed: describes the allowed values in the help if the type does not say enough.
+        may_change: the flag may differ when a run is resumed: it affects how or where the run computes, not the result.
+        path: the value is a file or folder. It is made absolute for jobs, which start in another folder.
     """
     metadata = dict(help=help, short=short, choices=choices, minimum=minimum, maximum=maximum, allowed=allowed)
     metadata |= dict(may_change=may_change, path=path)
@@ -180,10 +182,10 @@ def parse(
 
 
 def flag_faults(cls: type, argv: Sequence[str], others: Mapping[str, type] | None = None) -> list[str]:
-    """A message for each fault of a command line: unknown flags (with the most similar known one), missing values, values
-    that are not allowed.
+    """A message for each fault of a command line.
 
-    `others` are dataclasses whose flags belong elsewhere on the command line; each key says where.
+    Faults are unknown flags (the message has the most similar known one), missing values, and values that are not
+    allowed. `others` are dataclasses whose flags belong elsewhere on the command line; each key says where.
     """
     cls = _class_for(cls, argv)
     parser = build_parser(cls)
@@ -280,8 +282,9 @@ def parse_command(commands: Mapping[str, type], argv: Sequence[str], prog: str) 
 
 
 def parse_named(cls: type[T], argv: Sequence[str], prog: str) -> tuple[str, T]:
-    """Parse a command line that begins with a name: (name, instance of `cls`). The last word of `prog` says what is named,
-    such as RUN.
+    """Parse a command line that begins with a name: (name, instance of `cls`).
+
+    The last word of `prog` says what is named, such as RUN.
 
     Raises:
         UserError: the name is missing, or as `parse`.

@@ -26,4 +26,4 @@ def os_error_text(error: OSError) -> str:
     if text := limit_error_text(error):
         return text
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or first_line(error)}: fix its folder's permissions or disk"
+    return f"{place}{error.strerror or first_line(error)}: check the permissions of its folder, and the disk"

@@ -20,9 +20,8 @@ from data_preparation.common.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
-_STALE_AFTER_S = (
-    24 * 3600
-)  # since the last write; used for writers on other hosts, whose processes are not visible here
+# Processes on other hosts are not visible here: their files count as stale after this time without a write.
+_STALE_AFTER_S = 24 * 3600
 
 
 @contextmanager
@@ -113,9 +112,9 @@ _WARNED_DEVICES: set[int] = set()  # file systems without locks, for which the w
 def lock(file: IO, wait: bool) -> bool:
     """Lock an open file for this process; the kernel releases the lock when the process ends.
 
-    A file opened for writing gets an exclusive lock, a file opened for reading a shared one (to find out whether a writer
-    holds the lock). Returns False if `wait` is False and another process holds the lock. If the file system does not
-    support locks, log a warning (once per file system) and return True as if locked.
+    A file opened for writing gets an exclusive lock. A file opened for reading gets a shared lock, to find out whether
+    a writer holds the lock. Returns False if `wait` is False and another process holds the lock. If the file system
+    does not support locks, log a warning (once per file system) and return True as if locked.
     """
     return _lock(file, wait) is not False
 
@@ -133,7 +132,7 @@ def _lock(file: IO, wait: bool) -> bool | None:
         if device not in _WARNED_DEVICES:
             _WARNED_DEVICES.add(device)
             log.warning(
-                "%s cannot be locked (%s), as on Lustre mounted without flock: do not start the same work there twice",
+                "%s cannot be locked (%s), as on Lustre mounted without flock: do not run the same command there twice at the same time",
                 file.name,
                 error.strerror,
             )
@@ -145,7 +144,7 @@ def _lock(file: IO, wait: bool) -> bool | None:
 def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     """Hold an exclusive lock on the lock file `path` while the block runs, and delete the file afterwards.
 
-    If the file system does not support locks, a file PATH.owner names the owner instead. In that case two processes on two
+    If the file system does not support locks, a file PATH.owner names the owner instead. Then two processes on two
     hosts could both take over a stale owner file.
 
     Raises:
@@ -243,7 +242,7 @@ def _may_be_in_use(path: Path, host: str, pid: int) -> bool:
 def is_writer_alive(path: Path, host: str, pid: int, within_s: float) -> bool:
     """Whether the process that writes a file still runs.
 
-    On this host: whether a process `pid` exists. On another host: whether the file was written to in the last `within_s`
+    On this host: whether a process `pid` exists. On another host: whether the file was written to within `within_s`
     seconds.
     """
     if host != socket.gethostname():

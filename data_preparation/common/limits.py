@@ -1,7 +1,7 @@
-"""Resource limits of this machine: reading them, comparing them with what a command needs, and messages for errors that
-they cause (imports nothing of the project).
+"""Resource limits of this machine (imports nothing of the project).
 
-A limit that cannot be read (no /proc, another operating system) is None, which counts as unlimited.
+Reads the limits, compares them with what a command needs, and makes messages for errors that limits cause. A limit that
+cannot be read (no /proc, another operating system) is None, which counts as unlimited.
 """
 
 from __future__ import annotations
@@ -249,8 +249,8 @@ def temporary_folder_warning() -> str | None:
 def limit_error_text(error: BaseException) -> str | None:
     """A message with the fix if an error says that a limit of the machine was reached, else None.
 
-    PyTorch raises many of these as a RuntimeError, and a DataLoader copies a worker's traceback into the message. So the
-    message decides if there is no errno.
+    PyTorch raises many of these as a RuntimeError, and a DataLoader copies a worker's traceback into the message. So
+    the message is searched if there is no errno.
     """
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)

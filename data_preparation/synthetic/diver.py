@@ -1,10 +1,10 @@
-"""Draws a diver, the boards, the pool and what a broadcast shows between dives (vector drawing with PIL).
+"""Draw a diver, the boards, the pool and the filler between dives of a broadcast (vector drawing with PIL).
 
-The world is a side view in metres: x to the right from the edge of the board, y up from the water. Divers are drawn as
-jointed limbs, at twice the size of the picture and then halved. The camera follows the diver, so that the body is large
-in every frame. Whatever a judge would see is there: board, stance, direction and speed of the rotation, body shape,
-twist (a suit with a yellow front and a magenta back), and the faults: angle of entry, splash, legs apart, wobble,
-distance from the board.
+The scene is a side view in metres: x to the right from the edge of the board, y up from the water. Divers are drawn as
+jointed limbs at twice the size of the frame, which is then halved. The camera follows the diver, so that the body is
+large in every frame. The frames show what judges look at: board, stance, direction and speed of the rotation, body
+shape, twist (a suit with a yellow front and a magenta back), and the faults: angle of entry, splash, legs apart,
+wobble, distance from the board.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from data_preparation.dives import POSITIONS, ROTATION_TYPES, Dive
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
-Place = Callable[[Point], Point]  # metres to drawn pixels
+ToPixels = Callable[[Point], Point]  # maps metres to pixels of the drawing
 
-SUPERSAMPLE = 2  # drawn at this multiple of the picture's size, then averaged down
-PICTURE_METRES = 3.4  # height of the picture: a diver of 1.75 m fills half of it
+SUPERSAMPLE = 2  # frames are drawn at this multiple of their size, then averaged down
+FRAME_METRES = 3.4  # height of a frame: a diver of 1.75 m fills half of it
 SKY = 3.6  # metres of wall drawn above the board
-DEPTH = 1.9  # metres of water drawn below the point of entry (the camera looks down on it a little)
-FAR_EDGE = 0.55  # metres above the point of entry where the pool's far edge shows
+DEPTH = 1.9  # metres of water drawn below the point of entry (the camera looks slightly down)
+FAR_EDGE = 0.55  # metres above the point of entry at which the far edge of the pool is drawn
 
-FRONT: Colour = (255, 214, 0)  # the two sides of the suit: what makes twists countable
+FRONT: Colour = (255, 214, 0)  # different colours of the suit's front and back make twists countable
 BACK: Colour = (226, 24, 128)
 CONCRETE: Colour = (176, 176, 172)
 FOAM: Colour = (250, 253, 255)
@@ -42,11 +42,11 @@ POOLS: tuple[Colour, ...] = ((30, 120, 178), (24, 140, 160), (40, 104, 190), (36
 
 @dataclass(frozen=True)
 class Board:
-    """Where a dive starts; each height has its colour, as on the boards of many pools."""
+    """A springboard or platform. Each height has its own colour."""
 
     kind: str  # springboard or platform
     height: float  # metres above the water
-    rise: float  # metres that the body rises from it
+    rise: float  # metres that the body rises at take-off
     colour: Colour
 
     @property
@@ -65,27 +65,27 @@ BOARDS = (
 FILLERS = ("empty pool", "crowd", "scoreboard", "replay")
 
 
-# ---------------------------------------------------------------------------------------------------------- the poses
+# -------------------------------------------------------------------------------------------------------------- poses
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Joint angles in degrees; all zero is a diver standing with the arms down."""
+    """Joint angles in degrees. All zero is a diver who stands with the arms down."""
 
     hip: float = 0.0  # 0 straight, 150 folded
     knee: float = 0.0
-    arm: float = 0.0  # 0 down by the sides, 180 overhead
+    arm: float = 0.0  # 0 at the sides, 180 overhead
     elbow: float = 0.0
 
-    def towards(self, other: Pose, share: float) -> Pose:
-        """The pose a `share` (0 to 1) of the way to `other`."""
-        return Pose(*(a + (b - a) * share for a, b in zip(self._values(), other._values(), strict=True)))
+    def towards(self, other: Pose, fraction: float) -> Pose:
+        """Interpolate linearly between this pose (`fraction` 0) and `other` (1)."""
+        return Pose(*(a + (b - a) * fraction for a, b in zip(self._values(), other._values(), strict=True)))
 
     def _values(self) -> tuple[float, float, float, float]:
         return (self.hip, self.knee, self.arm, self.elbow)
 
 
-STAND = Pose(arm=90)  # arms held forward: shows which way the diver faces
+STAND = Pose(arm=90)  # arms forward: shows which way the diver faces
 UPRIGHT = Pose()  # feet-first entry
 CROUCH = Pose(hip=60, knee=75, arm=-50)
 LEAP = Pose(arm=165)
@@ -99,35 +99,35 @@ SHAPES = {
 
 
 def ease(value: float, start: float, end: float) -> float:
-    """0 before `start`, 1 after `end`, a smooth step between."""
+    """Smoothstep: 0 before `start`, 1 after `end`."""
     x = min(max((value - start) / (end - start), 0.0), 1.0)
     return x * x * (3 - 2 * x)
 
 
-# ---------------------------------------------------------------------------------------------------- one dive's plan
+# ---------------------------------------------------------------------------------------------------- plan of one dive
 
 
 @dataclass(frozen=True)
 class Performance:
-    """Everything that the picture shows of one dive; angles in degrees, lengths in metres, times as shares of the clip."""
+    """What the frames of one dive show. Angles in degrees, lengths in metres, times as fractions of the clip."""
 
     board: Board
     shape: str
     armstand: bool
     facing: int  # +1 faces the water, -1 faces the board
-    spin: float  # whole rotation, clockwise positive (head away from the board)
+    spin: float  # total rotation, clockwise positive (head away from the board)
     twist: float
-    takeoff: float
-    contact: float
-    tilt: float  # fault: rotation missing (negative) or too much (positive) at the entry
-    splash: float  # fault: 0 none to 1 the largest
-    legs: float  # fault: half angle between the legs
-    wobble: float  # fault: amplitude of the swaying
+    takeoff: float  # time
+    contact: float  # time at which the diver touches the water
+    tilt: float  # fault: too little (negative) or too much (positive) rotation at the entry
+    splash: float  # fault: 0 (none) to 1 (largest)
+    legs: float  # fault: half of the angle between the legs
+    wobble: float  # fault: amplitude of the swaying, in degrees
     landing: float  # x of the entry
     skin: Colour
     suit: Colour
     spikes: tuple[float, ...]  # relative heights of the splash's jets
-    drops: tuple[Point, ...]  # directions of single drops, in units of the splash's size
+    drops: tuple[Point, ...]  # positions of single drops, in units of the splash's size
 
     @cached_property
     def head_first(self) -> bool:
@@ -135,10 +135,14 @@ class Performance:
 
 
 def make_performance(dive: Dive, board: Board, rng: np.random.Generator) -> Performance:
-    """The drawing plan of a dive whose attributes are all known; `rng` gives what the labels leave open.
+    """Plan the drawing of a dive whose attributes are all known. `rng` chooses what the labels do not determine.
 
-    The faults grow with what the judges took off: 1 - score / difficulty / 30.
+    The faults grow with the points that the judges deducted: 1 - score / difficulty / 30.
     """
+    assert dive.rotation_type is not None
+    assert dive.position is not None
+    assert dive.ss_no is not None
+    assert dive.tw_no is not None
     rotation = ROTATION_TYPES[dive.rotation_type]
     missing = min(max(1 - dive.final_score / dive.difficulty / 30, 0.0), 1.0)
     fault = min(missing / 0.75, 1.0)
@@ -165,12 +169,12 @@ def make_performance(dive: Dive, board: Board, rng: np.random.Generator) -> Perf
     )
 
 
-# ------------------------------------------------------------------------------------------------------- the movement
+# ----------------------------------------------------------------------------------------------------------- movement
 
 
 @dataclass(frozen=True)
 class State:
-    """The diver at one moment: pose, place of the body's centre and angles (degrees)."""
+    """The diver at one moment: pose, position of the body's centre (metres) and angles (degrees)."""
 
     pose: Pose
     x: float
@@ -184,43 +188,45 @@ REACH = 1.05  # metres from the body's centre to the hands (or feet) that touch 
 STANDING = 0.95  # metres from the soles to the body's centre
 
 
-def _fall(start: float, rise: float, u: float) -> float:
-    """Height of the centre at share `u` of a flight that begins at `start`, rises by `rise` and ends at REACH."""
+def _flight_height(start: float, rise: float, u: float) -> float:
+    """Height of the body's centre at the fraction `u` of a flight that starts at `start`, rises by `rise` and ends at
+    REACH (all in metres)."""
     root = math.sqrt(2 * rise) + math.sqrt(2 * rise + 2 * max(start - REACH, 0.0))
     return start + math.sqrt(2 * rise) * root * u - root * root * u * u / 2
 
 
 def state_at(plan: Performance, t: float) -> State:
-    """Where the diver is at the share `t` (0 to 1) of the clip."""
+    """The diver at time `t`, a fraction (0 to 1) of the clip."""
     height = plan.board.height + STANDING
     upright = 180.0 if plan.armstand else 0.0
     sway = plan.wobble * math.sin(t * 40)
     if t < plan.takeoff:
-        share = t / plan.takeoff
-        pose = STRETCHED if plan.armstand else _stance(share)
-        return State(pose, -0.12, height - 0.22 * _crouching(plan, share), upright + 0.5 * sway, 0.0, 0.3 * plan.legs)
+        u = t / plan.takeoff
+        pose = STRETCHED if plan.armstand else _stance(u)
+        return State(pose, -0.12, height - 0.22 * _crouch_depth(plan, u), upright + 0.5 * sway, 0.0, 0.3 * plan.legs)
     u = (t - plan.takeoff) / (plan.contact - plan.takeoff)
     turned = 0.12 * min(u, 1.0) + 0.88 * ease(u, 0.0, 0.86)
     return State(
         pose=_flight_pose(plan, u),
         x=-0.12 + (plan.landing + 0.12) * min(u, 1.0),
-        y=_fall(height, plan.board.rise, u) if u < 1 else REACH - 7.0 * (u - 1),
+        y=_flight_height(height, plan.board.rise, u) if u < 1 else REACH - 7.0 * (u - 1),
         rotation=upright + plan.spin * turned + plan.tilt * ease(u, 0.55, 0.9) + sway * (1 - ease(u, 0.7, 0.9)),
         twist=plan.twist * ease(u, 0.04, 0.74),
         legs=plan.legs * (0.3 + 0.7 * ease(u, 0.5, 0.85)),
     )
 
 
-def _crouching(plan: Performance, share: float) -> float:
-    return 0.0 if plan.armstand else ease(share, 0.45, 0.75) * (1 - ease(share, 0.8, 1.0))
+def _crouch_depth(plan: Performance, u: float) -> float:
+    """How far the diver crouches (0 to 1) at the fraction `u` of the time before take-off."""
+    return 0.0 if plan.armstand else ease(u, 0.45, 0.75) * (1 - ease(u, 0.8, 1.0))
 
 
-def _stance(share: float) -> Pose:
-    return STAND.towards(CROUCH, ease(share, 0.45, 0.75)).towards(LEAP, ease(share, 0.75, 1.0))
+def _stance(u: float) -> Pose:
+    return STAND.towards(CROUCH, ease(u, 0.45, 0.75)).towards(LEAP, ease(u, 0.75, 1.0))
 
 
 def _flight_pose(plan: Performance, u: float) -> Pose:
-    """Leap, shape (a twister first twists stretched, then folds), and the stretch for the entry."""
+    """The pose at the fraction `u` of the flight: leap, shape, stretch for the entry. Twists come before folding."""
     first = STRETCHED if plan.armstand else LEAP
     shape = SHAPES[plan.shape]
     if plan.twist:
@@ -232,56 +238,62 @@ def _flight_pose(plan: Performance, u: float) -> Pose:
     return folded.towards(STRETCHED if plan.head_first else UPRIGHT, ease(u, 0.68, 0.84))
 
 
-# ---------------------------------------------------------------------------------------------------------- the scene
+# -------------------------------------------------------------------------------------------------------------- scene
 
 
 @dataclass(frozen=True)
 class Look:
-    """What differs from one video to the next."""
+    """Appearance of one video."""
 
     wall: Colour
     pool: Colour
-    lift: float  # metres that the camera looks above the diver
-    shift: float  # metres that it looks to the right of the board's edge
-    bands: tuple[float, ...]  # brightness of the wall's bands
+    lift: float  # metres that the camera points above the diver
+    shift: float  # metres that it points to the right of the board's edge
+    bands: tuple[float, ...]  # brightness of the bands of the wall
 
 
 def sample_look(rng: np.random.Generator) -> Look:
-    """One video's look, drawn from `rng`."""
+    """Sample the appearance of one video."""
     wall = np.array(WALLS[rng.integers(len(WALLS))]) + rng.integers(-14, 15, size=3)
     pool = np.array(POOLS[rng.integers(len(POOLS))]) + rng.integers(-14, 15, size=3)
     return Look(
-        wall=tuple(int(c) for c in wall),
-        pool=tuple(int(c) for c in pool),
+        wall=_colour(wall),
+        pool=_colour(pool),
         lift=float(rng.uniform(-0.15, 0.15)),
         shift=float(rng.uniform(0.35, 0.6)),
         bands=tuple(float(b) for b in rng.uniform(0.8, 1.2, size=24)),
     )
 
 
+def _colour(rgb: np.ndarray) -> Colour:
+    red, green, blue = rgb.tolist()
+    return red, green, blue
+
+
 def tint(colour: Colour, factor: float) -> Colour:
-    """A brighter (factor above 1) or darker colour."""
-    return tuple(min(max(round(c * factor), 0), 255) for c in colour)  # type: ignore[return-value]
+    """Make a colour brighter (`factor` above 1) or darker."""
+    red, green, blue = (min(max(round(c * factor), 0), 255) for c in colour)
+    return red, green, blue
 
 
 class Stage:
-    """The scenery of one video, drawn once and then cut out wherever the camera looks.
+    """The scenery of one video, drawn once. Frames are crops of it, with the diver drawn on top.
 
-    Pictures are RGB images of `width` x `height` pixels.
+    Frames are RGB images of `width` x `height` pixels.
     """
 
     def __init__(self, appearance: Look, width: int, height: int, rng: np.random.Generator) -> None:
         self.look = appearance
         self.size = (width * SUPERSAMPLE, height * SUPERSAMPLE)
-        self.scale = height * SUPERSAMPLE / PICTURE_METRES  # drawn pixels a metre
+        self.scale = height * SUPERSAMPLE / FRAME_METRES  # pixels of the drawing per metre
         self.sceneries = {board: self._scenery(board) for board in BOARDS}
         self.crowd = self._crowd(rng)
-        self.panel = self._panel(rng)
+        self.scoreboard = self._scoreboard(rng)
 
-    # --- what stands still
+    # --- static images
 
     def _scenery(self, board: Board) -> Image.Image:
-        """The tall picture of wall, board and pool, from SKY above the board to DEPTH below the water."""
+        """A tall image of wall, board and pool, from SKY above the board to DEPTH below the water."""
         top = board.height + SKY
         width = self.size[0]
         image = Image.new("RGB", (width, math.ceil((top + DEPTH) * self.scale)), self.look.wall)
@@ -291,22 +303,24 @@ class Stage:
             x0, x1 = (self._column(x) for x in (left, right))
             draw.rectangle((x0, (top - upper) * self.scale, x1, (top - lower) * self.scale), fill=colour)
 
-        for row in range(math.ceil(top)):  # one band a metre, so that the fall shows
+        for row in range(math.ceil(top)):  # one band per metre makes the fall visible
             box(-9, row + 1, 9, row, tint(self.look.wall, self.look.bands[row % 24] * (1.0 if row % 2 else 0.86)))
         for row in range(16):
             box(-9, FAR_EDGE - row * 0.16, 9, -DEPTH, tint(self.look.pool, 0.92 + 0.02 * row))
         box(-9, FAR_EDGE + 0.1, 9, FAR_EDGE, tint(self.look.pool, 1.45))
         deck, shade = board.height, tint(board.colour, 0.7)
         thickness = 0.42 if board.kind == "platform" else 0.2
-        box(-1.8, deck - thickness, -1.2, -0.2, CONCRETE)  # the same for all: the water alone does not tell the board
+        box(
+            -1.8, deck - thickness, -1.2, -0.2, CONCRETE
+        )  # the same for all boards, so that the water does not reveal the board
         box(-9, deck, 0.0, deck - thickness, board.colour)
         box(-9, deck - 0.6 * thickness, 0.0, deck - thickness, shade)
-        if board.kind == "springboard":  # the roller that it swings on
+        if board.kind == "springboard":  # its roller
             box(-1.0, deck - thickness, -0.7, deck - 0.45, shade)
         return image
 
     def _crowd(self, rng: np.random.Generator) -> Image.Image:
-        """Rows of heads, a little wider than the picture."""
+        """Rows of heads, slightly wider than a frame."""
         width, height = self.size
         image = Image.new("RGB", (width * 5 // 4, height), (38, 34, 44))
         draw = ImageDraw.Draw(image)
@@ -320,8 +334,8 @@ class Stage:
                 draw.ellipse((x - 0.7 * head, y - 0.8 * head, x + 0.7 * head, y + 0.8 * head), fill=SKINS[row % 3])
         return image
 
-    def _panel(self, rng: np.random.Generator) -> Image.Image:
-        """A scoreboard whose lines are bars: it says nothing."""
+    def _scoreboard(self, rng: np.random.Generator) -> Image.Image:
+        """A scoreboard with bars instead of text: it shows no information."""
         width, height = self.size
         image = Image.new("RGB", (width * 5 // 4, height), (12, 16, 28))
         draw = ImageDraw.Draw(image)
@@ -335,41 +349,41 @@ class Stage:
     def _column(self, x: float) -> float:
         return self.size[0] / 2 + (x - self.look.shift) * self.scale
 
-    # --- pictures
+    # --- frames
 
     def dive_frame(self, plan: Performance, t: float) -> Image.Image:
-        """The picture at the share `t` (0 to 1) of a dive's clip."""
+        """The frame at time `t`, a fraction (0 to 1) of a dive's clip."""
         state = state_at(plan, t)
         frame, top = self._view(plan.board, max(state.y, 1.05) + self.look.lift)
         water = round(top * self.scale)
         draw = ImageDraw.Draw(frame)
 
-        def place(point: Point) -> Point:
+        def to_pixels(point: Point) -> Point:
             return self._column(point[0]), (top - point[1]) * self.scale
 
-        touched = t - plan.contact
+        since_contact = t - plan.contact
         if state.y > -1.2:
-            draw_diver(draw, plan, state, place, self.scale)
-            if touched > -0.06:  # from the last moment in the air on
+            draw_diver(draw, plan, state, to_pixels, self.scale)
+            if since_contact > -0.06:  # from the end of the flight on
                 self._hide_below(frame, plan.board, top, water)
-        if touched > 0:
-            draw_splash(draw, plan, touched / (1 - plan.contact), place)
+        if since_contact > 0:
+            draw_splash(draw, plan, since_contact / (1 - plan.contact), to_pixels)
         return frame.reduce(SUPERSAMPLE)
 
-    def filler_frame(self, kind: str, plan: Performance, share: float) -> Image.Image:
-        """The picture at `share` (0 to 1) of what is shown between two dives; `plan` is any diver, for the replay."""
+    def filler_frame(self, kind: str, plan: Performance, t: float) -> Image.Image:
+        """The frame at time `t`, a fraction (0 to 1) of a filler between two dives. `plan` is the dive of a replay."""
         if kind == "empty pool":
-            frame, _ = self._view(plan.board, 1.05 + self.look.lift + 0.5 * share)
+            frame, _ = self._view(plan.board, 1.05 + self.look.lift + 0.5 * t)
             return frame.reduce(SUPERSAMPLE)
         if kind == "replay":
-            return self._replay(plan, share)
+            return self._replay(plan, t)
         width, height = self.size
-        image = self.crowd if kind == "crowd" else self.panel
-        left = round((image.width - width) * (share if kind == "crowd" else 0.5))
+        image = self.crowd if kind == "crowd" else self.scoreboard
+        left = round((image.width - width) * (t if kind == "crowd" else 0.5))
         return image.crop((left, 0, left + width, height)).reduce(SUPERSAMPLE)
 
     def _view(self, board: Board, y: float) -> tuple[Image.Image, float]:
-        """The scenery around height `y`, and the height (metres) of the picture's upper edge."""
+        """The scenery around height `y`, and the height of the frame's upper edge (both in metres)."""
         width, height = self.size
         scenery = self.sceneries[board]
         sky = board.height + SKY
@@ -377,44 +391,44 @@ class Stage:
         return scenery.crop((0, offset, width, offset + height)), sky - offset / self.scale
 
     def _hide_below(self, frame: Image.Image, board: Board, top: float, water: int) -> None:
-        """Puts the pool over whatever was drawn under the surface."""
+        """Cover everything below the surface with the pool."""
         if water < frame.height:
             offset = round((board.height + SKY - top) * self.scale)
             box = (0, offset + water, frame.width, offset + frame.height)
             frame.paste(self.sceneries[board].crop(box), (0, water))
 
-    def _replay(self, plan: Performance, share: float) -> Image.Image:
-        """A slow, close view of somebody in flight before a dark hall, in a frame as broadcasters set it."""
+    def _replay(self, plan: Performance, t: float) -> Image.Image:
+        """A slow close-up of a flight in front of a dark hall, with a white border as in broadcasts."""
         width, height = self.size
         frame = Image.new("RGB", self.size, tint(self.look.wall, 0.45))
         draw = ImageDraw.Draw(frame)
-        state = state_at(plan, plan.takeoff + (plan.contact - plan.takeoff) * (0.3 + 0.3 * share))
+        state = state_at(plan, plan.takeoff + (plan.contact - plan.takeoff) * (0.3 + 0.3 * t))
         zoom = self.scale * 1.5
 
-        def place(point: Point) -> Point:
+        def to_pixels(point: Point) -> Point:
             return width / 2 + (point[0] - state.x) * zoom, height / 2 - (point[1] - state.y) * zoom
 
-        draw_diver(draw, plan, state, place, zoom)
+        draw_diver(draw, plan, state, to_pixels, zoom)
         draw.rectangle((0, 0, width - 1, height - 1), outline=(240, 240, 240), width=max(height // 18, 1))
         return frame.reduce(SUPERSAMPLE)
 
 
-# ---------------------------------------------------------------------------------------------------------- the diver
+# -------------------------------------------------------------------------------------------------------------- diver
 
 
 def _limb(draw: ImageDraw.ImageDraw, points: Sequence[Point], width: float, colour: Colour) -> None:
-    """A bent line with round ends."""
+    """Draw a polyline with round ends; `width` in pixels."""
     draw.line(points, fill=colour, width=max(round(width), 1), joint="curve")
     r = width / 2
     for x, y in (points[0], points[-1]):
         draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
 
 
-def draw_diver(draw: ImageDraw.ImageDraw, plan: Performance, state: State, place: Place, scale: float) -> None:
-    """Draws the body; `place` turns metres into pixels and `scale` is the pixels of a metre.
+def draw_diver(draw: ImageDraw.ImageDraw, plan: Performance, state: State, to_pixels: ToPixels, scale: float) -> None:
+    """Draw the body. `to_pixels` maps metres to pixels, `scale` is in pixels per metre.
 
-    A joint's direction is an angle from the body's upward axis towards its front. A twist turns the body about that
-    axis: the front shortens by the cosine, and the breadth of the shoulders shows by the sine.
+    The direction of a limb is an angle from the body's upward axis towards its front. A twist turns the body about this
+    axis: depth is scaled by the cosine of the twist, and the width of the shoulders by its sine.
     """
     forward = plan.facing * math.cos(math.radians(state.twist))
     broad = math.sin(math.radians(state.twist)) * plan.facing
@@ -436,13 +450,13 @@ def draw_diver(draw: ImageDraw.ImageDraw, plan: Performance, state: State, place
     elbow = step(shoulder, 180 - pose.arm, 0.3)
     hand = step(elbow, 180 - pose.arm - pose.elbow, 0.34)
     legs = [leg(state.legs), leg(-state.legs)]
-    # The centre of mass is where the flight path is: between trunk and thighs.
+    # the centre of mass, between trunk and thighs, follows the flight path
     cx = (shoulder[0] + hip[0] + legs[0][1][0] + legs[1][1][0]) / 4
     cy = (shoulder[1] + hip[1] + legs[0][1][1] + legs[1][1][1]) / 4
 
     def put(points: Sequence[Point]) -> list[Point]:
         turned = (((x - cx), (y - cy)) for x, y in points)
-        return [place((state.x + x * cos + y * sin, state.y - x * sin + y * cos)) for x, y in turned]
+        return [to_pixels((state.x + x * cos + y * sin, state.y - x * sin + y * cos)) for x, y in turned]
 
     trunk = 0.25 + 0.16 * abs(broad)
     suit = plan.suit if abs(broad) < 0.25 else FRONT if broad > 0 else BACK
@@ -453,18 +467,18 @@ def draw_diver(draw: ImageDraw.ImageDraw, plan: Performance, state: State, place
     _limb(draw, put([hip, shoulder]), trunk * scale, suit)
     (x, y), r = put([head])[0], 0.15 * scale
     draw.ellipse((x - r, y - r, x + r, y + r), fill=plan.skin)
-    if pose.arm < 150:  # beside the body: in front of it
+    if pose.arm < 150:  # not raised: the near arm is in front of the body
         _limb(draw, put([shoulder, elbow, hand]), thin, plan.skin)
 
 
-def draw_splash(draw: ImageDraw.ImageDraw, plan: Performance, age: float, place: Place) -> None:
-    """Draws jets, drops and foam; `age` goes from 0 at the contact to 1 at the end of the clip."""
+def draw_splash(draw: ImageDraw.ImageDraw, plan: Performance, age: float, to_pixels: ToPixels) -> None:
+    """Draw jets, drops and foam. `age` is 0 when the diver touches the water and 1 at the end of the clip."""
     grown = (1 - (1 - min(age / 0.14, 1.0)) ** 2) * (1 - 0.35 * max(age - 0.14, 0.0))
     height = (0.12 + 2.5 * plan.splash) * grown
     radius = (0.22 + 1.35 * plan.splash) * (0.6 + 0.4 * grown)
 
     def at(x: float, y: float) -> Point:
-        return place((plan.landing + x, y))
+        return to_pixels((plan.landing + x, y))
 
     def oval(x: float, y: float, rx: float, ry: float, colour: Colour) -> None:
         (left, upper), (right, lower) = at(x - rx, y + ry), at(x + rx, y - ry)

@@ -1,16 +1,16 @@
-"""Writes a synthetic twin of MTL-AQA: whole videos of drawn dives, and the same annotation files in the same formats.
+"""Write a synthetic data set like MTL-AQA: videos of drawn dives, and annotation files in the same formats.
 
     python -m data_preparation.synthetic --dataset DIR
     python -m data_preparation.synthetic --sheet dives.png
     python -m data_preparation.synthetic --dataset DIR --like final_annotations_dict.pkl --keep_timeline True
 
-    DIR/whole_videos/NN.mp4     H.264, 25 frames/s, long groups of pictures with B-frames, filler between the dives
+    DIR/whole_videos/NN.mp4     H.264, 25 frames per second, long GOPs with B-frames, filler between the dives
     DIR/annotations/            final_annotations_dict.pkl, final_annotations_dict_with_dive_number.pkl,
                                 final_captions_dict.pkl, vocab.json, train_split_0.pkl, test_split_0.pkl,
-                                synthetic.json (the flags that made all this)
+                                synthetic.json (the flags of this set)
 
-Every draw is a function of (seed, video, dive), so the same flags give the same pixels whatever the number of workers.
-A video is complete or absent: a second call with the same flags makes only what is missing.
+All random numbers are a function of (seed, video, dive), so the same flags give the same pixels with any number of
+workers. Videos are written atomically: a second call with the same flags makes only the missing ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import av
 import numpy as np
@@ -44,29 +44,27 @@ from data_preparation.dives import ATTRIBUTE_CLASSES, POSITIONS, ROTATION_TYPES,
 from data_preparation.layout import DatasetLayout, default_dataset, video_name
 from data_preparation.synthetic.diver import BOARDS, FILLERS, Board, Performance, Stage, make_performance, sample_look
 
-DRAWING = 1  # raised whenever the same flags would give other pixels or labels
+DRAWING = 1  # increase when the same flags give other pixels or labels
 DEFAULT_VIDEOS = 8
 DEFAULT_DIVES = 1200
-GROUP_OF_PICTURES = 250  # frames between forced key frames, as broadcasts have it
-TEST_SHARE = 0.25
-EXECUTION_BETA = (7.4, 2.9)  # mean 0.72, deviation 0.135: MTL-AQA's score / difficulty / 30
+GOP_SIZE = 250  # frames between forced key frames, as in broadcasts
+TEST_FRACTION = 0.25
+EXECUTION_BETA = (7.4, 2.9)  # beta distribution of mean 0.72, deviation 0.135: MTL-AQA's score / difficulty / 30
 
-# Purposes of the random streams.
+# purposes of the random streams
 DIVE, JUDGES, PICTURE, LOOK, FILLER, WORDS, SPLIT = range(7)
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Write a synthetic twin of MTL-AQA: videos of drawn dives and their annotation files."""
+    """Write a synthetic data set like MTL-AQA: videos of drawn dives and their annotation files."""
 
-    dataset: Path | None = flag(
-        None, "Folder to write; none takes $DEEPSPORTS_DATASET (set by job_files/environment.sh)."
-    )
+    dataset: Path | None = flag(None, "Folder to write; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     videos: int | None = flag(
-        None, f"Number of videos; none makes {DEFAULT_VIDEOS}, or with --like all of its videos.", minimum=1
+        None, f"Number of videos; none means {DEFAULT_VIDEOS}, or with --like all of its videos.", minimum=1
     )
     dives: int | None = flag(
-        None, f"Dives in all videos together; none makes {DEFAULT_DIVES}, or with --like all of its dives.", minimum=2
+        None, f"Total number of dives; none means {DEFAULT_DIVES}, or with --like all of its dives.", minimum=2
     )
     width: int = flag(160, "Width of the videos in pixels (even).", minimum=32)
     height: int = flag(90, "Height of the videos in pixels (even).", minimum=32)
@@ -76,32 +74,32 @@ class SyntheticConfig:
     filler: int = flag(12, "Frames of filler before each dive and at the end of a video.", minimum=0)
     noise: float = flag(0.25, "Standard deviation of a judge's error, in points out of 10.", minimum=0, maximum=5)
     like: Path | None = flag(
-        None, "Annotation pickle to copy: the same videos, dives, labels and dive lengths, with shortened gaps."
+        None, "Annotation pickle to imitate: the same videos, dives, labels and dive lengths, with shorter gaps."
     )
     keep_timeline: bool = flag(
         False,
-        "With --like, keep its frame numbers: the gaps have their full length, --filler only follows the last dive.",
+        "With --like, keep its frame numbers: gaps have their full length, and --filler only applies after the last dive.",
     )
-    workers: int = flag(2, "Processes, one video each.", minimum=1)
-    seed: int = flag(0, "Seed of every draw.", minimum=0)
-    sheet: Path | None = flag(None, "Only draw a labelled contact sheet of a few dives into this PNG file.")
+    workers: int = flag(2, "Worker processes, one video each.", minimum=1)
+    seed: int = flag(0, "Random seed.", minimum=0)
+    sheet: Path | None = flag(None, "Write only a labelled contact sheet of a few dives, to this PNG file.")
 
     def __post_init__(self) -> None:
         faults = [
-            f"--{name} {value} is odd: give an even number, as H.264 (yuv420p) needs"
+            f"--{name} {value} is odd: give an even number, which H.264 (yuv420p) requires"
             for name, value in (("width", self.width), ("height", self.height))
             if value % 2
         ]
         if self.min_frames > self.max_frames:
             faults.append(
-                f"--min_frames {self.min_frames} is above --max_frames {self.max_frames}: give a smaller --min_frames"
+                f"--min_frames {self.min_frames} is greater than --max_frames {self.max_frames}: give a smaller --min_frames"
             )
         if self.keep_timeline and self.like is None:
             faults.append("--keep_timeline True needs the annotation file whose timeline to keep: add --like PATH")
         if self.like is None and self.total_dives < 2 * self.total_videos:
             faults.append(
                 f"--dives {self.total_dives} is too few for --videos {self.total_videos}: "
-                "each video needs 2, one to train and one to test"
+                "each video needs 2, one for the train list and one for the test list"
             )
         if faults:
             raise UserError.of(faults)
@@ -115,12 +113,12 @@ class SyntheticConfig:
         return DEFAULT_DIVES if self.dives is None else self.dives
 
 
-# --------------------------------------------------------------------------------------------------- what is performed
+# ----------------------------------------------------------------------------------------------- repertoire and scores
 
 
 @dataclass(frozen=True)
 class ListedDive:
-    """One entry of the repertoire: a dive number, the kind of board, its degree of difficulty, how often it is chosen."""
+    """One entry of the repertoire; `weight` is proportional to how often it is sampled."""
 
     number: str
     kind: str
@@ -128,8 +126,8 @@ class ListedDive:
     weight: float
 
 
-# Difficulties are those of the rule books (3 m springboard, 10 m platform). As in MTL-AQA few dives are easy and most
-# lie between 3.0 and 3.6; the weights give a mean of 3.1 and a relative deviation of 13 %.
+# Degrees of difficulty are those of the rule books (3 m springboard, 10 m platform). As in MTL-AQA, few dives are easy
+# and most are between 3.0 and 3.6. The weights give a mean of 3.1 and a relative standard deviation of 13 %.
 REPERTOIRE = tuple(
     ListedDive(*entry)
     for entry in (
@@ -169,11 +167,21 @@ _LETTERS = {"D": 0, "B": 1, "C": 2}  # free, pike, tuck
 _GROUPS = {"1": "forward", "2": "back", "3": "reverse", "4": "inward"}
 
 
-def attributes(number: str) -> dict[str, int]:
-    """The five MTL-AQA attributes of a dive number: '5253B' is twisting, back, 5 half somersaults, 3 half twists, pike.
+class Attributes(TypedDict):
+    """The five attributes of a dive in MTL-AQA."""
 
-    The first digit is the group (1 to 4 the direction; 5 twisting and 6 armstand, whose second digit is the direction),
-    the third the half somersaults, the fourth, if any, the half twists.
+    position: int
+    armstand: int
+    rotation_type: int
+    ss_no: int
+    tw_no: int
+
+
+def attributes(number: str) -> Attributes:
+    """Parse a dive number: '5253B' is twisting, back, 5 half somersaults, 3 half twists, pike.
+
+    The first digit is the group: 1 to 4 are directions, 5 is twisting, 6 is armstand; the second digit of groups 5 and
+    6 is the direction. The third digit counts half somersaults, the fourth (if any) half twists.
     """
     digits, letter = number[:-1], number[-1]
     direction = _GROUPS[digits[1] if digits[0] in "56" else digits[0]]
@@ -187,7 +195,8 @@ def attributes(number: str) -> dict[str, int]:
 
 
 def dive_number(dive: Dive) -> str:
-    """The dive number that a dive's attributes say (the inverse of `attributes`)."""
+    """The dive number of a dive with known attributes (the inverse of `attributes`)."""
+    assert dive.rotation_type is not None
     direction = next(digit for digit, name in _GROUPS.items() if name == ROTATION_TYPES[dive.rotation_type])
     letter = next(letter for letter, position in _LETTERS.items() if position == dive.position)
     twist = str(dive.tw_no) if dive.tw_no else ""
@@ -197,25 +206,28 @@ def dive_number(dive: Dive) -> str:
 
 
 def choose_board(kind: str, difficulty: float) -> Board:
-    """The board of a kind that a dive of this difficulty starts from: the harder the dive, the higher the board."""
-    highest = {"springboard": ((2.5, 1.0), (9.9, 3.0)), "platform": ((2.9, 5.0), (3.25, 7.5), (9.9, 10.0))}
-    height = next(height for limit, height in highest[kind] if difficulty < limit)
+    """Choose the board of a kind for a dive: the greater the difficulty, the higher the board."""
+    limits = {"springboard": ((2.5, 1.0), (9.9, 3.0)), "platform": ((2.9, 5.0), (3.25, 7.5), (9.9, 10.0))}
+    height = next(height for limit, height in limits[kind] if difficulty < limit)
     return next(board for board in BOARDS if (board.kind, board.height) == (kind, height))
 
 
 def final_score(judges: Sequence[float], difficulty: float) -> float:
-    """Points: the middle three of seven judges' scores, summed, times the difficulty."""
+    """The final score in points: the sum of the middle three of seven judges' scores, times the difficulty."""
     return round(sum(sorted(judges)[2:5]) * difficulty, 2)
 
 
 def sample_judge_scores(execution: float, noise: float, rng: np.random.Generator) -> tuple[float, ...]:
-    """Seven scores, 0 to 10 in steps of 0.5, of a dive of quality `execution` (0 to 1); `noise` in points out of 10."""
-    seen = 10 * execution + noise * rng.standard_normal(7)
-    return tuple(float(score) for score in np.clip(np.round(2 * seen) / 2, 0, 10))
+    """Sample the scores of seven judges, 0 to 10 in steps of 0.5, for a dive of quality `execution` (0 to 1).
+
+    `noise` is the standard deviation of a judge's error, in points out of 10.
+    """
+    scores = 10 * execution + noise * rng.standard_normal(7)
+    return tuple(float(score) for score in np.clip(np.round(2 * scores) / 2, 0, 10))
 
 
 def judge_scores_for_total(total: float, rng: np.random.Generator) -> tuple[float, ...]:
-    """Seven scores in steps of 0.5 whose middle three sum to `total` (0 to 30) as nearly as such steps can."""
+    """Seven scores in steps of 0.5 whose middle three sum to `total` (0 to 30), as nearly as the steps allow."""
     halves = min(max(round(2 * total), 0), 60)
     middle = sorted((halves + i) // 3 for i in range(3))
     outer = [max(middle[0] - 1, 0), middle[0], middle[2], min(middle[2] + 1, 20)]
@@ -224,16 +236,16 @@ def judge_scores_for_total(total: float, rng: np.random.Generator) -> tuple[floa
 
 
 def random_stream(seed: int, purpose: int, video: int = 0, number: int = 0) -> np.random.Generator:
-    """The random numbers of one purpose for one dive (or one video, or the whole set)."""
+    """The random generator of one purpose for one dive (or one video, or the whole set)."""
     return np.random.default_rng((seed, purpose, video, number))
 
 
-# ------------------------------------------------------------------------------------------------------------ the plan
+# ---------------------------------------------------------------------------------------------------------------- plan
 
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """One video: its dives in order, the board of each, and its number of frames."""
+    """One video: its dives in order, the board of each dive, and its number of frames."""
 
     video: int
     dives: tuple[Dive, ...]
@@ -242,7 +254,7 @@ class VideoPlan:
 
 
 def sample_dive(config: SyntheticConfig, video: int, number: int) -> tuple[Dive, Board]:
-    """A dive of the repertoire and its board; its frames are 1 to its length, to be moved to their place."""
+    """Sample a dive of the repertoire and its board. Its frames start at 1; `lay_out` moves them to their place."""
     rng = random_stream(config.seed, DIVE, video, number)
     weights = np.array([entry.weight for entry in REPERTOIRE])
     listed = REPERTOIRE[rng.choice(len(REPERTOIRE), p=weights / weights.sum())]
@@ -264,7 +276,7 @@ def sample_dive(config: SyntheticConfig, video: int, number: int) -> tuple[Dive,
 
 
 def lay_out(dives: Sequence[Dive], filler: int) -> list[Dive]:
-    """The dives of one video one after the other, with `filler` frames before each."""
+    """Place the dives of one video one after the other, with `filler` frames before each."""
     placed, last = [], 0
     for dive in dives:
         start = last + filler + 1
@@ -274,13 +286,13 @@ def lay_out(dives: Sequence[Dive], filler: int) -> list[Dive]:
 
 
 def sample_plan(config: SyntheticConfig) -> list[VideoPlan]:
-    """The videos of a set drawn from the repertoire, of nearly equal numbers of dives."""
+    """Sample the videos of a set from the repertoire, with nearly equal numbers of dives."""
     plans = []
     for video in range(1, config.total_videos + 1):
         count = (config.total_dives + config.total_videos - video) // config.total_videos
-        drawn = [sample_dive(config, video, number) for number in range(1, count + 1)]
-        dives = lay_out([dive for dive, _ in drawn], config.filler)
-        plans.append(_video_plan(dives, [board for _, board in drawn], config.filler))
+        sampled = [sample_dive(config, video, number) for number in range(1, count + 1)]
+        dives = lay_out([dive for dive, _ in sampled], config.filler)
+        plans.append(_video_plan(dives, [board for _, board in sampled], config.filler))
     return plans
 
 
@@ -289,23 +301,23 @@ def _video_plan(dives: Sequence[Dive], boards: Sequence[Board], filler: int) -> 
 
 
 def thin_out(keys: Sequence[DiveKey], count: int) -> list[DiveKey]:
-    """`count` of the keys, evenly spaced, so that every video keeps its share."""
+    """Select `count` of the keys at even distances, so that every video keeps its proportion."""
     return [keys[i * len(keys) // count] for i in range(min(count, len(keys)))]
 
 
-def twin_plan(config: SyntheticConfig) -> list[VideoPlan]:
-    """The videos of the annotation file --like, cut down to --videos and --dives.
+def plan_like(config: SyntheticConfig) -> list[VideoPlan]:
+    """The videos of the annotation file --like, reduced to --videos and --dives.
 
     Raises:
-        UserError: the file is faulty or lacks the attributes.
+        UserError: the file is faulty, or a dive has no attributes.
     """
     assert config.like is not None
     dives = load_annotations(config.like)
-    bare = [d.name for d in dives.values() if any(getattr(d, name) is None for name in ATTRIBUTE_CLASSES)]
-    if bare:
+    incomplete = [d.name for d in dives.values() if any(getattr(d, name) is None for name in ATTRIBUTE_CLASSES)]
+    if incomplete:
         raise UserError(
-            f"{config.like} gives no {', '.join(ATTRIBUTE_CLASSES)} for dive {bare[0]}, and without them it cannot be "
-            "drawn: give MTL-AQA's final_annotations_dict.pkl or a file like it"
+            f"{config.like} has no {', '.join(ATTRIBUTE_CLASSES)} for dive {incomplete[0]}, which are needed to draw "
+            "it: give MTL-AQA's final_annotations_dict.pkl or a file like it"
         )
     videos = sorted({video for video, _ in dives})[: config.videos]
     keys = sorted(key for key in dives if key[0] in videos)
@@ -315,7 +327,7 @@ def twin_plan(config: SyntheticConfig) -> list[VideoPlan]:
         chosen = sorted((dives[key] for key in keys if key[0] == video), key=lambda dive: dive.start_frame)
         if not chosen:
             continue
-        # An event is from one board: a video with an armstand is from the platform. Seen over all dives of the file.
+        # an event uses one kind of board, and armstands exist on the platform only; check all dives of the file
         platform = any(dive.armstand for key, dive in dives.items() if key[0] == video)
         placed = chosen if config.keep_timeline else lay_out(chosen, config.filler)
         judged_dives = [_with_judges(dive, config.seed) for dive in placed]
@@ -325,7 +337,7 @@ def twin_plan(config: SyntheticConfig) -> list[VideoPlan]:
 
 
 def _with_judges(dive: Dive, seed: int) -> Dive:
-    """The dive with judges and dive number, kept where the file had them."""
+    """The dive with judges' scores and dive number added if the file has none."""
     rng = random_stream(seed, JUDGES, *dive.key)
     return replace(
         dive,
@@ -335,12 +347,12 @@ def _with_judges(dive: Dive, seed: int) -> Dive:
 
 
 def make_plan(config: SyntheticConfig) -> list[VideoPlan]:
-    """All videos of the set, captions included."""
-    plans = sample_plan(config) if config.like is None else twin_plan(config)
+    """Plan all videos of the set, with captions."""
+    plans = sample_plan(config) if config.like is None else plan_like(config)
     return [replace(p, dives=tuple(replace(d, caption=caption(d, config.seed)) for d in p.dives)) for p in plans]
 
 
-# ------------------------------------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------------------------------------ captions
 
 _HALVES = (
     *("no", "half a", "one", "one and a half", "two", "two and a half"),
@@ -357,12 +369,14 @@ _VERDICTS = (
 
 
 def execution_of(dive: Dive) -> float:
-    """The quality that the judges saw: score / difficulty / 30, 0 to 1."""
+    """The quality of a dive according to its judges, 0 to 1: score / difficulty / 30."""
     return dive.final_score / dive.difficulty / 30
 
 
 def describe(dive: Dive) -> str:
-    """A dive in words, as commentators say it: 'back two and a half somersaults with one twist in the pike position'."""
+    """Describe a dive as commentators do: 'back two and a half somersaults with one twist in the pike position'."""
+    assert dive.rotation_type is not None
+    assert dive.position is not None
 
     def counted(halves: int, noun: str) -> str:
         return f"{_HALVES[halves]} {noun}" + ("" if halves in (1, 2) else "s")
@@ -376,7 +390,7 @@ def describe(dive: Dive) -> str:
 
 
 def caption(dive: Dive, seed: int) -> tuple[str, ...]:
-    """What the commentator says, as tokens from <sos> to <eos>."""
+    """The commentator's sentence about a dive, as tokens from <sos> to <eos>."""
     rng = random_stream(seed, WORDS, *dive.key)
     verdicts = next(lines for least, lines in _VERDICTS if execution_of(dive) >= least)
     parts = [
@@ -393,7 +407,7 @@ def caption(dive: Dive, seed: int) -> tuple[str, ...]:
 
 
 def vocabulary(captions: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
-    """MTL-AQA's vocab.json: words by index and back, in order of appearance, <eos> 0 and <sos> 1."""
+    """MTL-AQA's vocab.json: words by index and indices by word, in order of appearance; <eos> is 0, <sos> is 1."""
     words = list(dict.fromkeys(["<eos>", "<sos>", *(word for tokens in captions for word in tokens)]))
     return {
         "ix_to_word": {str(i): word for i, word in enumerate(words)},
@@ -401,20 +415,20 @@ def vocabulary(captions: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------- the pictures
+# -------------------------------------------------------------------------------------------------------------- frames
 
 
 def render_frames(config: SyntheticConfig, plan: VideoPlan) -> Iterator[Image.Image]:
-    """The frames of one video in order; the first is frame 1."""
+    """Yield the frames of one video in order; the first is frame 1."""
     stage = make_stage(config, plan.video)
-    now = 1
+    next_frame = 1
     for dive, board in zip(plan.dives, plan.boards, strict=True):
-        yield from _filler_frames(config, stage, plan.video, dive.number, dive.start_frame - now)
+        yield from _filler_frames(config, stage, plan.video, dive.number, dive.start_frame - next_frame)
         performed = make_performance(dive, board, random_stream(config.seed, PICTURE, *dive.key))
         for i in range(dive.frame_count):
             yield stage.dive_frame(performed, i / max(dive.frame_count - 1, 1))
-        now = dive.end_frame + 1
-    yield from _filler_frames(config, stage, plan.video, 0, plan.frames - now + 1)
+        next_frame = dive.end_frame + 1
+    yield from _filler_frames(config, stage, plan.video, 0, plan.frames - next_frame + 1)
 
 
 def make_stage(config: SyntheticConfig, video: int) -> Stage:
@@ -424,25 +438,24 @@ def make_stage(config: SyntheticConfig, video: int) -> Stage:
 
 
 def _filler_frames(config: SyntheticConfig, stage: Stage, video: int, before: int, count: int) -> Iterator[Image.Image]:
-    """What is shown before dive `before` (0: after the last). A replay shows a dive of another set, so it tells nothing."""
+    """Yield the filler before dive `before` (0: after the last). A replay shows an unrelated dive, so it leaks no label."""
     rng = random_stream(config.seed, FILLER, video, before)
     kind = FILLERS[rng.integers(len(FILLERS))]
     listed = REPERTOIRE[rng.integers(len(REPERTOIRE))]
-    anybody = Dive(video, 0, 1, 1, 1.0, 30 * rng.beta(*EXECUTION_BETA), **attributes(listed.number))
-    performed: Performance = make_performance(anybody, choose_board(listed.kind, listed.difficulty), rng)
+    replayed = Dive(video, 0, 1, 1, 1.0, 30 * rng.beta(*EXECUTION_BETA), **attributes(listed.number))
+    performed: Performance = make_performance(replayed, choose_board(listed.kind, listed.difficulty), rng)
     for i in range(count):
         yield stage.filler_frame(kind, performed, i / max(count - 1, 1))
 
 
 def write_video(config: SyntheticConfig, plan: VideoPlan, path: Path, progress: Callable[[], None]) -> None:
-    """Encodes one video; `path` appears only when it is complete."""
-
+    """Encode one video and write it atomically. Calls `progress()` for each frame."""
     with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        # x264 looks ahead into memory that it never wrote, and what lies there differs from process to process
-        options = {"preset": "veryfast", "crf": "18", "g": str(GROUP_OF_PICTURES), "bf": "3", "rc-lookahead": "0"}
+        # rc-lookahead 0: with lookahead, x264 reads uninitialised memory, so the bytes would differ between processes
+        options = {"preset": "veryfast", "crf": "18", "g": str(GOP_SIZE), "bf": "3", "rc-lookahead": "0"}
         video = container.add_stream("libx264", rate=config.fps, options=options)
         video.width, video.height, video.pix_fmt = config.width, config.height, "yuv420p"
-        video.codec_context.thread_count = 1  # one video a process; and the bytes do not depend on the machine
+        video.codec_context.thread_count = 1  # one video per process; also makes the bytes independent of the machine
         for index, image in enumerate(render_frames(config, plan)):
             frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = index, Fraction(1, config.fps)
@@ -451,11 +464,11 @@ def write_video(config: SyntheticConfig, plan: VideoPlan, path: Path, progress: 
         container.mux(video.encode(None))
 
 
-# ------------------------------------------------------------------------------------------------- the annotation files
+# ---------------------------------------------------------------------------------------------------- annotation files
 
 
 def annotation(dive: Dive) -> dict[str, Any]:
-    """MTL-AQA's ten keys of a dive."""
+    """A dive as a dictionary with MTL-AQA's ten keys."""
     return {
         "primary_view": 0,
         "start_frame": dive.start_frame,
@@ -471,17 +484,17 @@ def annotation(dive: Dive) -> dict[str, Any]:
 
 
 def extended_annotation(dive: Dive) -> dict[str, Any]:
-    """The ten keys, the judges (7 floats) and the dive number, as CoRe distributes them."""
+    """The ten keys plus the judges' scores (7 floats) and the dive number, as in CoRe's file."""
     return {**annotation(dive), "judge_scores": np.array(dive.judge_scores), "dive_number": dive.dive_number}
 
 
 def split_keys(plans: Sequence[VideoPlan], seed: int) -> tuple[list[DiveKey], list[DiveKey]]:
-    """(train, test) keys: a quarter of each video tests; both lists are shuffled."""
+    """(train, test) keys, both shuffled: a quarter of each video's dives is for testing."""
     train: list[DiveKey] = []
     test: list[DiveKey] = []
     for plan in plans:
         keys = [plan.dives[i].key for i in random_stream(seed, SPLIT, plan.video).permutation(len(plan.dives))]
-        tested = min(max(round(TEST_SHARE * len(keys)), 1), len(keys) - 1)
+        tested = min(max(round(TEST_FRACTION * len(keys)), 1), len(keys) - 1)
         test += keys[:tested]
         train += keys[tested:]
     rng = random_stream(seed, SPLIT)
@@ -491,7 +504,7 @@ def split_keys(plans: Sequence[VideoPlan], seed: int) -> tuple[list[DiveKey], li
 def _splits(
     config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout
 ) -> tuple[list[DiveKey], list[DiveKey]]:
-    """The split of the file --like where its lists lie beside it, else a drawn one."""
+    """The split lists next to the file --like if they fit, else a random split."""
     if config.like is not None:
         lists = [config.like.with_name(p.name) for p in (layout.train_file, layout.test_file)]
         if all(p.exists() for p in lists):
@@ -503,7 +516,7 @@ def _splits(
 
 
 def write_annotations(config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout) -> None:
-    """All annotation files of the set."""
+    """Write all annotation files of the set."""
     dives = sorted((dive for plan in plans for dive in plan.dives), key=lambda dive: dive.key)
     captions = {dive.key: list(dive.caption or ()) for dive in dives}
     train, test = _splits(config, plans, layout)
@@ -520,22 +533,22 @@ def write_annotations(config: SyntheticConfig, plans: Sequence[VideoPlan], layou
     write_atomic(layout.vocabulary_file, words.encode())
 
 
-# ------------------------------------------------------------------------------------------------------ the whole set
+# ----------------------------------------------------------------------------------------------------------- whole set
 
 
 def provenance(config: SyntheticConfig) -> dict[str, Any]:
-    """What decides every pixel and label; two sets of equal provenance are equal."""
-    free = ("dataset", "workers", "sheet", "like")
-    flags = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in free}
+    """Everything that determines the pixels and labels: two sets of equal provenance are equal."""
+    irrelevant = ("dataset", "workers", "sheet", "like")
+    flags = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in irrelevant}
     copied = None if config.like is None else hashlib.sha256(config.like.read_bytes()).hexdigest()
     return {"made_by": "data_preparation.synthetic", "drawing": DRAWING, "like_sha256": copied, "flags": flags}
 
 
 def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
-    """Marks the folder as holding the set of this provenance.
+    """Mark the folder as holding the set of this provenance.
 
     Raises:
-        UserError: it holds another set, synthetic or not.
+        UserError: the folder holds another data set.
     """
     path = layout.synthetic_file
     if path.exists():
@@ -552,28 +565,28 @@ def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
         return
     if layout.source_videos() or layout.annotation_file.exists():
         raise UserError(
-            f"{layout.root} holds a data set that was not made here: choose another --dataset for the synthetic one"
+            f"{layout.root} holds a data set that is not synthetic: choose another --dataset for the synthetic one"
         )
     for folder in (layout.videos, layout.annotations):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
-_drawn: Any = None  # the count of frames drawn by all workers together
+_frames_done: Any = None  # multiprocessing.Value: number of frames that all workers have drawn
 
 
-def _share_count(count: Any) -> None:
-    global _drawn
-    _drawn = count
+def _init_worker(frames_done: Any) -> None:
+    global _frames_done
+    _frames_done = frames_done
 
 
-def _count_one() -> None:
-    with _drawn.get_lock():
-        _drawn.value += 1
+def _count_frame() -> None:
+    with _frames_done.get_lock():
+        _frames_done.value += 1
 
 
-def _work(config: SyntheticConfig, plan: VideoPlan, path: Path) -> None:
-    write_video(config, plan, path, _count_one)
+def _write_video_in_worker(config: SyntheticConfig, plan: VideoPlan, path: Path) -> None:
+    write_video(config, plan, path, _count_frame)
 
 
 def _progress_bar(frames: int) -> tqdm:
@@ -581,28 +594,28 @@ def _progress_bar(frames: int) -> tqdm:
 
 
 def write_videos(config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout) -> None:
-    """Writes the videos that are not there yet, one a process, longest first."""
+    """Write the missing videos, one per worker, longest first."""
     paths = {plan.video: layout.videos / f"{video_name(plan.video)}.mp4" for plan in plans}
     todo = sorted((p for p in plans if not paths[p.video].exists()), key=lambda p: -p.frames)
     if not todo:
         return
     check_workers(min(config.workers, len(todo)))
-    context = multiprocessing.get_context("spawn")  # ffmpeg's and tqdm's threads do not survive a fork
-    count = context.Value("q", 0)
+    context = multiprocessing.get_context("spawn")  # threads of FFmpeg and tqdm do not survive a fork
+    frames_done = context.Value("q", 0)
     with (
-        ProcessPoolExecutor(min(config.workers, len(todo)), context, _share_count, (count,)) as pool,
+        ProcessPoolExecutor(min(config.workers, len(todo)), context, _init_worker, (frames_done,)) as pool,
         _progress_bar(sum(plan.frames for plan in todo)) as bar,
     ):
-        pending: set[Future] = {pool.submit(_work, config, plan, paths[plan.video]) for plan in todo}
+        pending: set[Future] = {pool.submit(_write_video_in_worker, config, plan, paths[plan.video]) for plan in todo}
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.3, return_when=FIRST_EXCEPTION)
                 for future in done:
                     future.result()
-                bar.update(count.value - bar.n)
+                bar.update(frames_done.value - bar.n)
         except BrokenProcessPool:
             raise UserError(
-                "a drawing process was killed, probably for memory: give fewer --workers and call again"
+                "a worker was killed, probably out of memory: use fewer --workers and run the command again"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -610,14 +623,14 @@ def write_videos(config: SyntheticConfig, plans: Sequence[VideoPlan], layout: Da
 
 
 def generate(config: SyntheticConfig) -> list[VideoPlan]:
-    """Writes the whole set into `config.dataset` (or the default data set) and returns what it holds.
+    """Write the whole set to `config.dataset` (or the default data set) and return its plan.
 
     Raises:
-        UserError: no folder is given, or it holds something else.
+        UserError: no folder is given, or it holds another data set.
     """
     root = config.dataset or default_dataset()
     if root is None:
-        raise UserError("no folder to write the synthetic set into: give --dataset DIR or set DEEPSPORTS_DATASET")
+        raise UserError("no folder for the synthetic set: give --dataset DIR or set DEEPSPORTS_DATASET")
     layout = DatasetLayout(root)
     plans = make_plan(config)
     claim(layout, provenance(config))
@@ -633,7 +646,7 @@ SHEET_DIVES = 6
 
 
 def sheet_choice(plans: Sequence[VideoPlan]) -> list[tuple[Dive, Board]]:
-    """Dives and boards of differing groups, from the best execution to the worst."""
+    """Choose dives of different groups and their boards, from the best execution to the worst."""
     dives = [(dive, board) for plan in plans for dive, board in zip(plan.dives, plan.boards, strict=True)]
     wanted = np.linspace(0.92, 0.42, SHEET_DIVES)
     chosen: list[tuple[Dive, Board]] = []
@@ -646,7 +659,7 @@ def sheet_choice(plans: Sequence[VideoPlan]) -> list[tuple[Dive, Board]]:
 def contact_sheet(
     config: SyntheticConfig, plans: Sequence[VideoPlan], width: int = 192, height: int = 108
 ) -> Image.Image:
-    """A picture of a few dives: eight frames each, spaced evenly, under a line with their labels."""
+    """Draw a few dives: eight evenly spaced frames each, under a line with their labels."""
     gap, line = 4, 30
     chosen = sheet_choice(plans)
     sheet = Image.new(

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes a node of the running cluster fail, and mends it. See README.md.
+# Makes a node of the running cluster fail, and repairs it. See README.md.
 set -euo pipefail
 # shellcheck source=tests/cluster/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
 USAGE="usage: node.sh down|up|off|cut|join NODE [--dir DIR]
   down   kill the node's slurmd; its jobs run on      up     start slurmd again
-  off    kill all that runs on the node (mend: up)
+  off    kill all that runs on the node (fix: up)
   cut    pull its network cable                       join   plug it in again"
 
 slurmd_pids() {

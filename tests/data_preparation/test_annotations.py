@@ -190,7 +190,7 @@ def test_overlapping_splits_are_refused():
     check_disjoint([(1, 1)], [(1, 2)])
 
 
-# ---------------------------------------------------------------------------------------------------- a user's own files
+# -------------------------------------------------------------------------------------------------- a user's own files
 
 
 CSV = """\ufeffvideo_num;start_frame;end_frame;difficulty;final_score;position;rotation_type;armstand;judge_scores;dive_number;caption

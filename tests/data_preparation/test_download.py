@@ -197,7 +197,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(p.name for p in (folder / "set").rglob("*") if "part" in p.name or ".tmp" in p.name)
 
 
-# -------------------------------------------------------------------------------------------------- successful downloads
+# ------------------------------------------------------------------------------------------------- successful downloads
 
 
 @pytest.mark.parametrize("behaviour", ["good", "breaks_often", "no_range", "changes", "no_length", "busy"])
@@ -444,7 +444,7 @@ def test_running_downloads_reserve_disk_space(tmp_path: Path, monkeypatch: pytes
     space.reserve(tmp_path / "b", 600)
 
 
-# ---------------------------------------------------------------------------------------------------------- the catalogue
+# -------------------------------------------------------------------------------------------------------- the catalogue
 
 
 def test_the_catalogue_is_complete():
@@ -539,7 +539,7 @@ def test_wrong_files_are_detected_from_their_first_bytes():
     assert "an HDF5 file" in content_fault("a.pth", b"\x89HDF\r\n\x1a\n")
 
 
-# --------------------------------------------------------------------------------------------------------------- YouTube
+# -------------------------------------------------------------------------------------------------------------- YouTube
 
 
 def test_without_yt_dlp_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

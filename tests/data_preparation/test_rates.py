@@ -1,4 +1,4 @@
-"""Files of another version than was labelled: what is stated refuses them, what they show is noted."""
+"""Videos of another version than the labelled one: stated facts refuse them, signs of it give warnings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELLED = 25  # frames per second that the labels count
 
 
 def broadcast(path: Path, rate: int, seconds: int = 16) -> Path:
-    """The same broadcast of 25 moments per second in a file of any rate, as a converter makes it."""
+    """Encode a broadcast made at 25 frames per second at another rate, as a converter does: by repeating frames."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=rate, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
@@ -76,19 +76,17 @@ def call(module: str, layout: DatasetLayout, *flags: object):
         ),
     ],
 )
-def test_a_file_at_another_rate_than_the_labels_is_noted_by_extraction_and_verify(
-    tmp_path: Path, rate: int, warnings: list[str]
-):
+def test_extract_and_verify_warn_about_a_file_at_another_rate(tmp_path: Path, rate: int, warnings: list[str]):
     layout = make_dataset(tmp_path, {1: rate})
     done, checked = call("extract", layout, "--height", 0), call("verify", layout)
     assert (done.returncode, checked.returncode) == (0, 0)
-    for said in (done.stdout, checked.stdout):
-        assert said.count("warning: ") == len(warnings)
-        assert all(warning in said for warning in warnings)
+    for output in (done.stdout, checked.stdout):
+        assert output.count("warning: ") == len(warnings)
+        assert all(warning in output for warning in warnings)
     assert ("Read the warnings above" in checked.stdout) == bool(warnings)
 
 
-def test_a_stated_rate_refuses_another_before_and_after_extraction(tmp_path: Path):
+def test_a_file_that_differs_from_the_stated_rate_is_refused(tmp_path: Path):
     layout = make_dataset(tmp_path, {1: 30})
     assert call("extract", layout, "--height", 0).returncode == 0
     assert call("verify", layout).returncode == 0
@@ -101,12 +99,12 @@ def test_a_stated_rate_refuses_another_before_and_after_extraction(tmp_path: Pat
         assert "-r 25 new.mp4" in done.stderr
 
 
-def test_a_video_whose_rate_differs_from_the_others_is_noted(tmp_path: Path):
+def test_a_video_whose_rate_differs_from_the_others_gives_a_warning(tmp_path: Path):
     layout = make_dataset(tmp_path, {1: 25, 2: 25, 3: 30})
     done, checked = call("extract", layout, "--height", 0), call("verify", layout)
-    for said in (done.stdout, checked.stdout):
-        assert "video 03: warning: it has 30 frames per second and 2 of the other videos have 25" in said
-        assert "video 01: warning" not in said
+    for output in (done.stdout, checked.stdout):
+        assert "video 03: warning: it has 30 frames per second and 2 of the other videos have 25" in output
+        assert "video 01: warning" not in output
 
 
 def scanned(rate: Fraction, frames: int, decoded: int | None = None) -> VideoScan:
@@ -125,7 +123,7 @@ def scanned(rate: Fraction, frames: int, decoded: int | None = None) -> VideoSca
         (VideoFacts(), None),
     ],
 )
-def test_what_is_stated_is_compared_exactly(facts: VideoFacts, words: str | None):
+def test_stated_facts_are_compared(facts: VideoFacts, words: str | None):
     found = scanned(Fraction(30000, 1001), 1000, 990)
     if words is None:
         check_facts(found, [facts])
@@ -146,8 +144,8 @@ def test_a_catalogue_states_facts_too(tmp_path: Path):
     assert catalogue_facts() == {}
 
 
-def test_the_real_timeline_gives_no_note(shared: Path):
-    """Of a broadcast at 25 or 30 frames per second that goes on for ten minutes after its last dive."""
+def test_the_real_timeline_gives_no_warning(shared: Path):
+    """A broadcast at 25 or 30 frames per second that continues for ten minutes after its last dive."""
     dives: dict[int, list[Dive]] = {}
     for dive in load_annotations(shared / "mtl_aqa" / "final_annotations_dict.pkl").values():
         dives.setdefault(dive.video, []).append(dive)
@@ -157,17 +155,17 @@ def test_the_real_timeline_gives_no_note(shared: Path):
             assert version_warnings(scanned(Fraction(rate), last + round(600 * rate)), its) == []
             twice = version_warnings(scanned(Fraction(2 * rate), 2 * last), its)
             for words in ("frames per second, and labels", "cover only the first 50% of it"):
-                assert any(words in note for note in twice)
+                assert any(words in warning for warning in twice)
 
 
-def test_rates_without_a_majority_are_noted_once():
+def test_rates_without_a_majority_give_one_warning():
     assert rate_warnings({1: Fraction(25), 2: Fraction(25)}) == {}
-    (note,) = rate_warnings({1: Fraction(25), 2: Fraction(30)}).values()
-    assert "1 at 25, 1 at 30" in note
+    (warning,) = rate_warnings({1: Fraction(25), 2: Fraction(30)}).values()
+    assert "1 at 25, 1 at 30" in warning
 
 
 @pytest.mark.parametrize("period", [2, 3, 5, 6])
-def test_repeats_are_found_where_pictures_move(period: int):
+def test_repeated_frames_are_found(period: int):
     rng = np.random.default_rng(0)
     moving = {n: float(rng.uniform(2, 9)) for n in range(100, 220)}
     assert repeated_every(moving) is None
@@ -181,10 +179,10 @@ def test_repeats_are_found_where_pictures_move(period: int):
     assert watch.period == period
 
 
-# ----------------------------------------------------------------------------------------------- extractions at work
+# ----------------------------------------------------------------------------------------------- running extractions
 
 
-def test_an_extraction_at_work_is_seen_and_a_killed_one_is_not(tmp_path: Path):
+def test_running_extractions_are_listed_and_killed_ones_are_not(tmp_path: Path):
     frames = tmp_path / "frames"
     with announce_extraction(frames, [1, 2], 15):
         (found,) = running_extractions(frames)
@@ -199,7 +197,7 @@ def test_an_extraction_at_work_is_seen_and_a_killed_one_is_not(tmp_path: Path):
     assert list(frames.iterdir()) == []
 
 
-def test_verify_tells_an_extraction_at_work_from_a_fault(tmp_path: Path):
+def test_verify_distinguishes_a_running_extraction_from_errors(tmp_path: Path):
     layout = make_dataset(tmp_path / "set", {1: 25, 2: 25, 3: 25})
     assert call("extract", layout, "--videos", "01", "--height", 0).returncode == 0
     with announce_extraction(layout.frames, [2], 3):

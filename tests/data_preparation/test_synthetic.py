@@ -1,4 +1,4 @@
-"""The synthetic twin of MTL-AQA: labels by its rules, files in its formats, videos whose frames are where they say."""
+"""The synthetic data set: labels by MTL-AQA's rules, files in its formats, frames at their annotated numbers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def frames(path: Path) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize("listed", REPERTOIRE, ids=lambda listed: f"{listed.number}-{listed.kind}")
-def test_repertoire_is_sensible(listed):
+def test_repertoire(listed):
     fields = synthetic.attributes(listed.number)
     dive = Dive(1, 1, 1, 50, listed.difficulty, 60.0, **fields)
     assert synthetic.dive_number(dive) == listed.number
@@ -98,11 +98,11 @@ def test_dive_numbers_are_read_as_mtl_aqa_does(real_file):
         assert synthetic.attributes(dive.dive_number) == {name: getattr(dive, name) for name in ATTRIBUTE_CLASSES}
 
 
-def test_spread_is_that_of_mtl_aqa():
-    drawn = [dive for plan in synthetic.sample_plan(SyntheticConfig()) for dive in plan.dives]
-    difficulty = np.array([dive.difficulty for dive in drawn])
-    execution = np.array([synthetic.execution_of(dive) for dive in drawn])
-    assert len(drawn) == 1200
+def test_distributions_are_those_of_mtl_aqa():
+    sampled = [dive for plan in synthetic.sample_plan(SyntheticConfig()) for dive in plan.dives]
+    difficulty = np.array([dive.difficulty for dive in sampled])
+    execution = np.array([synthetic.execution_of(dive) for dive in sampled])
+    assert len(sampled) == 1200
     assert difficulty.std() / difficulty.mean() == pytest.approx(0.135, abs=0.015)
     assert execution.std() / execution.mean() == pytest.approx(0.187, abs=0.02)
     assert np.corrcoef(difficulty, execution)[0, 1] == pytest.approx(0, abs=0.1)
@@ -183,7 +183,7 @@ def test_frame_k_of_the_video_is_frame_k_of_the_plan(made):
         drawn = [np.asarray(image) for image in synthetic.render_frames(config, plan)]
         decoded = list(frames(made.video_file(plan.video)))
         assert len(decoded) == len(drawn) == plan.frames == plan.dives[-1].end_frame + SMALL.filler
-        for dive in plan.dives:  # the first and last frames are cuts: were numbers off by one, they would show filler
+        for dive in plan.dives:  # both ends are cuts, so a shift by one frame would show filler
             for cut in (dive.start_frame - 1, dive.end_frame):
                 before, after = drawn[cut - 1], drawn[cut]
                 assert 2 * distance(decoded[cut - 1], before) < distance(decoded[cut - 1], after), f"frame {cut}"
@@ -199,8 +199,8 @@ def test_stream_is_like_a_broadcast(made):
     assert "B" in kinds
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg on this machine")
-def test_ffmpeg_numbers_frames_alike(made, tmp_path):
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+def test_ffmpeg_has_the_same_frame_numbers(made, tmp_path):
     command = ["ffmpeg", "-v", "error", "-i", str(made.video_file(1)), str(tmp_path / "%06d.png")]
     subprocess.run(command, check=True, timeout=PATIENCE_S)
     written = sorted(p.name for p in tmp_path.glob("*.png"))
@@ -244,7 +244,7 @@ def test_every_filler_is_drawn(kind):
         assert stage.filler_frame(kind, plan, share).size == (SMALL.width, SMALL.height)
 
 
-# ------------------------------------------------------------------------------------------------- the same, and again
+# ---------------------------------------------------------------------------------- reproducibility and existing folders
 
 
 def test_workers_do_not_change_a_byte_and_a_second_call_reuses(made, tmp_path):
@@ -262,9 +262,9 @@ def test_workers_do_not_change_a_byte_and_a_second_call_reuses(made, tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["1", "170"])
-def test_what_memory_held_before_does_not_change_a_byte(made, tmp_path, pattern):
+def test_uninitialised_memory_does_not_change_a_byte(made, tmp_path, pattern):
     config = replace(SMALL, dataset=tmp_path / "again")
-    env = {"MALLOC_PERTURB_": pattern}  # the C library fills new memory with it
+    env = {"MALLOC_PERTURB_": pattern}  # the C library fills new memory with this byte
     run_python("-m", "data_preparation.synthetic", *to_argv(config), env=env)
     assert content(tmp_path / "again") == content(made.root)
 
@@ -284,12 +284,12 @@ def test_different_flags_in_one_folder_are_refused(made):
 def test_a_folder_with_real_videos_is_refused(tmp_path):
     (tmp_path / "whole_videos").mkdir()
     (tmp_path / "whole_videos" / "01.mp4").write_bytes(b"a real one")
-    with pytest.raises(UserError, match="was not made here"):
+    with pytest.raises(UserError, match="is not synthetic"):
         synthetic.generate(replace(SMALL, dataset=tmp_path))
     assert [p.name for p in tmp_path.rglob("*.*")] == ["01.mp4"]
 
 
-def test_an_interrupted_video_leaves_nothing(tmp_path):
+def test_an_interrupted_video_leaves_no_file(tmp_path):
     def stop() -> None:
         raise KeyboardInterrupt
 
@@ -302,29 +302,29 @@ def test_an_interrupted_video_leaves_nothing(tmp_path):
     ("argv", "sentence"),
     [
         (["--width", "65"], "--width 65 is odd"),
-        (["--min_frames", "60", "--max_frames", "50"], "--min_frames 60 is above"),
+        (["--min_frames", "60", "--max_frames", "50"], "--min_frames 60 is greater"),
         (["--videos", "9", "--dives", "10"], "--dives 10 is too few"),
         (["--keep_timeline", "True"], "add --like PATH"),
         (["--like", "/nowhere.pkl", "--dataset", "/nowhere"], "/nowhere.pkl is not a file"),
         (["--videos", "1", "--dives", "2"], "give --dataset DIR"),
     ],
 )
-def test_faults_are_named(argv, sentence, monkeypatch):
+def test_errors_are_reported(argv, sentence, monkeypatch):
     monkeypatch.delenv("DEEPSPORTS_DATASET", raising=False)
     with pytest.raises(UserError, match=sentence):
         synthetic.generate(parse(SyntheticConfig, argv))
 
 
-# ------------------------------------------------------------------------------------------------ the twin of real files
+# --------------------------------------------------------------------------------------------- imitation of a real file
 
 
-def test_twin_keeps_videos_labels_and_lengths(real_file, tmp_path):
+def test_like_keeps_videos_labels_and_lengths(real_file, tmp_path):
     config = SyntheticConfig(dataset=tmp_path, like=real_file, dives=20, width=64, height=36, filler=5)
     plans = synthetic.generate(config)
-    real, twin = load_annotations(real_file), load_annotations(DatasetLayout(tmp_path).annotation_file)
-    assert len(twin) == 20
+    real, imitation = load_annotations(real_file), load_annotations(DatasetLayout(tmp_path).annotation_file)
+    assert len(imitation) == 20
     assert len(plans) > 10  # thinned evenly, not cut off
-    for key, dive in twin.items():
+    for key, dive in imitation.items():
         moved = replace(real[key], start_frame=dive.start_frame, end_frame=dive.end_frame)
         assert dive == moved
         assert dive.frame_count == real[key].frame_count
@@ -336,12 +336,12 @@ def test_twin_keeps_videos_labels_and_lengths(real_file, tmp_path):
             assert sum(sorted(dive.judge_scores)[2:5]) * dive.difficulty == pytest.approx(dive.final_score, abs=1.1)
     train, test = (load_split(p) for p in (DatasetLayout(tmp_path).train_file, DatasetLayout(tmp_path).test_file))
     official = load_split(real_file.with_name("test_split_0.pkl"))
-    assert test == [key for key in official if key in twin]
-    assert set(train) | set(test) == set(twin)
+    assert test == [key for key in official if key in imitation]
+    assert set(train) | set(test) == set(imitation)
 
 
-def test_twin_keeps_the_whole_timeline_when_asked(real_file):
-    plans = synthetic.twin_plan(SyntheticConfig(like=real_file, keep_timeline=True))
+def test_keep_timeline_keeps_all_frame_numbers(real_file):
+    plans = synthetic.plan_like(SyntheticConfig(like=real_file, keep_timeline=True))
     real = load_annotations(real_file)
     assert sum(len(plan.dives) for plan in plans) == len(real) == 1412
     for plan in plans:
@@ -351,19 +351,19 @@ def test_twin_keeps_the_whole_timeline_when_asked(real_file):
     assert {p.video for p in plans if p.boards[0].kind == "springboard"} == {17, 18, 22}
 
 
-def test_twin_refuses_overlapping_dives(tmp_path):
+def test_like_refuses_overlapping_dives(tmp_path):
     fields = synthetic.annotation(Dive(1, 1, 10, 60, 3.2, 80.0, **synthetic.attributes("407C")))
     path = tmp_path / "overlap.pkl"
     path.write_bytes(pickle.dumps({(1, 1): fields, (1, 2): {**fields, "start_frame": 60, "end_frame": 90}}))
     with pytest.raises(UserError, match=r"dive 01/002: .* overlap those of dive 01/001"):
-        synthetic.twin_plan(SyntheticConfig(like=path))
+        synthetic.plan_like(SyntheticConfig(like=path))
 
 
-def test_twin_needs_the_attributes(tmp_path):
+def test_like_needs_the_attributes(tmp_path):
     path = tmp_path / "bare.pkl"
     path.write_bytes(pickle.dumps({(1, 1): dict(start_frame=1, end_frame=50, difficulty=3.0, final_score=60.0)}))
-    with pytest.raises(UserError, match=r"gives no position, .* for dive 01/001"):
-        synthetic.twin_plan(SyntheticConfig(like=path))
+    with pytest.raises(UserError, match=r"has no position, .* for dive 01/001"):
+        synthetic.plan_like(SyntheticConfig(like=path))
 
 
 # ---------------------------------------------------------------------------------------------------- contact sheet

@@ -1,4 +1,4 @@
-"""The scripts in other people's shells and environments: job_files/environment.sh and what sources it."""
+"""job_files/environment.sh and the scripts that source it, in different shells and environments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SOURCE = "source job_files/environment.sh"
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A clone's scripts, in a folder whose name is not easy; its virtual environment is the tests'."""
+    """The scripts of a clone in a folder with an unusual name, and the virtual environment of the tests."""
     folder = tmp_path / "my dives ü"
     (folder / "data_preparation").mkdir(parents=True)
     shutil.copytree(REPOSITORY / "job_files", folder / "job_files")
@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
 def shell(
     text: str, folder: Path, *, program: str = "bash", env: dict[str, str | None] | None = None
 ) -> subprocess.CompletedProcess:
-    """Run a line in a shell; variables that are None are not set, nor are those of this project, of Slurm and Python."""
+    """Run a line in a shell without the variables of this project, Slurm and Python, and without those that are None in `env`."""
     if not shutil.which(program):
         pytest.skip(f"{program} is not on this machine")
     ours = ("DEEPSPORTS_", "SLURM_", "SBATCH_", "PYTHON", "VIRTUAL_ENV", "SCRATCH", "CONDA_")
@@ -53,7 +53,7 @@ def shell(
 
 
 def one_sentence(done: subprocess.CompletedProcess) -> str:
-    """The error of a command that refused."""
+    """The only line of a command's error."""
     assert done.returncode == 2, done
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
@@ -76,14 +76,14 @@ def test_the_repository_is_found_from_every_shell(checkout: Path, program: str, 
         assert (done.returncode, done.stdout, done.stderr) == (0, f"{checkout}\n", "")
 
 
-def test_cdpath_leads_nowhere_else(checkout: Path, tmp_path: Path):
+def test_cdpath_does_not_change_the_repository(checkout: Path, tmp_path: Path):
     (tmp_path / "decoy" / "job_files").mkdir(parents=True)
     done = shell(f'{SOURCE}; echo "$DEEPSPORTS_HOME"', checkout, env={"CDPATH": str(tmp_path / "decoy")})
     assert done.stdout == f"{checkout}\n"
 
 
 @pytest.mark.parametrize("program", ["dash", "ksh", "busybox"])
-def test_shells_that_cannot_source_it_are_told(checkout: Path, program: str):
+def test_other_shells_get_an_error(checkout: Path, program: str):
     command = ". job_files/environment.sh"
     done = shell(f"busybox ash -c '{command}'" if program == "busybox" else command, checkout, program="bash" if program == "busybox" else program)  # fmt: skip
     if "busybox: command not found" in done.stderr:
@@ -91,22 +91,22 @@ def test_shells_that_cannot_source_it_are_told(checkout: Path, program: str):
     assert "type bash or zsh first" in one_sentence(done)
 
 
-def test_fish_shows_a_line_that_says_what_to_do(checkout: Path):
+def test_fish_shows_the_fix(checkout: Path):
     assert "type bash or zsh first" in shell(SOURCE, checkout, program="fish").stderr
 
 
-def test_a_file_to_source_says_so_when_it_is_run(checkout: Path):
+def test_a_file_to_source_cannot_be_run(checkout: Path):
     assert "so source it" in one_sentence(shell("bash job_files/environment.sh", checkout))
 
 
 @pytest.mark.parametrize("program", ["sh", "zsh", "bash"])
-def test_flag_files_work_whatever_shell_is_asked(checkout: Path, program: str):
+def test_flag_files_run_in_all_shells(checkout: Path, program: str):
     done = shell(f"{program} model_train_config.sh --print_flags", checkout)
     assert done.returncode == 0, done
     assert f"{checkout}/runs" in done.stdout.split("\0")
 
 
-def test_a_flag_file_may_lie_elsewhere(checkout: Path, tmp_path: Path):
+def test_a_flag_file_may_be_outside_of_the_repository(checkout: Path, tmp_path: Path):
     shutil.copy(checkout / "model_train_config.sh", tmp_path / "mine.sh")
     done = shell(f"{SOURCE}; bash {tmp_path}/mine.sh --print_flags", checkout)
     assert done.returncode == 0
@@ -117,7 +117,7 @@ def test_a_flag_file_may_lie_elsewhere(checkout: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_clone_with_windows_line_ends_is_told(checkout: Path, script: str):
+def test_a_clone_with_windows_line_ends_is_refused(checkout: Path, script: str):
     for file in checkout.rglob("*.sh"):
         file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
     done = shell(f"bash {script}", checkout)
@@ -156,7 +156,7 @@ def test_a_path_variable_is_absolute_or_refused(checkout: Path, tmp_path: Path, 
         assert done.stdout == becomes.format(home=tmp_path, repository=checkout), done
 
 
-def test_the_folders_of_another_checkout_are_not_taken_over(checkout: Path):
+def test_the_folders_of_another_checkout_are_not_used(checkout: Path):
     other = {"DEEPSPORTS_HOME": "/other", "DEEPSPORTS_RUNS": "/other/runs", "DEEPSPORTS_VENV": "/other/.venv", "DEEPSPORTS_SCRATCH": "/chosen"}  # fmt: skip
     command = f'{SOURCE}; echo "$DEEPSPORTS_RUNS|$DEEPSPORTS_VENV|$DEEPSPORTS_SCRATCH"'
     assert shell(command, checkout, env=other).stdout == f"{checkout}/runs|{checkout}/.venv|/chosen\n"
@@ -172,14 +172,14 @@ def test_other_packages_do_not_replace_those_of_the_environment(checkout: Path, 
     command = f"{SOURCE}; python -c 'import numpy, data_preparation; print(numpy.__doc__ is not None, \"ü\")'"
     done = shell(command, checkout, env={**odd, "PYTHONPATH": str(tmp_path)})
     assert done.stdout == "True ü\n", done
-    assert f"note: PYTHONPATH ({tmp_path}) is left out" in done.stderr
+    assert f"warning: PYTHONPATH ({tmp_path}) is ignored" in done.stderr
     done = shell(f"{SOURCE}; echo $PYTHONPATH", checkout, env={"DEEPSPORTS_PYTHONPATH": "/mine"})
     assert (done.stdout, done.stderr) == ("/mine\n", "")
     hijacked = shell("python() { echo no; }; export -f python; bash -c 'source job_files/environment.sh; type -t python'", checkout)  # fmt: skip
     assert hijacked.stdout == "file\n"
 
 
-def test_a_python_that_cannot_work_is_refused_before_it_is_used(checkout: Path, tmp_path: Path):
+def test_a_python_that_cannot_run_is_refused(checkout: Path, tmp_path: Path):
     (checkout / ".venv").unlink()
     nothing = tmp_path / "bin"
     nothing.mkdir()
@@ -192,14 +192,14 @@ def test_a_python_that_cannot_work_is_refused_before_it_is_used(checkout: Path, 
     moved.mkdir(parents=True)
     (moved / "activate").write_text("VIRTUAL_ENV=/its/old/place\n")
     (moved / "python").symlink_to("/no/longer/there")
-    assert "load the module that it was made with" in one_sentence(shell(SOURCE, checkout, env=env))
+    assert "load the module that created it" in one_sentence(shell(SOURCE, checkout, env=env))
     (moved / "python").unlink()
     (moved / "python").symlink_to(sys.executable)
-    assert "was moved after it was made (as /its/old/place)" in one_sentence(shell(SOURCE, checkout, env=env))
+    assert "was moved after it was created (as /its/old/place)" in one_sentence(shell(SOURCE, checkout, env=env))
 
 
-def test_a_container_without_names(checkout: Path, tmp_path: Path):
-    """No home, no user name, no passwd entry: id knows the number only."""
+def test_a_container_without_user_names(checkout: Path, tmp_path: Path):
+    """No home, no user name, no passwd entry: id knows only the number."""
     program = tmp_path / "id"
     program.write_text('#!/bin/sh\n[ "$1" = -u ] && echo 54321 && exit\necho "id: cannot find name" >&2; exit 1\n')
     program.chmod(0o755)
@@ -216,8 +216,8 @@ def test_a_job_gives_srun_what_it_needs(checkout: Path):
     assert alone.stdout.split() == ["SLURM_MEM_PER_NODE=1024"]
 
 
-def test_the_output_of_job_files_has_a_folder_that_is_there():
-    """Slurm does not make it, and a job without it fails and says nothing."""
+def test_the_folder_of_the_job_files_output_exists():
+    """Slurm does not create it, and without it a job fails silently."""
     for file in (REPOSITORY / "job_files").glob("*.job"):
         (folder,) = re.findall(r"^#SBATCH --output=(\w+)/%x-%\S+\.out$", file.read_text(), re.MULTILINE)
         assert (REPOSITORY / folder / ".gitignore").is_file()

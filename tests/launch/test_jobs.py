@@ -1,6 +1,6 @@
-"""Jobs that nothing kills, on the real Slurm cluster: each way that a job ends early, and the run is what it would have been.
+"""Every way in which a job can end early, on the real Slurm cluster: the run resumes and its result is the same.
 
-All trainings here have two processes, one on each of two hosts, and are compared bit for bit with one that nobody disturbed.
+The trainings have two ranks, one on each of two nodes. They are compared bit for bit with an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from training.runtime.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
-# dropout and stochastic depth at work, several checkpoints an epoch, the test split opened at the end
+# with dropout, stochastic depth, several checkpoints per epoch, and an evaluation on the test split
 FLAGS = [*TINY_MODEL, "--epochs", 6, "--log_every", 1, "--checkpoint_every", 3, "--drop_path", 0.2, "--ema", 0.9]
 STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of two processes that nobody disturbed."""
-    runs = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run of two ranks."""
+    runs = tmp_path_factory.mktemp("uninterrupted")
     flags = [*config_flags(), *data_flags(dataset), *FLAGS, "--runs_dir", runs]
     port = 20000 + os.getpid() % 9000
     run_python(
@@ -66,7 +66,7 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def resumed_at(log: str) -> list[int]:
-    """The steps (within their epochs of four) at which a log's restarts went on, counted over the whole run."""
+    """The steps of the whole run after which restarts resumed, from a log that counts steps within epochs of four."""
     return [4 * (int(e) - 1) + int(s) for e, s in re.findall(r"INFO .*Resuming .* at epoch (\d+), step (\d+)", log)]
 
 
@@ -80,9 +80,9 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "quickstart"
 
 
-def test_a_time_limit_loses_nothing(dataset: Path, tmp_path: Path, undisturbed: Path, log: Path, run: Path):
-    """As often as the limit comes (Slurm's clock is coarse): not a step is computed twice."""
-    # Slurm sends the signal 0 to 30 s before the time that is asked for: 50 to 80 s after the start
+def test_a_time_limit_loses_nothing(dataset: Path, tmp_path: Path, uninterrupted: Path, log: Path, run: Path):
+    """The job may reach its limit several times, and computes no step twice."""
+    # Slurm sends the signal 0 to 30 s before the time of --signal: 50 to 80 s after the start
     options = [*ON_TWO_NODES, "--time=2", "--signal=USR2@40"]
     job = sbatch(*options, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 3.6), output=log)
     reached: list[int] = []
@@ -97,16 +97,16 @@ def test_a_time_limit_loses_nothing(dataset: Path, tmp_path: Path, undisturbed: 
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
     assert any(0 < step < STEPS for step in reached), log.read_text()
     assert log.read_text().count("stopped by a signal, checkpoint saved") == len(reached)
-    # a start that was stopped before its first step left nothing to resume from
+    # a start that stops before the first step leaves nothing to resume
     assert resumed_at(log.read_text()) == [step for step in reached if step]
-    assert_same_run(undisturbed, run)
-    assert json.loads((run / "summary.json").read_text()) == json.loads((undisturbed / "summary.json").read_text())
+    assert_same_run(uninterrupted, run)
+    assert json.loads((run / "summary.json").read_text()) == json.loads((uninterrupted / "summary.json").read_text())
 
 
 def test_a_preempted_job_runs_what_was_submitted(
-    dataset: Path, tmp_path: Path, undisturbed: Path, log: Path, run: Path
+    dataset: Path, tmp_path: Path, uninterrupted: Path, log: Path, run: Path
 ):
-    """Preempted by a job of a higher partition; meanwhile someone edits the code and the flag file of the checkout."""
+    """A job in a higher partition preempts it; meanwhile the code and the flag file of the checkout are edited."""
     checkout = tmp_path / "checkout"
     for part in ("data_preparation", "training", "launch", "job_files"):
         shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -128,10 +128,10 @@ def test_a_preempted_job_runs_what_was_submitted(
     assert wait_for_end(urgent) == ["COMPLETED"]
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
     assert resumed_at(log.read_text()) == [reached]
-    assert_same_run(undisturbed, run)
+    assert_same_run(uninterrupted, run)
 
 
-def test_a_killed_process_ends_the_job_at_once_and_it_starts_again(dataset, tmp_path, undisturbed, log, run):
+def test_a_killed_rank_ends_the_job_at_once_and_it_is_requeued(dataset, tmp_path, uninterrupted, log, run):
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path), output=log)
     wait_for_step(run, 8)
     killed_at = max(step_lines(run))
@@ -140,20 +140,20 @@ def test_a_killed_process_ends_the_job_at_once_and_it_starts_again(dataset, tmp_
     start_again(job)
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
     assert "a rank was killed (signal 9)" in log.read_text()
-    (went_on_at,) = resumed_at(log.read_text())
-    assert killed_at + 1 - went_on_at <= 4  # --checkpoint_every 3, and the step under way
-    assert_same_run(undisturbed, run)
+    (resumed_after,) = resumed_at(log.read_text())
+    assert killed_at + 1 - resumed_after <= 4  # --checkpoint_every 3, and the step that was running
+    assert_same_run(uninterrupted, run)
 
 
-def test_a_dead_node_costs_a_few_steps(dataset: Path, tmp_path: Path, undisturbed: Path, log: Path, run: Path):
-    """The cable of a node is pulled and the node set down; the job waits for a node, and goes on."""
+def test_a_dead_node_costs_a_few_steps(dataset: Path, tmp_path: Path, uninterrupted: Path, log: Path, run: Path):
+    """A node loses its network and is set down; the job waits for a node and resumes."""
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path), output=log)
     wait_for_step(run, 6)
     try:
         call("bash", NODE, "cut", "n2")
         call("scontrol", "update", "nodename=n2", "state=down", "reason=test")
         wait_for(lambda: job_states(job) == ["PENDING"], "the job to be requeued")
-    finally:  # what survived on the node is gone when it comes back
+    finally:  # kill the processes that survived on the node before it returns
         call("bash", NODE, "off", "n2")
         call("bash", NODE, "join", "n2")
         call("bash", NODE, "up", "n2")
@@ -161,7 +161,7 @@ def test_a_dead_node_costs_a_few_steps(dataset: Path, tmp_path: Path, undisturbe
     start_again(job)
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
     assert len(resumed_at(log.read_text())) == 1
-    assert_same_run(undisturbed, run)
+    assert_same_run(uninterrupted, run)
 
 
 def _resume(node: str) -> bool:
@@ -169,18 +169,18 @@ def _resume(node: str) -> bool:
     return False
 
 
-def test_scancel_keeps_a_checkpoint_and_a_second_submission_is_refused(dataset, tmp_path, undisturbed, run):
-    """By submitit: what is submitted is kept, a second job for the run is refused, scancel saves, submitting again goes on."""
+def test_scancel_keeps_a_checkpoint_and_a_second_submission_is_refused(dataset, tmp_path, uninterrupted, run):
+    """Through submitit: a second job for the run is refused, scancel saves, and submitting again resumes."""
     arguments = ["--nodes", 2, "--tasks_per_node", 1, *SMALL_JOB, "--", *FLAGS]
     job, _ = submit(dataset, tmp_path, *arguments, step_s=0.4)
     with pytest.raises(AssertionError, match=f"job {job} .* already trains .*quickstart"):
         submit(dataset, tmp_path, *arguments, step_s=0.4)
     assert accounted_jobs(run) == [job]
     wait_for_step(run, 5)
-    # the other door into the same folder is refused by the folder itself
+    # training.train itself refuses a folder that is in use
     second = sbatch(*ON_TWO_NODES, "--nodes=1", "--mem=500M", "--overcommit", "--wrap", second_training(dataset, tmp_path), env=environment(dataset, tmp_path), output=tmp_path / "second")  # fmt: skip
     assert wait_for_end(second) == ["FAILED"]
-    assert "another training is at work in" in (tmp_path / "second").read_text()
+    assert "another training is" in (tmp_path / "second").read_text()
     call("scancel", job)
     assert wait_for_end(job) == ["CANCELLED"]
     saved = int(RunFolder(run).checkpoints()[0].stem.split("-")[-1])
@@ -188,7 +188,7 @@ def test_scancel_keeps_a_checkpoint_and_a_second_submission_is_refused(dataset, 
     job, _ = submit(dataset, tmp_path, *arguments, step_s=0.4)
     assert wait_for_end(job) == ["COMPLETED"]
     assert resumed_at(next((run / "jobs").glob(f"{job}_0_log.out")).read_text()) == [saved]
-    assert_same_run(undisturbed, run)
+    assert_same_run(uninterrupted, run)
 
 
 def second_training(dataset: Path, tmp_path: Path) -> str:
@@ -202,7 +202,7 @@ def accounted_jobs(run: Path) -> list[str]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of little room, as a full scratch; its size can be changed."""
+    """A file system that is too small for the run; a test can enlarge it."""
     mount = tmp_path / "disk"
     mount.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2400k", "tmpfs", mount], check=True)
@@ -210,7 +210,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", mount], check=True)
 
 
-def test_a_full_disk_stops_the_job_and_spoils_nothing(dataset, tmp_path, undisturbed, small_disk, log):
+def test_a_full_disk_fails_the_job_and_damages_nothing(dataset, tmp_path, uninterrupted, small_disk, log):
     run = small_disk / "quickstart"
     env = {**environment(dataset, tmp_path), "DEEPSPORTS_RUNS": str(small_disk)}
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=env, output=log)
@@ -222,11 +222,11 @@ def test_a_full_disk_stops_the_job_and_spoils_nothing(dataset, tmp_path, undistu
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=env, output=log)
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
-    assert_same_run(undisturbed, run)
+    assert_same_run(uninterrupted, run)
 
 
-def test_a_job_that_gets_nowhere_stops_with_a_reason(dataset: Path, tmp_path: Path, log: Path, run: Path):
-    """Killed before anything is saved, twice; the third start says why it does not."""
+def test_a_job_without_progress_is_refused_with_a_reason(dataset: Path, tmp_path: Path, log: Path, run: Path):
+    """Killed twice before a step is saved; the third start is refused."""
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 60), output=log)
     for _ in range(2):
         rank = wait_for(lambda: processes_of(job).get(0), "the processes")
@@ -238,14 +238,14 @@ def test_a_job_that_gets_nowhere_stops_with_a_reason(dataset: Path, tmp_path: Pa
     assert accounted(job, "ExitCode") == "2:0"
 
 
-def test_what_one_process_cannot_mend_is_not_tried_again(dataset: Path, tmp_path: Path, log: Path, run: Path):
-    """One rank meets a damaged frame while the others compute: srun's status is theirs, the job's is 2, and it stays ended."""
+def test_an_error_on_one_rank_is_not_retried(dataset: Path, tmp_path: Path, log: Path, run: Path):
+    """One rank reads a damaged frame, and srun kills the other: the status of the job is 2, and it is not requeued."""
     frames = tmp_path / "frames"
     shutil.copytree(dataset / "whole_videos_frames", frames)
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, "--root_dir", frames, "--workers", 0, env=slow(dataset, tmp_path), output=log)  # fmt: skip
     wait_for_step(run, 1)
     archive = bytearray((frames / "01.zip").read_bytes())
-    for at in range(5000, len(archive) - 20000, 997):  # in the frames, not in the directory at the end
+    for at in range(5000, len(archive) - 20000, 997):  # the frames, not the directory at the end
         archive[at] ^= 255
     with open(frames / "01.zip", "r+b") as file:
         file.write(archive)
@@ -254,8 +254,8 @@ def test_what_one_process_cannot_mend_is_not_tried_again(dataset: Path, tmp_path
     assert accounted(job, "ExitCode") == "2:0"
 
 
-def test_term_is_a_reason_to_go_on(dataset: Path, tmp_path: Path, undisturbed: Path, log: Path, run: Path):
-    """Where a site does not send the user's signal, preemption begins with TERM; the run path has a space in it."""
+def test_a_job_that_gets_term_is_requeued(dataset: Path, tmp_path: Path, uninterrupted: Path, log: Path, run: Path):
+    """Sites that do not send the user's signal preempt with TERM. The run path contains a space."""
     env = slow(dataset, tmp_path) | {"DEEPSPORTS_RUNS": str(tmp_path / "my runs")}
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=env, output=log)
     run = tmp_path / "my runs" / "quickstart"
@@ -268,10 +268,10 @@ def test_term_is_a_reason_to_go_on(dataset: Path, tmp_path: Path, undisturbed: P
     start_again(job)
     wait_for(lambda: "starting epoch" in comment_of(job), "the comment of the start")
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
-    assert_same_run(undisturbed, run)
+    assert_same_run(uninterrupted, run)
 
 
-def test_the_budget_of_restarts_is_the_users(dataset: Path, tmp_path: Path, log: Path, run: Path):
+def test_the_user_limits_the_number_of_restarts(dataset: Path, tmp_path: Path, log: Path, run: Path):
     env = {**slow(dataset, tmp_path), "DEEPSPORTS_REQUEUES": "0"}
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=env, output=log)
     wait_for_step(run, 1)
@@ -282,7 +282,7 @@ def test_the_budget_of_restarts_is_the_users(dataset: Path, tmp_path: Path, log:
 
 
 def test_a_sweep_with_a_failing_point(dataset: Path, tmp_path: Path):
-    """Five points done and one failed; the same command submits that one alone; table and plot show all."""
+    """Four points finish and two fail; the same command submits only those two; table and plot show all."""
     env = environment(dataset, tmp_path)
     grid = ["--grid", "learning_rate=1e-3,1e-2,1e30", "seed=0,1", "--parallel", 2]
     training = [*TINY_MODEL, "--epochs", 2, "--optimizer", "SGD", "--clip_grad", 0, "--warmup_steps", 0]
@@ -311,14 +311,14 @@ def test_a_sweep_with_a_failing_point(dataset: Path, tmp_path: Path):
 
 
 def test_a_sweep_is_cancelled_point_by_point(dataset: Path, tmp_path: Path):
-    """The points that train save and end; those that wait do not start when they do."""
+    """Running points save and end; pending points do not start then."""
     env = slow(dataset, tmp_path)
     command = ["-m", "launch.sweep", "submit", "--name", "seeds", "--config", env["DEEPSPORTS_CONFIG"], *SMALL_JOB, "--grid", "seed=0,1,2", "--parallel", 1, "--", *TINY_MODEL, "--epochs", 50, "--log_every", 1]  # fmt: skip
     array = re.search(r"job (\d+)_0 ", run_python(*command, env=env).stdout)[1]
     first = tmp_path / "runs" / "seeds" / "seed-0"
     wait_for_step(first, 2)
     out = run_python("-m", "launch.sweep", "cancel", "seeds", env=env).stdout
-    assert f"job {array}_0 is told to save and end" in out
+    assert f"job {array}_0 is signaled to save and exit" in out
     assert "3 of 3 points are cancelled" in out
     assert set(wait_for_end(array)) == {"CANCELLED"}
     assert max(step_lines(first)) == int(RunFolder(first).checkpoints()[0].stem.split("-")[-1])
@@ -330,7 +330,7 @@ def test_a_sweep_is_cancelled_point_by_point(dataset: Path, tmp_path: Path):
     assert nothing.returncode == 2
 
 
-def test_a_job_that_failed_before_it_had_a_run_is_shown(dataset: Path, tmp_path: Path, log: Path):
+def test_a_job_that_failed_before_it_had_a_run_folder_is_shown(dataset: Path, tmp_path: Path, log: Path):
     env = environment(dataset, tmp_path)
     (tmp_path / "runs").mkdir()
     job = sbatch(*ON_TWO_NODES, "--nodes=1", "job_files/train_model.job", "--batchsize", 8, env=env, output=log)
@@ -344,19 +344,19 @@ def test_a_job_that_failed_before_it_had_a_run_is_shown(dataset: Path, tmp_path:
 @pytest.mark.parametrize(
     "command", ["launch.submit", "launch.sweep submit --name x --grid seed=0,1", "launch.pipeline"]
 )
-def test_what_is_too_much_for_the_nodes_is_told(dataset: Path, tmp_path: Path, command: str):
+def test_a_request_that_exceeds_the_nodes_is_refused(dataset: Path, tmp_path: Path, command: str):
     flags = ["--nodes", 9, "--gpus_per_node", 8, "--cpus_per_gpu", 8, "--mem_per_gpu_gb", 999, "--forecast", "False"]
     env = environment(dataset, tmp_path)
     training = [*TINY_MODEL, "--gpu", "True", "--batch_size", 144]
     done = run_python("-m", *command.split(), "--config", env["DEEPSPORTS_CONFIG"], *flags, "--", *training, env=env, check=False)  # fmt: skip
     assert done.returncode == 2
-    for words in ("asked 64 CPUs", "of memory on each node", "asked 8 GPUs", "asked 9 nodes", "partition gpu has: 2 nodes with 2 CPUs"):  # fmt: skip
+    for words in ("requested 64 CPUs", "of memory on each node", "requested 8 GPUs", "requested 9 nodes", "partition gpu has: 2 nodes with 2 CPUs"):  # fmt: skip
         assert words in done.stderr
     assert done.stderr.startswith("reading the flags")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_pipeline_that_cannot_prepare_does_not_train_and_goes_on_when_mended(tmp_path: Path):
+def test_a_pipeline_that_cannot_prepare_does_not_train_and_continues_after_the_fix(tmp_path: Path):
     dataset = tmp_path / "set"
     run_python("-m", "data_preparation.synthetic", "--dataset", dataset, "--videos", 2, "--dives", 60)
     video = DatasetLayout(dataset).video_file(2)
@@ -370,7 +370,7 @@ def test_a_pipeline_that_cannot_prepare_does_not_train_and_goes_on_when_mended(t
     for stage in ("verify", "train", "evaluate"):
         assert wait_for_end(jobs[stage]) == ["CANCELLED"], stage
     run = tmp_path / "runs" / "quickstart"
-    assert not (run / "config.json").exists()  # no training has begun
+    assert not (run / "config.json").exists()  # no training has started
     video.write_bytes(whole)
     jobs = dict(re.findall(r"^(\w+) +submitted, job (\d+)", run_python(*command, env=env).stdout, re.MULTILINE))
     assert list(jobs) == ["prepare", "verify", "train", "evaluate"]
@@ -390,7 +390,7 @@ def test_cancel_lets_a_run_save(dataset: Path, tmp_path: Path, log: Path, run: P
     followed = run_python("-m", "launch.status", "logs", "quickstart", "--follow", "False", env=env).stdout
     assert "step 1/4" in followed
     out = run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
-    assert "submit quickstart again to go on" in out
+    assert "submit quickstart again to resume" in out
     assert wait_for_end(job) == ["CANCELLED"]
     assert max(step_lines(run)) == int(RunFolder(run).checkpoints()[0].stem.split("-")[-1])
     nothing = run_python("-m", "launch.status", "cancel", "quickstart", env=env, check=False)

@@ -1,4 +1,4 @@
-"""What launch says, without a cluster: progress lines, states, the table, the flag file."""
+"""launch without a cluster: progress, states, the table of runs, flags, sweeps, requests."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_times_of_squeue_and_sacct_have_one_format(text: str, seconds: int | Non
     assert clock_text(text) == shown
 
 
-def test_a_job_that_waits_or_starts_has_no_stale_eta(tmp_path: Path):
+def test_a_pending_or_starting_job_has_no_old_eta(tmp_path: Path):
     (tmp_path / "a" / "jobs" / "7").mkdir(parents=True)
     (tmp_path / "a" / "progress.json").write_text(json.dumps({**PROGRESS, "updated": 930.0}))
     for queued, state in ((job("PENDING", "BeginTime"), "pending (BeginTime)"), (job("RUNNING"), "starting")):
@@ -86,15 +86,15 @@ def test_a_job_that_waits_or_starts_has_no_stale_eta(tmp_path: Path):
     assert starting_text(RunProgress(**PROGRESS)) == "starting epoch 3/20 step 318/2120 rho 0.710 best 0.730@2"
 
 
-def test_a_job_that_can_never_start_says_so(tmp_path: Path):
+def test_a_job_that_can_never_start_is_reported(tmp_path: Path):
     (tmp_path / "a" / "jobs" / "7").mkdir(parents=True)
     cluster = Cluster(queued={"7": job("PENDING", "PartitionConfig")})
     cells, error = run_row("a", RunFolder(tmp_path / "a"), cluster, 1000.0)
     assert cells["STATE"] == "pending (PartitionConfig)"
-    assert "asks for more than the nodes of the partition have" in error
+    assert "requests more than the nodes of the partition have" in error
 
 
-def test_the_comment_is_one_plain_line():
+def test_the_comment_is_one_line():
     assert progress_text(RunProgress(**PROGRESS)) == "running epoch 3/20 step 318/2120 rho 0.710 best 0.730@2 eta 1h12m"
     early = {**PROGRESS, "epoch": 0, "val_spearman": None, "best_epoch": 0, "eta_s": None}
     assert progress_text(RunProgress(**early)) == "running epoch 0/20 step 318/2120 eta -"
@@ -120,18 +120,18 @@ def test_the_comment_is_one_plain_line():
         (None, job("RUNNING"), "", "starting"),
     ],
 )
-def test_states_are_what_a_person_would_say(progress, queued, ended, state):
+def test_the_state_of_a_run(progress, queued, ended, state):
     how = EndedJob(ended, "1:00", "2:00", "n1") if ended else None
-    told = None if progress is None else RunProgress(**progress)
-    assert run_state(told, queued, how, now=1000.0) == state
+    recorded = None if progress is None else RunProgress(**progress)
+    assert run_state(recorded, queued, how, now=1000.0) == state
 
 
-def test_only_a_training_is_told_to_stop(tmp_path: Path):
-    """A process number may be another program's by now."""
+def test_only_a_training_is_signaled_to_stop(tmp_path: Path):
+    """The system may have given the process id to another program."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text("{}")
     sleep = "import time; time.sleep(60)"
-    for words, name in ((["training.train"], "told to save"), ([], "nothing of")):
+    for words, name in ((["training.train"], "signaled to save"), ([], "nothing to cancel")):
         process = subprocess.Popen([sys.executable, "-c", sleep, *words])
         while sleep.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
             time.sleep(0.01)  # between fork and exec
@@ -147,7 +147,7 @@ def test_only_a_training_is_told_to_stop(tmp_path: Path):
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"state": null}', '{"state": "running"}', "{", "\xff\xfe"])
 @pytest.mark.parametrize("file", ["progress.json", "summary.json"])
-def test_a_damaged_file_is_said_and_hides_no_other_run(tmp_path: Path, file: str, content: str):
+def test_a_damaged_file_is_reported_and_hides_no_other_run(tmp_path: Path, file: str, content: str):
     for name, progress in (("bad", PROGRESS), ("good", PROGRESS)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "progress.json").write_text(json.dumps(progress))
@@ -158,7 +158,7 @@ def test_a_damaged_file_is_said_and_hides_no_other_run(tmp_path: Path, file: str
 
 
 def three_runs(folder: Path) -> list[tuple[dict[str, str], str]]:
-    """The rows of a run with a short name, one with a long name, and one that failed."""
+    """The rows of a run with a short name, of one with a long name, and of one that failed."""
     names = {"a": PROGRESS, "a_run_of_quite_a_long_name_as_sweeps_have": PROGRESS}
     names["c"] = {
         **PROGRESS,
@@ -211,7 +211,7 @@ def test_a_long_error_is_wrapped_and_shows_both_its_ends(tmp_path: Path, width: 
 
 
 def many_runs(folder: Path, count: int) -> None:
-    """Runs of which the last by name are the newest, every third one failed."""
+    """Runs whose names are in the order of their age, the newest last; every third one failed."""
     now = time.time()
     for i in range(count):
         run = folder / f"run_{i:02d}"
@@ -270,14 +270,14 @@ def test_runs_are_chosen_by_name_state_and_age(tmp_path: Path, monkeypatch: pyte
     [(status, ["logs", "--help"]), (status, ["cancel", "-h"]), (status, ["logs", "run", "--help"]), (status, ["--help"]),
      (sweep, ["show", "--help"]), (sweep, ["cancel", "--help"]), (sweep, ["submit", "--help"]), (sweep, ["--help"])],
 )  # fmt: skip
-def test_every_command_helps(module, words: list[str], capsys: pytest.CaptureFixture):
+def test_every_command_has_a_help(module, words: list[str], capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as end:
         module.main(words)
     assert not end.value.code
     assert capsys.readouterr().out.startswith("usage: python -m launch.")
 
 
-def test_a_refused_start_is_told_when_slurm_has_forgotten_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_refused_start_is_shown_after_slurm_has_forgotten_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = RunFolder(tmp_path / "a")
     folder = run.job_dir("7")
     folder.mkdir(parents=True)
@@ -294,7 +294,7 @@ def test_a_refused_start_is_told_when_slurm_has_forgotten_the_job(tmp_path: Path
     assert run_row("a", run, Cluster(), 1000.0)[0]["STATE"] == "interrupted"
 
 
-def test_the_log_of_a_job_is_found_when_slurm_has_forgotten_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_log_of_a_job_is_found_after_slurm_has_forgotten_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nowhere")
     run = RunFolder(tmp_path / "a")
     folder = run.job_dir("7")
@@ -308,13 +308,13 @@ def test_the_log_of_a_job_is_found_when_slurm_has_forgotten_it(tmp_path: Path, m
     assert last_error_line(run, "7") == "error: the cause"
 
 
-def test_tasks_that_never_started_are_known_one_by_one():
+def test_tasks_that_never_started_are_listed_one_by_one():
     assert array_tasks("12_[0,2-3%2]") == ["12_0", "12_2", "12_3"]
     assert array_tasks("12_4") == ["12_4"]
     assert array_tasks("12") == ["12"]
 
 
-def test_launch_and_training_faults_are_named_at_once(monkeypatch: pytest.MonkeyPatch):
+def test_launch_and_training_errors_are_reported_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DEEPSPORTS_TIME_MIN", "0")
     with pytest.raises(UserError) as error:
         submit.main(["--ndes", "2", "--batch_size", "8", "--", "--nodes", "2", "--batchsize", "8", "--epochs", "x"])
@@ -330,8 +330,10 @@ def test_launch_and_training_faults_are_named_at_once(monkeypatch: pytest.Monkey
         submit.main(["--config=job_files/quickstart_config.sh", "--nodes", "0", "--", "--run_name", "a/b"])
 
 
-def test_all_faults_of_a_sweep_are_named_at_once():
-    with pytest.raises(UserError, match=r"--name is missing(.|\n)*leave out --cluster local(.|\n)*without points"):
+def test_all_errors_of_a_sweep_are_reported_at_once():
+    with pytest.raises(
+        UserError, match=r"--name is missing(.|\n)*--cluster local does not fit a sweep(.|\n)*the sweep has no points"
+    ):
         parse(sweep.SweepConfig, ["--cluster", "local"])
     with pytest.raises(UserError, match=r"'lr'(.|\n)*'seed=1,,2'"):
         grid_points(["lr", "seed=1,,2"])
@@ -353,17 +355,17 @@ def test_sweeps_are_shown_by_point(tmp_path: Path):
     assert list(run_folders(tmp_path)) == ["plain", "sweep/lr-1", "sweep/lr-2"]
 
 
-def test_status_without_slurm_says_what_it_cannot_know(tmp_path: Path):
+def test_status_without_slurm_reports_what_is_unknown(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text("{}")
     done = run_python("-m", "launch.status", "--runs_dir", tmp_path, env={"PATH": "/nowhere"})
     assert "no progress yet" in done.stdout
-    assert "not known" in done.stdout
+    assert "unknown: which jobs are pending or running" in done.stdout
     missing = run_python("-m", "launch.status", "--runs_dir", tmp_path / "none", check=False)
     assert missing.returncode == 2
 
 
-def test_flags_go_before_the_sites_values_before_defaults():
+def test_flags_override_the_sites_values_which_override_defaults():
     site = {"SBATCH_PARTITION": "sites", "SBATCH_ACCOUNT": "project", "DEEPSPORTS_TIME_MIN": "300"}
 
     def parameters(*argv: str) -> dict:
@@ -403,7 +405,7 @@ def too_much(**asked: object) -> list[str]:
     return excess(request, parse_nodes(NODES), parse_partitions(PARTITIONS))
 
 
-def test_nodes_and_partitions_are_read_as_slurm_prints_them():
+def test_nodes_and_partitions_are_parsed():
     n1, a1, v2 = parse_nodes(NODES)
     assert (n1.cpus, n1.memory, n1.gpus, n1.features, n1.partitions) == (2, 8000, {"": 2}, set(), {"gpu", "urgent"})
     assert (a1.cpus, a1.memory, a1.gpus, a1.features) == (64, 509952, {"a100": 4}, {"a100", "ib"})
@@ -420,34 +422,34 @@ def test_nodes_and_partitions_are_read_as_slurm_prints_them():
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"cpus": 8}, ["asked 8 CPUs on each node, the largest node of partition gpu has 2: give --cpus_per_gpu 2"]),
-        ({"memory": 32 * 1024}, ["asked 32 GB of memory on each node, .* has 7.81 GB: give --mem_per_gpu_gb 7"]),
-        ({"gpus": 4, "tasks": 4, "cpus": 32}, ["32 CPUs .* give --cpus_per_gpu 1 --gpus_per_node 2", "asked 4 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"cpus": 8}, ["requested 8 CPUs on each node, the largest node of partition gpu has 2: give --cpus_per_gpu 2"]),
+        ({"memory": 32 * 1024}, ["requested 32 GB of memory on each node, .* has 7.81 GB: give --mem_per_gpu_gb 7"]),
+        ({"gpus": 4, "tasks": 4, "cpus": 32}, ["32 CPUs .* give --cpus_per_gpu 1 --gpus_per_node 2", "requested 4 GPUs .* has 2: give --gpus_per_node 2"]),
         ({"gpu_type": "v100"}, ["the GPUs of partition gpu have no type: leave out --gpu_type"]),
-        ({"nodes": 3}, ["asked 3 nodes, partition gpu has 1: give --nodes 1"]),
+        ({"nodes": 3}, ["requested 3 nodes, partition gpu has 1: give --nodes 1"]),
         ({"gpus": 0, "tasks": 4, "cpus": 4}, ["--cpus_per_gpu 1 --tasks_per_node 2"]),
-        ({"partition": "nope"}, ["--partition nope is not there: give one of gpu, long"]),
-        ({"partition": "long", "gpu_type": "h100"}, ["asked 1 h100 GPU .* has GPUs of type a100, v100: give one of them"]),
-        ({"partition": "long", "gpu_type": "v100", "gpus": 4}, ["asked 4 v100 GPUs .* has 2: give --gpus_per_node 2"]),
+        ({"partition": "nope"}, ["--partition nope does not exist: give one of gpu, long"]),
+        ({"partition": "long", "gpu_type": "h100"}, ["requested 1 h100 GPU .* has GPUs of type a100, v100: give one of them"]),
+        ({"partition": "long", "gpu_type": "v100", "gpus": 4}, ["requested 4 v100 GPUs .* has 2: give --gpus_per_node 2"]),
         ({"partition": "long", "cpus": 64}, ["64 CPUs .* has 48"]),
-        ({"partition": "long", "minutes": 4000}, ["asked 4000 minutes, partition long allows 2880: give --time_min 2880"]),
-        ({"partition": "long", "nodes": 2}, ["asked 2 nodes, partition long allows 1 for a job: give --nodes 1"]),
-        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["asked 1 node with all of this on each, partition long has 0: ask for less"]),
+        ({"partition": "long", "minutes": 4000}, ["requested 4000 minutes, partition long allows 2880: give --time_min 2880"]),
+        ({"partition": "long", "nodes": 2}, ["requested 2 nodes, partition long allows 1 for a job: give --nodes 1"]),
+        ({"partition": "long", "memory": 400_000, "gpu_type": "v100"}, ["requested 1 node with all of this on each, partition long has 0: ask for less"]),
         ({"partition": "long", "constraint": "a100&h100"}, ["no node of partition long has these features; they have: a100, ib, v100"]),
-        ({"partition": "long", "exclude": "a1", "gpus": 3}, ["asked 3 GPUs on each node, the largest node of partition long has 2"]),
+        ({"partition": "long", "exclude": "a1", "gpus": 3}, ["requested 3 GPUs on each node, the largest node of partition long has 2"]),
         ({"cpus": 8, "memory": 9000, "gpus": 3, "nodes": 5}, ["8 CPUs", "8.79 GB", "3 GPUs", "5 nodes"]),
     ],
 )  # fmt: skip
-def test_everything_that_is_too_much_for_the_nodes_is_named(asked: dict, words: list[str]):
+def test_every_part_of_a_request_that_exceeds_the_nodes_is_named(asked: dict, words: list[str]):
     found = too_much(**asked)
     assert len(found) == len(words) + (0 if "nope" in asked.values() else 2)
     for line, expected in zip(found, words, strict=False):
         assert re.search(expected, line)
 
 
-def test_what_was_asked_and_what_there_is_are_told():
+def test_the_request_and_the_nodes_are_reported():
     *_, asked, there = too_much(partition="long", gpus=9, tasks=9, memory=2048)
-    assert asked == "asked: 1 node with 9 tasks, 1 CPU, 2 GB and 9 GPUs each, partition long, 60 minutes"
+    assert asked == "requested: 1 node with 9 tasks, 1 CPU, 2 GB and 9 GPUs each, partition long, 60 minutes"
     assert there == "partition long has: 1 node with 64 CPUs, 498 GB, 4 a100 GPUs; 1 node with 128 CPUs, 188 GB, 2 v100 GPUs (1 of them down or drained)"  # fmt: skip
     assert too_much() == too_much(partition="long") == too_much(partition="a,b") == []
     assert excess(Request(1, 9, 9, 9, 9), [], {}) == []
@@ -469,7 +471,7 @@ def test_a_grid_has_every_combination_once(axes: dict[str, list[str]]):
 
 
 @pytest.mark.parametrize("grid", [["lr"], ["lr="], ["=1"], ["lr=1,,2"], ["lr=1", "lr=2"]])
-def test_a_grid_that_is_none_is_named(grid: list[str]):
+def test_a_wrong_grid_is_refused(grid: list[str]):
     with pytest.raises(UserError, match="--grid"):
         named_points(grid_points(grid))
 
@@ -486,7 +488,7 @@ def test_points_from_a_file():
 
 
 @pytest.mark.parametrize("states", [["finished", "failed", "running"], ["failed"]])
-def test_the_plot_of_a_sweep_is_drawn_whatever_its_points(tmp_path: Path, states: list[str]):
+def test_the_plot_of_a_sweep_is_drawn_for_all_states(tmp_path: Path, states: list[str]):
     values = {"finished": 0.7, "running": 0.4, "failed": None}
     rows = [{"point": s, "learning_rate": f"1e-{i}", "seed": "0", "state": s, "best_val_spearman": values[s]}
             for i, s in enumerate(states)]  # fmt: skip
@@ -507,7 +509,7 @@ def test_failed_points_are_marked_in_the_plot(tmp_path: Path):
     assert red_pixels("running", None) == red_pixels("finished", 0.4) == 0
 
 
-def test_the_snapshot_is_the_code(tmp_path: Path):
+def test_the_snapshot_is_a_copy_of_the_code(tmp_path: Path):
     code = snapshot.copy_code(tmp_path)
     assert snapshot.copy_code(tmp_path) == code == snapshot.code_path(tmp_path)
     assert (code / "training" / "train.py").read_bytes() == (REPOSITORY / "training" / "train.py").read_bytes()
@@ -521,7 +523,7 @@ def test_the_snapshot_is_the_code(tmp_path: Path):
     assert done.stdout.strip() == str(record["code_revision"])
 
 
-def test_paths_mean_the_same_wherever_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_paths_are_absolute_for_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     found = absolute(TrainConfig(runs_dir=Path("r"), pretrained_model="w.pyth", output=Path("losses.png")))
     assert found.runs_dir == tmp_path / "r"
@@ -531,7 +533,7 @@ def test_paths_mean_the_same_wherever_the_job_runs(tmp_path: Path, monkeypatch: 
 
 
 def not_free(folder: RunFolder) -> bool:
-    """Whether a training is at work in a run's folder."""
+    """Whether a training is running in a run's folder."""
     try:
         folder.refuse_if_locked()
     except UserError:
@@ -541,7 +543,7 @@ def not_free(folder: RunFolder) -> bool:
 
 @pytest.mark.slow
 def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
-    """By submitit's LocalExecutor, with two processes that meet; told to stop, it saves; the same command goes on."""
+    """Two ranks through submitit's LocalExecutor: launch.status cancel lets them save, the same command resumes."""
     env = {"DEEPSPORTS_DATASET": str(dataset), "DEEPSPORTS_RUNS": str(tmp_path), "DEEPSPORTS_VENV": sys.prefix}
     command = [
         "-m",
@@ -571,17 +573,17 @@ def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
     assert "job        process" in done.stdout
     assert next(line for line in done.stderr.splitlines() if line.endswith(" ...")).startswith("reading the flags")
     wait_for_state("running")
-    assert "told to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
+    assert "signaled to save" in run_python("-m", "launch.status", "cancel", "quickstart", env=env).stdout
     stopped = wait_for_state("interrupted")
     assert 0 < stopped["epoch"] < 500 or stopped["step"]
-    while not_free(RunFolder(tmp_path / "quickstart")):  # the processes end
+    while not_free(RunFolder(tmp_path / "quickstart")):  # until the ranks have ended
         time.sleep(0.1)
     run_python(*command, "--epochs", stopped["epoch"] + 1, env=env)
     assert wait_for_state("finished")["epoch"] >= stopped["epoch"]
     assert "Resuming" in run_python("-m", "launch.status", "logs", "quickstart", "--follow", "False", env=env).stdout
 
 
-def test_a_broken_flag_file_is_named(tmp_path: Path):
+def test_a_broken_flag_file_is_refused(tmp_path: Path):
     (tmp_path / "broken.sh").write_text("flags=(--epochs 3\n")
     for name, words in (("broken.sh", "cannot be read as bash"), ("missing.sh", "is not a file")):
         with pytest.raises(UserError, match=words):
@@ -589,8 +591,8 @@ def test_a_broken_flag_file_is_named(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_flag_file_is_a_door_of_its_own(dataset: Path, tmp_path: Path):
-    """`bash FLAGFILE [more flags]` trains here, and fails as a command when the training fails."""
+def test_a_flag_file_is_a_command(dataset: Path, tmp_path: Path):
+    """`bash FLAGFILE [more flags]` trains here, and fails if the training fails."""
     env = {
         **os.environ,
         "DEEPSPORTS_DATASET": str(dataset),
@@ -598,14 +600,14 @@ def test_the_flag_file_is_a_door_of_its_own(dataset: Path, tmp_path: Path):
         "DEEPSPORTS_VENV": sys.prefix,
     }
 
-    def door(*flags: str) -> subprocess.CompletedProcess:
+    def flag_file(*flags: str) -> subprocess.CompletedProcess:
         command = ["bash", str(REPOSITORY / "job_files" / "quickstart_config.sh"), *TINY_MODEL, *flags]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
-    done = door("--epochs", "1", "--run_name", "here")
+    done = flag_file("--epochs", "1", "--run_name", "here")
     assert done.returncode == 0, done.stderr
     assert "Test Spearman" in done.stderr
     assert (tmp_path / "runs" / "here" / "losses.png").exists()
-    done = door("--epochs", "none")
+    done = flag_file("--epochs", "none")
     assert done.returncode == 2
     assert "--epochs" in done.stderr

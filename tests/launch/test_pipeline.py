@@ -1,4 +1,4 @@
-"""What launch.pipeline looks at before it submits, without a cluster."""
+"""The checks of launch.pipeline before it submits, without a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doors that users use, on the real Slurm cluster that tests/run.sh starts: two hosts, accounting, GPUs as GRES."""
+"""All ways to submit jobs, on the real Slurm cluster that tests/run.sh starts: two nodes, accounting, GPUs as GRES."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "job.out"
 
 
-def test_the_prepare_array_extracts_every_video(tmp_path: Path):
+def test_the_prepare_array_extracts_all_videos(tmp_path: Path):
     dataset = tmp_path / "set"
     run_python("-m", "data_preparation.synthetic", "--dataset", dataset, "--videos", 3, "--dives", 24)
     env = environment(dataset, tmp_path)
@@ -53,7 +53,7 @@ def test_the_prepare_array_extracts_every_video(tmp_path: Path):
     logs = wait_for_end(job) and [(tmp_path / f"prepare-{i}.out").read_text() for i in (0, 1)]
     assert job_states(job) == ["COMPLETED", "COMPLETED"], logs
     assert "2 of 2 videos" in logs[0]  # three videos over two tasks
-    assert "03.mp4 at 25 fps" in logs[0]  # read back by the task that made it
+    assert "03.mp4 at 25 fps" in logs[0]  # verified by the task that extracted it
     assert "1 of 1 videos" in logs[1]
     assert run_python("-m", "data_preparation.verify", "--dataset", dataset).returncode == 0
 
@@ -89,7 +89,7 @@ def test_the_job_file_trains_on_two_nodes(dataset: Path, tmp_path: Path, log: Pa
     assert "quickstart" in table
     assert "finished" in table
     assert "4/4" in table
-    # four processes on two hosts compute what one computes here, up to rounding
+    # four ranks on two nodes compute the same as one rank here, up to dropout and rounding
     flags = [*data_flags(dataset), *config_flags(), *TINY_MODEL, "--epochs", 4, "--runs_dir", tmp_path / "here"]
     run_python("-m", "training.train", *flags)
     here = [json.loads(x) for x in (tmp_path / "here" / "quickstart" / "metrics.jsonl").read_text().splitlines()]
@@ -129,13 +129,12 @@ def test_a_training_that_fails_is_a_failed_job(dataset, tmp_path, log, options, 
 @pytest.mark.parametrize(
     "command",
     [
-        ["sbatch", "--export=NONE"],  # srun would pass on nothing, not even PATH
-        ["salloc", "--quiet", "--ntasks=1", "--mem-per-cpu=300", "srun", "sbatch"],  # from inside another job
+        ["sbatch", "--export=NONE"],  # srun would not even pass PATH
+        ["salloc", "--quiet", "--ntasks=1", "--mem-per-cpu=300", "srun", "sbatch"],  # from inside of another job
     ],
 )
-def test_a_job_starts_whatever_environment_it_is_given(tmp_path: Path, command: list[str]):
-    """In a clone whose name has a space and whose .venv is where environment.sh looks for it; the output file is where
-    #SBATCH says."""
+def test_a_job_starts_in_any_environment(tmp_path: Path, command: list[str]):
+    """In a clone whose name contains a space, with the .venv and the output file at their default places."""
     checkout = tmp_path / "my clone"
     for part in ("data_preparation", "training", "launch", "job_files", "slurm_logs"):
         shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__", "*.out"))
@@ -150,18 +149,18 @@ def test_a_job_starts_whatever_environment_it_is_given(tmp_path: Path, command: 
     assert wait_for_end(job) == ["FAILED"]
     text = (checkout / "slurm_logs" / f"deepsports-evaluate-{job}.out").read_text()
     assert "error: " in text, text
-    assert "/nowhere" in text, text  # training.evaluate itself speaks: srun found its Python
+    assert "/nowhere" in text, text  # an error of training.evaluate: srun found its Python
 
 
 def signal_in_the_middle(job: str, run: Path) -> None:
-    """Send the job's tasks what Slurm sends before a time limit, once some steps are done."""
+    """After some steps, send the signal that Slurm sends before a time limit."""
     lines = run / "metrics.jsonl"
     wait_for(lambda: lines.exists() and lines.read_text().count('"step"') >= 4, "some steps")
     call("scancel", "--signal=USR2", job)
     start_again(job)
 
 
-def test_the_job_file_goes_on_after_its_signal(dataset: Path, tmp_path: Path, log: Path):
+def test_the_job_file_resumes_after_its_signal(dataset: Path, tmp_path: Path, log: Path):
     options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=3G", "--gpus-per-node=0", "--time=20"]
     flags = [*TINY_MODEL, "--epochs", 8, "--log_every", 1]
     job = sbatch(*options, "job_files/train_model.job", *flags, env=slow(dataset, tmp_path, 0.2), output=log)
@@ -177,7 +176,7 @@ def test_the_job_file_goes_on_after_its_signal(dataset: Path, tmp_path: Path, lo
     assert epochs == list(range(1, 9))
 
 
-def test_submitit_trains_on_two_nodes_and_goes_on_after_its_signal(dataset: Path, tmp_path: Path):
+def test_submitit_trains_on_two_nodes_and_resumes_after_its_signal(dataset: Path, tmp_path: Path):
     job, out = submit(
         dataset,
         tmp_path,
@@ -208,7 +207,7 @@ def test_submitit_trains_on_two_nodes_and_goes_on_after_its_signal(dataset: Path
     assert comment_of(job).startswith("finished epoch 8/8")
 
 
-def test_a_submission_that_cannot_train_does_not_queue(dataset: Path, tmp_path: Path):
+def test_a_submission_that_cannot_train_is_refused(dataset: Path, tmp_path: Path):
     before = call("squeue", "--noheader", "--states=all", "--format=%i").split()
     arguments = [
         "--nodes",
@@ -297,8 +296,8 @@ def test_dry_run_prints_the_sbatch_file(dataset: Path, tmp_path: Path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_every_fault_is_told_before_the_queue(dataset: Path, tmp_path: Path):
-    """Flags, weights that do not fit, frames that were not verified, a partition and a request that cannot be: at once."""
+def test_all_errors_are_reported_before_submitting(dataset: Path, tmp_path: Path):
+    """Wrong flags, weights that do not fit, frames that are not verified, a wrong partition and an impossible request."""
     torch.save({"model_state": {"model.blocks.0.norm1.weight": torch.zeros(32)}}, tmp_path / "w.pyth")
     before = call("squeue", "--noheader", "--states=all", "--format=%i").split()
 
@@ -310,12 +309,12 @@ def test_every_fault_is_told_before_the_queue(dataset: Path, tmp_path: Path):
         return done.stderr
 
     request = ["--gpus_per_node", 0, "--cpus_per_gpu", 1, "--mem_per_gpu_gb", 3]
-    told = faults(
+    errors = faults(
         *request, "--partition", "nowhere", "--nodes", 3, "--", *TINY_MODEL, "--pretrained_model", tmp_path / "w.pyth"
     )
-    assert "--batch_size 8 cannot be divided by 3 ranks" in told
-    assert "invalid partition" in told.lower()
-    assert "blocks.0" in told  # what is missing in the weight file
+    assert "--batch_size 8 cannot be divided by 3 ranks" in errors
+    assert "invalid partition" in errors.lower()
+    assert "blocks.0" in errors  # missing in the weight file
     assert (
         "invalid account" in faults(*request, "--account", "nobody", "--forecast", "False", "--", *TINY_MODEL).lower()
     )
@@ -331,11 +330,11 @@ def test_every_fault_is_told_before_the_queue(dataset: Path, tmp_path: Path):
     assert call("squeue", "--noheader", "--states=all", "--format=%i").split() == before
 
 
-# ----------------------------------------------------------------------------------------------------- the real thing
+# ----------------------------------------------------------------------------------------------------- real footage
 
 
 def real_footage(shared: Path, folder: Path) -> Path:
-    """A data set of the real clips: each file a whole video with three dives, one of them with its true label."""
+    """A data set of the real clips: each file is a video with three dives, one of them with its true label."""
     files = sorted(p for p in (shared / "clips").glob("*.*") if p.suffix in (".mp4", ".avi"))
     assert len(files) >= 5
     layout = DatasetLayout(folder)
@@ -350,7 +349,7 @@ def real_footage(shared: Path, folder: Path) -> Path:
             if (source.stem, dive) == ("dive_mtl_aqa_03_055", 1):
                 fields |= {"start_frame": 2, "end_frame": 100}
             elif source.stem == "dive_mtl_aqa_03_055":
-                continue  # its one dive fills the file
+                continue  # this file has one dive
             else:
                 fields["final_score"] = round(40 + 7.5 * dive + 3 * video, 2)
             annotations[(video, dive)] = fields
@@ -364,8 +363,8 @@ def real_footage(shared: Path, folder: Path) -> Path:
     return folder
 
 
-def test_the_main_job_on_real_footage(shared: Path, tmp_path: Path, log: Path):
-    """Real files through prepare, two-node training and evaluation, by the job files."""
+def test_prepare_train_and_evaluate_real_footage(shared: Path, tmp_path: Path, log: Path):
+    """Real files are prepared, trained on two nodes and evaluated with the job files."""
     dataset = real_footage(shared, tmp_path / "set")
     env = environment(dataset, tmp_path)
     options = ["--cpus-per-task=1", "--mem=2G", "--time=10"]

@@ -54,11 +54,11 @@ def test_the_table_of_two_runs(tmp_path: Path):
 def test_runs_of_other_dives_are_refused(tmp_path: Path):
     a, b = write_run(tmp_path / "a", noisy(9)), write_run(tmp_path / "b", noisy(9)[:150], DIVES[:150])
     for arguments, words in (
-        ([a, b], "tested on 200 dives and b on 150, 150 of them the same"),
+        ([a, b], "tested on 200 dives and b on 150, 150 of them in common"),
         ([a, tmp_path / "none"], "has no predictions.csv"),
         ([a], "give two run folders"),
-        ([a, write_run(tmp_path / "nan", noisy(9) * np.nan)], "a score is no number"),
-        ([a, write_run(tmp_path / "twice", noisy(9), [DIVES[0], *DIVES[:-1]])], "or one twice"),
+        ([a, write_run(tmp_path / "nan", noisy(9) * np.nan)], "a score is not a finite number"),
+        ([a, write_run(tmp_path / "twice", noisy(9), [DIVES[0], *DIVES[:-1]])], "or a dive occurs twice"),
         ([a, write_run(tmp_path / "empty", noisy(9)[:0], [])], "fewer than three dives"),
     ):
         done = run_main("training.compare", *arguments, check=False)

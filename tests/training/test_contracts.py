@@ -22,7 +22,7 @@ from training.data.dataset import ActionDataset, Plan
 from training.data.plan import Sample
 from training.data.transforms import apply_view, crop_view, squash_view
 from training.engine import step as step_module
-from training.engine.prediction import encode_references, validation_metrics
+from training.engine.prediction import Predictor, validation_metrics
 from training.engine.step import Step
 from training.methods.base import ComparingMethod, ParameterGroup
 from training.methods.regression.method import Regression, mlp_head
@@ -171,14 +171,14 @@ def test_references_are_encoded_with_the_weights_and_saved_with_them(tmp_path: P
     model.eval()
     batch = batch_of(config, model.method)
 
-    def all_at_once(forward, data, *_):
+    def one_batch(self, forward, data):
         with torch.no_grad():
             return Rows(forward(batch), batch.given, batch.labels)
 
-    monkeypatch.setattr("training.engine.prediction.forward_all", all_at_once)
+    monkeypatch.setattr(Predictor, "forward_all", one_batch)
     monkeypatch.setattr("training.data.dataset.source_of", lambda config: NoFrames())
     data = ActionDataset(DIVES, config, model.method, augment=True, pool=DIVES)
-    encode_references(model, data.references, config, Ranks(), CPU)
+    Predictor(config, Ranks(), CPU).encode_references(model, data.references)
     assert model.method.bank.keys == [dive.key for dive in DIVES]
     with torch.no_grad():
         rows = Rows(model(batch), batch.given, batch.labels)

@@ -116,7 +116,7 @@ def test_a_fit_to_features_equals_one_on_the_fly(dataset: Path, train: Callable,
     flags = [*data_flags(dataset), *tiny_model("--method", "svr"), *shape]
     extract = ["training.extract_features", "--output"]
     done = run_main(*extract, tmp_path / "f.npz", *flags)
-    assert "60 actions, 1 vector of 32 numbers each" in done.stdout
+    assert "60 actions, 1 vector of 32 values each" in done.stdout
     run_main(*extract, tmp_path / "g.npz", "--run", tmp_path / "runs" / "svr")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nnodes", 1, "--nproc-per-node", 2]
     run_python(*torchrun, "-m", *extract, tmp_path / "h.npz", *flags)

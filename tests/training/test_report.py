@@ -38,7 +38,7 @@ def test_seeds_are_one_line(tmp_path: Path):
     assert cells[3][0] == "b"
     assert cells[3][3:5] == ["1", "0.970"]
     assert cells[4][:4] == ["c", "timesformer", "regression", "1"]
-    assert cells[5][0] == "*without looking: train mean*"
+    assert cells[5][0] == "*without video: train mean*"
     assert cells[5][4] == "undefined"
     assert "9 test dives." in out
     assert "b also predicts: tw no accuracy 0.75." in out
@@ -98,7 +98,7 @@ def test_a_sweep_is_reported_as_a_whole(tmp_path: Path):
     seeds.mkdir()
     for seed, run in enumerate(write_sweep(seeds, [{"seed": [str(seed)]} for seed in range(3)])):
         write_run(run, TrainConfig(seed=seed), 0.9)
-    assert first_cells(run_main("training.report", seeds).stdout) == ["repeat", "*without looking: train mean*"]
+    assert first_cells(run_main("training.report", seeds).stdout) == ["repeat", "*without video: train mean*"]
     assert first_cells(run_main("training.report", *seeds.glob("seed-*")).stdout)[0] == "repeat"
 
     rates = tmp_path / "rates"

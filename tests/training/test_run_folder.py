@@ -11,7 +11,7 @@ import pytest
 from data_preparation.common.errors import UserError
 from launch import preflight
 from launch.config import LaunchConfig
-from launch.sweep import _as_opened
+from launch.sweep import _without_new_epochs
 from training.config import TrainConfig
 from training.data.splits import Splits
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
@@ -99,9 +99,9 @@ def test_a_damaged_configuration_is_said_with_its_file(saved: tuple[RunFolder, T
 def test_an_opened_point_of_a_sweep_is_left_as_it_is_and_the_others_go_on(saved: tuple[RunFolder, TrainConfig]):
     run, config = saved
     longer = replace(config, epochs=9)
-    assert _as_opened(longer) == longer
+    assert _without_new_epochs(longer) == longer
     write_json(run.summary_file, {})
-    assert _as_opened(longer) == config
-    assert _as_opened(replace(longer, seed=5)) == replace(config, seed=5)
+    assert _without_new_epochs(longer) == config
+    assert _without_new_epochs(replace(longer, seed=5)) == replace(config, seed=5)
     run.config_file.write_text("{")
-    assert _as_opened(longer) == longer
+    assert _without_new_epochs(longer) == longer

@@ -47,7 +47,7 @@ def test_the_seed_chooses_the_events():
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [({"folds": 5}, "needs 5 events"), ({"folds": 2, "fold": 3}, "past the last"), ({"folds": 4}, None)],
+    [({"folds": 5}, "needs 5 events"), ({"folds": 2, "fold": 3}, "is larger than --folds 2"), ({"folds": 4}, None)],
 )
 def test_too_few_events_are_named(flags: dict, words: str | None):
     if words is None:

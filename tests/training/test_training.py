@@ -169,7 +169,7 @@ def test_a_run_whose_data_were_moved_is_evaluated(finished: Path, dataset: Path,
     assert (copied / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
     second = run_main(*evaluate)  # needs no data
     assert first.stdout == second.stdout
-    assert "without looking, train mean" in first.stdout
+    assert "without video, train mean" in first.stdout
     assert json.loads((copied / "config.json").read_text()) == json.loads(config)
 
 
@@ -469,7 +469,7 @@ def test_a_second_training_in_the_same_folder_is_refused(finished: Path, tmp_pat
 
 
 def test_a_torn_checkpoint_gives_way_to_the_one_before_it(finished: Path, tmp_path: Path):
-    """Loudly, and to the same end; where none is whole, nothing begins anew by itself."""
+    """Loudly, and to the same end; if none is intact, the run does not start from scratch by itself."""
     copied = tmp_path / "torn"
     shutil.copytree(finished, copied)
     last, _ = RunFolder(copied).checkpoints()
@@ -489,7 +489,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_it(finished: Path, tmp_pa
         done = train_here(finished, *flags, check=False)
         out = done.stderr
         assert done.returncode == 2
-        assert "no checkpoint to go on from" in out
+        assert "no checkpoint to resume from" in out
         assert json.loads((copied / "progress.json").read_text())["state"] == "failed"
     assert metrics(copied) == before
 

@@ -114,11 +114,11 @@ def check_machine(
             key=len,
         )
     )
-    room = read_resource_limits()
+    limits = read_resource_limits()
     given = allocated_memory()
-    if given is not None and (room.memory_bytes is None or given < room.memory_bytes):
-        room = ResourceLimits(**{**vars(room), "memory_bytes": given})
-    faults = exceeded_limits(needs(config, model, ranks, device, training, evaluated), room)
+    if given is not None and (limits.memory_bytes is None or given < limits.memory_bytes):
+        limits = ResourceLimits(**{**vars(limits), "memory_bytes": given})
+    faults = exceeded_limits(needs(config, model, ranks, device, training, evaluated), limits)
     if config.loader_workers:
         faults += temporary_folder_faults()
     if faults:

@@ -1,4 +1,4 @@
-"""The training loop over epochs and steps. A step boundary is the only place where anything can stop."""
+"""The training loop over epochs and steps. A run stops only between two steps."""
 
 from __future__ import annotations
 
@@ -17,22 +17,15 @@ from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.dataset import ActionDataset
 from training.data.loader import epoch_length, training_batches
-from training.engine.prediction import encode_references, predict, validation_metrics
+from training.engine.prediction import Predictor, validation_metrics
 from training.engine.state import Checkpoints, Position
 from training.engine.step import NonFiniteLoss, Step
+from training.engine.trainer import Trainer
 from training.model import ScoringModel
 from training.plots import draw_losses
-from training.runtime import checkpoint
-from training.runtime.collectives import (
-    barrier,
-    gather_objects,
-    max_over_ranks,
-    on_first_rank,
-    peak_memory_gib,
-    wait_until_visible,
-)
+from training.runtime import checkpoint, collectives
 from training.runtime.interruption import InterruptionFlag, StoppedBySignal
-from training.runtime.progress import Meter, Progress, ProgressHook
+from training.runtime.progress import Meter, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.schedule import learning_rate
@@ -41,8 +34,8 @@ from training.tensorboard import EventLog
 log = logging.getLogger(__name__)
 
 
-class Engine:
-    """A run with steps: what engine.trainer.Trainer asks for."""
+class Engine(Trainer):
+    """Trains with gradient steps."""
 
     def __init__(
         self,
@@ -54,12 +47,10 @@ class Engine:
         interruption: InterruptionFlag,
         on_progress: ProgressHook | None = None,
     ) -> None:
-        self.model, self.config, self.run, self.ranks, self.device = model, config, run, ranks, device
-        self.interruption = interruption
+        super().__init__(model, config, run, ranks, device, interruption, on_progress)
         self.step = Step(model, config, ranks, device)
-        self.position = Position()
+        self.predictor = Predictor(config, ranks, device, between_batches=self.save_and_stop_if_requested)
         self.checkpoints = Checkpoints(run, config)
-        self.progress = Progress(run, ranks, on_progress)
         self.meter = Meter()
         self.events = EventLog(run.path / "tensorboard") if config.tensorboard and ranks.is_first else None
 
@@ -69,144 +60,153 @@ class Engine:
         """Train from the present position to the last epoch.
 
         Raises:
-            StoppedBySignal: a signal came; the checkpoint of the step that was reached is written.
-            UserError: a non-finite loss, a full disk, a damaged frame.
+            StoppedBySignal: a signal came; the checkpoint of the last step is written.
+            UserError: a loss that is not finite, a full disk, a damaged frame.
         """
         self.train_data = train_data
         steps = epoch_length(train_data, self.config.batch_size)
-        self.total_steps = steps * self.config.epochs
-        self._report(state="running", error=None)
-        while self.position.epoch < self.config.epochs and not self._out_of_patience():
-            started, from_its_start = time.perf_counter(), self.position.step == 0
+        self.total_steps = steps * self.epochs
+        self._report("running", error=None)
+        while self.position.epoch < self.epochs and not self._out_of_patience():
+            started, is_whole = time.perf_counter(), self.position.step == 0
             self._train_epoch(steps)
             self._finish_epoch(val_data, steps, started)
-            if from_its_start:
-                self._report(epoch_s=time.perf_counter() - started)
-        on_first_rank(self.checkpoints.wait)
+            if is_whole:  # and not the rest of an epoch after a resume
+                self._report("running", epoch_s=time.perf_counter() - started)
+        collectives.on_first_rank(self.checkpoints.wait)
         log.info(
             "Training is done: best epoch %d of %d, validation Spearman %.4f",
             self.position.best_epoch, self.position.epoch, self.position.best_spearman,
         )  # fmt: skip
 
     def _train_epoch(self, steps: int) -> None:
-        config, at = self.config, self.position
+        """Train from the present step of the epoch to its end."""
+        position = self.position
         self.model.train()
-        bar = tqdm(total=steps, initial=at.step, desc=f"epoch {at.epoch + 1}/{config.epochs}", unit="step", leave=False,
-                   disable=not (self.ranks.is_first and sys.stderr.isatty()))  # fmt: skip
-        loading = training_batches(self.train_data, config, self.ranks, self.device, at.epoch, at.step)
-        with bar, closing(loading) as batches:
-            while True:
-                self.save_and_stop_if_requested()
-                if at.step == steps:
-                    return
-                waited_from = time.perf_counter()
+        bar = tqdm(total=steps, initial=position.step, desc=f"epoch {position.epoch + 1}/{self.epochs}", unit="step",
+                   leave=False, disable=not (self.ranks.is_first and sys.stderr.isatty()))  # fmt: skip
+        batches = training_batches(
+            self.train_data, self.config, self.ranks, self.device, position.epoch, first_step=position.step
+        )
+        with bar, closing(batches):
+            self.save_and_stop_if_requested()
+            while position.step < steps:
+                load_started = time.perf_counter()
                 batch = next(batches)
-                computed_from = time.perf_counter()
-                rate = learning_rate(at.global_step, self.total_steps, config)
+                step_started = time.perf_counter()
+                rate = learning_rate(position.global_step, self.total_steps, self.config)
                 try:
-                    losses = self.step(batch, rate, at.global_step)
-                except NonFiniteLoss as fault:
-                    raise UserError(self._non_finite_loss_text(fault, batch.index)) from None
-                self.meter.add(computed_from - waited_from, time.perf_counter() - computed_from)
-                at.step, at.global_step, at.loss_sum = at.step + 1, at.global_step + 1, at.loss_sum + losses["loss"]
+                    losses = self.step(batch, rate, position.global_step)
+                except NonFiniteLoss as error:
+                    raise UserError(self._non_finite_loss_text(error, batch.index)) from None
+                self.meter.add(step_started - load_started, time.perf_counter() - step_started)
+                position.step += 1
+                position.global_step += 1
+                position.loss_sum += losses["loss"]
                 bar.update()
-                if at.global_step % config.log_every == 0 or at.step == steps:
+                if position.global_step % self.config.log_every == 0 or position.step == steps:
                     self._log_step(steps, losses, rate)
-                # the clock is the first rank's, who alone writes
-                if self.checkpoints.is_due(at.global_step):
+                if self.checkpoints.is_due(
+                    position.global_step
+                ):  # ranks may differ here, but only the first one writes
                     self.save()
+                self.save_and_stop_if_requested()
 
     def _finish_epoch(self, val_data: ActionDataset, steps: int, started: float) -> None:
-        at = self.position
-        model = self.step.validated_model
-        where = (self.config, self.ranks, self.device, self.save_and_stop_if_requested)
-        encode_references(model, self.train_data.references, *where)
-        rows = predict(model, val_data, *where)
-        result = {"train_loss": at.loss_sum / steps, **validation_metrics(model, rows, val_data.actions)}
-        spearman = result["val_spearman"]
+        """Validate, log and save. Then the epoch counts as done."""
+        position, model = self.position, self.step.validated_model
+        self.predictor.encode_references(model, self.train_data.references)
+        rows = self.predictor.predict(model, val_data)
+        metrics = {"train_loss": position.loss_sum / steps, **validation_metrics(model, rows, val_data.actions)}
+        spearman = metrics["val_spearman"]
         if math.isnan(spearman):
             log.warning("Validation Spearman is undefined: all predicted (or all true) scores are equal")
-        is_best = at.finish_epoch(spearman)
+        is_best = position.finish_epoch(spearman)
         if self.ranks.is_first:
-            record = {"type": "epoch", "epoch": at.epoch, "step": at.global_step, **result}
+            record = {"type": "epoch", "epoch": position.epoch, "step": position.global_step, **metrics}
             self._record({**record, "seconds": time.perf_counter() - started})
         self.save(is_best)
         if self.ranks.is_first:
             draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), title=self.run.title)
         log.info(
             "Epoch %d/%d  train loss %.4f  validation loss %.4f  Spearman %.4f  R-l2 x100 %.3f%s  %.1f s",
-            at.epoch, self.config.epochs, result["train_loss"], result["val_loss"], spearman, result["val_r_l2_x100"],
+            position.epoch, self.epochs, metrics["train_loss"], metrics["val_loss"], spearman, metrics["val_r_l2_x100"],
             "  (best)" if is_best else "", time.perf_counter() - started,
         )  # fmt: skip
-        self._report(state="running", train_loss=result["train_loss"], val_spearman=spearman)
+        self._report("running", train_loss=metrics["train_loss"], val_spearman=spearman)
 
     def _out_of_patience(self) -> bool:
-        at, patience = self.position, self.config.patience
-        return bool(patience and at.best_epoch and at.epoch - at.best_epoch >= patience)
+        position, patience = self.position, self.config.patience
+        return bool(patience and position.best_epoch and position.epoch - position.best_epoch >= patience)
 
-    def _non_finite_loss_text(self, fault: NonFiniteLoss, own_indices: torch.Tensor) -> str:
-        """The sentence about a loss that is not a number, with the ranks and actions to blame."""
-        indices = torch.cat(gather_objects(own_indices))
-        share = len(indices) // self.ranks.world_size
-        guilty: dict[int, list[str]] = {}
-        for row in fault.rows or range(len(indices)):
-            guilty.setdefault(row // share, []).append(self.train_data.actions[int(indices[row])].name)
-        where = "; ".join(f"rank {rank}: dives {', '.join(names)}" for rank, names in guilty.items())
-        return f"the loss became {fault.loss} at step {self.position.global_step + 1}, before the optimizer moved ({where}): lower --learning_rate, set --clip_grad 1, or say --precision fp32"
+    def _non_finite_loss_text(self, error: NonFiniteLoss, own_indices: torch.Tensor) -> str:
+        """The message about a loss that is not finite, with the ranks and dives whose outputs are not."""
+        indices = torch.cat(collectives.gather_objects(own_indices))  # (B,) of the global batch
+        rows_per_rank = len(indices) // self.ranks.world_size
+        names_of_rank: dict[int, list[str]] = {}
+        for row in error.rows or range(len(indices)):
+            name = self.train_data.actions[int(indices[row])].name
+            names_of_rank.setdefault(row // rows_per_rank, []).append(name)
+        where = "; ".join(f"rank {rank}: dives {', '.join(names)}" for rank, names in names_of_rank.items())
+        return f"the loss became {error.loss} at step {self.position.global_step + 1}, before the weights were updated ({where}): lower --learning_rate, set --clip_grad 1, or say --precision fp32"
 
     # ------------------------------------------------------------------------------------- stopping and resuming
 
     def save_and_stop_if_requested(self) -> None:
-        """Save and stop, at a step boundary, if any rank was told to."""
-        if status := max_over_ranks(self.interruption.status, self.device):
+        """At a step boundary: save and stop all ranks if any rank received a signal."""
+        if status := self._requested_status():
             self.save()
             self._stop(status)
 
     def stop_if_requested(self) -> None:
-        """Stop if any rank was told to, after the last epoch: the checkpoint is written, and the model may hold others'
-        weights."""
-        if status := max_over_ranks(self.interruption.status, self.device):
+        """After the last epoch: its checkpoint is written already, and the model may hold the weights of best.pt."""
+        if status := self._requested_status():
             self._stop(status)
 
+    def _requested_status(self) -> int:
+        """The exit status if any rank received a signal, else 0; the same on every rank."""
+        return collectives.max_over_ranks(self.interruption.status, self.device)
+
     def _stop(self, status: int) -> None:
-        at = self.position
-        on_first_rank(self.checkpoints.wait)
-        self._report(state="interrupted")
-        barrier()  # the first rank has told the world: from here on no rank's end can cut it short
+        collectives.on_first_rank(self.checkpoints.wait)
+        self._report("interrupted")
+        # wait until the first rank has written progress.json: srun may kill the others as soon as one rank ends
+        collectives.barrier()
         raise StoppedBySignal(
-            f"stopped by a signal after step {at.step} of epoch {at.epoch + 1}; the checkpoint is written", status
+            f"stopped by a signal after step {self.position.step} of epoch {self.position.epoch + 1}; the checkpoint is written",
+            status,
         )
 
     def save(self, is_best: bool = False) -> None:
-        """Begin to write the checkpoint of this position, and with `is_best` best.pt after it, on the first rank."""
+        """On the first rank: start to write the checkpoint of the present position and, with `is_best`, best.pt."""
         if self.ranks.is_first:
             self.checkpoints.save(self.state(), is_best)
 
     def state(self) -> dict[str, Any]:
-        """All that a resume needs. Random generators are not in it: every draw is a function of the position."""
+        """What a resume needs. No random state is in it, since every random number is a function of the position."""
         return {**self.step.state(), "position": asdict(self.position)}
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that is whole, if there is any; what was logged after it is forgotten.
+        """Load the newest intact checkpoint, if there is one, and remove later lines from metrics.jsonl.
 
         Raises:
-            UserError: no checkpoint is whole, or the ranks do not see the same one.
+            UserError: no checkpoint of the run is intact, or a rank does not see the first rank's checkpoint.
         """
-        newest = on_first_rank(lambda: self.checkpoints.load_newest(self.load_state))
-        path = wait_until_visible(newest, checkpoint.fingerprint)
+        loaded = collectives.on_first_rank(lambda: self.checkpoints.load_newest(self.load_state))
+        path = collectives.wait_until_visible(loaded, checkpoint.fingerprint)
         if path is not None:
             if not self.ranks.is_first:
                 self.load_state(checkpoint.load(path))
             log.info("Resuming %s at epoch %d, step %d", self.run.path, self.position.epoch + 1, self.position.step)
         if self.ranks.is_first:
             self.run.rewind_metrics(self.position.epoch, self.position.global_step)
-        barrier()
+        collectives.barrier()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned.
+        """Restore what `state` returned.
 
         Raises:
-            UserError: the run was computed in another precision than this device's.
+            UserError: the run was trained in another precision than this device's.
         """
         if state["precision"] != self.step.precision:
             raise UserError(
@@ -218,42 +218,25 @@ class Engine:
     # ------------------------------------------------------------------------------------------------- reporting
 
     def _log_step(self, steps: int, losses: dict[str, float], rate: float) -> None:
-        at = self.position
-        times = self.meter.means()
-        self._report(state="running", **self.meter.throughput(self.config.batch_size))
-        memory = (
-            f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else ""
-        )
+        """Log the losses of this step, and the mean times since the last call."""
+        position, times = self.position, self.meter.means()
+        self._report("running", **self.meter.throughput(self.config.batch_size))
+        memory = ""
+        if self.device.type == "cuda":
+            memory = f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB"
         log.info(
             "epoch %d/%d step %d/%d  %s  lr %.2e  data %.0f ms  step %.0f ms%s%s",
-            at.epoch + 1, self.config.epochs, at.step, steps,
+            position.epoch + 1, self.epochs, position.step, steps,
             "  ".join(f"{name} {value:.4f}" for name, value in losses.items()),
             rate, times["data_s"] * 1e3, times["step_s"] * 1e3, memory, self.progress.time_left_text(),
         )  # fmt: skip
         if self.ranks.is_first:
-            record = {"type": "step", "epoch": at.epoch + 1, "step": at.global_step, **losses, "lr": rate}
+            record = {"type": "step", "epoch": position.epoch + 1, "step": position.global_step, **losses, "lr": rate}
             self._record({**record, **times})
         self.meter = Meter()
 
     def _record(self, record: dict[str, Any]) -> None:
+        """Append a record to metrics.jsonl and, with --tensorboard, to TensorBoard's events."""
         self.run.append_metrics(record)
         if self.events:
             self.events.add(record)
-
-    def _report(self, **fields: Any) -> None:
-        """Tell the world where the run is; `fields` are fields of RunProgress."""
-        at = self.position
-        self.progress.update(
-            **fields,
-            epoch=at.epoch,
-            epochs=self.config.epochs,
-            step=at.global_step,
-            steps=self.total_steps,
-            best_epoch=at.best_epoch,
-            best_spearman=at.best_spearman,
-            peak_memory_gib=peak_memory_gib(self.device),
-        )
-
-    def report_finished(self) -> None:
-        """The last word of a run that reached its end."""
-        self._report(state="finished")

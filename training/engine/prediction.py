@@ -1,4 +1,4 @@
-"""What a model says of a list of actions, on all ranks, and what that is worth."""
+"""Outputs of a model for a list of actions, computed on all ranks, and their metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 
 import torch
 
@@ -25,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def resolve_precision(choice: str, device: torch.device) -> str:
-    """What --precision auto means on this device.
+    """The precision that --precision `choice` means on this device: "auto" becomes fp32, bf16 or fp16.
 
     Raises:
-        UserError: the device cannot compute in the precision asked for.
+        UserError: the device cannot compute in the chosen precision.
     """
     if choice == "auto":
         if device.type != "cuda":
@@ -40,7 +41,7 @@ def resolve_precision(choice: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context of a forward pass in a precision of `resolve_precision`."""
+    """torch.autocast for a precision that `resolve_precision` returned."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
@@ -50,107 +51,93 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def non_finite_rows(outputs: Tensors) -> list[int]:
-    """The rows with an output that is not a finite number."""
-    floats = [t.detach().reshape(len(t), -1) for t in outputs.values() if t.is_floating_point()]
-    fine = torch.stack([torch.isfinite(t).all(dim=1) for t in floats]).all(dim=0)
-    return (~fine).nonzero()[:, 0].tolist()
+    """The rows in which any output is NaN or infinite."""
+    flattened = [t.detach().reshape(len(t), -1) for t in outputs.values() if t.is_floating_point()]
+    is_finite = torch.stack([torch.isfinite(t).all(dim=1) for t in flattened]).all(dim=0)
+    return (~is_finite).nonzero()[:, 0].tolist()
 
 
-@torch.no_grad()
-def forward_all(
-    forward: Callable[[Batch], Tensors],
-    data: ActionDataset,
-    config: TrainConfig,
-    ranks: Ranks,
-    device: torch.device,
-    between_batches: Callable[[], None] = lambda: None,
-) -> Rows:
-    """`forward` of every action once, in the data's order, on the CPU, the same on every rank.
+@dataclass(frozen=True)
+class Predictor:
+    """Runs models over data sets on all ranks, without gradients.
 
-    `between_batches` is called equally often on every rank, so it may be a place to agree on stopping.
+    Every rank calls `between_batches` equally often, so the ranks can agree there to stop.
     """
-    precision = resolve_precision(config.precision, device)
-    found: list[tuple[int, Rows]] = []
-    with closing(evaluation_batches(data, config, ranks, device)) as rounds:
-        for loaded in rounds:
-            between_batches()
-            if loaded is None:  # this rank has no share of the last round
-                continue
-            batch = to_device(loaded, device)
-            with autocast(precision, device):
-                outputs = forward(batch)
-            groups = [{n: t.cpu() for n, t in group.items()} for group in (outputs, batch.given, batch.labels)]
-            for row, index in enumerate(batch.index.tolist()):
-                # clones: a view would be sent to the other ranks with its whole batch
-                found.append((index, Rows(*({n: t[row].clone() for n, t in group.items()} for group in groups))))
-    everyone = [row for _, row in sorted((row for part in gather_objects(found) for row in part), key=lambda r: r[0])]
-    return Rows(*({n: torch.stack([row[g][n] for row in everyone]) for n in everyone[0][g]} for g in range(3)))
 
+    config: TrainConfig
+    ranks: Ranks
+    device: torch.device
+    between_batches: Callable[[], None] = lambda: None
 
-def predict(
-    model: ScoringModel,
-    data: ActionDataset,
-    config: TrainConfig,
-    ranks: Ranks,
-    device: torch.device,
-    between_batches: Callable[[], None] = lambda: None,
-) -> Rows:
-    """The model's outputs for every action, as `forward_all`."""
-    model.eval()
-    return forward_all(model, data, config, ranks, device, between_batches)
+    def predict(self, model: ScoringModel, data: ActionDataset) -> Rows:
+        """The model's outputs for every action of `data`, as `forward_all` returns them."""
+        model.eval()
+        return self.forward_all(model, data)
 
+    def encode_references(self, model: ScoringModel, references: ActionDataset, *, keep_known: bool = False) -> None:
+        """Encode the references of a comparing method with the model's present weights; do nothing for other methods.
 
-def encode_references(
-    model: ScoringModel,
-    references: ActionDataset,
-    config: TrainConfig,
-    ranks: Ranks,
-    device: torch.device,
-    between_batches: Callable[[], None] = lambda: None,
-    *,
-    known: bool = False,
-) -> None:
-    """Let a method that compares encode its references with the present weights, each once. With `known` those that the
-    method remembers were encoded with these weights and are kept."""
-    method = model.method
-    if not isinstance(method, ComparingMethod):
-        return
-    kept = method.bank if known else None
-    if kept is not None:
-        references = references.without(kept.keys)
-        if not len(references):
+        With `keep_known`, references that the method has already are not encoded again: the weights are the same.
+        """
+        method = model.method
+        if not isinstance(method, ComparingMethod):
             return
-    model.eval()
-    rows = forward_all(
-        lambda batch: method.encode(model.backbone, model.prepare(batch.clips["clip"])),
-        references, config, ranks, device, between_batches,
-    )  # fmt: skip
-    fresh = Bank([action.key for action in references.actions], rows.outputs, rows.labels)
-    method.remember(fresh if kept is None else kept.joined(fresh))
+        known = method.bank if keep_known else None
+        if known is not None:
+            references = references.without(known.keys)
+            if not len(references):
+                return
+        model.eval()
+        rows = self.forward_all(
+            lambda batch: method.encode(model.backbone, model.prepare(batch.clips["clip"])), references
+        )
+        encoded = Bank([action.key for action in references.actions], rows.outputs, rows.labels)
+        method.remember(encoded if known is None else known.joined(encoded))
+
+    @torch.no_grad()
+    def forward_all(self, forward: Callable[[Batch], Tensors], data: ActionDataset) -> Rows:
+        """`forward` of every action, each once: (len(data), ...) tensors on the CPU in the order of `data`, on every rank."""
+        precision = resolve_precision(self.config.precision, self.device)
+        own: list[tuple[int, Rows]] = []  # (index in `data`, the action's row)
+        with closing(evaluation_batches(data, self.config, self.ranks, self.device)) as batches:
+            for loaded in batches:
+                self.between_batches()
+                if loaded is None:  # only other ranks have a batch in this round
+                    continue
+                batch = to_device(loaded, self.device)
+                with autocast(precision, self.device):
+                    outputs = forward(batch)
+                groups = [{n: t.cpu() for n, t in group.items()} for group in (outputs, batch.given, batch.labels)]
+                for row, index in enumerate(batch.index.tolist()):
+                    # cloned, since pickling a view for the other ranks would pickle the whole batch
+                    own.append((index, Rows(*({n: t[row].clone() for n, t in group.items()} for group in groups))))
+        gathered = [pair for of_rank in gather_objects(own) for pair in of_rank]
+        rows = [row for _, row in sorted(gathered, key=lambda pair: pair[0])]
+        return Rows(*({name: torch.stack([row[g][name] for row in rows]) for name in rows[0][g]} for g in range(3)))
 
 
 def validation_metrics(model: ScoringModel, rows: Rows, actions: Sequence[Dive]) -> dict[str, float]:
-    """What `predict` gave for the validation actions is worth: losses over the whole set as one batch, metrics of the final
-    scores, and the method's own metrics.
+    """Metrics of the outputs for the validation actions, each named "val_...": the losses of the whole set as one batch,
+    metrics of the final scores, and the method's own metrics.
 
     Raises:
-        UserError: a predicted score is not a number.
+        UserError: a predicted score is not a finite number.
     """
     method = model.method
     scores = method.predict(rows.outputs, rows.given)["score"].tolist()
     losses = method.loss(*rows)
     if not all(map(math.isfinite, [*scores, float(losses["loss"])])):
         raise UserError(
-            "the model predicts validation scores that are no numbers: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
+            "the model predicts validation scores that are not finite: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
         )
-    if remark := constant_prediction_warning(predicted_range(scores)):
-        log.warning("Validation: %s", remark)
-    besides = method.metrics(rows.outputs, rows.labels)
-    if besides:
-        log.info("Validation: %s", ", ".join(f"{name} {value:.3f}" for name, value in besides.items()))
-    found = {
+    if warning := constant_prediction_warning(predicted_range(scores)):
+        log.warning("Validation: %s", warning)
+    method_metrics = method.metrics(rows.outputs, rows.labels)
+    if method_metrics:
+        log.info("Validation: %s", ", ".join(f"{name} {value:.3f}" for name, value in method_metrics.items()))
+    metrics = {
         **{"loss" if name == "loss" else f"loss_{name}": float(value) for name, value in losses.items()},
         **score_metrics(scores, [action.final_score for action in actions]),
-        **besides,
+        **method_metrics,
     }
-    return {f"val_{name}": value for name, value in found.items()}
+    return {f"val_{name}": value for name, value in metrics.items()}

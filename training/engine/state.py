@@ -1,4 +1,4 @@
-"""Where a run is, and how that is saved and found again."""
+"""The position of a run, and its checkpoints: written, deleted, found again."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Position:
-    """Where a run is: all that a resume needs besides the tensors."""
+    """How far a run is: all that a resume needs besides tensors."""
 
-    epoch: int = 0  # epochs completed, validation included
-    step: int = 0  # optimizer steps done in the epoch under way
-    global_step: int = 0
-    loss_sum: float = 0.0  # of the steps of the epoch under way
+    epoch: int = 0  # completed epochs, validation included
+    step: int = 0  # completed steps of the present epoch
+    global_step: int = 0  # completed steps of all epochs
+    loss_sum: float = 0.0  # over the completed steps of the present epoch
     best_epoch: int = 0  # 1-based; 0 before the first validation
-    best_spearman: float = math.nan
+    best_spearman: float = math.nan  # of the validation of that epoch
 
     def finish_epoch(self, spearman: float) -> bool:
-        """Count a validated epoch; returns whether it is the best so far."""
+        """Count an epoch as completed; returns whether its validation Spearman is the best so far."""
         is_best = (
             self.best_epoch == 0
             or spearman > self.best_spearman
-            or (math.isnan(self.best_spearman) and spearman == spearman)
+            or (math.isnan(self.best_spearman) and not math.isnan(spearman))
         )
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         if is_best:
@@ -43,7 +43,7 @@ class Position:
 
 
 class Checkpoints:
-    """The checkpoints of a run on the first rank, which alone writes. Written beside the training, whole or not at all."""
+    """The checkpoints of a run, written in the background. Only the first rank uses it."""
 
     def __init__(self, run: RunFolder, config: TrainConfig) -> None:
         self.run, self.config = run, config
@@ -57,19 +57,19 @@ class Checkpoints:
         return by_clock or bool(steps and global_step % steps == 0)
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
-        """Begin to write the checkpoint of a state with its position, and with `is_best` best.pt after it."""
+        """Copy a state and start to write its checkpoint, then with `is_best` best.pt; then delete old checkpoints."""
         self.saved_at = time.monotonic()
         position = state["position"]
         newest = self.run.checkpoint_file(position["epoch"], position["global_step"])
 
-        def files(copied: dict[str, Any]) -> dict[Path, dict[str, Any]]:
-            """What is written of the writer's own copy of the state."""
-            return {newest: copied, **({self.run.best_checkpoint: best_checkpoint_content(copied)} if is_best else {})}
+        def files_of(copy: dict[str, Any]) -> dict[Path, dict[str, Any]]:
+            best = {self.run.best_checkpoint: best_checkpoint_content(copy)} if is_best else {}
+            return {newest: copy, **best}
 
-        self.writer.put(state, files, self.run.sync_metrics, self._delete_old)
+        self.writer.put(state, files_of, before=self.run.sync_metrics, afterwards=self._delete_old)
 
     def wait(self) -> None:
-        """Return when all that was put is written.
+        """Wait until the checkpoint is on disk.
 
         Raises:
             UserError: it could not be written.
@@ -80,60 +80,64 @@ class Checkpoints:
         for old in self.run.checkpoints()[self.config.keep_checkpoints :]:
             old.unlink(missing_ok=True)
 
-    def load_newest(self, load: Callable[[dict[str, Any]], None]) -> Path | None:
-        """Load the newest checkpoint that is whole; those that are not are set aside, loudly. None where there is none.
+    def load_newest(self, load_state: Callable[[dict[str, Any]], None]) -> Path | None:
+        """Load the newest intact checkpoint and return its path, or None if the run has no checkpoint. Newer ones that are
+        damaged are renamed to *.damaged, with an error in the log.
 
         Raises:
-            UserError: there were checkpoints, and none is whole.
+            UserError: the run had checkpoints, and none is intact.
         """
         damaged: list[Path] = []
         for path in self.run.checkpoints():
             try:
-                state = checkpoint.load(path, parts={"model", "optimizer", "position", "precision"})
+                state = checkpoint.load(path, required={"model", "optimizer", "position", "precision"})
             except checkpoint.Damaged as error:
                 log.error("%s", error)
                 damaged.append(path)
                 continue
-            load(state)
-            self._restore_best(state)
-            for torn in damaged:
-                torn.rename(torn.with_name(torn.name + ".damaged"))
-                log.error("%s is set aside as *.damaged: going on from the checkpoint before it", torn)
+            load_state(state)
+            self._repair_best(state)
+            for file in damaged:
+                file.rename(file.with_name(file.name + ".damaged"))
+                log.error("%s is renamed to *.damaged: resuming from the checkpoint before it", file)
             return path
         if damaged or self.run.has_lost_checkpoints():
             raise UserError(
-                f"{self.run.path} holds a run and no checkpoint to go on from: restore one from a copy, or give another --run_name to begin anew"
+                f"{self.run.path} holds a run, but no checkpoint to resume from: restore one from a copy, or give another --run_name to start from scratch"
             )
         return None
 
-    def _restore_best(self, state: dict[str, Any]) -> None:
-        """See that best.pt is the best of this history. A kill between the two files of an epoch leaves it behind: its
-        weights are in the checkpoint, too. It is ahead where the newest checkpoint was damaged."""
-        at, best = Position(**state["position"]), self.run.best_checkpoint
-        if not at.best_epoch:
+    def _repair_best(self, state: dict[str, Any]) -> None:
+        """Make best.pt the best epoch up to the loaded checkpoint.
+
+        best.pt is older if the job was killed after it wrote the checkpoint of the best epoch, and before it wrote best.pt;
+        then the weights are in the checkpoint. It is newer if later checkpoints were damaged; then they are lost.
+        """
+        position, best = Position(**state["position"]), self.run.best_checkpoint
+        if not position.best_epoch:
             return
-        if at.best_epoch == at.epoch and at.step == 0:
+        if position.best_epoch == position.epoch and position.step == 0:
             checkpoint.save(best, best_checkpoint_content(state))
             return
-        known: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         if best.exists():
             try:
-                known = checkpoint.load(best, parts={"model", "position"})["position"]
+                found = checkpoint.load(best, required={"model", "position"})["position"]
             except checkpoint.Damaged as error:
                 log.error("%s", error)
-        if known.get("best_epoch") != at.best_epoch:
+        if found.get("best_epoch") != position.best_epoch:
             log.error(
-                "%s is of epoch %s and the best one until here was epoch %d, whose weights are gone: if no later epoch is better, the test split cannot be opened",
-                best, known.get("best_epoch", "none"), at.best_epoch,
+                "%s is of epoch %s, but the best epoch so far was %d and its weights are lost: if no later epoch is better, the test split cannot be opened",
+                best, found.get("best_epoch", "none"), position.best_epoch,
             )  # fmt: skip
             if best.exists():
                 best.rename(best.with_name(best.name + ".damaged"))
 
 
 def best_checkpoint_content(state: dict[str, Any]) -> dict[str, Any]:
-    """What best.pt holds of a checkpoint's state: the weights that were validated, and where that was."""
+    """What best.pt holds of a checkpoint's state: the weights that were validated, and the position."""
     model = state["model"]
     if state["average"] is not None:
-        prefix = "module."  # AveragedModel's
+        prefix = "module."  # of AveragedModel
         model = {n.removeprefix(prefix): t for n, t in state["average"].items() if n.startswith(prefix)}
     return {"model": model, "position": state["position"]}

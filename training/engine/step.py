@@ -1,4 +1,4 @@
-"""One optimizer step over the global batch: forward, loss, backward, move."""
+"""One optimizer step over the global batch: forward, loss, backward, update."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPTIMIZERS: dict[str, Callable[[Any, TrainConfig], torch.optim.Optimizer]] = {
 
 
 def build_optimizer(model: ScoringModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over the model's parameter groups; `rate` in each group is the factor of the learning rate."""
+    """The optimizer over the model's parameter groups. "rate" in a group scales the learning rate."""
     parameters = dict(model.named_parameters())
     groups = [
         {
@@ -47,7 +47,7 @@ def build_optimizer(model: ScoringModel, config: TrainConfig) -> torch.optim.Opt
 
 
 class NonFiniteLoss(UserError):
-    """A loss that is not a number; `rows` of the global batch are to blame."""
+    """The loss is NaN or infinite. `rows` of the global batch have outputs that are not finite."""
 
     def __init__(self, loss: float, rows: Sequence[int]) -> None:
         super().__init__(f"the loss became {loss}")
@@ -55,7 +55,7 @@ class NonFiniteLoss(UserError):
 
 
 class Step:
-    """The model with its optimizer, scaler and weight average on one rank."""
+    """The optimizer step of one rank: model, optimizer, gradient scaler and weight average."""
 
     def __init__(self, model: ScoringModel, config: TrainConfig, ranks: Ranks, device: torch.device) -> None:
         self.model, self.config, self.ranks, self.device = model, config, ranks, device
@@ -63,92 +63,109 @@ class Step:
         self.optimizer = build_optimizer(model, config)
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision == "fp16")
         if config.compile:
-            # dropout draws the same numbers, compiled or not
+            # with fallback_random a compiled model drops the same activations as an uncompiled one
             model.backbone.compile(options={"fallback_random": True})
-        self.parallel = self._parallel()
-        self.ema = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-            if config.ema
-            else None
-        )
+        self.ddp_model = self._wrap(model)
+        self.average: AveragedModel | None = None
+        if config.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
 
-    def _parallel(self) -> nn.Module:
+    def _wrap(self, model: ScoringModel) -> nn.Module:
+        """The model in DistributedDataParallel, or as it is for a single rank."""
         if self.ranks.world_size == 1:
-            return self.model
-        # find_unused_parameters keeps DDP from rebuilding its buckets after step 1, which would change the order of
-        # summation when a run resumes (3 or more ranks). Running statistics are made the same by update_running_statistics.
+            return model
         return DistributedDataParallel(
-            self.model, find_unused_parameters=self.device.type == "cpu", forward_sync_buffers=False
+            model,
+            # keeps DDP from rebuilding its buckets after step 1, which would change the order of summation when a run
+            # resumes (3 or more ranks)
+            find_unused_parameters=self.device.type == "cpu",
+            forward_sync_buffers=False,  # update_running_statistics keeps the buffers equal on all ranks
         )
 
-    def __call__(self, batch: Batch, rate: float, number: int) -> dict[str, float]:
-        """Optimizer step `number` (from 0) on this rank's rows of the global batch; returns the losses of the global batch.
+    def __call__(self, batch: Batch, learning_rate: float, step: int) -> dict[str, float]:
+        """Train on this rank's b rows of the global batch of B rows. `step` counts from 0 over all epochs.
 
-        The loss is a function of the whole batch's outputs, since it ranks them. With --accumulate the outputs are first
-        computed part by part without a graph, and each part again with one when the loss's gradient with respect to the
-        outputs is known ("Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", Gao et al., 2021).
+        The loss compares the rows of the global batch with each other, so it is not a sum over micro-batches. With
+        --accumulate, all micro-batches are first forwarded without a graph. The loss of the global batch gives the
+        gradient of each output; then each micro-batch is forwarded again, with a graph, to propagate that gradient to the
+        weights ("Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", Gao et al., 2021).
+
+        Returns:
+            The losses of the global batch by name, and "grad_norm".
 
         Raises:
-            NonFiniteLoss: the loss is not a finite number. UserError: the gradient is not. The optimizer has not moved.
+            NonFiniteLoss: the loss is not finite. UserError: the gradient is not finite. The weights are unchanged.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
-        parts = chunk_batch(to_device(batch, self.device), self.config.accumulate)
-        with torch.set_grad_enabled(len(parts) == 1):
-            passes = [self._forward(part, number, index) for index, part in enumerate(parts)]
+            group["lr"] = learning_rate * group["rate"]
+        batch = to_device(batch, self.device)
+        micro_batches = chunk_batch(batch, self.config.accumulate)
+        forwards_again = len(micro_batches) > 1
 
-        # Every rank computes the loss of the global batch; its gradient reaches this rank's rows only.
-        rows = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in concat(passes).items()}
-        outputs = {name: gather(t) for name, t in rows.items()}
-        given, labels = (
-            {name: gather(t) for name, t in concat([part[group] for part in parts]).items()} for group in (1, 2)
+        # Forward: this rank's outputs (b, ...)
+        with torch.set_grad_enabled(not forwards_again):
+            forwarded = [self._forward(micro_batch, step, index) for index, micro_batch in enumerate(micro_batches)]
+        own_outputs = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in concat(forwarded).items()}
+
+        # Loss: every rank computes it from all rows (B, ...); its gradient reaches this rank's outputs only
+        outputs, given, labels = (
+            {name: gather(t) for name, t in group.items()} for group in (own_outputs, batch.given, batch.labels)
         )
         losses = self.model.method.loss(outputs, given, labels)
         if not torch.isfinite(losses["loss"]):
             raise NonFiniteLoss(float(losses["loss"].detach()), non_finite_rows(outputs))
-
-        # DistributedDataParallel divides the summed gradients by the number of ranks
+        # DDP divides the summed gradients by the number of ranks
         self.scaler.scale(losses["loss"] * self.ranks.world_size).backward()
-        # an output that the loss does not use has a gradient of zero: left out, its parameters would be missing from DDP's sums
-        gradients = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in rows.items() if t.requires_grad}
+        # An output that the loss does not use gets zeros: without a gradient, DDP's reduction would miss its parameters
+        gradients = {
+            name: torch.zeros_like(t) if t.grad is None else t.grad
+            for name, t in own_outputs.items()
+            if t.requires_grad
+        }
+
+        # Backward: from the outputs of each micro-batch to the weights
         self.optimizer.zero_grad(set_to_none=True)
-        for index, (part, gradient) in enumerate(zip(parts, chunk(gradients, len(parts)), strict=True)):
-            with self._gradient_sync(index == len(parts) - 1), self._rows(part, index, recomputing=True):
-                graph = passes[0] if len(parts) == 1 else self._forward(part, number, index, recomputing=True)
-                traced = [name for name in gradient if graph[name].requires_grad]
-                torch.autograd.backward([graph[name] for name in traced], [gradient[name] for name in traced])
-        norm = self._optimizer_step(number)
+        for index, gradient in enumerate(chunk(gradients, len(micro_batches))):
+            micro_batch, is_last = micro_batches[index], index == len(micro_batches) - 1
+            # activation checkpointing recomputes within backward, so it needs the batch part as well
+            with self._gradient_sync(is_last), self._batch_part(micro_batch, index, recomputing=True):
+                graph = self._forward(micro_batch, step, index, recomputing=True) if forwards_again else forwarded[0]
+                names = [name for name in gradient if graph[name].requires_grad]
+                torch.autograd.backward([graph[name] for name in names], [gradient[name] for name in names])
+
+        grad_norm = self._update_weights(step)
         update_running_statistics(self.model, gather)
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
-        return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": norm}
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": grad_norm}
 
-    def _rows(self, part: Batch, index: int, recomputing: bool) -> AbstractContextManager:
-        """Draws and statistics are those of the rows of part `index` of this rank's share in the global batch."""
-        parts = self.config.accumulate
-        number = self.ranks.rank * parts + index
-        return batch_part(number, self.ranks.world_size * parts, len(part.index), recomputing=recomputing)
+    def _forward(self, micro_batch: Batch, step: int, index: int, recomputing: bool = False) -> Tensors:
+        """Outputs (b / accumulate, ...) of a micro-batch. Dropout depends on the seed and the step alone, so a second
+        forward pass repeats the first."""
+        seed_all(self.config.seed, "step", step)
+        with self._batch_part(micro_batch, index, recomputing), autocast(self.precision, self.device):
+            return self.ddp_model(micro_batch)
 
-    def _forward(self, part: Batch, number: int, index: int, recomputing: bool = False) -> Tensors:
-        """Outputs of a part of a step's actions; the draws (dropout, stochastic depth) are those of the step."""
-        seed_all(self.config.seed, "step", number)
-        with self._rows(part, index, recomputing), autocast(self.precision, self.device):
-            return self.parallel(part)
+    def _batch_part(self, micro_batch: Batch, index: int, recomputing: bool) -> AbstractContextManager:
+        """Tells dropout and batch norm which rows of the global batch micro-batch `index` of this rank holds."""
+        accumulate = self.config.accumulate
+        part, parts = self.ranks.rank * accumulate + index, self.ranks.world_size * accumulate
+        return batch_part(part, parts, len(micro_batch.index), recomputing=recomputing)
 
-    def _gradient_sync(self, now: bool) -> AbstractContextManager:
-        """Ranks sum their gradients in the backward pass of a step's last part, once."""
-        if now or not isinstance(self.parallel, DistributedDataParallel):
+    def _gradient_sync(self, is_last: bool) -> AbstractContextManager:
+        """DDP sums the gradients over the ranks once per step, in the backward pass of the last micro-batch."""
+        if is_last or not isinstance(self.ddp_model, DistributedDataParallel):
             return nullcontext()
-        return self.parallel.no_sync()
+        return self.ddp_model.no_sync()
 
-    def _optimizer_step(self, number: int) -> float:
-        """Let the optimizer move; returns the gradient's norm before clipping."""
+    def _update_weights(self, step: int) -> float:
+        """Clip the gradient and call the optimizer; returns the norm of the gradient before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
-        # with fp16 the scaler skips such a step and lowers its scale
+        # in fp16 an infinite gradient is normal: the scaler skips the step and lowers its scale
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             raise UserError(
-                f"the gradient became {float(norm)} at step {number + 1}, before the optimizer moved: lower --learning_rate, or say --precision fp32"
+                f"the gradient became {float(norm)} at step {step + 1}, before the weights were updated: lower --learning_rate, or say --precision fp32"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -156,26 +173,28 @@ class Step:
 
     @property
     def validated_model(self) -> ScoringModel:
-        """The model that is validated, kept as best and tested: the average of the weights, if one is kept."""
-        return self.model if self.ema is None else self.ema.module
+        """The model that is validated, saved as best.pt and tested: with --ema the average of the weights."""
+        model = self.model if self.average is None else self.average.module
+        assert isinstance(model, ScoringModel)
+        return model
 
     def state(self) -> dict[str, Any]:
-        """All tensors and numbers that a resumed run needs of this step."""
+        """The tensors and numbers that a checkpoint needs of this step."""
         return {
             "model": self.model.state_dict(),
-            "average": None if self.ema is None else self.ema.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "precision": self.precision,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned, or an older version of the project saved."""
+        """Restore what `state` returned, in this version of the project or an older one."""
         self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["average"])
-        rates = [(group["rate"], group["weight_decay"]) for group in self.optimizer.param_groups]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        factors = [(group["rate"], group["weight_decay"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, (rate, decay) in zip(self.optimizer.param_groups, rates, strict=True):
+        for group, (rate, decay) in zip(self.optimizer.param_groups, factors, strict=True):
             group["rate"], group["weight_decay"] = rate, decay  # older checkpoints have no factors
         self.scaler.load_state_dict(state["scaler"])

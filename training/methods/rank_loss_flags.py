@@ -1,4 +1,4 @@
-"""The flags of methods whose loss is a mean squared error and the rank correlation of the batch."""
+"""Flags of methods whose loss combines a mean squared error with the rank correlation over the batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from training.plugins import MethodFlags
 @dataclass(frozen=True)
 class RankLossFlags(MethodFlags):
     loss_mse_weight: float = flag(1.0, "Weight of the mean squared error.")
-    loss_spcoef_weight: float = flag(0.0, "Weight of the soft Spearman correlation of the batch's final scores.")
+    loss_spcoef_weight: float = flag(0.0, "Weight of the soft Spearman correlation of the final scores over the batch.")
     spcoef_strength: float = flag(
-        10.0, "Softness of the soft ranks in points: gaps in score below it count partly.", minimum=1e-6
+        10.0,
+        "Regularisation strength of the soft ranks in points; score differences below it count only partly.",
+        minimum=1e-6,
     )
-    spcoef_norm: str = flag("l2", "Regularisation of the soft ranks (torchsort).", choices=("l2", "kl"))
+    spcoef_norm: str = flag("l2", "Regularisation norm of the soft ranks (torchsort).", choices=("l2", "kl"))

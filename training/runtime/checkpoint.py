@@ -1,7 +1,6 @@
-"""Checkpoints: written whole or not at all, checked when read, and read as tensors and plain values only.
+"""Checkpoints: written atomically, verified when read, and read with weights_only=True.
 
-A checkpoint is torch's file format, a ZIP with a CRC-32 of each of its records; torch writes these sums and does not
-look at them when it reads, so `load` does.
+torch.save writes a ZIP file with a CRC-32 of each record. torch.load does not check these sums, so `load` does.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from data_preparation.file_types import file_type_of, read_head
 
 
 class Damaged(UserError):
-    """A checkpoint that is torn or whose sums do not fit."""
+    """A checkpoint that is truncated or fails its checksums."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write under a temporary name, flush to the disk, rename; a kill at any moment leaves the old file or the new.
+    """Write a temporary file, fsync and rename it, so that a kill at any moment leaves the old file or the new one.
 
     Raises:
-        UserError: the disk is full or not writable; the file that was there is as it was.
+        UserError: the disk is full or not writable; an old file is unchanged.
     """
     try:
         with atomic_file(path) as temporary:
@@ -40,37 +39,37 @@ def save(path: Path, content: dict[str, Any]) -> None:
         ) from None
 
 
-def load(path: Path, device: torch.device | str = "cpu", parts: Set[str] = frozenset()) -> dict[str, Any]:
-    """The content that `save` wrote; `parts` are keys that it must have.
+def load(path: Path, device: torch.device | str = "cpu", required: Set[str] = frozenset()) -> dict[str, Any]:
+    """The content that `save` wrote; `required` are keys that it must have.
 
     Raises:
-        Damaged: the file is torn, changed since it was written, or no checkpoint. UserError: it cannot be read.
+        Damaged: the file is truncated, changed since it was written, or not a checkpoint. UserError: it cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as file:
-            torn = file.testzip()  # reads all of it
-        if torn is None:
+            bad_record = file.testzip()  # reads the whole file
+        if bad_record is None:
             content = torch.load(path, map_location=device, weights_only=True)
-            if isinstance(content, dict) and parts <= set(content):
+            if isinstance(content, dict) and required <= set(content):
                 return content
-            problem = "it is no checkpoint of this program"
+            problem = "it is not a checkpoint of this project"
         else:
-            problem = f"the sum of its record {torn} is wrong"
+            problem = f"the checksum of its record {bad_record} is wrong"
     except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): mend its folder or disk") from None
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}): fix its folder or disk") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError, zlib.error,
             pickle.UnpicklingError) as error:  # fmt: skip
-        content = file_type_of(read_head(path))
-        known = content is not None and content.kind not in ("torch", "zip")
-        problem = f"it is {content.name}" if known else first_line(error)
+        found = file_type_of(read_head(path))
+        is_other_type = found is not None and found.kind not in ("torch", "zip")
+        problem = f"it is {found.name}" if found is not None and is_other_type else first_line(error)
     raise Damaged(f"checkpoint {path} is damaged ({problem}): restore it from a copy")
 
 
 def fingerprint(path: Path) -> str:
-    """What tells one checkpoint file from another without reading all of it: the sums in its directory.
+    """A hash of the checksums in the ZIP directory; identifies a checkpoint without reading all of it.
 
     Raises:
-        FileNotFoundError: it is not there (yet).
+        FileNotFoundError: the file does not exist (yet).
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -79,34 +78,34 @@ def fingerprint(path: Path) -> str:
         return "damaged"
 
 
-def copied(value: Any, into: Any = None) -> Any:
-    """A state with its tensors copied to the memory of the host, so that training may change its own meanwhile.
+def copy_to_host(value: Any, reuse: Any = None) -> Any:
+    """A copy of a state with its tensors in host memory, so that training may change the original meanwhile.
 
-    `into` is an earlier copy of such a state that nobody reads any more: its memory is used again where it fits, which
-    saves more time than the copying takes.
+    `reuse` is an earlier copy that is no longer needed. Tensors of the same shape and type are copied into its memory:
+    allocating new memory takes longer than copying.
     """
     if isinstance(value, torch.Tensor):
-        fits = isinstance(into, torch.Tensor) and (into.shape, into.dtype) == (value.shape, value.dtype)
-        target = into if fits else torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
+        fits = isinstance(reuse, torch.Tensor) and (reuse.shape, reuse.dtype) == (value.shape, value.dtype)
+        target = reuse if fits else torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
         return target.copy_(value.detach())
-    if isinstance(value, Mapping):
-        old = into if isinstance(into, Mapping) else {}
-        return type(value)((k, copied(v, old.get(k))) for k, v in value.items())
+    if isinstance(value, dict):
+        old = reuse if isinstance(reuse, dict) else {}
+        return type(value)((k, copy_to_host(v, old.get(k))) for k, v in value.items())
     if isinstance(value, (list, tuple)):
-        old_items = into if isinstance(into, (list, tuple)) and len(into) == len(value) else [None] * len(value)
-        return type(value)(copied(v, o) for v, o in zip(value, old_items, strict=True))
+        old_items = reuse if isinstance(reuse, (list, tuple)) and len(reuse) == len(value) else [None] * len(value)
+        return type(value)(copy_to_host(v, o) for v, o in zip(value, old_items, strict=True))
     return value
 
 
 class Writer:
-    """Writes checkpoints in a thread, one after the other in the order they were given, so that training goes on.
+    """Writes checkpoints in a background thread, one after the other.
 
-    An error of the thread is raised by the next `put` or `wait`. It holds one copy of the state in memory.
+    The next `put` or `wait` raises an error of the thread. The writer holds one copy of the state in host memory.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._under_way: Future[None] | None = None
+        self._pending: Future[None] | None = None
         self._copy: dict[str, Any] | None = None
 
     def put(
@@ -116,15 +115,17 @@ class Writer:
         before: Callable[[], None] = lambda: None,
         afterwards: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copy a state and begin to write the files that `files_of` makes of the copy, in their order; `before` runs in the
-        thread before the first, `afterwards` when all are on disk. Waits for what is still being written.
+        """Copy a state and start to write the files that `files_of` makes of the copy, in that order.
+
+        The thread calls `before` before it writes, and `afterwards` when all files are on disk. First waits for the
+        previous `put`.
 
         Raises:
-            UserError: what was written before could not be.
+            UserError: the files of the previous `put` could not be written.
         """
         self.wait()
-        self._copy = copied(state, self._copy)
-        self._under_way = self._thread.submit(self._write, files_of(self._copy), before, afterwards)
+        self._copy = copy_to_host(state, self._copy)
+        self._pending = self._thread.submit(self._write, files_of(self._copy), before, afterwards)
 
     @staticmethod
     def _write(
@@ -136,11 +137,11 @@ class Writer:
         afterwards()
 
     def wait(self) -> None:
-        """Return when all that was put is on disk.
+        """Wait until the files of the last `put` are on disk.
 
         Raises:
-            UserError: it could not be written.
+            UserError: they could not be written.
         """
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()

@@ -156,18 +156,18 @@ class I3D(Backbone):
         return self.with_maps(video_BCTHW)[0]
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
-        notes = []
+        messages = []
         if any(name.startswith("Conv3d_1a_7x7.") for name in state):
             state = {own_name(name): tensor for name, tensor in state.items()}
-            notes.append("parameter names converted from the piergiaj port")
+            messages.append("parameter names converted from the piergiaj port")
         if any(name.startswith(CLASSIFIERS) for name in state):
-            notes.append("classifier dropped")
+            messages.append("classifier dropped")
         state = {name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIERS)}
         # PyTorch before 0.4.1 saved no num_batches_tracked
         load_strict(
             self, state, allow_missing=[name for name in self.state_dict() if name.endswith("num_batches_tracked")]
         )
-        return notes
+        return messages
 
 
 _BRANCHES = {"b0": "branch_0", "b1a": "branch_1.0", "b1b": "branch_1.1", "b2a": "branch_2.0", "b2b": "branch_2.1", "b3b": "branch_3.1"}  # fmt: skip

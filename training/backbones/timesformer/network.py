@@ -171,27 +171,27 @@ class TimeSformer(Backbone):
             (one, count, width), (_, wanted, own_width) = state[name].shape, own[name].shape
             return (one, width) == (1, own_width) and count != wanted
 
-        notes = ["classification head dropped"]
+        messages = ["classification head dropped"]
         # all released TimeSformers are video models; a file without temporal parameters is an image ViT
         from_video = "time_embed" in state or any(".temporal_attn." in name for name in state)
         self.input_scale = "timesformer" if from_video else "vit"
         if resizable("pos_embed"):
-            notes.append(
+            messages.append(
                 f"position embedding resized from {state['pos_embed'].shape[1] - 1} to {self.patch_embed.num_patches} patches"
             )
             state["pos_embed"] = resize_pos_embed(state["pos_embed"], self.patch_embed.grid_size)
         if not from_video and self.attention_type != SPACE_ONLY:
-            notes.append("image weights: time embedding initialised with zeros")
+            messages.append("image weights: time embedding initialised with zeros")
             state["time_embed"] = torch.zeros_like(own["time_embed"])
         elif resizable("time_embed"):
-            notes.append(
+            messages.append(
                 f"time embedding resized ({self.time_embed_resize}) from {state['time_embed'].shape[1]} to {own['time_embed'].shape[1]} frames"
             )
             state["time_embed"] = resize_time_embed(
                 state["time_embed"], own["time_embed"].shape[1], self.time_embed_resize
             )
         if not from_video and self.attention_type == DIVIDED:
-            notes.append(
+            messages.append(
                 "temporal attention initialised from the spatial attention, its last layer with zeros except in block 0"
             )
             state |= {
@@ -202,7 +202,7 @@ class TimeSformer(Backbone):
             }
         fresh = ("head.",) if from_video else ("head.", ".temporal_fc.")
         load_strict(self, state, allow_missing=[name for name in own if any(part in name for part in fresh)])
-        return notes
+        return messages
 
     def flop_counters(self) -> dict[str, Any]:
         return {"aten::scaled_dot_product_attention": _attention_flops}

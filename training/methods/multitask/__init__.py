@@ -1,1 +1,1 @@
-"""Score, attributes and captions."""
+"""Score, attributes and captions (C3D-AVG-MTL)."""

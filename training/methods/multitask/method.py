@@ -1,12 +1,12 @@
 """Score, five attributes and a caption from the same features: C3D-AVG-MTL, "What and How Well You Performed? A
 Multitask Learning Approach to Action Quality Assessment" (Parmar and Morris, CVPR 2019), on any backbone.
 
-The features of a clip are averaged for the score and the attributes; the captioner reads them in order. Losses and
-weights are the original's: MSE + L1 of score / 17, the sum of five cross entropies, 0.01 x the caption's negative
-log-likelihood (summed over its words, averaged over the dives). --loss_mse_weight weighs MSE + L1 and
---loss_spcoef_weight adds the soft Spearman correlation, as in the regression.
+The score and the attributes use the average of a clip's features; the captioner reads the features in order. Losses and
+their weights are the original's: MSE + L1 of score / 17, the sum of five cross entropies, and 0.01 x the negative
+log-likelihood of the caption (summed over words, averaged over dives). --loss_mse_weight is the weight of MSE + L1;
+--loss_spcoef_weight adds the soft Spearman correlation, as in --method regression.
 
-Weights of the original under our names: fc6.fc -> fc6, score.fc_final_score -> score, dive.fc_position, .fc_armstand,
+Parameter names, original -> here: fc6.fc -> fc6, score.fc_final_score -> score, dive.fc_position, .fc_armstand,
 .fc_rot_type, .fc_ss_no, .fc_tw_no -> attributes.position, .armstand, .rotation_type, .ss_no, .tw_no; the captioner's names
 are the original's.
 """
@@ -32,9 +32,9 @@ from training.methods.base import Method
 from training.methods.multitask.s2vt import END, S2VT, START, caption_mask, encode_caption
 
 HIDDEN = 4096
-SCORE_UNIT = 17.0  # points: MTL-AQA's deviation of the final score, rounded
+SCORE_UNIT = 17.0  # points: standard deviation of MTL-AQA's final scores, rounded
 CAPTION_WEIGHT = 0.01
-CAPTION_LENGTH = 100  # words, with <sos> and <eos>
+CAPTION_LENGTH = 100  # words, including <sos> and <eos>
 
 
 def build(config: TrainConfig, feature_dim: int) -> Multitask:
@@ -43,7 +43,7 @@ def build(config: TrainConfig, feature_dim: int) -> Multitask:
 
 
 class Multitask(Method):
-    """Score, attributes and, with a vocabulary, captions."""
+    """Predicts score and attributes and, with a vocabulary, captions."""
 
     def __init__(self, config: TrainConfig, feature_dim: int, words: Sequence[str] | None) -> None:
         super().__init__()
@@ -61,11 +61,11 @@ class Multitask(Method):
     def labels(self, dive: Dive) -> Arrays:
         if missing := [name for name in ATTRIBUTE_CLASSES if getattr(dive, name) is None]:
             raise UserError(
-                f"dive {dive.name} has no {', '.join(missing)}, which --method multitask learns: add them to the annotations, or choose another --method"
+                f"dive {dive.name} has no {', '.join(missing)}, which --method multitask requires: add them to the annotations, or choose another --method"
             )
-        classes = {name: np.int64(getattr(dive, name)) for name in ATTRIBUTE_CLASSES}
+        classes = {name: np.array(getattr(dive, name), np.int64) for name in ATTRIBUTE_CLASSES}
         caption = {} if self.words is None else {"caption": self._encoded(dive).numpy()}
-        return {"final_score": np.float32(dive.final_score), **classes, **caption}
+        return {"final_score": np.array(dive.final_score, np.float32), **classes, **caption}
 
     def get_extra_state(self) -> list[str] | None:
         return None if self.words is None else list(self.words)
@@ -79,24 +79,24 @@ class Multitask(Method):
     def _encoded(self, dive: Dive) -> torch.Tensor:
         if not dive.caption:
             raise UserError(
-                f"dive {dive.name} has no caption: give captions of every dive, or --captions_path none and --vocabulary_path none"
+                f"dive {dive.name} has no caption: give captions for every dive, or give --captions_path none and --vocabulary_path none"
             )
         if unknown := sorted(set(dive.caption) - set(self._numbers)):
             raise UserError(
-                f"dive {dive.name}: the caption has words that the vocabulary lacks ({', '.join(unknown[:5])}): give the vocabulary of these captions"
+                f"dive {dive.name}: the vocabulary lacks words of the caption ({', '.join(unknown[:5])}): give the vocabulary of these captions"
             )
         return encode_caption([self._numbers[word] for word in dive.caption], CAPTION_LENGTH)
 
     def forward(self, backbone: Backbone, clips: Tensors, given: Tensors, labels: Tensors) -> Tensors:
         features_BND = backbone(clips["clip"])
-        with torch.autocast(features_BND.device.type, enabled=False):  # scores in bf16 have steps of half a point
+        with torch.autocast(features_BND.device.type, enabled=False):  # in bf16 scores have steps of half a point
             features_BND = features_BND.float()
             hidden_BH = F.relu(self.fc6(features_BND.mean(dim=1)))
             outputs = {"score": self.score(hidden_BH)[:, 0]}
             outputs |= {name: layer(hidden_BH) for name, layer in self.attributes.items()}  # (B, classes)
             if self.captioner is None:
                 return outputs
-            if "caption" in labels:  # what the true caption costs: of use to the loss alone
+            if "caption" in labels:  # teacher forcing, for the loss only
                 words_BL = labels["caption"][:, : int(caption_mask(labels["caption"]).sum(dim=1).max())]
                 outputs["caption_nll"] = caption_nll(self.captioner(features_BND, words_BL), words_BL)
             if not self.training:
@@ -143,7 +143,7 @@ class Multitask(Method):
         return columns
 
     def _sentences(self, words_BL: torch.Tensor) -> list[str]:
-        """(B, L) word numbers -> sentences without <sos>, up to <eos>."""
+        """(B, L) word indices -> sentences, without <sos> and up to <eos>."""
         assert self.words is not None
         return [
             " ".join(self.words[number] for number in row[mask] if number not in (START, END))
@@ -152,15 +152,15 @@ class Multitask(Method):
 
 
 def caption_nll(log_probabilities_BLV: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:
-    """(B,) negative log-likelihood of each caption: tokens[:, 1:] summed up to and with the first <eos>."""
+    """Negative log-likelihood (B,) of each caption: the sum over tokens[:, 1:] up to and including the first <eos>."""
     following = tokens_BL[:, 1:]
     of_word_BL = -log_probabilities_BLV.gather(2, following[..., None])[..., 0]
     return (of_word_BL * caption_mask(tokens_BL)[:, 1:]).sum(dim=1)
 
 
 def caption_metrics(found: Sequence[str], true: Sequence[str]) -> dict[str, float]:
-    """Corpus BLEU-4 (Papineni et al., 2002) and mean ROUGE-L F (Lin, 2004), both from 0 to 1, by torchmetrics."""
-    # here, as the import takes seconds
+    """Corpus BLEU-4 (Papineni et al., 2002) and mean ROUGE-L F (Lin, 2004), both from 0 to 1, computed by torchmetrics."""
+    # imported here because the import takes seconds
     from torchmetrics.functional.text import bleu_score, rouge_score
 
     return {

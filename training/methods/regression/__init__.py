@@ -1,1 +1,1 @@
-"""Execution times difficulty."""
+"""Regression of execution and difficulty."""

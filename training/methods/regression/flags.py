@@ -15,12 +15,18 @@ ACTIVATIONS = ("None", "ReLU", "LeakyReLU", "ELU", "GELU")
 class Flags(RankLossFlags):
     TINY: ClassVar[tuple[str, ...]] = ("--topology", "16", "--dropout", "0.1", "--activation", "GELU")
 
-    topology: tuple[int, ...] = flag((512, 256), "Hidden widths of the MLP head.", short="-top", minimum=1)
+    topology: tuple[int, ...] = flag((512, 256), "Hidden sizes of the MLP head.", short="-top", minimum=1)
     dropout: tuple[float, ...] = flag(
-        (0.5, 0.5), "Dropout before each layer of the head, one for each width.", short="-dr", minimum=0, maximum=1
+        (0.5, 0.5),
+        "Dropout before each hidden layer of the head, one value per size in --topology; the last value also precedes the output layer.",
+        short="-dr",
+        minimum=0,
+        maximum=1,
     )
     activation: str = flag("None", "Activation after each hidden layer of the head.", short="-act", choices=ACTIVATIONS)
-    use_decoder: bool = flag(False, "A Transformer decoder over the clip's own tokens instead of the MLP head.")
+    use_decoder: bool = flag(
+        False, "Use a Transformer decoder over the clip's tokens as the head, in place of the MLP."
+    )
 
     @property
     def needs(self) -> str:
@@ -30,5 +36,5 @@ class Flags(RankLossFlags):
         if len(self.topology) == len(self.dropout):
             return []
         return [
-            f"--topology has {len(self.topology)} widths and --dropout {len(self.dropout)} values: give one dropout for each width"
+            f"--topology has {len(self.topology)} values and --dropout {len(self.dropout)}: give one dropout for each hidden layer"
         ]

@@ -1,7 +1,7 @@
-"""Regression of execution and difficulty, as DeepSports does: score = execution * difficulty * 30.
+"""Regression of execution and difficulty, as in DeepSports: score = execution * difficulty * 30.
 
-Targets are (final score / difficulty) / 30 and difficulty; the loss is a weighted sum of their mean squared error and
-the (negative) soft Spearman correlation of the final scores over the batch.
+Targets are (final score / difficulty) / 30 and difficulty. The loss is a weighted sum of their mean squared error and the
+negative soft Spearman correlation of the final scores over the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.losses import mse, soft_spearman
 from training.methods.base import Method
 from training.rows import RowDecoderLayer, RowDropout
 
-PERFECT_EXECUTION = 30.0  # points: three judges' tens before difficulty
+PERFECT_EXECUTION = 30.0  # points: three judges give 10 each, before the multiplication with the difficulty
 
 _ACTIVATIONS = {"ReLU": nn.ReLU, "LeakyReLU": nn.LeakyReLU, "ELU": nn.ELU, "GELU": nn.GELU}
 
@@ -30,7 +30,7 @@ def build(config: TrainConfig, feature_dim: int) -> Regression:
 
 
 def mlp_head(feature_dim: int, config: TrainConfig) -> nn.Sequential:
-    """(B, feature_dim) -> (B, 2): dropout and linear layer for each width, an activation after each if one is named."""
+    """(B, feature_dim) -> (B, 2): dropout, linear layer and --activation for each hidden size, then dropout and output layer."""
     layers: list[nn.Module] = []
     inputs = feature_dim
     for width, dropout in zip(config.topology, config.dropout, strict=True):
@@ -42,7 +42,7 @@ def mlp_head(feature_dim: int, config: TrainConfig) -> nn.Sequential:
 
 
 class TokenDecoder(nn.Module):
-    """(B, N, D) -> (B, 2): a Transformer decoder over each clip's own N tokens, read at the first (the class token)."""
+    """(B, N, D) -> (B, 2): a Transformer decoder on the N tokens of each clip; uses its output for the first (class) token."""
 
     def __init__(self, feature_dim: int, layers: int = 4, heads: int = 8) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class TokenDecoder(nn.Module):
 
 
 class Regression(Method):
-    """Two numbers for each dive: execution (0 to 1) and difficulty."""
+    """Predicts the execution (0 to 1) and the difficulty of each dive."""
 
     def __init__(self, head: nn.Module, config: TrainConfig) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ class Regression(Method):
         execution = action.final_score / action.difficulty / PERFECT_EXECUTION
         return {
             "execution_and_difficulty": np.array([execution, action.difficulty], np.float32),
-            "final_score": np.float32(action.final_score),
+            "final_score": np.array(action.final_score, np.float32),
         }
 
     def encode(self, backbone: Backbone, clip: torch.Tensor) -> Tensors:
         features_BND = backbone(clip)
         tokens = features_BND if isinstance(self.head, TokenDecoder) else features_BND.mean(dim=1)
-        # the head computes in float32 whatever the autocast: a difficulty in bf16 has steps of 0.016, half a point of score
+        # the head always computes in float32: in bf16 a difficulty has steps of 0.016, which is half a point of score
         with torch.autocast(tokens.device.type, enabled=False):
             return {"execution_and_difficulty": self.head(tokens.float())}  # (B, 2)
 

@@ -1,1 +1,1 @@
-"""Support vector regression."""
+"""Support vector regression on frozen features."""

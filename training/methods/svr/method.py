@@ -1,8 +1,8 @@
-"""Support vector regression on frozen features, the field's classical baseline: "Learning to Score Olympic Events" (Parmar
-and Morris, CVPRW 2017; C3D-SVR), with scikit-learn's SVR, tuned on the validation dives.
+"""Support vector regression on frozen features, the classical baseline (C3D-SVR): "Learning to Score Olympic Events" (Parmar
+and Morris, CVPRW 2017), with scikit-learn's SVR.
 
-The features of a clip are averaged over its windows and standardised. Every combination of KERNELS, COSTS and EPSILONS is
-fitted on the training dives; the one with the best validation Spearman is kept.
+The features of a clip are averaged over its windows and standardised. An SVR is fitted to the training dives for every
+combination of KERNELS, COSTS and EPSILONS; the one with the highest validation Spearman is selected.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def build(config: TrainConfig, feature_dim: int) -> SupportVectorRegression:
 
 
 class SupportVectorRegression(Method):
-    """What scikit-learn fitted, kept as tensors, so that a checkpoint holds numbers and no pickled program."""
+    """Stores the fitted SVR as tensors, so that a checkpoint holds no pickled scikit-learn objects."""
 
     freezes_backbone = True
     fits_features = True
@@ -44,7 +44,7 @@ class SupportVectorRegression(Method):
         self.fitted: dict[str, Any] = {}
 
     def labels(self, action: Dive) -> Arrays:
-        return {"final_score": np.float64(action.final_score)}
+        return {"final_score": np.array(action.final_score, np.float64)}
 
     def encode(self, backbone: Backbone, clip: torch.Tensor) -> Tensors:
         return {"features": backbone(clip).float().mean(dim=1)}  # (B, D)
@@ -61,12 +61,12 @@ class SupportVectorRegression(Method):
         features, val_features = scaler.transform(features), scaler.transform(val_features)
 
         def quality(model: SVR) -> tuple[float, float]:
-            """Validation Spearman, then the smaller error."""
+            """Validation Spearman, then the negative mean squared error to break ties."""
             predicted = model.predict(val_features)
             rho = spearman(predicted, val_scores)
             return (-math.inf if math.isnan(rho) else rho, -float(np.mean((predicted - val_scores) ** 2)))
 
-        gamma = 1 / features.shape[1]  # of standardised features
+        gamma = 1 / features.shape[1]  # the features are standardised
         grid = [
             SVR(kernel=kernel, C=cost, epsilon=epsilon, gamma=gamma).fit(features, scores)
             for kernel, cost, epsilon in product(KERNELS, COSTS, EPSILONS)
@@ -94,7 +94,7 @@ class SupportVectorRegression(Method):
         return {"loss": error, "mse": error}
 
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
-        """The decision function of the fitted SVR in float64: the kernel with the support vectors, weighted, shifted."""
+        """The decision function of the fitted SVR in float64: the weighted kernel values plus the intercept."""
         fitted = {name: v.cpu() if isinstance(v, torch.Tensor) else v for name, v in self.fitted.items()}
         x = (outputs["features"].double().cpu() - fitted["mean"]) / fitted["scale"]
         if fitted["kernel"] == "linear":
