@@ -50,7 +50,7 @@ def points(tmp_path: Path) -> dict[str, str]:
 
 ALL_IN_ONE_PROCESS = """
 import json, sys
-from tests.conftest import data_flags, run_python, tiny_model
+from tests.conftest import run_main
 for command in json.loads(sys.argv[1]): print(run_main(*command).stdout)
 """
 
