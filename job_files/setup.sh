@@ -167,10 +167,12 @@ PYTHON
         done <<<"$PATH:"
     fi
     export PATH="$venv/bin:$build_path"
-    # Where no GPU is visible (a login node), torch cannot find out which architectures nvcc should compile for.
+    # Where no GPU is visible (a login node), torch cannot find out which architecture nvcc should compile for. PTX for
+    # the oldest one that this torch supports runs on all newer ones, too.
     export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST-$("$venv/bin/python" -W ignore -c 'import torch
 if torch.version.cuda and not torch.cuda.is_available():
-    print(";".join(f"{name[3:-1]}.{name[-1]}" for name in torch._C._cuda_getArchFlags().split() if name.startswith("sm_")))')}"
+    oldest = min(int(name[3:].rstrip("af")) for name in torch._C._cuda_getArchFlags().split() if name.startswith("sm_"))
+    print(f"{oldest // 10}.{oldest % 10}+PTX")')}"
     [ -n "$TORCH_CUDA_ARCH_LIST" ] || unset TORCH_CUDA_ARCH_LIST
     if [ -n "$torch$index" ]; then
         # Keep the installed torch and torchvision. pip's cache may hold a torchsort that was compiled for another torch.

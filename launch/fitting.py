@@ -215,7 +215,7 @@ def _node_count_excess(
     if len(fitting) < request.nodes and not is_named:
         names = f" ({', '.join(fitting[:4])})" if fitting else ""
         return [
-            f"{requested} with all of this on each, {where} has {len(fitting)}{names}: ask for less on each node, or for fewer nodes"
+            f"{requested} with all of this on each, {where} has {len(fitting)}{names}: request less on each node, or fewer nodes"
         ]
     return []
 

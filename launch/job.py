@@ -119,7 +119,7 @@ def create_folder(run_folder: RunFolder, job_id: str, training: TrainConfig, cod
 # -------------------------------------------------------------------------------------------------------------- begin
 
 _MAX_STARTS_WITHOUT_PROGRESS = 2
-_SHORT_START_S = 600  # a start that was stopped sooner, by preemption say, does not count as one without progress
+_SHORT_START_S = 600  # a start that was stopped sooner, for example by preemption, does not count as failed
 _PORT_ATTEMPTS = 200
 
 
@@ -179,7 +179,7 @@ def record_start(job: Path, restart: int, allowed: int, now_at: str) -> None:
     file = job / "starts.jsonl"
     before = [start for start in _recorded_starts(file) if start["restart"] < restart]
     same_place = list(itertools.takewhile(lambda start: start["position"] == now_at, reversed(before)))
-    if sum(_had_its_chance(job, start) for start in same_place) >= _MAX_STARTS_WITHOUT_PROGRESS:
+    if sum(_counts_as_failed(job, start) for start in same_place) >= _MAX_STARTS_WITHOUT_PROGRESS:
         last = f", and the last {len(same_place)} starts" if len(same_place) < len(before) else " and"
         raise UserError(
             f"{job.name} started {len(before)} times{last} saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
@@ -194,7 +194,7 @@ def record_start(job: Path, restart: int, allowed: int, now_at: str) -> None:
 
 
 def _recorded_starts(file: Path) -> list[dict[str, Any]]:
-    """The earlier starts of a job, without damaged lines: none of them is worth a failed job."""
+    """The earlier starts of a job. Damaged lines are skipped: the job can run without them."""
     found = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         with suppress(ValueError, TypeError, KeyError):
@@ -205,10 +205,10 @@ def _recorded_starts(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _had_its_chance(job: Path, start: Mapping[str, Any]) -> bool:
-    """Whether a start that saved nothing counts as one without progress: a rank was killed or lost, or the start had its
-    whole time limit or _SHORT_START_S before a signal stopped it. A preempted start does not count, nor does one without
-    a record, whose node died."""
+def _counts_as_failed(job: Path, start: Mapping[str, Any]) -> bool:
+    """Whether a start that saved nothing counts as failed: a rank was killed or lost, or the start had its whole time limit
+    or _SHORT_START_S before a signal stopped it. A preempted start does not count, nor does one whose node died (it has no
+    record)."""
     try:
         end = json.loads((end_folder(job, start["restart"]) / "job.json").read_text())
         return not end["signaled"] or end["near_time_limit"] or end["time"] - start["time"] > _SHORT_START_S
@@ -234,7 +234,7 @@ def free_port(job_number: int) -> int:
 
 
 def comment_start(run_folder: RunFolder, env: Mapping[str, str]) -> None:
-    """Replace the job's comment, which still says how the start before ended."""
+    """Replace the job's comment, which still shows how the last start ended."""
     if job_id := slurm_job_id(env):
         with suppress(SlurmError, UserError):  # progress.json is damaged, or compute nodes have no scontrol
             slurm.set_comment(job_id, with_user_comment(starting_text(run_folder.progress()), env))

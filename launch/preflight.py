@@ -98,7 +98,7 @@ def request_flag_faults(launch: LaunchConfig, training: TrainConfig) -> list[str
             f"--tasks_per_node {launch.tasks} is more than --gpus_per_node {launch.gpus_per_node}, and each rank needs a GPU of its own: give as many GPUs as tasks"
         )
     if launch.gpus_per_node == 0 and training.gpu:
-        found.append("--gpus_per_node 0 asks for no GPU, but the training flags have --gpu True: add -- --gpu False")
+        found.append("--gpus_per_node 0 requests no GPU, but the training flags have --gpu True: add -- --gpu False")
     if odd := set(str(training.run_dir)) & set("%\\\n"):
         found.append(
             f"{str(training.run_dir)!r} contains {odd.pop()!r}, which Slurm would replace: give another --runs_dir"

@@ -43,8 +43,11 @@ python="$(python -c 'import sys; print(sys.executable)')"
 importable() { "$python" -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('$1'))"; }
 install() { "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check --upgrade --target "$work/site" "$@"; }
 
-# Compile torchsort for the card here; without nvcc, or where that fails, its C++ part only.
+# Compile torchsort for the card here; without nvcc, or where that fails, its C++ part only. A wheel that was compiled
+# on such a machine before (pip wheel --no-deps --no-build-isolation torchsort-*.tar.gz) saves the minute or two.
 install_torchsort() {
+    local wheel=("$wheels"/torchsort-*.whl)
+    if [ -f "${wheel[0]}" ]; then install "${wheel[0]}"; return; fi
     local source=("$wheels"/torchsort-*.tar.gz) path="" folder folders shadow
     export MAX_JOBS="${MAX_JOBS:-$(nproc)}"
     TORCH_CUDA_ARCH_LIST="$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() else "")')"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import nullcontext
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from training.backbones import build_backbone
 from training.config import TrainConfig
@@ -34,6 +36,20 @@ def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
         count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         logging.getLogger("fvcore").setLevel(logging.ERROR)
         return float(count.total())
+
+
+class _PoolingAsOnCuda(TorchFunctionMode):
+    """Keep 3-D pooling in bf16: autocast casts its input to float32 on the CPU, but not on CUDA, where the step will run."""
+
+    _POOLING = ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d")
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        with (
+            torch.autocast("cpu", enabled=False)
+            if getattr(function, "__name__", "").strip("_") in self._POOLING
+            else nullcontext()
+        ):
+            return function(*args, **(kwargs or {}))
 
 
 # float32 values of optimizer state per trained parameter
@@ -65,7 +81,7 @@ def step_memory(
         tracker = MemTracker()
         tracker.track_external(backbone)
         grad = torch.set_grad_enabled(not model.frozen)
-        with tracker, grad, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        with tracker, grad, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half), _PoolingAsOnCuda():
             video = backbone.example(config, clips)
             features = backbone(video)
             if features.requires_grad:

@@ -1,9 +1,9 @@
 # shellcheck shell=bash disable=SC2034  # most of the names are for the scripts that source this
 #
-# What start.sh, stop.sh and node.sh share. Sourced, never run.
+# Functions of start.sh, stop.sh and node.sh. To source, not to run.
 #
-# A cluster is a folder (DIR), one network interface of the host, some lines in /etc/hosts, and processes. Each can be
-# recognised without a note of what was started, so cleaning works after any crash:
+# A cluster is a folder (DIR), a network interface of the host, lines in /etc/hosts, and processes. Each has a mark, so that
+# stop.sh finds all of them after any crash:
 #   folder      holds the file .deepsports-cluster
 #   interface   is called "deepsports"
 #   hosts lines end in "# deepsports-cluster DIR"
@@ -27,18 +27,18 @@ fail() {
 
 need_root() { [ "$(id -u)" = 0 ] || fail "Network namespaces and device nodes need root: run this as root."; }
 
-# Sets DIR from its argument.
+# Set DIR from the argument.
 use_dir() {
     DIR=$(realpath -m -- "$1" 2>/dev/null) || true
-    # Slurm's configuration has no way to quote a space, and a path to a socket may have 107 bytes at most.
+    # Slurm's configuration cannot quote a space, and the path of a socket has at most 107 bytes.
     [[ $DIR =~ ^/[A-Za-z0-9._/+-]{1,60}$ ]] ||
         fail "--dir '$1' does not fit: give a path of at most 60 letters, digits and . _ + -."
     [ ! -e "$DIR" ] || [ -e "$DIR/.$MARK" ] || [ -z "$(ls -A "$DIR")" ] ||
         fail "$DIR holds something other than a cluster: name a new or an empty folder with --dir."
 }
 
-# One start or stop at a time on this machine, since names and addresses are the machine's. The lock sits on a folder
-# that every machine has, so that no file is left behind.
+# Only one start or stop at a time, because names and addresses are the machine's. The lock is on a folder that exists on
+# every machine, so that no file remains.
 lock() {
     exec {LOCK}</run
     flock --timeout 120 "$LOCK" || fail "Another start.sh or stop.sh has been running for two minutes: wait for it."
@@ -48,12 +48,12 @@ node_address() { say "$SUBNET.$((10 + ${1#n}))"; }
 
 # --- processes ---
 
-# launch LOG COMMAND...: a daemon that keeps nothing of its caller: not the terminal, not the pipe that the caller reads
-# our output from (it would never see the end), not the lock, not a SLURM_ or PYTHON variable.
+# launch LOG COMMAND...: start a daemon that inherits nothing: not the terminal, not the pipe of our output (its reader would
+# wait for the daemon), not the lock, no SLURM_ or PYTHON variable.
 launch() {
     local log=$1
     shift
-    # Twice in a subshell, so that it is no child of ours: `wait` does not wait for it, nor does its end get reported.
+    # In a nested subshell, so that it is not our child: `wait` does not wait for it, and bash does not report its end.
     (daemon "$@" </dev/null >>"$log" 2>&1 &)
 }
 
@@ -61,7 +61,7 @@ daemon() {
     local fd
     for fd in /proc/self/fd/*; do
         fd=${fd##*/}
-        # The descriptor that listed this folder is closed by now; closing it again does no harm.
+        # The descriptor that listed this folder is already closed; closing it again is harmless.
         [ "$fd" -le 2 ] || eval "exec $fd>&-"
     done
     cd /
@@ -75,7 +75,7 @@ daemon_pids() {
 
 is_namespace() { [ -f "$1" ] && [ "$(stat -f -c %T "$1")" = nsfs ]; }
 
-# All processes in the network namespace of a node: its slurmd and whatever its jobs started.
+# All processes in the network namespace of a node: its slurmd and all processes of its jobs.
 node_pids() {
     is_namespace "$DIR/net/$1" || return 0
     local inode link
@@ -93,7 +93,7 @@ cluster_pids() {
     done
 }
 
-# kill_all LISTER...: kills what the lister names, until it names nothing (a process may have forked meanwhile).
+# kill_all LISTER...: kill the processes that the lister prints, until it prints none (they may fork meanwhile).
 kill_all() {
     local pids
     for _ in {1..100}; do
@@ -114,31 +114,31 @@ in_node() {
     nsenter --net="$DIR/net/$node" -- "$@"
 }
 
-# Not through `ip netns exec`: it mounts a new /sys, where slurmd misses the cgroups.
+# Not with `ip netns exec`, which mounts a new /sys in which slurmd does not find the cgroups.
 start_slurmd() {
     # shellcheck disable=SC2016  # the inner shell's arguments
     launch "$DIR/log/$1.log" nsenter --net="$DIR/net/$1" unshare --uts \
         sh -c 'hostname "$1"; exec slurmd -f "$2" -N "$1"' sh "$1" "$DIR/slurm.conf"
 }
 
-# --- leaving no trace ---
+# --- removal ---
 
-# set_hosts [LINE...]: replaces the lines of all clusters in /etc/hosts.
+# set_hosts [LINE...]: replace the lines of all clusters in /etc/hosts.
 set_hosts() {
     local new=/etc/hosts.$MARK line
     cp -p /etc/hosts "$new"
     {
-        # First, so that they win, and because the file may lack a newline at its end.
+        # First, so that they take precedence, and because the file may not end with a newline.
         for line; do
             say "$line # $MARK $DIR"
         done
         sed "/# $MARK /d" /etc/hosts
     } >"$new"
-    # A rename cannot leave half a file; where /etc/hosts is itself a mount (containers), a rename is refused.
+    # A rename is atomic, but fails if /etc/hosts is a mount (containers).
     mv -f "$new" /etc/hosts 2>/dev/null || { cat "$new" >/etc/hosts && rm -f "$new"; }
 }
 
-# The folder of the cluster that /etc/hosts speaks of, if any.
+# The folder of the cluster in /etc/hosts, if any.
 dir_in_hosts() { sed -n "s/.*# $MARK //p" /etc/hosts | tail -n 1; }
 
 remove_network() {
@@ -148,7 +148,7 @@ remove_network() {
             umount "$file"
         done
     done
-    # The rest carries the machine's names, which a cluster in another folder may have.
+    # A cluster in another folder may own the names and the interface.
     case $(dir_in_hosts) in
         "$DIR") set_hosts ;;
         "") ;;
@@ -164,7 +164,7 @@ stop_everything() {
 
 remove_state() {
     [ -e "$DIR/.$MARK" ] || return 0 # not ours
-    # The mark goes last, so that a removal cut short can be taken up again.
+    # Remove the mark last, so that an interrupted removal can be repeated.
     find "$DIR" -mindepth 1 -maxdepth 1 ! -name ".$MARK" -exec rm -rf {} +
     rm "$DIR/.$MARK"
     rmdir "$DIR"

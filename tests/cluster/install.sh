@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what start.sh needs, and the packages named as arguments, on Debian or Ubuntu. Silent unless something fails.
+# Install the packages that start.sh needs, and those in the arguments, on Debian or Ubuntu. Prints only errors.
 set -euo pipefail
 
 PACKAGES=(slurm-client slurmctld slurmd slurmdbd slurm-wlm-mysql-plugin munge mariadb-server mariadb-client
@@ -13,7 +13,7 @@ fail() {
 
 is_installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
-# Keeps the output for the case that it is needed.
+# Print the output only if the command fails.
 quietly() {
     local output
     output=$("$@" 2>&1 </dev/null) || {
@@ -22,8 +22,8 @@ quietly() {
     }
 }
 
-# The packages would start their own munge, database and Slurm, which nobody asked for: the cluster runs copies of its
-# own. Debian asks this file before it starts a service, with or without systemd. A machine that has one keeps it.
+# Keep the packages from starting their own munge, database and Slurm: the cluster starts its own. Debian calls this file
+# before it starts a service, with or without systemd. An existing one stays.
 forbid_services() {
     [ ! -e "$POLICY" ] || return 0
     trap 'rm -f "$POLICY"' EXIT

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a node of the running cluster fail, and repairs it. See README.md.
+# Make a node of the running cluster fail, or repair it. See README.md.
 set -euo pipefail
 # shellcheck source=tests/cluster/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
@@ -28,7 +28,7 @@ main() {
     NODE=$2
     need_root
     use_dir "${4:-$DEFAULT_DIR}"
-    # A pattern first: the switch has a namespace in that folder too, and is no node.
+    # The pattern excludes the switch, which has a namespace in the same folder.
     if ! [[ $NODE =~ ^n[0-9]+$ ]] || ! is_namespace "$DIR/net/$NODE"; then
         fail "No node '$NODE' runs in $DIR: start.sh starts them."
     fi

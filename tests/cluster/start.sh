@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a real Slurm cluster of several hosts on this machine. See README.md.
+# Start a real Slurm cluster of several nodes on this machine. See README.md.
 set -euo pipefail
 # shellcheck source=tests/cluster/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
@@ -45,7 +45,7 @@ check_other_cluster() {
         fail "A cluster in $other has the names and addresses: stop it first with stop.sh --dir $other."
 }
 
-# After our own leftovers are gone, so that what is found here belongs to someone else.
+# Called after our own leftovers are removed: what is found here belongs to somebody else.
 check_names_free() {
     local node
     [ -z "$(ip -4 route show root "$SUBNET.0/24"; ip -4 address show to "$SUBNET.0/24")" ] ||
@@ -66,8 +66,8 @@ make_folders() {
 
 # --- network ---
 # host (10.77.0.1) --- switch --- n1 (10.77.0.11), n2 (10.77.0.12), ...
-# The bridge has a namespace of its own because the host's firewall would see what crosses a bridge in the host's:
-# where Docker is installed it drops it.
+# The bridge has its own namespace: in that of the host, the host's firewall would see its packets, and with Docker installed
+# it drops them.
 
 make_namespace() {
     touch "$DIR/net/$1"
@@ -75,7 +75,7 @@ make_namespace() {
         fail "No network namespace could be made: a container needs --privileged for this."
 }
 
-# plug LINK PORT [NAMESPACE]: lays a cable from LINK, in the namespace or else the host's, to PORT of the switch.
+# plug LINK PORT [NAMESPACE]: connect LINK, in the namespace (default: the host's), to PORT of the switch.
 plug() {
     local link=$1 port=$2 namespace=${3:-}
     ip link add "$link" ${namespace:+netns "$DIR/net/$namespace"} type veth peer name "$port" netns "$DIR/net/switch"
@@ -107,7 +107,7 @@ hosts_lines() {
 
 # --- configuration ---
 
-# A third of the memory is left to the machine; more than 8 GB a node helps no test.
+# Leave a third of the memory to the machine; no test needs more than 8 GB per node.
 node_memory() {
     local total share
     total=$(awk '$1 == "MemTotal:" {print int($2 / 1024)}' /proc/meminfo)
@@ -147,7 +147,7 @@ SlurmdPidFile=$DIR/spool/%n.pid
 SlurmctldLogFile=$DIR/log/slurmctld.log
 SlurmdLogFile=$DIR/log/%n.log
 
-# No cgroups: they would be the machine's, and containers have none to give.
+# Without cgroups: containers may have none.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
@@ -155,7 +155,7 @@ JobAcctGatherFrequency=2
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=$HOST_ADDRESS
 AccountingStoragePort=$DBD_PORT
-# For munge this "password" is the path of its socket.
+# With munge, this "password" is the path of its socket.
 AccountingStoragePass=$DIR/munge/socket
 AccountingStorageTRES=gres/gpu
 # An unknown --account is refused at submission, as on most clusters.
@@ -180,7 +180,7 @@ InactiveLimit=0
 ReturnToService=2
 
 GresTypes=gpu
-# Lets a machine with one core play nodes with two.
+# So that nodes have two CPUs on a machine with one core.
 SlurmdParameters=config_overrides
 $(node_lines "$memory")
 PartitionName=gpu Nodes=$ALL_NODES Default=YES PriorityTier=1 GraceTime=20
@@ -192,10 +192,10 @@ write_configuration() {
     write_slurm_conf
     # Slurm finds these beside slurm.conf.
     say "Name=gpu File=$DIR/dev/gpu[0-$((GPUS - 1))]" >"$DIR/gres.conf"
-    # Never used, but always loaded, and the one that needs nothing of the machine. Left to guess which kind of cgroup
-    # there is, slurmd refuses to start on machines that mix two, and asks systemd on those with the newer kind.
+    # slurmd always loads a cgroup plugin; this one requires nothing. If it had to detect the version, slurmd would fail on
+    # machines that mix both, and would need systemd for version 2.
     say "CgroupPlugin=cgroup/v1" >"$DIR/cgroup.conf"
-    # slurmdbd insists on a file that only its user may read.
+    # slurmdbd requires a file that only its user can read.
     install -m 600 /dev/stdin "$DIR/slurmdbd.conf" <<END
 DbdHost=localhost
 DbdAddr=$HOST_ADDRESS
@@ -213,7 +213,7 @@ END
     say "export SLURM_CONF=$DIR/slurm.conf" >"$DIR/env.sh"
 }
 
-# slurmd takes character devices only, and opens none: any driver will do, so these are /dev/null.
+# slurmd accepts only character devices, and does not open them: these are like /dev/null.
 make_gpus() {
     local i
     for ((i = 0; i < GPUS; i++)); do
@@ -223,7 +223,7 @@ make_gpus() {
 
 # --- daemons ---
 
-# wait_for WHAT LOG COMMAND...: until the command succeeds.
+# wait_for WHAT LOG COMMAND...: wait until the command succeeds.
 wait_for() {
     local what=$1 log=$2 end=$((SECONDS + TIMEOUT))
     shift 2
@@ -233,7 +233,7 @@ wait_for() {
     done
 }
 
-# However the start ends early, half a cluster helps nobody. Its logs do, and stay.
+# If the start fails, stop everything, but keep the logs.
 on_early_end() {
     wait # for the database in the making, or it would rise after all is stopped
     stop_everything
@@ -242,17 +242,17 @@ on_early_end() {
 start_munge() {
     local munge=$DIR/munge
     head -c 128 /dev/urandom | install -m 400 /dev/stdin "$munge/key"
-    # By force, since it refuses a socket in a folder that other users cannot enter, such as a test's temporary one.
+    # --force: munged refuses a socket in a folder that other users cannot enter, such as the temporary folder of a test.
     launch "$DIR/log/munged.log" munged --force --foreground --key-file="$munge/key" --socket="$munge/socket" \
         --pid-file="$munge/pid" --log-file="$DIR/log/munged.log" --seed-file="$munge/seed"
 }
 
-# Nothing in this database outlives the cluster, so it need not wait for the disk.
+# The database is temporary, so it need not wait for the disk.
 DB_OPTIONS=(--no-defaults --user=root --skip-networking --innodb-flush-log-at-trx-commit=0 --innodb-doublewrite=0
     --innodb-log-file-size=16M --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900)
 
 start_database() {
-    # It carries the mark of a daemon, so that it can be found should it outlive us.
+    # With the mark of a daemon, so that stop.sh finds it if this script is killed.
     DEEPSPORTS_CLUSTER_DAEMON=$DIR mariadb-install-db --no-defaults --user=root --datadir="$DIR/db" \
         --skip-test-db --skip-name-resolve --auth-root-authentication-method=socket \
         >"$DIR/log/mariadb.log" 2>&1 </dev/null ||
@@ -261,20 +261,20 @@ start_database() {
         --pid-file="$DIR/db/pid" --tmpdir="$DIR/tmp"
 }
 
-# The shell's own sockets: no client is asked, since Slurm's wait long between two tries.
+# With a socket of the shell, because Slurm's clients wait long between two attempts.
 answers() { : <"/dev/tcp/$HOST_ADDRESS/$1"; }
 
 start_accounting() {
     wait_for "munged to answer" munged.log test -S "$DIR/munge/socket"
     wait_for "the database to answer" mariadb.log mariadb-admin --no-defaults --socket="$DIR/db/socket" ping
-    # slurmdbd has no setting for the socket, but the library under it reads this.
+    # slurmdbd has no setting for the socket, but its MySQL library reads this variable.
     launch "$DIR/log/slurmdbd.log" env MYSQL_UNIX_PORT="$DIR/db/socket" slurmdbd
     wait_for "slurmdbd to answer" slurmdbd.log answers "$DBD_PORT"
     wait_for "sacctmgr to answer" slurmdbd.log sacctmgr -n list cluster
     make_accounts >"$DIR/log/sacctmgr.log" 2>&1 || fail "The accounts could not be made: read $DIR/log/sacctmgr.log."
 }
 
-# slurmctld will not start before the database knows its cluster.
+# slurmctld does not start before the database knows its cluster.
 make_accounts() {
     sacctmgr -i add cluster deepsports &&
         sacctmgr -i add account deepsports Description=deepsports Organization=deepsports &&
@@ -285,7 +285,7 @@ make_accounts() {
 all_idle() { [ "$(sinfo -h -p gpu -N -o %t | sort | uniq -c | xargs)" = "${#NODES[@]} idle" ]; }
 
 start_slurm() {
-    # An absolute path: it changes its folder when it becomes a daemon.
+    # An absolute path, because slurmctld changes its folder.
     launch "$DIR/log/slurmctld.log" slurmctld -f "$DIR/slurm.conf"
     local node
     for node in "${NODES[@]}"; do

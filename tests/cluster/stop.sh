@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stops the cluster of start.sh and removes all of it. Harmless where none runs.
+# Stop and remove the cluster of start.sh. Does nothing if none runs.
 set -euo pipefail
 # shellcheck source=tests/cluster/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"

@@ -61,7 +61,8 @@ class Step:
         self.model, self.config, self.ranks, self.device = model, config, ranks, device
         self.precision = resolve_precision(config.precision, device)
         self.optimizer = build_optimizer(model, config)
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision == "fp16")
+        # PyTorch's initial scale of 65536 makes the first gradients overflow, and each overflow skips a step
+        self.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**12, enabled=self.precision == "fp16")
         if config.compile:
             # with fallback_random a compiled model drops the same activations as an uncompiled one
             model.backbone.compile(options={"fallback_random": True})
@@ -79,7 +80,7 @@ class Step:
             # keeps DDP from rebuilding its buckets after step 1, which would change the order of summation when a run
             # resumes (3 or more ranks)
             find_unused_parameters=self.device.type == "cpu",
-            forward_sync_buffers=False,  # update_running_statistics keeps the buffers equal on all ranks
+            broadcast_buffers=False,  # every rank builds the same model; update_running_statistics keeps them equal
         )
 
     def __call__(self, batch: Batch, learning_rate: float, step: int) -> dict[str, float]:

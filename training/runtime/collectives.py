@@ -69,7 +69,8 @@ def _fix_for_cuda() -> str:
     built_for = torch.version.cuda
     if built_for is None:
         return f"torch {torch.__version__} is a build without CUDA: {other_build}"
-    driver = torch._C._cuda_getDriverVersion()  # such as 12040; 0 without a driver
+    # such as 12040, or 0 without a driver; a build without CUDA does not have the function
+    driver: int = getattr(torch._C, "_cuda_getDriverVersion")()  # noqa: B009
     major, minor = (int(part) for part in built_for.split(".")[:2])
     if 0 < driver < major * 1000 + minor * 10:
         supported = f"{driver // 1000}.{driver % 1000 // 10}"

@@ -10,7 +10,7 @@ runs/<name>/
     losses.png          redrawn each epoch
     predictions.csv, scores.png, summary.json   written once, when the test split is opened
     tensorboard/        events, with --tensorboard True
-    jobs/<job id>/      logs of the jobs that worked on the run, and what each was told to do; jobs/*.out what they printed
+    jobs/<job id>/      a job's logs, flags, starts and ends (launch.job); jobs/*.out is the output of the jobs
     code/<digest>/      the code that jobs run (launch.snapshot)
 """
 
