@@ -1,29 +1,43 @@
-"""What several test files need: paths, a small prepared data set, a training in a process of its own, the cluster."""
+"""What several test files use: paths, a small prepared data set, ways to call an entry point, the cluster."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from data_preparation.common import command_line
 from training import _torchvision as _torchvision  # before timm and torchvision, which tests import too
 from training import plugins
+from training.runtime import run_folder
+from training.runtime.interruption import STATUS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
-# no test asserts a time: other work on the machine may slow any of them
 settings.register_profile("deepsports", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("deepsports")
 
-# a network small enough that a training takes seconds
+PATIENCE_S = 600  # how long a test waits for what must happen: no test asserts a duration, and a machine can be busy
+
+# Under nohup, Python and all processes that it starts ignore HUP, and some tests send it.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# A network so small that a training takes seconds.
 TINY_MODEL = [
     "--spatial_size",
     "32",
@@ -56,6 +70,17 @@ TINY_MODEL = [
 CHOSEN_BY_DEFAULT = {"--model": "timesformer", "--method": "regression"}
 
 
+# tests that use one of these fixtures train, or start several ranks
+SLOW_FIXTURES = {"train", "finished", "on_ranks"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as slow by the fixtures that they use."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data beside the repository."""
@@ -76,12 +101,48 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_python(
     *arguments: object, env: dict[str, str] | None = None, check: bool = True
 ) -> subprocess.CompletedProcess:
-    """Run the interpreter of the tests in the repository."""
+    """Run Python in the repository, in a process of its own."""
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=600
+        command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=PATIENCE_S
     )
     assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_main(module: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess:
+    """Call the entry point of a module as `python -m module` does, but in this process.
+
+    The imports of a training process take more CPU time than a small training. So tests use a process of its own
+    (`run_python`) only where signals, ranks, workers, the environment or the start itself matter.
+    """
+    entry_point = importlib.import_module(module).main
+    out, err = io.StringIO(), io.StringIO()
+    root = logging.getLogger()
+    handlers, level, raises, argv = root.handlers[:], root.level, logging.raiseExceptions, sys.argv
+    signals = {number: signal.getsignal(number) for number in STATUS}
+    root.handlers = []
+    sys.argv = [module, *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                command_line.run(entry_point)
+            except SystemExit as end:
+                status = end.code
+            except Exception:
+                traceback.print_exc()
+                status = 1
+    finally:
+        for handler in root.handlers:
+            handler.close()
+        root.handlers, sys.argv, logging.raiseExceptions = handlers, argv, raises
+        root.setLevel(level)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        while run_folder._lock_files:  # a process that ends releases the locks of its run folders
+            run_folder._lock_files.pop().close()
+    done = subprocess.CompletedProcess(sys.argv, status, out.getvalue(), err.getvalue())
+    assert not check or status == 0, f"{module} {arguments}\n{done.stdout}\n{done.stderr}"
     return done
 
 
@@ -97,7 +158,8 @@ def data_flags(dataset: Path) -> list[str]:
 
 
 def tiny_model(*flags: object) -> list[str]:
-    """TINY_MODEL without the flags that do not belong to the backbone and the method that `flags` choose."""
+    """TINY_MODEL without the flags that do not belong to the backbone and the method that `flags` choose, and without
+    workers, whose start takes a second."""
     chosen = dict(zip(map(str, flags), map(str, flags[1:]), strict=False))
     kept: list[str] = []
     for name, value in zip(TINY_MODEL[::2], TINY_MODEL[1::2], strict=True):
@@ -105,24 +167,19 @@ def tiny_model(*flags: object) -> list[str]:
         choices = {f"{flag} {chosen.get(flag, default)}" for flag, default in CHOSEN_BY_DEFAULT.items()}
         if not owners or choices & set(owners):
             kept += [name, value]
-    return kept
+    return [*kept, "--workers", "0"]
 
 
 @pytest.fixture
 def train(dataset: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """train("--run_name", "x", ...) trains the tiny network in a process of its own; runs are in tmp_path/runs."""
+    """train("--run_name", "x", ...) trains the tiny network in this process, with `env` in a process of its own; runs are in
+    tmp_path/runs."""
 
-    def run(*flags: object, **options: object) -> subprocess.CompletedProcess:
-        return run_python(
-            "-m",
-            "training.train",
-            *data_flags(dataset),
-            "--runs_dir",
-            tmp_path / "runs",
-            *tiny_model(*flags),
-            *flags,
-            **options,
-        )
+    def run(*flags: object, env: dict[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess:
+        arguments = [*data_flags(dataset), "--runs_dir", tmp_path / "runs", *tiny_model(*flags), *flags]
+        if env is None:
+            return run_main("training.train", *arguments, check=check)
+        return run_python("-m", "training.train", *arguments, env=env, check=check)
 
     return run
 
@@ -158,7 +215,7 @@ def _no_job_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def worker_processes(training: int) -> list[int]:
-    """The processes that load for a training process: they come from a server that it started."""
+    """PIDs of the DataLoader workers of a training process: the children of the fork server that it started."""
 
     def children(process: int) -> list[int]:
         try:

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Run the whole test suite: installs what the tests need, starts a real Slurm where that is possible (root on
-# Debian/Ubuntu), runs pytest, and stops what it started.
+# Run the whole test suite: install what the tests need, start a real Slurm if possible (root on Debian or Ubuntu), run
+# pytest, and stop the cluster. With --fast, leave out the tests that need Slurm and those that take long: no cluster, no
+# root, under 3 minutes on two cores.
 #
-#     bash tests/run.sh [pytest arguments]
+#     bash tests/run.sh [--fast] [pytest arguments]
 #
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
 set -euo pipefail
@@ -10,7 +11,12 @@ unset CDPATH
 cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 no_slurm=""
-if [ "$(id -u)" -ne 0 ]; then
+selection=()
+if [ "${1:-}" = --fast ]; then
+    shift
+    no_slurm="--fast"
+    selection=(-m "not slurm and not slow")
+elif [ "$(id -u)" -ne 0 ]; then
     no_slurm="it needs root (network namespaces, Debian packages)"
 elif ! grep -qiE '^ID(_LIKE)?=.*(debian|ubuntu)' /etc/os-release 2>/dev/null; then
     no_slurm="it is made for Debian and Ubuntu"
@@ -26,12 +32,12 @@ if [ -z "$no_slurm" ]; then
     trap 'bash tests/cluster/stop.sh' EXIT
     bash tests/cluster/start.sh
     source "${DEEPSPORTS_CLUSTER_DIR:-/tmp/deepsports-cluster}/env.sh"
-    export DEEPSPORTS_REQUIRE_SLURM=1 # from here on a test that finds no Slurm fails instead of being skipped
+    export DEEPSPORTS_REQUIRE_SLURM=1 # a test that finds no Slurm now fails instead of being skipped
 else
-    echo "The tests on a real Slurm are left out: $no_slurm."
+    echo "Left out, the tests on a real Slurm: $no_slurm."
 fi
 
 status=0
-python -m pytest "$@" || status=$?
+python -m pytest ${selection[@]+"${selection[@]}"} "$@" || status=$?
 [ -z "$no_slurm" ] || echo "Left out, the tests on a real Slurm: $no_slurm."
 exit "$status"

@@ -31,7 +31,7 @@ from data_preparation.dives import Dive
 from data_preparation.extract import check_length, needed_ranges
 from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import DatasetLayout
-from tests.conftest import REPOSITORY, SHARED, run_python
+from tests.conftest import PATIENCE_S, REPOSITORY, SHARED, run_python
 
 CLIPS = sorted(p for p in (SHARED / "clips").rglob("*") if p.suffix in (".mp4", ".avi", ".mkv", ".mov", ".webm"))
 READABLE = [p for p in CLIPS if p.parent.name != "broken"]
@@ -170,6 +170,7 @@ def test_files_made_by_ffmpeg_are_numbered_as_ffmpeg_numbers_them(name: str, sou
     st.sampled_from([Fraction(25), Fraction(30000, 1001), Fraction(50)]),
     st.integers(0, 3), st.integers(0, 60), st.sampled_from(["mp4", "mkv"]),
 )  # fmt: skip
+@pytest.mark.slow
 def test_any_timing_is_numbered_as_ffmpeg_numbers_it(tmp_path, steps, rate, bframes, start, container):
     """Frames that are 0.25 to 3.5 frame durations apart."""
     stamps = [start, *(start + int(s) for s in np.cumsum(steps))]
@@ -426,6 +427,7 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_killed_extraction_leaves_no_archive_and_no_process(tmp_path: Path, number: int):
     video = encode(tmp_path / "v.mp4", [4 * i for i in range(3000)])
@@ -435,13 +437,16 @@ def test_a_killed_extraction_leaves_no_archive_and_no_process(tmp_path: Path, nu
     command = [sys.executable, "-m", "data_preparation.extract", "--dataset", str(folder), "--height", "1080"]
     running = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     frames = folder / "whole_videos_frames"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not (frames.exists() and list(frames.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(number)
-    assert running.wait(30) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}[number]
+    assert (
+        running.wait(PATIENCE_S)
+        == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}[number]
+    )
     assert not list(frames.glob("*.zip"))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while processes_of(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_of(folder) == []
@@ -633,6 +638,7 @@ def test_extract_and_verify_do_not_import_torch():
 
 
 @needs_ffmpeg
+@pytest.mark.slow
 def test_the_benchmark_prints_ratios(tmp_path: Path):
     """That it runs and counts correctly; times are not tested."""
 

@@ -127,6 +127,7 @@ def test_a_temporary_folder_with_too_long_a_path_is_refused(tmp_path: Path, monk
 # ------------------------------------------------------------------------------------------- with real limits
 
 
+@pytest.mark.slow
 def test_a_small_shared_memory_is_refused_before_the_start(dataset: Path, tmp_path: Path):
     """As the default 64 MB of a container, scaled down to the small network's clips."""
     small = "mount -t tmpfs -o size=128k tmpfs /dev/shm"
@@ -137,6 +138,7 @@ def test_a_small_shared_memory_is_refused_before_the_start(dataset: Path, tmp_pa
     assert not (tmp_path / "default").exists()
 
 
+@pytest.mark.slow
 def test_the_computed_need_of_shared_memory_suffices(dataset: Path, tmp_path: Path):
     flags = ("--workers", 2, "--prefetch", 2, "--batch_size", 4)
     needed = shared_bytes(TrainConfig(batch_size=4, workers=2, prefetch=2, frame_num=4, spatial_size=32), 1, 36, 16, 4)
@@ -147,6 +149,7 @@ def test_the_computed_need_of_shared_memory_suffices(dataset: Path, tmp_path: Pa
     assert status == 0, out
 
 
+@pytest.mark.slow
 def test_shared_memory_that_another_program_takes_during_training(dataset: Path, tmp_path: Path):
     code = f"""
 import sys
@@ -166,6 +169,7 @@ run(t.main)
     assert "--shm-size" in sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["-n 16", "-f 4"])
 def test_a_low_ulimit_is_refused_before_the_start(dataset: Path, tmp_path: Path, limit: str):
     command = [
@@ -183,6 +187,7 @@ def test_a_low_ulimit_is_refused_before_the_start(dataset: Path, tmp_path: Path,
     assert not (tmp_path / "default").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["extract", "verify"])
 def test_preparation_names_the_limit(dataset: Path, command: str):
     arguments = [sys.executable, "-m", f"data_preparation.{command}", "--dataset", str(dataset), "--workers", "4"]
@@ -194,6 +199,7 @@ def test_preparation_names_the_limit(dataset: Path, command: str):
     assert "ulimit -n" in sentence
 
 
+@pytest.mark.slow
 def test_the_process_limit_of_a_cgroup_is_read(dataset: Path, tmp_path: Path):
     group = Path(f"/sys/fs/cgroup/pids/deepsports-{os.getpid()}")
     try:

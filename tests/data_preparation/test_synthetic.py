@@ -30,7 +30,7 @@ from data_preparation.pickles import load_pickle
 from data_preparation.synthetic import dives as synthetic
 from data_preparation.synthetic.diver import BOARDS, FILLERS
 from data_preparation.synthetic.dives import REPERTOIRE, SyntheticConfig
-from tests.conftest import run_python
+from tests.conftest import PATIENCE_S, run_python
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "mtl_aqa" / "final_annotations_dict.pkl"
 SMALL = SyntheticConfig(videos=2, dives=13, width=64, height=36, filler=7, workers=1, seed=3)
@@ -202,7 +202,7 @@ def test_stream_is_like_a_broadcast(made):
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 def test_ffmpeg_has_the_same_frame_numbers(made, tmp_path):
     command = ["ffmpeg", "-v", "error", "-i", str(made.video_file(1)), str(tmp_path / "%06d.png")]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=PATIENCE_S)
     written = sorted(p.name for p in tmp_path.glob("*.png"))
     decoded = list(frames(made.video_file(1)))
     assert written == [f"{k:06d}.png" for k in range(1, len(decoded) + 1)]

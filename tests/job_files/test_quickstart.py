@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY
 
 
+@pytest.mark.slow
 def test_the_quick_start_trains_evaluates_and_reuses_its_results(tmp_path: Path):
     """It renders, extracts, verifies, trains and evaluates: a small TimeSformer in two minutes on two cores."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DEEPSPORTS_", "SLURM_"))}

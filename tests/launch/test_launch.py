@@ -541,6 +541,7 @@ def not_free(folder: RunFolder) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_workstation_trains_in_the_background(dataset: Path, tmp_path: Path):
     """Two ranks through submitit's LocalExecutor: launch.status cancel lets them save, the same command resumes."""
     env = {"DEEPSPORTS_DATASET": str(dataset), "DEEPSPORTS_RUNS": str(tmp_path), "DEEPSPORTS_VENV": sys.prefix}
@@ -589,6 +590,7 @@ def test_a_broken_flag_file_is_refused(tmp_path: Path):
             read_flag_file(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_a_flag_file_is_a_command(dataset: Path, tmp_path: Path):
     """`bash FLAGFILE [more flags]` trains here, and fails if the training fails."""
     env = {

@@ -58,6 +58,7 @@ def test_timesformer_is_the_original(shared: Path, index: int):
     assert difference(model(video)[:, 0].detach(), case["features"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_timesformer_base_loads_a_released_file(shared: Path, tmp_path: Path):
     base, loaded = golden(shared, "timesformer_base")
     state = recipe_state(base["state_dict"], base["scale"])
@@ -130,6 +131,7 @@ def test_windows():
     assert window_starts(103, "20x8") == list(range(0, 96, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "gmac"),
     [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_preparation.dives import Dive
-from tests.conftest import run_python
+from tests.conftest import run_main
 from training.evaluate import predictions_csv
 from training.metrics import difficulty_band, group_metrics, paired_interval, score_metrics
 
@@ -42,7 +42,7 @@ def test_a_better_run_is_seen_and_an_equal_one_is_not():
 
 def test_the_table_of_two_runs(tmp_path: Path):
     a, b = write_run(tmp_path / "a", noisy(9)), write_run(tmp_path / "b", noisy(3))
-    out = run_python("-m", "training.compare", a, b).stdout
+    out = run_main("training.compare", a, b).stdout
     print(out)
     expected = [score_metrics(p, TRUE)["spearman"] for p in (noisy(9), noisy(3))]
     line = next(line.split() for line in out.splitlines() if line.startswith("Spearman"))
@@ -61,7 +61,7 @@ def test_runs_of_other_dives_are_refused(tmp_path: Path):
         ([a, write_run(tmp_path / "twice", noisy(9), [DIVES[0], *DIVES[:-1]])], "or a dive occurs twice"),
         ([a, write_run(tmp_path / "empty", noisy(9)[:0], [])], "fewer than three dives"),
     ):
-        done = run_python("-m", "training.compare", *arguments, check=False)
+        done = run_main("training.compare", *arguments, check=False)
         assert done.returncode == 2
         assert words in done.stderr
 

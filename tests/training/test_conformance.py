@@ -76,11 +76,19 @@ def after_steps(config: TrainConfig, ranks: Ranks, steps: int = 2) -> tuple[dict
     return moved, losses + [step(batch, config.learning_rate, number)["loss"] for number in range(1, steps)]
 
 
-def _on_rank(rank: int, world: int, join: str, configs: dict[str, TrainConfig], out: str) -> None:
+WORLD_SIZES = (2, 3)
+
+
+def _on_rank(rank: int, folder: Path, configs: dict[str, TrainConfig]) -> None:
+    """One of three processes, of which the last has nothing to do where there are two ranks."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{join}", rank=rank, world_size=world)
-    torch.save({name: after_steps(config, Ranks(rank, world)) for name, config in configs.items()}, f"{out}-{rank}.pt")
-    dist.destroy_process_group()
+    for world in WORLD_SIZES:
+        if rank < world:
+            join = f"file://{folder}/join{world}"
+            dist.init_process_group("gloo", init_method=join, rank=rank, world_size=world)
+            found = {name: after_steps(config, Ranks(rank, world)) for name, config in configs.items()}
+            torch.save(found, folder / f"{world}-{rank}.pt")
+            dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +96,9 @@ def on_ranks(features_file: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """What `after_steps` gives on every rank of 2 and of 3, for every pair of plug-ins."""
     folder = tmp_path_factory.mktemp("ranks")
     configs = {name: stepping(*pair, features_file) for name, pair in zip(NAMES, PAIRS, strict=True)}
+    mp.spawn(_on_rank, (folder, configs), nprocs=max(WORLD_SIZES))
     found: dict[str, list] = {name: [] for name in NAMES}
-    for world in (2, 3):
-        mp.spawn(_on_rank, (world, str(folder / f"join{world}"), configs, str(folder / str(world))), nprocs=world)
+    for world in WORLD_SIZES:
         for rank in range(world):
             for name, result in torch.load(folder / f"{world}-{rank}.pt").items():
                 found[name].append(result)

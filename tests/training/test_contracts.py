@@ -228,6 +228,7 @@ def _steps_on_rank(rank: int, join: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_an_output_that_the_loss_does_not_use_ends_no_training(tmp_path: Path):
     mp.spawn(_steps_on_rank, (str(tmp_path / "join"),), nprocs=2)
 

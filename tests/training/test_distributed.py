@@ -107,6 +107,7 @@ def _come(rank: int, world: int, port: int, answers: mp.SimpleQueue) -> None:
         answers.put((rank, f"{type(error).__name__}: {error}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", [set(), {1, 3}, {0}])
 def test_ranks_that_do_not_come_are_named(absent: set[int]):
     world, port = 4, 20000 + os.getpid() % 9000 + len(absent)
@@ -150,6 +151,7 @@ def _lose(rank: int, world: int, port: int, lost: int, how: int, answers: mp.Sim
         answers.put((is_peer_failure(error), str(error), describe_peer_failure(error)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "lost", "how"), [(2, 1, signal.SIGKILL), (3, 0, signal.SIGKILL), (3, 1, signal.SIGSTOP)]
 )
@@ -250,6 +252,7 @@ def _see(rank: int, port: int, path: Path, late: float, answers: mp.SimpleQueue)
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [0.0, 1.5, 30.0])
 def test_ranks_wait_until_they_see_the_first_ranks_file(tmp_path: Path, late: float):
     (tmp_path / "c.pt").write_text("content")
@@ -317,6 +320,7 @@ def _rank(rank: int, world: int, file: str, x: torch.Tensor, y: torch.Tensor, ex
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_together_have_the_gradient_of_the_whole_batch(tmp_path, world: int):
     generator = torch.Generator().manual_seed(0)

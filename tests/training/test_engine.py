@@ -145,6 +145,7 @@ def test_recomputed_activations_change_nothing(tmp_path: Path, model: str):
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
 
 
+@pytest.mark.slow
 def test_expected_memory_is_what_a_step_keeps(tmp_path: Path):
     flags = {
         **SMALL,

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, data_flags, run_python
+from tests.conftest import REPOSITORY, data_flags, run_main
+from training.runtime.seeding import one_thread
 
 DATA = REPOSITORY / "tests" / "data" / "first_edition"
 FLAGS = [
     "--spatial_size", "32", "--patch_size", "16", "--embed_dim", "16", "--depth", "1", "--num_heads", "2",
     "--topology", "8", "--dropout", "0.1", "--activation", "GELU", "--drop_path", "0.2", "--frame_num", "4",
     "--frame_method", "spaced_varied_new", "--data_aug", "True", "--batch_size", "8", "--learning_rate", "0.002",
-    "--workers", "1", "--gpu", "False", "--loss_spcoef_weight", "0.1", "--ema", "0.9", "--clip_grad", "1",
+    "--workers", "0", "--gpu", "False", "--loss_spcoef_weight", "0.1", "--ema", "0.9", "--clip_grad", "1",
     "--warmup_steps", "2", "--log_every", "1", "--amsgrad", "True",
 ]  # fmt: skip
 
@@ -28,6 +29,7 @@ def records(path: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in times} for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [True, False])
 def test_losses_are_those_of_the_first_edition(dataset: Path, tmp_path: Path, resumed: bool):
     """On its flags: going on with its run folder, and from the beginning."""
@@ -35,10 +37,8 @@ def test_losses_are_those_of_the_first_edition(dataset: Path, tmp_path: Path, re
     if resumed:
         shutil.copytree(DATA, run)
     places = ["--runs_dir", tmp_path, "--run_name", "first_edition"]
-    run_python(
-        "-m", "training.train", *data_flags(dataset), *places, *FLAGS, "--epochs", 3, "--evaluate", "True",
-        env={"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    with one_thread():
+        run_main("training.train", *data_flags(dataset), *places, *FLAGS, "--epochs", 3, "--evaluate", "True")
     expected = json.loads((DATA / "expected.json").read_text())
     found = records(run / "metrics.jsonl")
     assert len(found) == len(expected["metrics"])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_preparation.common.command_line import parse
 from data_preparation.common.errors import UserError
-from tests.conftest import run_python
+from tests.conftest import data_flags, run_python, tiny_model
 from tests.small import METHODS, MODELS
 from training import plugins
 from training.config import TrainConfig, as_record, config_class, differences, from_record
@@ -49,24 +48,33 @@ def points(tmp_path: Path) -> dict[str, str]:
     return {"DEEPSPORTS_PLUGINS": str(tmp_path / "plugins")}
 
 
-def test_a_method_of_ten_lines_trains_resumes_and_is_evaluated(points: dict[str, str], train: Callable, tmp_path: Path):
-    flags = ["--run_name", "p", "--method", "points", "--points_unit", "40"]
-    train(*flags, "--epochs", 3, env=points)
-    whole = (tmp_path / "runs" / "p" / "metrics.jsonl").read_text()
-    for epochs in (1, 3):
-        train("--run_name", "q", *flags[2:], "--epochs", epochs, env=points)
-    resumed = (tmp_path / "runs" / "q" / "metrics.jsonl").read_text()
+ALL_IN_ONE_PROCESS = """
+import json, sys
+from tests.conftest import run_main
+for command in json.loads(sys.argv[1]): print(run_main(*command).stdout)
+"""
 
-    def losses(text: str) -> list[float]:
-        return [json.loads(line)["train_loss"] for line in text.splitlines() if '"epoch"' in line.split(",")[0]]
 
-    assert losses(whole) == losses(resumed)
-    assert len(losses(whole)) == 3
-    done = run_python("-m", "training.evaluate", "--run", tmp_path / "runs" / "q", "--gpu", "False", env=points)
-    assert "Test Spearman" in done.stdout
-    text = run_python("-m", "training.train", "--help", "--method", "points", env=points).stdout
-    assert "--points_unit" in text
-    assert "--topology" not in text
+@pytest.mark.slow
+def test_a_method_of_ten_lines_trains_resumes_and_is_evaluated(points: dict[str, str], dataset: Path, tmp_path: Path):
+    flags = ["--method", "points", "--points_unit", "40"]
+    train = ["training.train", *data_flags(dataset), "--runs_dir", str(tmp_path), *tiny_model(*flags), *flags]
+    commands = [
+        [*train, "--run_name", name, "--epochs", epochs] for name, epochs in (("p", "3"), ("q", "1"), ("q", "3"))
+    ]
+    commands.append(["training.evaluate", "--run", str(tmp_path / "q"), "--gpu", "False"])
+    commands.append(["training.train", "--help", "--method", "points"])
+    out = run_python("-c", ALL_IN_ONE_PROCESS, json.dumps(commands), env=points).stdout
+
+    def losses(run: Path) -> list[float]:
+        records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        return [record["train_loss"] for record in records if record["type"] == "epoch"]
+
+    assert losses(tmp_path / "p") == losses(tmp_path / "q")
+    assert len(losses(tmp_path / "p")) == 3
+    assert "Test Spearman" in out
+    assert "--points_unit" in out
+    assert "--topology" not in out
 
 
 def test_a_plug_in_folder_that_is_not_there_is_named():

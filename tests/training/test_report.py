@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 
 from launch.readme_tables import RESULTS_README
-from tests.conftest import REPOSITORY, run_python
+from tests.conftest import REPOSITORY, run_main
 from training.config import TrainConfig
 from training.runtime.run_folder import RunFolder, write_json
 from training.runtime.run_progress import RunProgress
@@ -32,7 +32,7 @@ def test_seeds_are_one_line(tmp_path: Path):
     other = TrainConfig(seed=1, loss_spcoef_weight=0.5)
     runs.append(write_run(tmp_path / "b-s1", other, 0.97, tw_no_accuracy=0.75))
     runs.append(write_run(tmp_path / "c-s1", TrainConfig(seed=1, patience=3), 0.5))  # stopped early: not b's, not a's
-    out = run_python("-m", "training.report", *runs).stdout
+    out = run_main("training.report", *runs).stdout
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
     assert cells[2][:5] == ["a", "timesformer", "regression", "3", f"0.930 ± {statistics.stdev(values):.3f}"]
     assert cells[3][0] == "b"
@@ -63,7 +63,7 @@ def test_what_cannot_be_put_together_is_refused(tmp_path: Path):
         ([unopened], "has no result"),
         ([tmp_path], "holds no run"),
     ):
-        done = run_python("-m", "training.report", *runs, check=False)
+        done = run_main("training.report", *runs, check=False)
         assert done.returncode == 2
         assert words in done.stderr
 
@@ -74,10 +74,10 @@ def test_folds_are_one_line(tmp_path: Path):
         write_run(tmp_path / f"a-f{fold}-s{seed}", dataclasses.replace(config, fold=fold, seed=seed), value)
         for (fold, seed), value in {(1, 0): 0.8, (2, 0): 0.6, (1, 1): 0.9, (2, 1): 0.7}.items()
     ]
-    out = run_python("-m", "training.report", *runs).stdout
+    out = run_main("training.report", *runs).stdout
     assert f"| a | timesformer | regression | 2 | 0.750 ± {statistics.stdev([0.7, 0.8]):.3f} |" in out
     assert "18 test dives, means over 2 folds of whole events." in out
-    done = run_python("-m", "training.report", *runs[:3], check=False)
+    done = run_main("training.report", *runs[:3], check=False)
     assert done.returncode == 2
     assert "a has no run for fold 2 of seed 1 (its other runs of that seed: a-f1-s1)" in done.stderr
 
@@ -98,8 +98,8 @@ def test_a_sweep_is_reported_as_a_whole(tmp_path: Path):
     seeds.mkdir()
     for seed, run in enumerate(write_sweep(seeds, [{"seed": [str(seed)]} for seed in range(3)])):
         write_run(run, TrainConfig(seed=seed), 0.9)
-    assert first_cells(run_python("-m", "training.report", seeds).stdout) == ["repeat", "*without video: train mean*"]
-    assert first_cells(run_python("-m", "training.report", *seeds.glob("seed-*")).stdout)[0] == "repeat"
+    assert first_cells(run_main("training.report", seeds).stdout) == ["repeat", "*without video: train mean*"]
+    assert first_cells(run_main("training.report", *seeds.glob("seed-*")).stdout)[0] == "repeat"
 
     rates = tmp_path / "rates"
     rates.mkdir()
@@ -110,20 +110,18 @@ def test_a_sweep_is_reported_as_a_whole(tmp_path: Path):
     RunFolder(failed).create(TrainConfig())
     progress = {"state": "failed", "error": "the loss became nan", "epoch": 1, "epochs": 5, "updated": 1.0}
     write_json(RunFolder(failed).progress_file, progress)
-    out = run_python("-m", "training.report", rates, seeds).stdout
+    out = run_main("training.report", rates, seeds).stdout
     assert first_cells(out)[:2] == ["rates/learning_rate-1e-4", "repeat"]
     assert f"- rates/{failed.name}: failed at epoch 1 of 5 (the loss became nan)" in out
     assert f"- rates/{unopened.name}: not started" in out
     RunFolder(unopened).create(TrainConfig())
     RunFolder(unopened).write_progress(RunProgress("finished", epoch=5, epochs=5))
-    assert (
-        f"- rates/{unopened.name}: trained, test split not opened" in run_python("-m", "training.report", rates).stdout
-    )
+    assert f"- rates/{unopened.name}: trained, test split not opened" in run_main("training.report", rates).stdout
 
     closed = tmp_path / "closed"
     closed.mkdir()
     write_sweep(closed, [{"seed": ["0"]}])
-    done = run_python("-m", "training.report", closed, check=False)
+    done = run_main("training.report", closed, check=False)
     assert done.returncode == 2
     assert "has a result (closed/seed-0: not started)" in done.stderr
 

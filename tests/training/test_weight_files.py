@@ -276,6 +276,7 @@ def convertible(folder: Path, name: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name", ["npz.pth", "script.pt", "protocol.pth", "tensors.pth", "two.pth", "model.pth", "in_dict.pth"]
