@@ -539,7 +539,7 @@ def data_wait(place: Place) -> Iterator[Row]:
         run = "wait"
         real = ["--spatial_size", 224, "--embed_dim", 768, "--depth", 12, "--num_heads", 12, "--topology", 512]
         larger = place.work / "larger"
-        sizes = ["--videos", 8, "--dives", 240, "--width", 640, "--height", 360]
+        sizes = ["--videos", 8, "--dives", 160, "--width", 640, "--height", 360]
         finished(python("-m", "data_preparation.synthetic", "--dataset", larger, *sizes))
         finished(python("-m", "data_preparation.extract", "--dataset", larger, "--workers", min(8, workers)))
         flags = [
@@ -555,15 +555,6 @@ def data_wait(place: Place) -> Iterator[Row]:
         "data wait", computed > 0,
         f"{later_waited / (later_waited + later_computed or 1):.0%} of the time after the epoch's first two steps, {waited / (waited + computed):.0%} with them ({len(last)} steps, {workers} workers)",
     )  # fmt: skip
-
-
-def memory_test(place: Place) -> Iterator[Row]:
-    """tests/training/test_gpu.py."""
-    needs_cuda(place)
-    output = finished(
-        python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/training/test_gpu.py", "-k", "memory")
-    )
-    yield Row("tests/training/test_gpu.py", PASS, output.strip().splitlines()[-1])
 
 
 def always_fails(place: Place) -> Iterator[Row]:
@@ -592,7 +583,6 @@ CHECKS: dict[str, tuple[Callable[[Place], Iterator[Row]], int]] = {
     "killed_and_resumed": (killed_and_resumed, 90),
     "evaluation": (evaluation, 60),
     "torchrun": (torchrun, 60),
-    "memory_test": (memory_test, 60),
 }
 HIDDEN = {"always_fails": (always_fails, 10)}
 
@@ -710,7 +700,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         place = Place(Path(work), options.dry_run)
         for name in options.only or CHECKS:
-            limit = ({**CHECKS, **HIDDEN})[name][1]
+            limit = ({**CHECKS, **HIDDEN})[name][1] * (5 if options.dry_run else 1)  # a busy CPU is slow
             left = options.budget_s - (time.time() - options.started)
             if left < 5:
                 rows.append(Row(name, SKIPPED, f"the {options.budget_s:.0f} s of --budget_s are used up"))

@@ -131,7 +131,7 @@ def compute_part(
         batch = to_device(loaded, device)
         with autocast(precision, device):
             features_BND = model.backbone(model.prepare(batch.clips["clip"])).float().cpu().numpy()
-        found |= {data.actions[i].name: row for i, row in zip(batch.index.tolist(), features_BND, strict=True)}
+        found |= {data.actions[i].name: row for i, row in zip(batch.action_index.tolist(), features_BND, strict=True)}
     return found
 
 

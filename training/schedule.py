@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, so that a resumed run cannot drift."""
+"""The learning rate as a pure function of the step, so it needs no state in a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from training.config import TrainConfig
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """The rate of optimizer step `step` (0-based): a linear rise over --warmup_steps, then constant,
-    half a cosine to 0, or lowered after the epochs of --lr_steps."""
+    """The learning rate of step `step` (0-based): linear warm-up over --warmup_steps, then constant, cosine decay to 0, or
+    multiplied by --lr_gamma after each epoch of --lr_steps."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":

@@ -81,7 +81,7 @@ def test_what_is_wrong_is_named(tmp_path: Path):
     odd = {**rows, DIVES[1].name: np.full((3, 4), np.nan)}
     np.savez(tmp_path / "nan.npz", **odd)
     (fault,) = FeatureFile(tmp_path / "nan.npz").faults(DIVES)
-    assert "not numbers for 1 actions (01/002)" in fault
+    assert "not finite for 1 actions (01/002)" in fault
     np.savez(tmp_path / "widths.npz", **{**rows, DIVES[1].name: np.zeros((3, 7))})
     np.savez(tmp_path / "strange.npz", a=np.zeros(3))
     np.savez(tmp_path / "text.npz", **{DIVES[0].name: np.array(["a"])})
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_named(tmp_path: Path):
         ("widths.npz", "differing sizes"), ("strange.npz", "not named after an action"), ("text.npz", "not \\(vectors, width\\)"),
         ("objects.npz", "Object arrays"), ("keys.npz", "twice"), ("rows.npz", "1 keys for 2 rows"),
         ("broken.npz", "cannot be read"), ("empty.npz", "cannot be read"), ("none.npz", "cannot be read"),
-        ("f.txt", "ends in none of"),
+        ("f.txt", "does not end in"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             FeatureFile(tmp_path / name).rows  # noqa: B018

@@ -93,7 +93,7 @@ def test_a_lost_worker_and_a_bug_have_different_messages():
     batches = batches_of(Numbers(), batch_size=1, workers=1)
     next(batches)
     kill_workers()
-    with pytest.raises(ProcessLost, match="a worker is gone"):
+    with pytest.raises(ProcessLost, match="a worker died"):
         list(batches)
 
 

@@ -358,7 +358,7 @@ def test_a_killed_worker_ends_the_training(finished: Path, tmp_path: Path):
         time.sleep(0.01)
     out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 76, out
-    assert "a worker is gone" in out
+    assert "a worker died" in out
     assert "Traceback" not in out
 
 

@@ -1,1 +1,1 @@
-"""What a training step sees."""
+"""Data sets, splits, sampling and the loader."""

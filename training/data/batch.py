@@ -1,4 +1,4 @@
-"""What travels from the workers to the network: tensors by name, actions in the first dimension (leaf)."""
+"""Batches: tensors by name, with the action as first dimension. Imports nothing of the project."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Batch(NamedTuple):
-    """`clips` are seen by the network alone and never leave their rank. `given` and `labels` are gathered over the ranks
-    for the loss; only `given` is there for a prediction. `index` (B,) int64 is each action's place in its data set."""
+    """A batch of B actions.
+
+    `clips` go into the network and stay on their rank. `given` and `labels` are gathered over the ranks for the loss; a
+    prediction may use `given` only. `action_index` (B,) int64 is the position of each action in its data set.
+    """
 
     clips: Tensors
     given: Tensors
     labels: Tensors
-    index: torch.Tensor
+    action_index: torch.Tensor
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        """The batch with every tensor changed."""
-        groups = ({name: change(t) for name, t in group.items()} for group in self[:3])
-        return Batch(*groups, change(self.index))
+        """The batch with `change` applied to every tensor."""
+        clips, given, labels = ({name: change(t) for name, t in group.items()} for group in self[:3])
+        return Batch(clips, given, labels, change(self.action_index))
 
 
 class Rows(NamedTuple):
-    """What a method said of some actions, and what is known of them."""
+    """The method's outputs for some actions, with their `given` and `labels`; row i of each tensor is action i."""
 
     outputs: Tensors
     given: Tensors
@@ -34,17 +37,17 @@ class Rows(NamedTuple):
 
 
 def chunk(rows: Tensors, parts: int) -> list[Tensors]:
-    """Named rows as `parts` smaller ones, in order."""
+    """torch.chunk of each tensor: `parts` dictionaries, in order."""
     pieces = {name: tensor.chunk(parts) for name, tensor in rows.items()}
     return [{name: chunks[part] for name, chunks in pieces.items()} for part in range(parts)]
 
 
 def chunk_batch(batch: Batch, parts: int) -> list[Batch]:
-    """A batch as `parts` smaller ones, in order."""
-    groups = [chunk(group, parts) for group in batch[:3]]
-    return [Batch(*of_part, index) for *of_part, index in zip(*groups, batch.index.chunk(parts), strict=True)]
+    """The batch in `parts` smaller ones, in order."""
+    clips, given, labels = (chunk(group, parts) for group in batch[:3])
+    return list(map(Batch, clips, given, labels, batch.action_index.chunk(parts)))
 
 
 def concat(parts: Sequence[Tensors]) -> Tensors:
-    """Undo `chunk`."""
+    """torch.cat of the tensors of each name: the inverse of `chunk`."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

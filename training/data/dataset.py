@@ -1,4 +1,4 @@
-"""Actions -> samples: planned in the training process by the method, read by workers."""
+"""ActionDataset: the training process plans the samples of a list of actions, workers read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.runtime.seeding import generator
 
 
 class Planner(Protocol):
-    """What a data set asks of a method (methods.base.Method)."""
+    """The part of methods.base.Method that a data set uses."""
 
     def sample(self, action: Dive, plan: Plan) -> Sample: ...
 
@@ -34,10 +34,10 @@ class Planner(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method plans a sample with.
+    """What Method.sample needs to plan the sample of `action`.
 
-    `pool` holds the training actions, sorted by key: exemplars come from there. Without `augment` (validation and test)
-    nothing is drawn.
+    `pool` holds the training actions, sorted by key; exemplars come from it. With `augment` False (validation and test)
+    nothing is random.
     """
 
     action: Dive
@@ -48,25 +48,24 @@ class Plan:
     augment: bool
 
     def rng(self, purpose: str) -> np.random.Generator | None:
-        """A generator of (seed, purpose, epoch, action), or None where nothing is drawn. The same purpose gives the same
-        draws again."""
+        """A new generator seeded by (seed, purpose, epoch, action), or None without augmentation. A second call with the
+        same purpose returns the same random numbers."""
         return generator(self.seed, purpose, self.epoch, *self.action.key) if self.augment else None
 
     def clip(self, action: Dive, name: str = "clip") -> ClipSpec:
-        """The clip of an action, with draws of its own name."""
+        """A clip of `action`, augmented by the generator `rng(name)`."""
         return self.source.plan(action, self.rng(name))
 
 
 class PlannedSample(NamedTuple):
-    """A sample on its way to a worker."""
+    """What a worker needs to read a sample."""
 
-    index: int
+    action_index: int
     sample: Sample
 
 
 class ActionDataset:
-    """The samples of a list of actions. A sample is asked for by (epoch, index); without `augment` the epoch does not
-    matter: frames and view are fixed."""
+    """The samples of a list of actions, each a function of (epoch, index). Without `augment` every epoch has the same ones."""
 
     def __init__(
         self, actions: Sequence[Dive], config: TrainConfig, method: Planner, *, augment: bool, pool: Sequence[Dive] = ()
@@ -81,24 +80,24 @@ class ActionDataset:
 
     @cached_property
     def repeats(self) -> Sequence[int] | None:
-        """How often each action comes in an epoch; None for once each."""
+        """How often each action occurs in an epoch; None means once each."""
         return self.method.repeats(self.actions) if self.augment else None
 
     @cached_property
     def references(self) -> ActionDataset:
-        """The pool without augmentation: what a method that compares encodes as its references."""
+        """The pool without augmentation: the references of a comparing method."""
         return ActionDataset(self.pool, self.config, self.method, augment=False)
 
     def without(self, keys: Collection[DiveKey]) -> ActionDataset:
-        """The same data set without some actions."""
+        """This data set without the actions with these keys."""
         actions = [action for action in self.actions if action.key not in keys]
         return ActionDataset(actions, self.config, self.method, augment=self.augment, pool=self.pool)
 
     def plan(self, epoch: int, index: int) -> PlannedSample:
-        """The sample at `index` in an epoch.
+        """The planned sample of action `index` in an epoch.
 
         Raises:
-            UserError: the action lacks something that the method learns from, or cannot give such a clip.
+            UserError: the action lacks a label that the method needs, or has too few frames for the clip.
         """
         action = self.actions[index]
         plan = Plan(action, self.source, self.pool, self.config.seed, epoch, self.augment)
@@ -106,23 +105,23 @@ class ActionDataset:
 
 
 class ClipReader(Dataset):
-    """Reads planned samples; this half alone is sent to workers, and needs no method."""
+    """Reads planned samples. Only this part is pickled for the workers, so they need no method."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     def __getitem__(self, planned: PlannedSample) -> Batch:
-        """One action's row of a batch, without the batch dimension."""
+        """The tensors of one action, without the batch dimension."""
         sample = planned.sample
-        known = (
+        given, labels = (
             {name: torch.as_tensor(value) for name, value in group.items()} for group in (sample.given, sample.labels)
         )
         clips = {name: self.source.read(clip) for name, clip in sample.clips.items()}
-        return Batch(clips, *known, torch.tensor(planned.index))
+        return Batch(clips, given, labels, torch.tensor(planned.action_index))
 
 
 def label_faults(actions: Sequence[Dive], method: Planner) -> list[str]:
-    """Which actions lack something that the method learns from, a sentence each for the first ten."""
+    """Actions that lack a label that the method needs: a message for each of the first ten."""
     faults = []
     for action in actions:
         try:
@@ -130,4 +129,4 @@ def label_faults(actions: Sequence[Dive], method: Planner) -> list[str]:
             method.labels(action)
         except UserError as error:
             faults.append(str(error))
-    return faults[:10] + ([f"and {len(faults) - 10} dives more"] if len(faults) > 10 else [])
+    return faults[:10] + ([f"and {len(faults) - 10} more dives"] if len(faults) > 10 else [])

@@ -1,11 +1,11 @@
-"""Feature files: a matrix of numbers for each action, computed before by some network.
+"""Feature files: a matrix for each action, computed before by a network.
 
-    FILE.npz    one array (N, D) or (D,) for each action, named as messages name it ("03/055"), or two arrays: "keys" (A, 2) of
-                video and number, and "features" (A, N, D) or (A, D)
-    FILE.npy    one array (A, N, D) or (A, D), and FILE.csv beside it with the columns video and dive, a row for each
+    FILE.npz    one array (N, D) or (D,) for each action, named such as "03/055" (video/dive), or two arrays: "keys" (A, 2) of
+                video and dive, and "features" (A, N, D) or (A, D)
+    FILE.npy    one array (A, N, D) or (A, D), and next to it FILE.csv with the columns video and dive, a row for each
     FILE.h5     datasets as the arrays of an .npz file (needs h5py)
 
-`python -m training.extract_features` writes .npz files. Nothing in such a file is ever executed.
+`python -m training.extract_features` writes .npz files. Reading never executes code of the file (no pickles).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def feature_file(path: Path) -> FeatureFile:
 
 
 class FeatureFile:
-    """The features of some actions: `row(key)` is (N, D) float32. The file is read when first asked."""
+    """The features of some actions: `row(key)` is (N, D) float32. The file is read at the first use."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,7 +64,7 @@ class FeatureFile:
 
     @property
     def width(self) -> int:
-        """D, the values of a vector."""
+        """D, the length of a vector."""
         return next(iter(self.rows.values())).shape[1]
 
     def row(self, key: DiveKey) -> np.ndarray:
@@ -79,15 +79,15 @@ class FeatureFile:
         return digest.hexdigest()[:16]
 
     def faults(self, actions: Sequence[Dive]) -> list[str]:
-        """Actions that the file lacks, and those whose features hold no numbers, a sentence each."""
+        """Messages about actions that the file lacks, and about those whose features are not finite."""
         faults = []
         if missing := [action.key for action in actions if action.key not in self.rows]:
             faults.append(
-                f"--features {self.path} has no features of {len(missing)} actions ({list_names(missing)}): compute them, too (python -m training.extract_features)"
+                f"--features {self.path} has no features of {len(missing)} actions ({list_names(missing)}): compute them as well (python -m training.extract_features)"
             )
         if odd := [a.key for a in actions if a.key in self.rows and not np.isfinite(self.rows[a.key]).all()]:
             faults.append(
-                f"--features {self.path} holds values that are not numbers for {len(odd)} actions ({list_names(odd)}): compute them again"
+                f"--features {self.path} holds values that are not finite for {len(odd)} actions ({list_names(odd)}): compute them again"
             )
         return faults
 
@@ -99,7 +99,7 @@ def _read(path: Path) -> Iterator[tuple[DiveKey, np.ndarray]]:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         if not path.with_suffix(".csv").is_file():
-            raise ValueError(f"{path.with_suffix('.csv').name} is not beside it, which names the action of each row")
+            raise ValueError(f"{path.with_suffix('.csv').name}, which names the action of each row, is missing")
         yield from _matrix(load_split(path.with_suffix(".csv")), np.load(path, allow_pickle=False))
     elif suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
@@ -108,7 +108,7 @@ def _read(path: Path) -> Iterator[tuple[DiveKey, np.ndarray]]:
         with _hdf5(path) as arrays:
             yield from _arrays(arrays)
     else:
-        raise ValueError(f"its name ends in none of {', '.join(SUFFIXES)}")
+        raise ValueError(f"its name does not end in {', '.join(SUFFIXES)}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Batches of samples, in an order that depends on (seed, epoch) alone and can be entered at any step."""
+"""Batches of samples, in an order that depends only on (seed, epoch), from any step on."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from training.data.workers import CONTEXT, hidden_main_module, init_worker, star
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
 
-# dives of a process at once: without a graph to keep, eight clips take about what one takes in training
+# dives per batch and rank: without a graph, eight clips need about the memory of one clip in training
 EVALUATION_BATCH = 8
 
-# where its workers cannot be started, the destructor of the half-made iterator would print a traceback of its own
+# if workers cannot be started, the destructor of the incomplete iterator would fail without this attribute
 _MultiProcessingDataLoaderIter._shutdown = True
-# the limits of the machine are told once, by training.data.machine
+# training.data.machine warns about too many workers
 warnings.filterwarnings("ignore", message="This DataLoader will create")
 
-_abandoned: list[object] = []  # iterators of DataLoaders that nobody waits for any more
+_abandoned: list[object] = []  # iterators that must not be finalized: that would wait for their workers
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Whole batches only: the rest of an epoch's order (other actions each time) is left out."""
+    """Number of complete batches; the remaining samples, others in each epoch, are dropped (drop_last)."""
     return samples // batch_size
 
 
 def epoch_length(dataset: ActionDataset, batch_size: int) -> int:
-    """Steps of an epoch of a data set."""
+    """Steps per epoch of a training set, with its repeats."""
     return steps_per_epoch(len(dataset) if dataset.repeats is None else sum(dataset.repeats), batch_size)
 
 
 def _iterate(batches: DataLoader, minutes: float) -> Generator[Batch]:
-    """The batches, while loader processes are well; what one of them raises keeps its type and its sentence.
+    """Yield the batches of a DataLoader.
 
     Raises:
-        UserError: what a loader process raised. ProcessLost: a loader process is gone, or no batch came for so many minutes.
+        UserError: raised by a worker. ProcessLost: a worker died, or no batch arrived within `minutes`.
     """
     loaded, left = None, len(batches)
     try:
@@ -59,30 +59,30 @@ def _iterate(batches: DataLoader, minutes: float) -> Generator[Batch]:
     except (UserError, OSError, EOFError, RuntimeError) as error:
         raise (_worker_error(error) if batches.num_workers else error) from None
     finally:
-        if left:  # the training ends with it, and need not wait for what its processes have begun
+        if left:  # stopped early: do not wait for batches that the workers have begun
             kill_workers()
-            _abandoned.append(loaded)  # whose finalizer would wait for them
+            _abandoned.append(loaded)
 
 
 def _worker_error(error: Exception) -> Exception:
-    """What a DataLoader with processes raised, as the sentence that it is about; as it is where it is none."""
+    """Turn a worker's exception into a message that users can act on; return any other unchanged."""
     text = str(error).rstrip()
-    if isinstance(error, UserError):  # of a worker it begins with a traceback
+    if isinstance(error, UserError):  # the DataLoader puts the worker's traceback before its message
         return UserError(text.rsplit("UserError: ", 1)[-1]) if text.startswith("Caught ") else error
     if limit := limit_error_text(error):
         return UserError(limit)
-    if text.startswith("Caught "):  # by a worker, in its dataset; its traceback follows
+    if text.startswith("Caught "):  # raised by the data set in a worker; the text ends with the original message
         return UserError(f"{text.splitlines()[-1]}: fix the disk") if isinstance(error, OSError) else error
     if isinstance(error, RuntimeError) and not text.startswith(("DataLoader ", "Pin memory thread ")):
         return error
-    # the others are of the socket that a process hands its memory over by
+    # Anything else is a broken socket: the worker that shared tensors through it died
     return ProcessLost(
-        f"a worker is gone ({first_line(error)}): if it was killed for memory, ask for more of it or give fewer --workers"
+        f"a worker died ({first_line(error)}): if it was killed for lack of memory, request more memory or give fewer --workers"
     )
 
 
 class PlannedBatches:
-    """The samples of each batch, planned when a worker is about to read them. `batches` holds (epoch, index) pairs."""
+    """A batch sampler that plans the samples of a batch just before a worker reads them. `batches` holds (epoch, index) pairs."""
 
     def __init__(self, dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, int]]]) -> None:
         self.dataset, self.batches = dataset, batches
@@ -114,7 +114,7 @@ def _load(
 def training_batches(
     dataset: ActionDataset, config: TrainConfig, ranks: Ranks, device: torch.device, epoch: int, first_step: int
 ) -> Generator[Batch]:
-    """This rank's share of each global batch of an epoch, from `first_step` on."""
+    """This rank's rows of each global batch of an epoch, from `first_step` on."""
     order = epoch_order(len(dataset), config.seed, epoch, dataset.repeats).tolist()
     size = config.batch_size
     batches = [
@@ -127,19 +127,19 @@ def training_batches(
 def batches_of(
     dataset: ActionDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
 ) -> Generator[Batch]:
-    """Batches of the given (epoch, index) pairs, cut to what is evaluated at once."""
+    """Batches of the given (epoch, index) pairs, split into batches of at most EVALUATION_BATCH."""
     size = EVALUATION_BATCH
-    pieces = [batch[start : start + size] for batch in batches for start in range(0, len(batch), size)]
-    return _iterate(_load(dataset, pieces, config, device), config.peer_timeout_min)
+    small_batches = [batch[start : start + size] for batch in batches for start in range(0, len(batch), size)]
+    return _iterate(_load(dataset, small_batches, config, device), config.peer_timeout_min)
 
 
 def evaluation_batches(
     dataset: ActionDataset, config: TrainConfig, ranks: Ranks, device: torch.device
 ) -> Generator[Batch | None]:
-    """Batches that hold each dive exactly once over all ranks, nothing padded; None where only others have one left, so
-    that all ranks go through the same number of rounds.
+    """Batches that together hold each dive exactly once over all ranks, without padding. Every rank yields equally often:
+    None when only other ranks have a batch left.
 
-    A dive's batch mates do not depend on the number of ranks: batches are cut from the list first and dealt out then.
+    Which dives share a batch does not depend on the number of ranks: batches are formed first, then dealt to the ranks.
     """
     size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
     batches = [

@@ -1,4 +1,4 @@
-"""Whether this machine allows what a training will need: looked at before the first step."""
+"""Checks, before the first step, whether the limits of this machine allow what a training needs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from training.runtime.ranks import Ranks, allocated_memory, ranks_on_node
 
 log = logging.getLogger(__name__)
 
-# measured: what a worker adds to the memory of the server that it is forked from, its threads, its files besides frames
+# measured: memory that a worker adds to its fork server, its threads, and its open files besides frames
 _WORKER_BYTES = 30 * 2**20
 _SERVER_BYTES = 90 * 2**20
 _WORKER_THREADS = 3
 _WORKER_FILES = 14
-_FILES_PER_WORKER = 5  # of the training for each worker
-_OTHER_FILES = 12  # of the training: logs, metrics, a checkpoint, sockets of other ranks
-_OTHER_THREADS = 3  # of the training: what saves, what pins, what watches
+_FILES_PER_WORKER = 5  # that the training process opens for each worker
+_OTHER_FILES = 12  # of the training process: logs, metrics, a checkpoint, sockets of other ranks
+_OTHER_THREADS = 3  # of the training process: what saves, what pins, what watches
 _PAGE = 4096
 
 
 def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated: int) -> tuple[int, int]:
-    """(clips of a batch, batches that are ready or in use at the same time) of one rank, where their product is largest."""
+    """(clips per batch, batches that are loaded at the same time) of one rank, for training or evaluation: the larger product."""
 
     def load(clips: int, batches: int) -> tuple[int, int]:
         return clips, min(min(config.loader_workers, batches) * config.prefetch + 1, batches)
@@ -53,9 +53,9 @@ def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated
 
 
 def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated: int, tensors: int) -> int:
-    """Shared memory of one rank: its workers hand over each tensor of a batch in a piece of its own.
+    """Bytes of shared memory of one rank: its workers share each tensor of a batch in a segment of its own.
 
-    `training` and `evaluated` are numbers of dives; `tensors` those of a sample.
+    `training` and `evaluated` are numbers of dives, `tensors` the number of tensors per sample.
     """
     if not config.loader_workers:
         return 0
@@ -72,7 +72,7 @@ def needs(
     training: list[Dive],
     evaluated: list[Dive],
 ) -> ResourceNeeds:
-    """What a training (without `training`: an evaluation) needs on this machine at least."""
+    """The least that a training needs on this machine; with an empty `training`, an evaluation."""
     here = ranks_on_node(ranks)
     workers = config.loader_workers
     tensors = 2 + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
@@ -81,7 +81,7 @@ def needs(
     videos = len({d.video for d in [*training, *evaluated]})  # a reader keeps its archives open
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moving = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) if training else 0
-    # gradients, and two averages of Adam, where the model is in this machine's memory
+    # on the CPU: gradients, and the two moments of Adam
     trained = moving * (3 if config.optimizer.startswith("Adam") else 1) if device.type == "cpu" else 0
     files = open_file_count() + _OTHER_FILES + _FILES_PER_WORKER * workers + 2 * tensors + (0 if workers else videos)
     of_worker = _WORKER_FILES + videos + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
@@ -100,10 +100,10 @@ def needs(
 def check_machine(
     config: TrainConfig, model: ScoringModel, ranks: Ranks, device: torch.device, splits: Splits, *, trains: bool
 ) -> None:
-    """Look at every limit of this machine that the training or, without `trains`, the evaluation will meet.
+    """Check all limits of this machine that matter to the training or, with `trains` False, to the evaluation.
 
     Raises:
-        UserError: what there is too little of, all at once.
+        UserError: limits are too low; it names all of them.
     """
     training = list(splits.train) if trains else []
     evaluated = list(
@@ -123,16 +123,16 @@ def check_machine(
         faults += temporary_folder_faults()
     if faults:
         raise UserError.of(faults)
-    for remark in machine_warnings(config):
-        log.warning(remark)
+    for warning in machine_warnings(config):
+        log.warning(warning)
 
 
 def machine_warnings(config: TrainConfig) -> list[str]:
-    """What will work, and perhaps not as wished."""
+    """Messages about what works, but perhaps slowly or not to the end."""
     found = []
-    if config.loader_workers > (there := cores()):
+    if config.loader_workers > (available := cores()):
         found.append(
-            f"--workers {config.loader_workers} and this process may use {there} CPU core{'s' if there > 1 else ''}: give it as many cores as workers (--cpus-per-task, --cpus_per_gpu), or fewer --workers"
+            f"--workers {config.loader_workers} and this process may use {available} CPU core{'s' if available > 1 else ''}: request as many cores as workers (--cpus-per-task, --cpus_per_gpu), or fewer --workers"
         )
     if config.loader_workers and (text := temporary_folder_warning()):
         found.append(text)

@@ -1,7 +1,7 @@
-"""What a sample is made of, decided before any pixel is read: which clips, which frames, which geometry.
+"""Which clips, frames and crops a sample consists of, planned before any pixel is read.
 
-A method plans its samples in the training process (Method.sample); workers only read what a plan names. Every draw is
-named: `plan.rng("clip")` is a generator of (seed, "clip", epoch, action), so adding a draw never moves another.
+A method plans its samples in the training process (Method.sample); workers only read what was planned. Each random choice
+has its own generator: `plan.rng("clip")` is seeded by (seed, "clip", epoch, action), so a new choice changes no other one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class View:
-    """A geometry as data, so that pixels and boxes go through the same one.
+    """The geometric transform of a clip, for pixels and for boxes.
 
-    Frames are resized to `resize` (height, width), then cut to `crop` (top, left, height, width) of that, then flipped
-    left to right where `flip` says so.
+    Frames are resized to `resize` (height, width), then cropped to `crop` (top, left, height, width), then with `flip`
+    flipped left to right.
     """
 
     resize: tuple[int, int]
@@ -30,11 +30,12 @@ class View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of what comes out."""
-        return self.crop[2:]
+        """(height, width) of the result."""
+        _, _, height, width = self.crop
+        return height, width
 
     def points(self, xy: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Where points (..., 2) of x, y in pixels of frames of `height` x `width` land, in pixels of what comes out."""
+        """Transform points (..., 2) of (x, y) from pixels of frames of `height` x `width` to pixels of the result."""
         top, left, _, out_width = self.crop
         moved = xy * (self.resize[1] / width, self.resize[0] / height) - (left, top)
         return np.stack([out_width - moved[..., 0], moved[..., 1]], axis=-1) if self.flip else moved
@@ -42,7 +43,7 @@ class View:
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """One clip of a sample: `frames` are the numbers of its frames (1-based), empty where the backbone reads features."""
+    """One clip of a sample. `frames` are 1-based frame numbers; if the backbone reads features, there are none."""
 
     action: Dive
     frames: tuple[int, ...]
@@ -51,8 +52,8 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class Sample:
-    """A planned sample. `clips` are what the network sees, by name: "clip", and others of methods that compare. `given`
-    is what a prediction may look at besides, `labels` what only the loss may."""
+    """A planned sample. `clips` go into the network: "clip", and others for methods that compare. A prediction may also use
+    `given`; only the loss uses `labels`."""
 
     clips: Mapping[str, ClipSpec]
     given: Arrays = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Which frames a clip is made of, and in which order dives come (pure functions)."""
+"""Choice of a clip's frames, and the order of dives in an epoch (pure functions)."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import numpy as np
 
 from training.runtime.seeding import generator
 
-END_SHIFT = 3  # frames: how far the end-aligned window moves in training (C3D-AVG)
+END_SHIFT = 3  # frames by which the end-aligned window is shifted at most in training (C3D-AVG)
 
 
 def needed_frames(start: int, end: int, count: int, method: str) -> tuple[int, int]:
-    """First and last frame that must exist for the clips of a dive (frames after `end` are used where they exist)."""
+    """First and last frame that must exist for the clips of a dive. Frames after `end` are used only if they exist."""
     return (max(end - count + 1 - END_SHIFT, 1), end) if method == "end_aligned" else (start, end)
 
 
 def clip_frames(
     start: int, end: int, count: int, method: str, rng: np.random.Generator | None, frames_after: int = END_SHIFT
 ) -> np.ndarray:
-    """Numbers of the `count` frames of a clip, ascending, from the frames `start` to `end` (both inclusive).
+    """The `count` frame numbers of a clip, ascending, chosen from the frames `start` to `end` (both inclusive).
 
     With n = end - start + 1 frames and bins of n / count frames (the methods of DeepSports):
         spaced_fixed        the first frame of each bin
-        spaced_varied       each bin shifted by one common draw
-        spaced_fixed_new    the same as spaced_varied (they are identical in distribution)
-        spaced_varied_new   each bin shifted by a draw of its own
+        spaced_varied       a frame at the same random offset in each bin
+        spaced_fixed_new    as spaced_varied (identical in distribution)
+        spaced_varied_new   a frame at a random offset of its own in each bin
         random              a sorted sample without replacement
-        end_aligned         the `count` frames that end at `end`, shifted by a draw of -3 to 3 (C3D-AVG) but not past
-                            the `frames_after` frames that follow `end` on disk; begins before `start` in a short dive,
-                            and repeats frame 1 where it would begin before the video
-    `rng` is None for validation and test: then every method takes the middle of each bin (end_aligned: no shift),
-    except spaced_fixed, which has no draw to leave out.
+        end_aligned         the `count` frames up to `end`, shifted at random by -3 to 3 frames (C3D-AVG), but not past the
+                            `frames_after` frames that follow `end` on disk. In a dive shorter than `count` it begins
+                            before `start`; before the start of the video it repeats frame 1.
+    For validation and test `rng` is None: then every method takes the middle of each bin (end_aligned: no shift), except
+    spaced_fixed, which is not random.
 
     Raises:
         ValueError: `random` with fewer frames than `count`.
@@ -42,7 +42,7 @@ def clip_frames(
         return np.maximum(np.arange(end - count + 1, end + 1) + shift, 1)
     if method == "random" and rng is not None:
         if n < count:
-            raise ValueError(f"the dive has {n} frames and --frame_method random wants {count} different ones")
+            raise ValueError(f"the dive has {n} frames and --frame_method random needs {count} different ones")
         return start + np.sort(rng.choice(n, size=count, replace=False))
     bins = np.arange(count)
     if method == "spaced_fixed":
@@ -57,20 +57,20 @@ def clip_frames(
 
 
 def epoch_order(count: int, seed: int, epoch: int, repeats: Sequence[int] | None = None) -> np.ndarray:
-    """The order in which `count` training actions are seen in an epoch, whatever the number of processes; `repeats` says
-    how often each of them comes (none: once)."""
-    order = generator(seed, "order", epoch)
-    return order.permutation(count) if repeats is None else order.permutation(np.repeat(np.arange(count), repeats))
+    """The order of `count` training actions in an epoch, for any number of ranks. `repeats` is how often each occurs; None
+    means once."""
+    rng = generator(seed, "order", epoch)
+    return rng.permutation(count) if repeats is None else rng.permutation(np.repeat(np.arange(count), repeats))
 
 
 def balancing_repeats(labels: Sequence[int]) -> list[int]:
-    """How often each sample comes so that all classes come about equally often, the largest class once each."""
+    """How often to repeat each sample so that all classes occur about equally often; samples of the largest class once."""
     counts = {label: labels.count(label) for label in set(labels)}
-    most = max(counts.values())
-    return [round(most / counts[label]) for label in labels]
+    largest = max(counts.values())
+    return [round(largest / counts[label]) for label in labels]
 
 
 def rank_rows(batch: Sequence, rank: int, world_size: int) -> Sequence:
-    """The rows of a global batch that one rank works on; the ranks' rows in rank order are the batch."""
-    share = len(batch) // world_size
-    return batch[rank * share : (rank + 1) * share]
+    """The rows of a global batch that belong to a rank: a contiguous block, in rank order."""
+    rows_per_rank = len(batch) // world_size
+    return batch[rank * rows_per_rank : (rank + 1) * rows_per_rank]

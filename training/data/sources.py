@@ -1,4 +1,4 @@
-"""Where clips are read from: prepared frames, or a file of features that some network computed before."""
+"""Sources of clips: prepared frames, or a file of features that a network computed before."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from training.data.transforms import apply_view, crop_view, squash_view
 
 
 class Source(Protocol):
-    """Plans clips in the training process and reads them in workers; it is sent to them."""
+    """Plans clips in the training process and, pickled, reads them in the workers."""
 
     def faults(self, actions: Sequence[Dive]) -> list[str]:
-        """What these actions lack on disk, a sentence each; reads indexes only."""
+        """Messages about files of these actions that are missing; reads indexes only."""
         ...
 
     def record(self, actions: Sequence[Dive]) -> dict[str, str]:
-        """What a run keeps in splits.json of the data that it was trained on, besides labels."""
+        """What splits.json records about these actions' data besides labels."""
         ...
 
     def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
-        """Which frames of an action, in which view. `rng` is None for validation and test.
+        """Choose the frames and the view of a clip. `rng` is None for validation and test.
 
         Raises:
-            UserError: the action cannot give such a clip.
+            UserError: the action has too few frames for the clip.
         """
         ...
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
-        """(T, 3, H, W) uint8, or a row of features (N, D) float32.
+        """A clip (T, 3, H, W) uint8, or features (N, D) float32.
 
         Raises:
-            UserError: a frame is not there or damaged.
+            UserError: a frame is missing or damaged.
         """
         ...
 
 
 def source_of(config: TrainConfig) -> Source:
-    """The source that the chosen backbone reads."""
-    return {"video": FrameSource, "features": FeatureSource}[config.reads](config)
+    """The source that the backbone of `config` reads."""
+    return FrameSource(config) if config.reads == "video" else FeatureSource(config)
 
 
 class FrameSource:
@@ -58,7 +58,7 @@ class FrameSource:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self._readers: dict[int, FrameReader] = {}  # opened in the process that reads
+        self._readers: dict[int, FrameReader] = {}  # by video; each worker opens its own
 
     def _reader(self, video: int) -> FrameReader:
         if video not in self._readers:
@@ -69,25 +69,28 @@ class FrameSource:
         return frame_faults(actions, self.config)
 
     def record(self, actions: Sequence[Dive]) -> dict[str, str]:
-        return {}  # frames are those of the videos that the labels belong to
+        return {}  # the labels identify the videos, and thereby the frames
 
     def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
-        # only these windows move past the action's end; the others need not open the archive here
+        # only end_aligned uses frames after the action's end; do not open the archive for the others
         frames_after = self._frames_after(action) if c.frame_method == "end_aligned" else 0
         try:
             frames = clip_frames(action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after)
         except ValueError as error:
-            raise UserError(f"dive {action.name}: {error}; choose another method or fewer frames") from None
+            raise UserError(
+                f"dive {action.name}: {error}; choose another --frame_method or fewer --frame_num"
+            ) from None
         view = crop_view(c.spatial_size, rng) if c.data_aug else squash_view(c.spatial_size)
         return ClipSpec(action, tuple(frames.tolist()), view)
 
     def _frames_after(self, action: Dive) -> int:
-        """How many of the frames after an action's end are on disk without a gap, END_SHIFT at most."""
-        there = np.isin(action.end_frame + np.arange(1, END_SHIFT + 1), self._reader(action.video).numbers)
-        return int(there.cumprod().sum())
+        """How many frames follow the action's end on disk without a gap, at most END_SHIFT."""
+        on_disk = np.isin(action.end_frame + np.arange(1, END_SHIFT + 1), self._reader(action.video).numbers)
+        return int(on_disk.cumprod().sum())
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
+        assert clip.view is not None
         reader = self._reader(clip.action.video)
         return apply_view(clip.view, np.stack([reader.image(number) for number in clip.frames]))
 
@@ -96,7 +99,7 @@ class FrameSource:
 
 
 class FeatureSource:
-    """Rows of --features: clips (N, D) float32."""
+    """Features of the file --features: clips (N, D) float32."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.file = feature_file(Path(config.features))
@@ -115,12 +118,12 @@ class FeatureSource:
 
 
 def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
-    """What is missing on disk for these dives, a sentence for each video; reads indexes only, decodes nothing."""
+    """Messages about frames of these dives that are missing, one per video; reads indexes only, decodes nothing."""
     faults = []
     prepared = set(prepared_videos(config.root_dir))
     for video in sorted({d.video for d in dives}):
         name = video_name(video)
-        again = f"run python -m data_preparation.extract --videos {name}"
+        fix = f"run python -m data_preparation.extract --videos {name}"
         if video not in prepared:
             faults.append(f"video {name} has no frames: {missing_text(config.root_dir, video)}")
             continue
@@ -128,22 +131,22 @@ def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
             short = [d.name for d in dives if d.video == video and d.frame_count < config.frame_num]
             if short:
                 faults.append(
-                    f"video {name} has {len(short)} dives of fewer than {config.frame_num} frames ({short[0]}, ...): --frame_method random cannot choose so many, take fewer --frame_num or another method"
+                    f"video {name} has {len(short)} dives of fewer than {config.frame_num} frames ({short[0]}, ...), too few for --frame_method random: give a smaller --frame_num or another --frame_method"
                 )
         try:
-            there = open_frames(config.root_dir, video).numbers
+            on_disk = open_frames(config.root_dir, video).numbers
         except UserError as error:
             faults.append(str(error))
             continue
-        lacking = [d.name for d in dives if d.video == video and not _has_frames(d, config, there)]
+        lacking = [d.name for d in dives if d.video == video and not _has_frames(d, config, on_disk)]
         if lacking:
             listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
             faults.append(
-                f"video {name} lacks frames of {len(lacking)} dives ({listed}) for --frame_method {config.frame_method}: {again}"
+                f"video {name} lacks frames of {len(lacking)} dives ({listed}) for --frame_method {config.frame_method}: {fix}"
             )
     return faults
 
 
-def _has_frames(dive: Dive, config: TrainConfig, there: np.ndarray) -> bool:
+def _has_frames(dive: Dive, config: TrainConfig, on_disk: np.ndarray) -> bool:
     first, last = needed_frames(dive.start_frame, dive.end_frame, config.frame_num, config.frame_method)
-    return bool(np.isin(np.arange(first, last + 1), there).all())
+    return bool(np.isin(np.arange(first, last + 1), on_disk).all())

@@ -1,4 +1,4 @@
-"""Which dives train, validate and test: functions of the lists, the flags and the seed."""
+"""The training, validation and test dives: a function of the split lists, the flags and the seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.runtime.seeding import derive_seed, generator
 
 @dataclass(frozen=True)
 class Splits:
-    """The dives of a run; no dive is in two of them."""
+    """The dives of a run, in disjoint lists."""
 
     train: list[Dive]
     val: list[Dive]
@@ -29,7 +29,7 @@ class Splits:
         return sorted([*self.train, *self.val], key=lambda d: d.key)
 
     def record(self) -> dict[str, Any]:
-        """What splits.json says: the keys of each part, and a fingerprint of what is learned from."""
+        """The content of splits.json: the keys of each part, and a fingerprint of the training and validation labels."""
         parts = {name: [d.key for d in getattr(self, name)] for name in ("train", "val", "test")}
         return {"fingerprint": data_fingerprint(self.known), **parts}
 
@@ -108,7 +108,7 @@ def split_events(dives: Sequence[Dive], config: TrainConfig) -> Splits:
 
 
 def data_fingerprint(dives: Iterable[Dive]) -> str:
-    """A short hash of what a run is trained and judged on: dives, frame ranges, scores and the other labels."""
+    """A short hash of dives, their frame ranges, scores and other labels."""
     digest = hashlib.sha256()
     for d in sorted(dives, key=lambda d: d.key):
         labels = (d.position, d.armstand, d.rotation_type, d.ss_no, d.tw_no, d.caption)

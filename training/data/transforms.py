@@ -1,4 +1,4 @@
-"""From decoded frames to the model's input: geometry on uint8 in the loader, arithmetic on the device (pure functions)."""
+"""Decoded frames to model input: resize, crop and flip uint8 in the workers, normalise on the device (pure functions)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from training.data.plan import View
 
 
 def crop_source_size(spatial_size: int) -> tuple[int, int]:
-    """(height, width) that frames are resized to before a crop of `spatial_size`: DeepSports' 256 x 455 for 224."""
+    """(height, width) to which frames are resized before a crop of `spatial_size`: as in DeepSports, 256 x 455 for 224."""
     return round(spatial_size * 256 / 224), round(spatial_size * 455 / 224)
 
 
 def resize(frames_THWC: np.ndarray, height: int, width: int) -> torch.Tensor:
-    """(T, H, W, 3) uint8 -> (T, 3, height, width) uint8, bilinear with antialiasing; a view where nothing changes."""
+    """(T, H, W, 3) uint8 -> (T, 3, height, width) uint8, bilinear with antialiasing; a view if the size is the same."""
     frames_TCHW = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
     if frames_TCHW.shape[-2:] == (height, width):
         return frames_TCHW
@@ -23,15 +23,15 @@ def resize(frames_THWC: np.ndarray, height: int, width: int) -> torch.Tensor:
 
 
 def squash_view(size: int) -> View:
-    """The whole frame in a square of `size`."""
+    """The whole frame, resized to a square of `size` regardless of its aspect ratio."""
     return View((size, size), (0, 0, size, size))
 
 
 def crop_view(size: int, rng: np.random.Generator | None) -> View:
-    """One crop of `size` for the whole clip.
+    """A square crop of `size`, the same for all frames of the clip.
 
-    With `rng` its place is random and the clip is flipped in half of the cases (DeepSports' --data_aug); without, it
-    is the centre and nothing is flipped.
+    With `rng` it has a random position and a random flip with probability 0.5 (--data_aug of DeepSports). Without, it is
+    the centre crop.
     """
     height, width = crop_source_size(size)
     if rng is None:
@@ -43,7 +43,7 @@ def crop_view(size: int, rng: np.random.Generator | None) -> View:
 
 
 def apply_view(view: View, frames_THWC: np.ndarray) -> torch.Tensor:
-    """(T, H, W, 3) uint8 -> (T, 3, *view.size) uint8."""
+    """Resize, crop and flip: (T, H, W, 3) uint8 -> (T, 3, *view.size) uint8."""
     frames_TCHW = resize(frames_THWC, *view.resize)
     top, left, height, width = view.crop
     frames_TCHW = frames_TCHW[..., top : top + height, left : left + width]
@@ -51,6 +51,6 @@ def apply_view(view: View, frames_THWC: np.ndarray) -> torch.Tensor:
 
 
 def to_video(clip_BTCHW: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor) -> torch.Tensor:
-    """(B, T, 3, H, W) uint8 -> (B, 3, T, H, W) float32: pixels in [0, 1], then normalised by channel."""
+    """(B, T, 3, H, W) uint8 -> (B, 3, T, H, W) float32: scaled to [0, 1], then normalised per channel."""
     video_BCTHW = clip_BTCHW.permute(0, 2, 1, 3, 4).to(torch.float32).div(255)
     return (video_BCTHW - mean_C.view(1, 3, 1, 1, 1)) / std_C.view(1, 3, 1, 1, 1)

@@ -98,7 +98,7 @@ class Engine(Trainer):
                 try:
                     losses = self.step(batch, rate, position.global_step)
                 except NonFiniteLoss as error:
-                    raise UserError(self._non_finite_loss_text(error, batch.index)) from None
+                    raise UserError(self._non_finite_loss_text(error, batch.action_index)) from None
                 self.meter.add(step_started - load_started, time.perf_counter() - step_started)
                 position.step += 1
                 position.global_step += 1

@@ -108,7 +108,7 @@ class Predictor:
                 with autocast(precision, self.device):
                     outputs = forward(batch)
                 groups = [{n: t.cpu() for n, t in group.items()} for group in (outputs, batch.given, batch.labels)]
-                for row, index in enumerate(batch.index.tolist()):
+                for row, index in enumerate(batch.action_index.tolist()):
                     # cloned, since pickling a view for the other ranks would pickle the whole batch
                     own.append((index, Rows(*({n: t[row].clone() for n, t in group.items()} for group in groups))))
         gathered = [pair for of_rank in gather_objects(own) for pair in of_rank]

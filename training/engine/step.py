@@ -151,7 +151,7 @@ class Step:
         """Tells dropout and batch norm which rows of the global batch micro-batch `index` of this rank holds."""
         accumulate = self.config.accumulate
         part, parts = self.ranks.rank * accumulate + index, self.ranks.world_size * accumulate
-        return batch_part(part, parts, len(micro_batch.index), recomputing=recomputing)
+        return batch_part(part, parts, len(micro_batch.action_index), recomputing=recomputing)
 
     def _gradient_sync(self, is_last: bool) -> AbstractContextManager:
         """DDP sums the gradients over the ranks once per step, in the backward pass of the last micro-batch."""

@@ -1,1 +1,1 @@
-"""What a run stands on: ranks, collectives, interruption, checkpoints, its folder, progress, seeding, logs."""
+"""Ranks, collectives, signals, exit statuses, checkpoints, the run folder, progress, seeding and logs."""

@@ -1,4 +1,4 @@
-"""How the training processes of a run act together: devices, joining, collectives."""
+"""The ranks of a run: their devices, connecting and disconnecting, collectives, and messages about lost ranks."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# what torch, gloo and nccl put around what they say: the place in their source, and advice after the first sentence
+# in messages of torch, gloo and nccl: the source location, and the start of the second sentence
 _SOURCE = re.compile(r"\[[^\]\s]*\.(?:cc|cpp|cu|h|hpp):\d+\]\s*|\s+in: \S+\.(?:cc|cpp|cu|h|hpp):\d+(?=,)")
 _NEXT_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 
-_store: dist.Store | None = None  # of this run, once its ranks have met
-_hosts: list[str] = []  # of each rank
+_store: dist.Store | None = None  # of this run, once its ranks are connected
+_hosts: list[str] = []  # host of each rank
 
 
 def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
-    """The device of this process.
+    """The device of this rank.
 
     Raises:
         UserError: the allocation was given GPUs and CUDA sees none, or fewer than its processes on this node need.
@@ -45,7 +45,7 @@ def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
     if torch.cuda.is_available():
         seen = torch.cuda.device_count()
         on_node = gpus_on_node() or seen
-        # where Slurm binds a GPU to each task, every process sees its own as number 0
+        # if Slurm binds a GPU to each task, every rank sees its own as number 0
         index = 0 if seen == 1 and ranks.local_rank < on_node else ranks.local_rank
         if index >= seen:
             raise UserError(
@@ -86,22 +86,23 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
-    """Connect the processes of the run (nccl on GPUs, gloo on the CPU); nothing to do for a single one. From here on no
-    process waits longer than `timeout` for another.
+    """Initialise the process group: nccl on GPUs, gloo on the CPU, none for a single rank. From then on no rank waits longer
+    than `timeout` for another one.
 
     Raises:
-        ProcessLost: others did not come within `timeout`; it names them.
+        ProcessLost: not all ranks connected within `timeout`; on rank 0 it names those that are missing.
     """
     if ranks.world_size == 1:
         return
-    if ranks.source == "torchrun":  # its agent serves the store and watches over the ranks
-        meeting = {"init_method": f"tcp://{ranks.address}:{ranks.port}"}
+    if ranks.source == "torchrun":  # its agent serves the store and restarts the ranks
+        init_method, store = f"tcp://{ranks.address}:{ranks.port}", None
     else:
-        meeting = {"store": dist.PrefixStore("group", _rendezvous(ranks, timeout))}
+        init_method, store = None, dist.PrefixStore("group", _rendezvous(ranks, timeout))
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            **meeting,
+            init_method=init_method,
+            store=store,
             rank=ranks.rank,
             world_size=ranks.world_size,
             timeout=timeout,
@@ -114,7 +115,7 @@ def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
 
 
 def _rendezvous(ranks: Ranks, timeout: timedelta) -> dist.Store:
-    """The store that the first rank serves, when all ranks have come to it."""
+    """The key-value store, served by the first rank, once all ranks have registered their host in it."""
     place = f"{ranks.address}:{ranks.port}"
     minutes = f"{timeout.total_seconds() / 60:g} minutes"
     try:
@@ -153,14 +154,14 @@ def _rendezvous(ranks: Ranks, timeout: timedelta) -> dist.Store:
 
 
 def short_reason(error: BaseException) -> str:
-    """What torch, gloo or nccl say: their first sentence, without their source paths, advice and pictures."""
+    """The first sentence of an error of torch, gloo or nccl, without source paths, advice and non-ASCII characters."""
     text = _NEXT_SENTENCE.split(_SOURCE.sub("", first_line(error)))[0]
     return " ".join(text.encode("ascii", "ignore").decode().split()).rstrip(".:")
 
 
 def unresponsive_ranks(patience_s: float = 5) -> list[str]:
-    """Ranks, with their hosts, that do not say within `patience_s` that they lost contact, as this one does by asking;
-    [] where nobody can say."""
+    """Ranks, with their hosts, that died or hang: every live rank reports the lost contact in the store, and these did not
+    within `patience_s`. Empty if the ranks have no store (torchrun)."""
     if _store is None:
         return []
     missing = list(range(dist.get_world_size()))
@@ -173,9 +174,9 @@ def unresponsive_ranks(patience_s: float = 5) -> list[str]:
                 missing[:] = [rank for rank in missing if not _store.check([f"lost/{rank}"])]
                 time.sleep(0.1)
             return
-        missing[:] = [0]  # it serves the store
+        missing[:] = [0]  # the store does not answer, and rank 0 serves it
 
-    asking = threading.Thread(target=ask, daemon=True)  # a dead node does not even refuse
+    asking = threading.Thread(target=ask, daemon=True)  # a dead node does not even refuse the connection
     asking.start()
     asking.join(patience_s + 1)
     if asking.is_alive():
@@ -184,32 +185,32 @@ def unresponsive_ranks(patience_s: float = 5) -> list[str]:
 
 
 def peer_failure_text(reason: str, here: str, silent: Sequence[str], job_id: str | None) -> str:
-    """One line for the log of a rank (`here`) that lost others: who, and where the cause can be found. A process that was
-    killed could not write it down."""
-    who = f"no answer from {', '.join(silent)}" if silent else "nobody can say which"
+    """One line for the log of a rank (`here`) that lost contact: which ranks do not answer, and where to find the cause,
+    since a killed process logs nothing."""
+    who = f"no answer from {', '.join(silent)}" if silent else "it is not known which"
     slurm = (
-        f"sacct -j {job_id} --format=JobID,State,ExitCode,MaxRSS,NodeList (OUT_OF_MEMORY: ask for more --mem, or give fewer --workers), at sinfo -R (a node that went down) and at "
+        f"sacct -j {job_id} --format=JobID,State,ExitCode,MaxRSS,NodeList (OUT_OF_MEMORY: ask for more --mem, or give fewer --workers), sinfo -R (a node that went down) and "
         if job_id
         else ""
     )
-    return f"{here} lost contact with other processes of the run ({reason}; {who}): if the log of such a rank ends without an error, it was killed: look at {slurm}dmesg on its host"
+    return f"{here} lost contact with other processes of the run ({reason}; {who}): if the log of such a rank ends without an error, it was killed: check {slurm}dmesg on its host"
 
 
 def describe_peer_failure(error: BaseException) -> str:
-    """What this rank says when `is_peer_failure(error)`, after asking which ranks are gone."""
+    """The log line for an error with `is_peer_failure(error)`; waits a few seconds to find out which ranks do not answer."""
     here = f"rank {dist.get_rank()} on {socket.gethostname()}"
     return peer_failure_text(short_reason(error), here, unresponsive_ranks(), slurm_job_id())
 
 
 def is_peer_failure(error: Exception) -> bool:
-    """Whether an exception of torch says that another process is gone, or silent for too long."""
+    """Whether an exception means that another rank died or did not answer in time."""
     if not dist.is_initialized():
         return False
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def disconnect() -> None:
-    """Disconnect, if connected."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -218,7 +219,7 @@ def disconnect() -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the first rank, or alone."""
+    """Whether this is rank 0, or the only one."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -227,10 +228,10 @@ def world_size() -> int:
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """Concatenation over ranks whose backward hands each rank the gradient of its own rows.
+    """Concatenation over ranks. Backward returns the gradient of this rank's rows.
 
-    Every rank computes the same loss from the same gathered rows, so no gradient has to travel back: summing the
-    parameter gradients over the ranks (DDP) completes the chain rule.
+    Every rank computes the same loss from the same gathered rows, so backward needs no communication: DDP's sum of the
+    parameters' gradients over the ranks completes the chain rule.
     """
 
     @staticmethod
@@ -252,7 +253,7 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(item: object) -> list:
-    """One picklable object of each rank, in rank order, on every rank."""
+    """A picklable object from each rank -> the list of all, in rank order, on every rank."""
     if not dist.is_initialized():
         return [item]
     items: list = [None] * dist.get_world_size()
@@ -261,17 +262,16 @@ def gather_objects(item: object) -> list:
 
 
 def max_over_ranks(value: int, device: torch.device) -> int:
-    """The largest of the ranks' values, on every rank."""
+    """The maximum of `value` over the ranks, on every rank."""
     if not dist.is_initialized():
         return value
-    everyones = torch.tensor(value, device=device)
-    dist.all_reduce(everyones, dist.ReduceOp.MAX)
-    return int(everyones)
+    maximum = torch.tensor(value, device=device)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 def on_first_rank(action: Callable[[], T]) -> T:
-    """What the action returns on the first rank, where alone it runs; the others wait for it, and fail with its UserError
-    if it fails."""
+    """Run `action` on the first rank only and return its result on every rank. If it raises UserError, every rank does."""
     found: T | None = None
     fault: UserError | None = None
     if is_first():
@@ -285,17 +285,22 @@ def on_first_rank(action: Callable[[], T]) -> T:
     return found
 
 
-def wait_until_visible(path: Path | None, mark: Callable[[Path], str], patience_s: float = 60) -> Path | None:
-    """The first rank's path, once every rank sees the first rank's file there: a shared file system may show it late.
+def wait_until_visible(path: Path | None, fingerprint: Callable[[Path], str], patience_s: float = 60) -> Path | None:
+    """Wait until every rank sees the first rank's file, with the same fingerprint: a shared file system may show it late.
+    Returns the first rank's `path` on every rank, which may be None.
 
     Raises:
-        UserError: some rank does not see it within `patience_s`.
+        UserError: the file is missing, or a rank does not see it within `patience_s`.
     """
-    path, wanted = gather_objects((path, _mark_or_none(path, mark)) if path and is_first() else (path, ""))[0]
+    path, wanted = gather_objects(
+        (path, _fingerprint_or_none(path, fingerprint)) if path and is_first() else (path, "")
+    )[0]
     if wanted is None:
-        raise UserError(f"{path} is gone: restore it from a copy")
+        raise UserError(f"{path} is missing: restore it from a copy")
     deadline = time.monotonic() + patience_s
-    while not (same := path is None or _mark_or_none(path, mark) == wanted) and time.monotonic() < deadline:
+    while (
+        not (same := path is None or _fingerprint_or_none(path, fingerprint) == wanted) and time.monotonic() < deadline
+    ):
         time.sleep(0.5)
     if blind := [rank for rank, fine in enumerate(gather_objects(same)) if not fine]:
         raise UserError(
@@ -304,9 +309,9 @@ def wait_until_visible(path: Path | None, mark: Callable[[Path], str], patience_
     return path
 
 
-def _mark_or_none(path: Path, mark: Callable[[Path], str]) -> str | None:
+def _fingerprint_or_none(path: Path, fingerprint: Callable[[Path], str]) -> str | None:
     try:
-        return mark(path)
+        return fingerprint(path)
     except OSError:
         return None
 

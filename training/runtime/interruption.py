@@ -1,8 +1,8 @@
-"""Signals that end a job (time limit, preemption) only set a flag here; the engine asks at each step boundary.
+"""Signals that stop a training (time limit, preemption) only set a flag; the engine checks it after each step.
 
 Slurm sends USR2 (--signal=USR2@...) before a time limit or a preemption, and TERM with scancel. A shell that is closed
-sends HUP. Imports no torch, so that the flag stands before seconds of imports begin. Until it stands, the signals wait:
-job_files/hold_signals.sh starts the process with them blocked.
+sends HUP. Imports no torch, so that the handlers are installed before seconds of imports. Until then the signals are
+pending: job_files/hold_signals.sh starts the process with them blocked.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ STATUS = {
 
 # seconds between Slurm's USR2 and the time limit (--signal): enough to finish a step and save
 SIGNAL_BEFORE_END_S = 120
-_SHORT_S = 60  # less time to train than this is worth a remark
+_SHORT_S = 60  # warn if less time is left to train
 
 
 def time_limit_warning(started: float, now: float, end: float) -> str | None:
-    """A sentence where a job's time limit leaves little between its start-up and the signal before its end.
+    """A warning if a job's time limit leaves little time between its start-up and the signal before its end, else None.
 
-    `started` and `end` are those of the job, `now` is when its start-up is done, all in seconds of one clock.
+    `started` and `end` are the job's, `now` is the end of its start-up, all in seconds of the same clock.
     """
     lead = min(SIGNAL_BEFORE_END_S, (end - started) / 2)
     start_up, left = now - started, end - lead - now
     if left >= max(start_up, _SHORT_S):
         return None
-    return f"of the job's {(end - started) / 60:.1f} minutes {start_up / 60:.1f} went into the start and the last {lead / 60:.1f} are for saving: {max(left, 0) / 60:.1f} are left to train each time it starts; ask for a longer time limit (--time, --time_min)"
+    return f"of the job's {(end - started) / 60:.1f} minutes the start-up took {start_up / 60:.1f} and the last {lead / 60:.1f} are for saving: {max(left, 0) / 60:.1f} are left to train each time it starts; ask for a longer time limit (--time, --time_min)"
 
 
 class ProcessLost(UserError):
-    """Another process of the run is gone, silent or did not come: nothing that this one could mend; the job may start again."""
+    """A worker or another rank died, hangs or did not connect. This process cannot fix that, but a restart of the job may."""
 
 
 class StoppedBySignal(Exception):
-    """The run stopped at a step boundary with a checkpoint, because of a signal; `status` is the exit status."""
+    """A signal stopped the run after a step, with a checkpoint. `status` is the exit status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -51,13 +51,13 @@ class StoppedBySignal(Exception):
 
 
 class InterruptionFlag:
-    """Remembers that this process was told to stop."""
+    """Whether a signal asked this process to stop: `status` is the exit status for it, 0 without a signal."""
 
     def __init__(self) -> None:
         self.status = 0
 
     def install(self) -> InterruptionFlag:
-        """Catch the signals from here on, and those that came while they were blocked. A SIGHUP that is ignored (nohup)
+        """Install the signal handlers, then unblock the signals, so pending ones arrive now. If SIGHUP is ignored (nohup), it
         stays ignored."""
         for number in STATUS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -66,11 +66,11 @@ class InterruptionFlag:
         return self
 
     def ignore(self) -> None:
-        """From here on the process ends by itself: a signal must not spoil its exit status."""
+        """Ignore the signals: the process is about to end, and a signal must not change its exit status."""
         for number in STATUS:
             signal.signal(number, signal.SIG_IGN)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.status:
-            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step boundary
+            raise KeyboardInterrupt  # a second Ctrl-C stops at once
         self.status = max(self.status, STATUS[signal.Signals(number)])

@@ -1,4 +1,4 @@
-"""How training processes log."""
+"""Logging of the ranks: to stderr and to a file each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FORMAT = "%(asctime)s{who} %(levelname)-7s %(message)s"
 
 
 class _StderrHandler(logging.StreamHandler):
-    """Writes to stderr for as long as there is someone to read it. A terminal that was closed, or a pipe whose reader is
-    gone, must neither end the training nor change its exit status, which Python does when it cannot write what is left."""
+    """Writes to stderr until its terminal or pipe is closed; then to /dev/null. Otherwise the training would end, or Python
+    would change its exit status because it cannot flush stderr."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -26,9 +26,11 @@ class _StderrHandler(logging.StreamHandler):
 
 
 def start_log(level: str, ranks: Ranks) -> None:
-    """Lines with the time; the first rank at `level`, the others from warnings up, with their rank."""
+    """Log to stderr: the first rank at `level`, the others at WARNING or above, with their rank in each line."""
     who = f" rank {ranks.rank}" if ranks.world_size > 1 else ""
-    logging.raiseExceptions = False  # a full disk is reported once, by what cannot be written, not with every line
+    logging.raiseExceptions = (
+        False  # report a full disk once, where a file cannot be written, and not for every log line
+    )
     logging.basicConfig(
         format=FORMAT.replace("{who}", who), datefmt="%H:%M:%S", handlers=[_StderrHandler()], force=True
     )
@@ -37,7 +39,7 @@ def start_log(level: str, ranks: Ranks) -> None:
 
 
 def also_log_to(path: Path) -> None:
-    """Append this process's lines, with the date, to a file as well.
+    """Also append the log of this rank, with dates, to a file.
 
     Raises:
         UserError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What a run says of itself while it trains: progress.json, which launch.status and Slurm's job comment read.
+"""Progress of a run while it trains: progress.json for launch.status, and a hook for Slurm's job comment.
 
 Imports no torch."""
 
@@ -22,7 +22,7 @@ ProgressHook = Callable[[RunProgress], None]
 
 
 class Meter:
-    """Where the time of some steps went: waiting for data, or computing."""
+    """Sums up the time of steps: waiting for data, and computing."""
 
     def __init__(self) -> None:
         self.data_s = self.step_s = 0.0
@@ -32,11 +32,11 @@ class Meter:
         self.data_s, self.step_s, self.steps = self.data_s + data_s, self.step_s + step_s, self.steps + 1
 
     def means(self) -> dict[str, float]:
-        """Seconds of one step."""
+        """Mean seconds per step."""
         return {"data_s": self.data_s / self.steps, "step_s": self.step_s / self.steps}
 
     def throughput(self, batch_size: int) -> dict[str, float]:
-        """Seconds a step, dives a second over all processes, and the share of the time that waited for data."""
+        """Fields of RunProgress: seconds per step, dives per second over all ranks, fraction of the time that waited for data."""
         total = self.data_s + self.step_s
         return {
             "seconds_per_step": total / self.steps,
@@ -47,22 +47,20 @@ class Meter:
 
 @contextmanager
 def record_failure(run: RunFolder, describe: Callable[[Exception], str]) -> Iterator[None]:
-    """An error that ends the training is also the last word of progress.json, where launch.status finds it; `describe`
-    gives it in one line."""
+    """Record an exception that ends the training in progress.json, for launch.status; `describe` turns it into one line."""
     try:
         yield
     except StoppedBySignal:
         raise
     except Exception as error:
-        with suppress(OSError, UserError):  # a full disk, say: the error itself is what counts
+        with suppress(OSError, UserError):  # on a full disk, say; raise the original error anyway
             last = run.progress() or RunProgress("failed")
             run.write_progress(replace(last, state="failed", error=describe(error)))
         raise
 
 
 class Progress:
-    """Tells the world where the run is: progress.json, and whoever asked (Slurm's job comment). The first rank's voice;
-    the others' are silent."""
+    """Writes progress.json and calls the hook, on the first rank only."""
 
     def __init__(self, run: RunFolder, ranks: Ranks, hook: ProgressHook | None) -> None:
         self.run, self.ranks, self.hook = run, ranks, hook
@@ -75,15 +73,15 @@ class Progress:
         )
 
     def time_left_text(self) -> str:
-        """'  eta 0:02:40' for a log line, by what was told last; '' where it is not known."""
+        """'  eta 0:02:40' for a log line, from the last update; '' if unknown."""
         seconds = self.current.eta_s
         return "" if seconds is None else f"  eta {timedelta(seconds=round(seconds))}"
 
     def update(self, **fields: Any) -> None:
-        """Say what is new, by the names of RunProgress; what was said before and is not said now stays."""
+        """Set some fields of RunProgress, write progress.json and call the hook. The other fields keep their values."""
         if not self.ranks.is_first:
             return
-        known = replace(self.current, **fields)
-        self.current = self.run.write_progress(replace(known, eta_s=seconds_left(known)))
+        updated = replace(self.current, **fields)
+        self.current = self.run.write_progress(replace(updated, eta_s=seconds_left(updated)))
         if self.hook:
             self.hook(self.current)

@@ -1,7 +1,7 @@
-"""Who am I among the training processes, and what did the scheduler give me? Imports no torch.
+"""The rank of this process, and the resources that Slurm allocated to the job. Imports no torch.
 
-The only file that reads torchrun's, Slurm's and submitit's variables. `read_ranks` decides in this order and never guesses:
-torchrun, a Slurm step (srun, submitit), submitit without Slurm, a single process.
+The only file that reads the environment variables of torchrun, Slurm and submitit. `read_ranks` checks in this order:
+torchrun, a Slurm step (srun, submitit), submitit without Slurm, a single process. It never guesses.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from data_preparation.common.errors import UserError
 
 PORT_VARIABLE = "DEEPSPORTS_PORT"  # a free port of the first node, found by launch.job begin
-_PORTS = range(20000, 30000)  # below Linux's ephemeral ports (32768 and up), so nothing random sits there
+_PORTS = range(20000, 30000)  # below the ephemeral ports of Linux (32768 and up)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place. `local_rank` counts within the node; `source` says who told us."""
+    """The rank of this process. `local_rank` is the rank within the node, `source` what set the variables."""
 
     rank: int = 0
     world_size: int = 1
@@ -31,7 +31,7 @@ class Ranks:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise UserError(
-                f"{self.source} gives rank {self.rank} of {self.world_size} processes, which cannot be: start the job again"
+                f"{self.source} gives rank {self.rank} of {self.world_size} processes, which is impossible: start the job again"
             )
 
     @property
@@ -41,7 +41,7 @@ class Ranks:
 
 def first_host(nodelist: str) -> str:
     """The first host of a Slurm node list: 'gpu[003-010,012],cpu1' -> 'gpu003'."""
-    each_first = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodelist)  # of each bracket the first number
+    each_first = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodelist)  # the first number of each bracket
     host = each_first.split(",")[0]
     if not host:
         raise UserError(f"SLURM_STEP_NODELIST '{nodelist}' names no host: start the job with srun")
@@ -49,7 +49,7 @@ def first_host(nodelist: str) -> str:
 
 
 def rendezvous_port(job_id: int, step_id: int = 0, attempt: int = 0) -> int:
-    """A port that all processes of a step know without talking, and that two jobs on a node hardly share."""
+    """A port that all ranks of a step compute alike, and that hardly ever is the port of another job on the node."""
     return _PORTS[(job_id * 31 + step_id + attempt * 997) % len(_PORTS)]
 
 
@@ -59,14 +59,14 @@ def _number(env: Mapping[str, str], name: str, source: str) -> int:
     except KeyError:
         raise UserError(f"{source} did not set {name}: start the job again, or as a single process") from None
     except ValueError:
-        raise UserError(f"{source} set {name}='{env[name]}', which is no number: start the job again") from None
+        raise UserError(f"{source} set {name}='{env[name]}', which is not a number: start the job again") from None
 
 
 def read_ranks(env: Mapping[str, str] = os.environ) -> Ranks:
-    """This process's place, from the variables of whoever started it.
+    """The rank of this process, from its environment variables.
 
     Raises:
-        UserError: the variables contradict each other, or an allocation of several tasks was entered without srun.
+        UserError: the variables contradict each other, or the job has several tasks and the process was not started by srun.
     """
     if "TORCHELASTIC_RUN_ID" in env or ("RANK" in env and "WORLD_SIZE" in env):
         source = "torchrun"
@@ -114,7 +114,7 @@ def slurm_job_id(env: Mapping[str, str] = os.environ) -> str | None:
 
 
 def raw_job_number(env: Mapping[str, str] = os.environ) -> int:
-    """The number that Slurm counts this job by (an array's tasks have different ones), or 0."""
+    """SLURM_JOB_ID, which differs between the tasks of an array, or 0 outside a job."""
     return int(env.get("SLURM_JOB_ID") or 0)
 
 
@@ -134,7 +134,7 @@ def restart_count(env: Mapping[str, str] = os.environ) -> int:
 
 
 def allocated_gpus(env: Mapping[str, str] = os.environ) -> str | None:
-    """The GPUs that Slurm gave this process ('0,1'), or None where Slurm gave none or is not there."""
+    """The GPUs that Slurm gave this process ('0,1'), or None without Slurm or without GPUs."""
     if "SLURM_JOB_ID" not in env:
         return None
     given = env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS") or env.get("CUDA_VISIBLE_DEVICES")
@@ -142,12 +142,12 @@ def allocated_gpus(env: Mapping[str, str] = os.environ) -> str | None:
 
 
 def gpus_on_node(env: Mapping[str, str] = os.environ) -> int | None:
-    """The GPUs of this node that belong to the job, or None where Slurm does not say."""
+    """The GPUs of this node that belong to the job, or None if Slurm does not set it."""
     return int(env["SLURM_GPUS_ON_NODE"]) if env.get("SLURM_GPUS_ON_NODE") else None
 
 
 def allocated_cpus(env: Mapping[str, str] = os.environ) -> int | None:
-    """The CPU cores that Slurm gave each task, or None where it does not say."""
+    """The CPU cores that Slurm gave each task, or None if Slurm does not set it."""
     return int(env["SLURM_CPUS_PER_TASK"]) if env.get("SLURM_CPUS_PER_TASK") else None
 
 
@@ -171,7 +171,7 @@ def tasks_of_nodes(text: str) -> list[int]:
 
 
 def allocated_memory(env: Mapping[str, str] = os.environ) -> int | None:
-    """Bytes of this node's memory that Slurm gave the job, or None where it does not say."""
+    """Bytes of this node's memory that Slurm gave the job, or None if Slurm does not set it."""
     if env.get("SLURM_MEM_PER_NODE"):
         return int(env["SLURM_MEM_PER_NODE"]) * 2**20 or None  # 0 is all
     if env.get("SLURM_MEM_PER_CPU") and env.get("SLURM_CPUS_ON_NODE"):
@@ -180,8 +180,8 @@ def allocated_memory(env: Mapping[str, str] = os.environ) -> int | None:
 
 
 def job_times(env: Mapping[str, str] = os.environ) -> tuple[float, float] | None:
-    """When this start of the job began and when its time limit ends it (seconds since 1970), or None where Slurm does not
-    say (before 22.05, or outside of a job)."""
+    """When this start of the job began and when its time limit ends it (seconds since 1970), or None if Slurm does not set
+    them (before 22.05, or outside a job)."""
     try:
         return float(env["SLURM_JOB_START_TIME"]), float(env["SLURM_JOB_END_TIME"])
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""RunProgress: where a run is now, as progress.json says it. Imports no torch."""
+"""RunProgress: the content of progress.json. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ _WRITTEN_AS_NULL = {"error", "eta_s", "job_id"}  # the other fields are left out
 
 @dataclass(frozen=True)
 class RunProgress:
-    """Where a run is now. None, or the default of a number, stands for what is not known yet or what the file of an older
-    version lacks."""
+    """How far a run is. None, or the default of a number, means not known yet or missing in the file of an older version."""
 
     state: str  # running, interrupted, finished or failed
     job_id: str | None = None  # Slurm's; None without a job
@@ -22,27 +21,27 @@ class RunProgress:
     epoch: int = 0  # epochs completed
     epochs: int | None = None
     step: int = 0  # steps done in all epochs
-    steps: int | None = None  # of all epochs
+    steps: int | None = None  # planned for all epochs
     best_epoch: int = 0  # 1-based; 0 before the first validation
     best_spearman: float | None = None
     train_loss: float | None = None  # of the last epoch
     val_spearman: float | None = None  # of the last epoch
     seconds_per_step: float | None = None
     dives_per_s: float | None = None  # over all ranks
-    data_share: float | None = None  # part of the time that waits for data, 0 to 1
+    data_share: float | None = None  # fraction of the time that waited for data, 0 to 1
     epoch_s: float | None = None  # seconds of the last whole epoch, with validation
     eta_s: float | None = None  # seconds until the last step
     peak_memory_gib: float | None = None
     updated: float = 0.0  # when the file was written, in seconds since 1970
 
     def as_record(self) -> dict[str, Any]:
-        """What progress.json holds."""
+        """The content of progress.json."""
         return {n: value for n, value in asdict(self).items() if value is not None or n in _WRITTEN_AS_NULL}
 
     @classmethod
     def from_record(cls, record: Any) -> RunProgress:
-        """The progress that `as_record` wrote, in this version or another: unknown fields are ignored, and null is the
-        field's default.
+        """The progress that `as_record` wrote, in this version or another: unknown fields are ignored, and null means
+        the field's default.
 
         Raises:
             ValueError: not a record of a run's progress.
@@ -61,8 +60,8 @@ class RunProgress:
 
 
 def seconds_left(progress: RunProgress) -> float | None:
-    """How long the steps that are left will take, by the last whole epoch (it has validation in it), else by a step; None
-    where neither is known."""
+    """Seconds until the last step, estimated from the last whole epoch (with its validation), else from the last steps; None
+    if neither is known."""
     if progress.steps is None or progress.epochs is None:
         return None
     left = max(progress.steps - progress.step, 0)
