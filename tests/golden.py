@@ -1,4 +1,4 @@
-"""The originals' golden outputs (../shared/golden), and the weights and inputs that they were computed with."""
+"""Golden outputs of the original code (../shared/golden), and the weights and inputs that they were computed with."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 
 def recipe_tensor(name: str, shape, scale: float) -> torch.Tensor:
-    """The golden outputs' weights and inputs, rebuilt from names alone."""
+    """A random tensor whose seed is its name: the weights and inputs of the golden outputs."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     return torch.randn(tuple(shape), generator=generator) * scale
 
 
 def recipe_state(shapes: dict[str, list[int]], scale: float = 0.05) -> dict[str, torch.Tensor]:
-    """Weights from the recipe: norms' scales about 1, running variances from 1 up, counters at 0."""
+    """Weights as in the golden outputs: scales of norms near 1, running variances of at least 1, counters 0."""
     state = {}
     for name, shape in shapes.items():
         if name.endswith("num_batches_tracked"):

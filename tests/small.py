@@ -31,7 +31,7 @@ DIVES = actions_of(8)
 
 
 def config_of(model: str = "timesformer", method: str = "regression", **flags) -> TrainConfig:
-    """A configuration of those flags that the chosen backbone and method have."""
+    """A configuration with those of the flags that the chosen backbone and method have."""
     owned = {field.name for field in dataclasses.fields(config_class(model, method))}
     return TrainConfig(model=model, method=method, **{name: value for name, value in flags.items() if name in owned})
 
@@ -43,12 +43,12 @@ def tiny_argv(model: str, method: str) -> list[str]:
 
 
 def tiny_config(model: str, method: str, **flags) -> TrainConfig:
-    """That configuration, with other common flags changed."""
+    """The small configuration of a backbone and a method, with other common flags."""
     return dataclasses.replace(parse(TrainConfig, tiny_argv(model, method)), **flags)
 
 
 def labels_of(method: Method, actions: Sequence[Dive], part: str = "labels") -> dict[str, torch.Tensor]:
-    """The labels (or what is `given`) of some actions as the loader stacks them."""
+    """The labels (or with `part="given"` the given values) of some actions, stacked as in a batch."""
     return default_collate([{n: torch.as_tensor(v) for n, v in getattr(method, part)(a).items()} for a in actions])
 
 

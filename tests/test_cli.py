@@ -114,7 +114,7 @@ def test_every_original_flag_is_understood(short_form: bool):
         (["stray"], ["stray"]),
     ],
 )
-def test_a_bad_flag_is_one_sentence_with_the_mend(argv: list[str], words: list[str]):
+def test_a_bad_flag_is_one_sentence_with_the_fix(argv: list[str], words: list[str]):
     with pytest.raises(UserError) as error:
         parse(TrainConfig, argv)
     for word in words:
@@ -176,7 +176,7 @@ WORDS = [
 
 @given(st.lists(st.sampled_from(WORDS), max_size=5))
 def test_the_faults_of_a_command_line_are_argparses(argv: list[str]):
-    """What argparse accepts has no faults, and what it refuses has at least one."""
+    """A command line has faults exactly if argparse refuses it."""
     words = [f" {word}" if word in ("-1", "-1e-3") else word for word in argv]
     try:
         _, unknown = build_parser(TrainConfig.for_argv(words)).parse_known_args(words)
@@ -245,6 +245,6 @@ def test_the_readmes_hold_the_flag_tables():
             assert expected in readme, f"{name} of {file}: run python -m launch.readme_tables"
 
 
-def test_launch_and_training_flags_are_parted():
+def test_launch_and_training_flags_are_split():
     assert split_argv(["--nodes", "2", "--", "--epochs", "3"]) == (["--nodes", "2"], ["--epochs", "3"])
     assert split_argv(["--nodes", "2"]) == (["--nodes", "2"], [])

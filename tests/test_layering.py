@@ -1,4 +1,4 @@
-"""Imports go one way, launch -> training -> data_preparation, and ruff and mypy find no errors."""
+"""Imports go one way: launch -> training -> data_preparation. The repository is clean for ruff and mypy."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def imported_modules(path) -> set[str]:
 
 
 @pytest.mark.parametrize("room", ALLOWED)
-def test_rooms_import_only_what_lies_below_them(room: str):
+def test_packages_import_only_lower_packages(room: str):
     for path in (REPOSITORY / room).rglob("*.py"):
         ours = {m for m in imported_modules(path) if m.split(".")[0] in ALLOWED}
         assert {m.split(".")[0] for m in ours} <= ALLOWED[room], path
 
 
-def test_leaves_stay_leaves():
+def test_leaf_modules_import_only_what_is_listed():
     for name, allowed in LEAVES.items():
         ours = {m for m in imported_modules(REPOSITORY / name) if m.split(".")[0] in ALLOWED}
         assert ours <= allowed, name

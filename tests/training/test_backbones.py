@@ -1,4 +1,4 @@
-"""Backbones: the originals' outputs, parameter names and costs; published weight files; and what every backbone owes."""
+"""Backbones: the originals' outputs, parameter names and costs; and published weight files."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_a_vit_of_timm_starts_the_network(tmp_path: Path):
 
 
 def test_positions_are_resized_in_two_dimensions(tmp_path: Path):
-    """A ramp from left to right stays one; resizing along the flattened grid would not keep rows apart."""
+    """A ramp from left to right stays a ramp. Resizing along the flattened grid would mix the rows."""
     ramp = torch.linspace(0, 1, 4).repeat(4, 1)  # 4 x 4 patches
     embed = torch.cat([torch.full((1, 1, 24), 7.0), ramp.reshape(1, 16, 1).expand(1, 16, 24)], dim=1)
     resized = resize_pos_embed(embed, (6, 6))
@@ -246,7 +246,7 @@ def test_positions_are_resized_in_two_dimensions(tmp_path: Path):
     assert build_model(larger).backbone.pos_embed.shape == (1, 10, 24)
 
 
-def test_times_are_resized_as_told(tmp_path: Path):
+def test_time_embeddings_are_resized_as_requested(tmp_path: Path):
     embed = torch.arange(8.0).view(1, 8, 1)
     assert resize_time_embed(embed, 4).flatten().tolist() == [0, 2, 4, 6]  # 96 -> 48 keeps every second
     assert resize_time_embed(embed, 16).flatten().tolist() == [i // 2 for i in range(16)]

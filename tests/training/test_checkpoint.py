@@ -1,4 +1,4 @@
-"""Checkpoints and plots: whole or not at all, and never trusted."""
+"""Checkpoints and plots: written completely or not at all; checkpoints are verified before use."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_a_torn_checkpoint_is_named(tmp_path: Path, cut: int):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
-def test_a_changed_bit_is_found_or_without_effect(tmp_path: Path, data: st.DataObject):
-    """Some bytes of a ZIP are padding; where one that counts is changed, the checkpoint is not used."""
+def test_a_changed_bit_is_detected_or_has_no_effect(tmp_path: Path, data: st.DataObject):
+    """Some bytes of a ZIP are padding. If any other byte is changed, the checkpoint is refused."""
     content = {"w": torch.arange(100.0), "position": {"step": 7}}
     checkpoint.save(tmp_path / "c.pt", content)
     raw = bytearray((tmp_path / "c.pt").read_bytes())
@@ -53,8 +53,8 @@ def test_a_changed_bit_is_found_or_without_effect(tmp_path: Path, data: st.DataO
     assert found["position"] == {"step": 7}
 
 
-def test_what_is_being_written_is_what_was_given(tmp_path: Path):
-    """Training goes on while a thread writes; its changes do not reach the file, and an error of the thread is told."""
+def test_a_checkpoint_holds_the_values_at_the_time_of_the_call(tmp_path: Path):
+    """Training continues while a thread writes: its changes do not reach the file, and an error of the thread is reported."""
     writer = checkpoint.Writer()
     weight = torch.zeros(1_000_000)
     done: list[bool] = []
@@ -74,7 +74,7 @@ def test_what_is_being_written_is_what_was_given(tmp_path: Path):
     writer.put({}, lambda _: {tmp_path / "file" / "c.pt": {}})
     with pytest.raises(UserError, match="could not be written"):
         writer.wait()
-    writer.wait()  # told once
+    writer.wait()  # reported once
 
 
 def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path: Path):
@@ -93,14 +93,14 @@ def test_a_full_disk_keeps_the_checkpoint_that_was_there(tmp_path: Path):
         subprocess.run(["umount", mount], check=True)
 
 
-def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path: Path):
+def test_log_lines_after_the_checkpoint_are_removed_on_resume(tmp_path: Path):
     run = RunFolder(tmp_path)
     for step in range(1, 7):
         run.append_metrics({"type": "step", "epoch": 1 + step // 4, "step": step, "loss": math.nan})
         if step == 3:
             run.append_metrics({"type": "epoch", "epoch": 1, "step": 3, "val_spearman": 0.5})
     with open(run.metrics_file, "a") as file:
-        file.write('{"type": "step", "ep')  # torn by a kill
+        file.write('{"type": "step", "ep')  # cut off by a kill
     run.rewind_metrics(epochs_done=1, global_step=4)
     assert [r["step"] for r in run.metrics("step")] == [1, 2, 3, 4]
     assert [r["epoch"] for r in run.metrics("epoch")] == [1]

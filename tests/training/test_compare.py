@@ -26,7 +26,7 @@ def write_run(folder: Path, predicted: np.ndarray, dives: list[Dive] = DIVES) ->
     return folder
 
 
-def test_a_better_run_is_seen_and_an_equal_one_is_not():
+def test_the_paired_interval_detects_a_better_run_only():
     low, high, share = paired_interval(noisy(12), noisy(4), TRUE)
     assert 0 < low < high
     assert share == 1
@@ -34,7 +34,7 @@ def test_a_better_run_is_seen_and_an_equal_one_is_not():
     low, high, share = paired_interval(noisy(5, 1), noisy(5, 2), TRUE)
     assert low < 0 < high
     assert 0.02 < share < 0.98
-    # pairing is what makes small gains visible: both runs miss the same dives
+    # pairing makes small gains significant, because both runs are wrong about the same dives
     shared = noisy(10)
     paired = paired_interval(shared, shared + 0.15 * (TRUE - shared), TRUE)
     assert paired[0] > 0

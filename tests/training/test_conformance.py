@@ -1,4 +1,4 @@
-"""What every backbone and method owes, found by their names: a new one is tested by being there."""
+"""Tests of every backbone and method. Plug-ins are found by name, so a new one is tested without any change here."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ WORLD_SIZES = (2, 3)
 
 
 def _on_rank(rank: int, folder: Path, configs: dict[str, TrainConfig]) -> None:
-    """One of three processes, of which the last has nothing to do where there are two ranks."""
+    """One of three processes; the last one is not among the two ranks of the smaller world."""
     torch.set_num_threads(1)
     for world in WORLD_SIZES:
         if rank < world:
@@ -132,7 +132,7 @@ def test_the_same_step_on_any_number_of_ranks_and_with_any_accumulation(
         assert close(whole, found, start) < 1e-3
         running = [name for name in whole if "running" in name]
         assert all(torch.allclose(whole[name], found[name], rtol=1e-4, atol=1e-6) for name in running)
-        # statistics of a few values, as in so small a network, magnify the last digits of the first step
+        # batch statistics of a few values, as in so small a network, amplify the rounding of the first step
         assert same[1] == pytest.approx(losses[1], rel=0.05)
 
 
@@ -189,7 +189,7 @@ def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, featu
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
-def test_a_few_samples_are_learned_by_heart(model: str, method: str, features_file: Path):
+def test_a_few_samples_are_overfitted(model: str, method: str, features_file: Path):
     config = config_for(model, method, features_file, optimizer="AdamW", batch_norm="trained")
     noise = {"dropout": (0.0,), "drop_path": 0.0}
     config = dataclasses.replace(config, **{n: v for n, v in noise.items() if n in config.__dataclass_fields__})
@@ -198,7 +198,7 @@ def test_a_few_samples_are_learned_by_heart(model: str, method: str, features_fi
         pytest.skip("fitted at once: there are no steps")
     step = Step(network, config, Ranks(), CPU)
     network.train()
-    batch = chunk_batch(batch_for(config, network), 3)[0]  # few, so that the largest network takes seconds
+    batch = chunk_batch(batch_for(config, network), 3)[0]  # a small batch, so that the largest network takes seconds
     first = step(batch, 1e-3, 0)["loss"]
     assert any(step(batch, 1e-3, number)["loss"] < 0.2 * first for number in range(1, 100))
 

@@ -233,7 +233,7 @@ def test_an_output_that_the_loss_does_not_use_ends_no_training(tmp_path: Path):
     mp.spawn(_steps_on_rank, (str(tmp_path / "join"),), nprocs=2)
 
 
-def test_a_share_that_is_no_multiple_of_the_group_is_refused():
+def test_a_rank_batch_that_is_not_a_multiple_of_the_group_is_refused():
     with pytest.raises(Exception, match="bn_group"):
         config_of(**{**SMALL, "batch_norm": "trained", "bn_group": 3})
     config = config_of(**{**SMALL, "batch_norm": "trained", "bn_group": 4})

@@ -1,4 +1,4 @@
-"""Who a process is, told from the variables of torchrun and Slurm; and gathering with gradients."""
+"""Ranks read from the variables of torchrun and Slurm, lost ranks, and gathering with gradients."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _lose(rank: int, world: int, port: int, lost: int, how: int, answers: mp.Sim
     ("world", "lost", "how"), [(2, 1, signal.SIGKILL), (3, 0, signal.SIGKILL), (3, 1, signal.SIGSTOP)]
 )
 def test_a_lost_rank_is_named_in_plain_words(world: int, lost: int, how: int):
-    """Killed, or silent for longer than the others wait."""
+    """A rank is killed, or does not answer within the time that the others wait."""
     context = mp.get_context("spawn")
     answers = context.SimpleQueue()
     port = 20000 + os.getpid() % 9000 + 40 + world + lost
@@ -242,7 +242,7 @@ def _see(rank: int, port: int, path: Path, late: float, answers: mp.SimpleQueue)
 
     def mark(file: Path) -> str:
         if time.monotonic() < shown_at:
-            raise FileNotFoundError(file)  # as a shared file system that is behind
+            raise FileNotFoundError(file)  # as on a shared file system that shows an older state
         return file.read_text()
 
     try:

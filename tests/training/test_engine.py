@@ -1,4 +1,4 @@
-"""One training step: the large batch in small parts, averages of weights, recomputed activations, and what stops it."""
+"""One training step: the large batch in small parts, averages of weights, recomputed activations, non-finite values."""
 
 from __future__ import annotations
 
@@ -181,14 +181,14 @@ def test_expected_memory_is_what_a_step_keeps(tmp_path: Path):
     assert step_memory(build_model(thrifty), thrifty, 4, half=False)["activations"] < 0.5 * expected["activations"]
 
 
-def test_a_loss_that_is_no_number_names_ranks_and_dives(tmp_path: Path):
+def test_a_non_finite_loss_names_ranks_and_dives(tmp_path: Path):
     engine = engine_of(tmp_path)
     engine.ranks = Ranks(0, 4)
     assert "rank 2: dives 01/005)" in engine._non_finite_loss_text(NonFiniteLoss(float("nan"), [5]), torch.arange(8))
     assert non_finite_rows({"a": torch.tensor([1.0, torch.inf]), "n": torch.tensor([1, 2])}) == [1]
 
 
-def test_nothing_moves_when_the_loss_or_the_gradient_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_non_finite_loss_or_gradient_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     engine = engine_of(tmp_path)
     before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
     batch = batch_of(engine)

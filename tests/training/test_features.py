@@ -1,4 +1,4 @@
-"""Feature files: what is read and refused, and that training on them equals training on the fly."""
+"""Feature files: which are read, which are refused; training on them equals training on frames."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def predicted(run: Path) -> list[float]:
 
 
 def test_a_fit_to_features_equals_one_on_the_fly(dataset: Path, train: Callable, tmp_path: Path):
-    """Extracted with training flags, from a run, and on two ranks: the same file."""
+    """Extraction with training flags, from a run, and on two ranks writes the same file."""
     shape = ["--frame_num", 4, "--seed", 3, "--method", "svr"]
     train("--run_name", "svr", *shape, "--evaluate", "True")
     flags = [*data_flags(dataset), *tiny_model("--method", "svr"), *shape]
@@ -132,7 +132,7 @@ def test_a_fit_to_features_equals_one_on_the_fly(dataset: Path, train: Callable,
 
 @pytest.mark.slow
 def test_steps_on_features_equal_those_on_the_fly(dataset: Path, tmp_path: Path):
-    """The regression of a frozen backbone, from the same head."""
+    """Regression on a frozen backbone, with the same initial head."""
     argv = [*data_flags(dataset), *tiny_model(), "--freeze", "True", "--batch_size", "6"]
     frozen = parse(TrainConfig, list(map(str, argv)))
     run_main("training.extract_features", "--output", tmp_path / "f.npz", *argv)
@@ -152,7 +152,7 @@ def test_steps_on_features_equal_those_on_the_fly(dataset: Path, tmp_path: Path)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_stopped_extraction_goes_on(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_stopped_extraction_resumes(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     argv = [str(word) for word in (*data_flags(dataset), *tiny_model(), "--workers", 0)]
     monkeypatch.setattr(extract_features, "_PART", 16)
     done: list[int] = []
@@ -169,7 +169,7 @@ def test_a_stopped_extraction_goes_on(dataset: Path, tmp_path: Path, monkeypatch
         extract_features.main(["--output", str(tmp_path / "f.npz"), *argv])
     assert not (tmp_path / "f.npz").exists()
     extract_features.main(["--output", str(tmp_path / "f.npz"), *argv])
-    assert done == [16, 16, 16, 16, 12]  # the third was computed again, the first two were not
+    assert done == [16, 16, 16, 16, 12]  # only the third was computed again
     extract_features.main(["--output", str(tmp_path / "g.npz"), *argv])
     assert (tmp_path / "f.npz").read_bytes() == (tmp_path / "g.npz").read_bytes()
 

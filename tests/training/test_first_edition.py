@@ -1,4 +1,4 @@
-"""A run of the first edition (one file for each backbone and method, all flags in one class) goes on with the present code.
+"""A run of the first edition (one file for each backbone and method, all flags in one class) resumes with the present code.
 
 tests/data/first_edition holds its folder after one epoch, and what that code logged in epochs 2 and 3 and in the test.
 """
@@ -32,7 +32,7 @@ def records(path: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("resumed", [True, False])
 def test_losses_are_those_of_the_first_edition(dataset: Path, tmp_path: Path, resumed: bool):
-    """On its flags: going on with its run folder, and from the beginning."""
+    """With its flags, resumed from its run folder and from scratch."""
     run = tmp_path / "first_edition"
     if resumed:
         shutil.copytree(DATA, run)

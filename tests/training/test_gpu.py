@@ -1,4 +1,4 @@
-"""What only a GPU can show: half precision and its memory."""
+"""Half precision and its memory, on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loader processes: they start whatever the training's threads hold, and nobody waits for one for ever."""
+"""DataLoader workers: they start whatever locks the training's threads hold, and every wait for them ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.runtime.ranks import Ranks
 
 
 class Numbers(Dataset):
-    """Four samples; one of them may take an hour, or raise something. Its plans are (epoch, index), its own reader reads them."""
+    """Four samples, of which one may take an hour or raise an exception. Its plans are (epoch, index), read by its own reader."""
 
     repeats = None
 
@@ -50,20 +50,20 @@ def batches_of(dataset: Numbers, **flags) -> Iterator[dict[str, torch.Tensor]]:
     return training_batches(dataset, TrainConfig(**{"batch_size": 2, **flags}), Ranks(), torch.device("cpu"), 0, 0)
 
 
-def test_they_are_not_forked_from_the_training():
-    """A fork inherits the locks that other threads hold at that moment, and the one who would release them is gone."""
+def test_workers_are_not_forked_from_the_training():
+    """A fork inherits the locks that other threads hold at that moment, without the threads that would release them."""
     held = {"lock": True}
     os.register_at_fork(after_in_child=lambda: time.sleep(3600 if held["lock"] else 0))
     try:
         batches = list(batches_of(Numbers(), workers=2, peer_timeout_min=0.5))
     finally:
-        held["lock"] = False  # for all that comes after in this process
+        held["lock"] = False  # for the tests that follow in this process
     assert sorted(int(number) for batch in batches for number in batch["index"]) == [0, 1, 2, 3]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_batch_that_does_not_come_ends_the_wait(workers: int):
+def test_a_batch_that_does_not_arrive_ends_the_wait(workers: int):
     with pytest.raises(ProcessLost, match=r"no batch was loaded within 0\.05 minutes"):
         list(batches_of(Numbers(slow=1), workers=workers, peer_timeout_min=0.05))
 
@@ -71,26 +71,25 @@ def test_a_batch_that_does_not_come_ends_the_wait(workers: int):
 @pytest.mark.slow
 def test_time_in_which_the_job_is_suspended_does_not_count():
     code = """
-import os, subprocess, time
+import os, signal, subprocess, time
 from training.data.workers import time_limit
-with time_limit(0.05):
-    subprocess.Popen(["sh", "-c", f"sleep 1; kill -STOP {os.getpid()}; sleep 5; kill -CONT {os.getpid()}"])
-    begun = time.monotonic()
-    while time.monotonic() - begun < 6.5:  # 5 s of it stopped
-        time.sleep(0.01)
+with time_limit(0.05):  # 3 seconds
+    subprocess.Popen(["sh", "-c", f"sleep 5; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.01)  # here the handler of the one tick is called
 """
     run_python("-c", code)
 
 
 @pytest.mark.slow
-def test_a_process_that_is_stuck_does_not_keep_the_training_from_ending():
+def test_a_stuck_worker_does_not_block_the_end_of_the_training():
     run_python(
         "-c",
         "import tests.training.test_loader as t; b = t.batches_of(t.Numbers(slow=3), batch_size=1, workers=2); next(b)",
     )
 
 
-def test_a_lost_process_is_told_from_a_mistake():
+def test_a_lost_worker_and_a_bug_have_different_messages():
     batches = batches_of(Numbers(), batch_size=1, workers=1)
     next(batches)
     kill_workers()
@@ -111,6 +110,6 @@ def test_a_lost_process_is_told_from_a_mistake():
         (RuntimeError("a mistake"), RuntimeError, "a mistake"),
     ],
 )
-def test_what_a_loader_process_raises_keeps_its_words(raised: Exception, kind: type, sentence: str, workers: int):
+def test_an_exception_in_a_worker_keeps_its_message(raised: Exception, kind: type, sentence: str, workers: int):
     with pytest.raises(kind, match=sentence):
         list(batches_of(Numbers(raising=raised), workers=workers))

@@ -74,9 +74,9 @@ def test_torchsort_is_needed_only_for_the_spearman_loss(method, monkeypatch):
 
 
 def test_ranking_the_wrong_axis_is_caught():
-    """What DeepSports computes: ranks of (execution, difficulty) within each dive, which say nothing of the order."""
+    """The original DeepSports ranks (execution, difficulty) within each dive, which is independent of the order of dives."""
     outputs = torch.tensor([[0.9, 3.0], [0.5, 3.0], [0.7, 3.0], [0.2, 3.0]], requires_grad=True)
-    true = torch.tensor([10.0, 70.0, 40.0, 90.0])  # exactly the wrong order
+    true = torch.tensor([10.0, 70.0, 40.0, 90.0])  # the reverse order
     wrong = torchsort.soft_rank(outputs)  # (4, 2): along the last dimension
     assert torch.allclose(wrong, torch.tensor([1.0, 2.0]).expand(4, 2), atol=1e-6)  # the same for every dive
     assert soft_spearman(outputs.prod(dim=1) * 30, true, 0.01).item() == pytest.approx(-1, abs=1e-6)
@@ -99,7 +99,7 @@ def test_a_batch_without_order_gives_zero_and_no_nan(predicted, true):
     assert torch.isfinite(leaf.grad).all()
 
 
-def test_a_prediction_that_is_no_number_gives_nan_and_no_gradient():
+def test_a_non_finite_prediction_gives_nan_and_no_gradient():
     for odd in (math.nan, math.inf):
         leaf = torch.tensor([50.0, odd, 70.0], requires_grad=True)
         value = soft_spearman(leaf, torch.tensor([1.0, 2.0, 3.0]))
@@ -117,7 +117,7 @@ def test_half_precision_scores_are_ranked_in_float32():
 def test_metrics_are_what_they_say(true, seed):
     predicted = np.random.default_rng(seed).normal(60, 15, len(true))
     metrics = score_metrics(predicted, true)
-    # to the last bit, as the validation Spearman chooses the best epoch
+    # equal to the last bit, because the validation Spearman chooses the best epoch
     assert metrics["mse"] == mean_squared_error(true, predicted)
     assert metrics["mae"] == mean_absolute_error(true, predicted)
     assert metrics["rmse"] == pytest.approx(math.sqrt(metrics["mse"]))
@@ -139,7 +139,7 @@ def test_relative_l2_by_hand():
     assert relative_l2(np.array([10.0, 30.0]), np.array([20.0, 40.0])) == pytest.approx(25.0)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_the_interval_covers_the_true_value_at_its_nominal_rate():
     rng = np.random.default_rng(0)
     truth = 6 / math.pi * math.asin(0.8 / 2)  # Spearman of a normal pair with correlation 0.8
     hits = 0
@@ -150,7 +150,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert 50 <= hits <= 60
 
 
-def test_baselines_see_no_frame():
+def test_baselines_use_no_frame():
     def dive(number: int, video: int, difficulty: float, score: float) -> Dive:
         return Dive(video, number, 1, 9, difficulty, score, 1, 0, 1, 3, 0, judge_scores=(score / 3 / difficulty,) * 7)
 
@@ -179,7 +179,7 @@ def test_baselines_of_the_official_split(shared):
     assert found["one judge alone"]["spearman"] == pytest.approx(0.979, abs=0.003)
 
 
-def test_predictions_that_are_all_the_same_are_remarked():
+def test_constant_predictions_give_a_warning():
     assert "all predicted scores are the same" in constant_prediction_warning(predicted_range([61.2, 61.2001, 61.2]))
     assert constant_prediction_warning(predicted_range([61.2, 61.3, 61.2])) is None
     assert constant_prediction_warning(None) is None  # a result of an earlier version

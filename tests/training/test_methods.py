@@ -1,4 +1,4 @@
-"""Methods: the original captioner's and multitask heads' outputs, what they refuse, and SVR against scikit-learn."""
+"""Methods: outputs of the original captioner and multitask heads, refused inputs, and SVR against scikit-learn."""
 
 from __future__ import annotations
 

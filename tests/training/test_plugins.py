@@ -1,4 +1,4 @@
-"""Backbones and methods are found by being there, and own their flags."""
+"""Backbones and methods are found by their folders, and each has flags of its own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Flags(MethodFlags):
 
 @pytest.fixture
 def points(tmp_path: Path) -> dict[str, str]:
-    """The environment in which a method of ten lines lies in a folder of the user's own."""
+    """The environment variable that names a user's plug-in folder with a method of ten lines."""
     folder = tmp_path / "plugins" / "methods" / "points"
     folder.mkdir(parents=True)
     (folder / "method.py").write_text(METHOD)

@@ -1,4 +1,4 @@
-"""The table of results: seeds together, other flags apart, other dives refused."""
+"""The table of results: one row for all seeds of the same flags; runs on other dives are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws and statistics that belong to rows: dropout in attention and GRU, batch norm in groups."""
+"""Random samples and statistics per row: dropout in attention and GRU, batch norm in groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a training can go on in a run folder: one answer, for the training itself and for who submits it."""
+"""Whether a training can resume in a run folder: submission and training give the same answer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def told_before(config: TrainConfig) -> tuple[list[str], list[str]]:
         ({"epochs": 9, "seed": 5}, True, ["--seed: .* -> 5", "would be chosen after seeing it"]),
     ],
 )  # fmt: skip
-def test_what_forbids_to_go_on_is_said_alike_before_the_queue_and_by_the_training(
+def test_submission_and_training_give_the_same_reasons_not_to_resume(
     saved: tuple[RunFolder, TrainConfig], changes: dict, is_opened: bool, words: list[str]
 ):
     run, config = saved
@@ -69,7 +69,7 @@ def test_what_forbids_to_go_on_is_said_alike_before_the_queue_and_by_the_trainin
         assert re.search(expected, fault)
 
 
-def test_flags_that_may_differ_are_told_before_the_queue_too(saved: tuple[RunFolder, TrainConfig]):
+def test_submission_reports_flags_that_may_differ(saved: tuple[RunFolder, TrainConfig]):
     run, config = saved
     assert resume_faults(run, config) == ([], [])
     config = replace(config, workers=7)
@@ -86,7 +86,7 @@ def test_a_run_that_never_saved_forbids_nothing(tmp_path: Path):
     assert resume_faults(run, replace(config, seed=5, resume=False)) == ([], [])
 
 
-def test_a_damaged_configuration_is_said_with_its_file(saved: tuple[RunFolder, TrainConfig]):
+def test_a_damaged_configuration_is_reported_with_its_file(saved: tuple[RunFolder, TrainConfig]):
     run, config = saved
     for content in ("{", "{}", '{"epochs": "x"}', '{"nonsense": 1}'):
         run.config_file.write_text(content)
@@ -96,7 +96,7 @@ def test_a_damaged_configuration_is_said_with_its_file(saved: tuple[RunFolder, T
             open_run(run, config, NO_DIVES)
 
 
-def test_an_opened_point_of_a_sweep_is_left_as_it_is_and_the_others_go_on(saved: tuple[RunFolder, TrainConfig]):
+def test_an_opened_point_of_a_sweep_stays_unchanged_and_the_others_resume(saved: tuple[RunFolder, TrainConfig]):
     run, config = saved
     longer = replace(config, epochs=9)
     assert _without_new_epochs(longer) == longer

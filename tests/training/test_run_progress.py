@@ -22,7 +22,7 @@ def told(folder: Path, record: object) -> RunProgress | None:
     return run.progress()
 
 
-def test_what_is_told_is_written_and_given_to_the_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_progress_is_written_and_passed_to_the_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     run, heard = RunFolder(tmp_path), []
     assert run.progress() is None
@@ -41,7 +41,7 @@ def test_what_is_told_is_written_and_given_to_the_hook(tmp_path: Path, monkeypat
         progress.update(sate="running")
 
 
-def test_only_the_first_rank_tells(tmp_path: Path):
+def test_only_the_first_rank_reports(tmp_path: Path):
     Progress(RunFolder(tmp_path), Ranks(rank=1, world_size=2), None).update(state="running")
     assert not RunFolder(tmp_path).progress_file.exists()
 
@@ -69,6 +69,6 @@ def test_the_time_left_needs_a_step_or_an_epoch():
     assert seconds_left(RunProgress("finished", epochs=2, step=10, steps=10, seconds_per_step=1.0)) == 0
 
 
-def test_reading_and_telling_need_no_torch():
+def test_reading_and_reporting_progress_imports_no_torch():
     code = "import sys, training.runtime.progress, launch.job; sys.exit('torch' in sys.modules)"
     assert run_python("-c", code, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Whole events held out: every dive is tested once over the folds, and no event is on two sides."""
+"""Splits by event: over all folds each dive is tested once, and no event is in two parts."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from training.runtime import checkpoint
 from training.runtime.interruption import STATUS
 from training.runtime.run_folder import RunFolder
 
-# the environment of a process whose steps are so slow that a signal arrives before the last one
+# The environment of a process with slow steps, so that a signal arrives before the last one.
 SLOW_STEPS = {**os.environ, "PYTHONPATH": str(REPOSITORY / "tests" / "slow_steps"), "DEEPSPORTS_TEST_STEP_S": "0.2"}
 TIMES = ("seconds", "data_s", "step_s")
 
@@ -96,7 +96,7 @@ def run_to_end(*command: object, **options) -> str:
     return out
 
 
-def test_a_run_leaves_all_that_the_readme_says(finished: Path):
+def test_a_run_writes_all_files_of_the_readme(finished: Path):
     present = {p.name for p in finished.iterdir()}
     assert present >= {
         "config.json", "environment.json", "splits.json", "metrics.jsonl", "progress.json", "checkpoints", "losses.png",
@@ -111,7 +111,7 @@ def test_a_run_leaves_all_that_the_readme_says(finished: Path):
     assert sum(map(len, parts)) == len(set.union(*parts)) == 60
 
 
-def test_the_number_is_scipys_and_of_the_best_epoch(finished: Path):
+def test_the_test_spearman_is_scipys_with_the_best_epoch(finished: Path):
     rows = list(csv.DictReader((finished / "predictions.csv").open()))
     summary = json.loads((finished / "summary.json").read_text())
     predicted, true = ([float(r[c]) for r in rows] for c in ("predicted_score", "true_score"))
@@ -142,7 +142,7 @@ def test_a_later_evaluation_gives_the_same_number(finished: Path, tmp_path: Path
 
 
 def test_a_run_whose_data_were_moved_is_evaluated(finished: Path, dataset: Path, tmp_path: Path):
-    """The message names all that is missing and the flags; the first call says what the second one says."""
+    """The message names all missing paths and their flags; a second call prints the same result."""
     copied = tmp_path / "elsewhere" / "renamed"
     shutil.copytree(finished, copied)
     for name in ("summary.json", "predictions.csv"):
@@ -173,7 +173,7 @@ def test_a_run_whose_data_were_moved_is_evaluated(finished: Path, dataset: Path,
     assert json.loads((copied / "config.json").read_text()) == json.loads(config)
 
 
-def test_what_is_no_run_is_told_with_the_runs_beside_it(finished: Path):
+def test_a_folder_without_a_run_is_refused_with_a_suggestion(finished: Path):
     for given, words in (
         (finished.parent, f"holds no run (no config.json): give the folder of a run, such as {finished}"),
         (finished.with_name("whol"), f"is not there: give the folder of a run, such as {finished}"),
@@ -183,7 +183,7 @@ def test_what_is_no_run_is_told_with_the_runs_beside_it(finished: Path):
         assert words in done.stderr
 
 
-def test_an_unfinished_run_is_not_judged(finished: Path, tmp_path: Path):
+def test_an_unfinished_run_is_not_evaluated(finished: Path, tmp_path: Path):
     train_here(finished, "--runs_dir", tmp_path, "--epochs", 1, "--evaluate", "False")
     unfinished = tmp_path / "whole"
     config = json.loads((unfinished / "config.json").read_text())
@@ -202,7 +202,7 @@ def test_the_same_flags_give_the_same_run(finished: Path, tmp_path: Path):
 
 
 def interrupt_after_steps(process: subprocess.Popen, run: Path, kind: signal.Signals, steps: int) -> str:
-    """Send the signal once so many steps are logged; what the process printed until its end."""
+    """Send the signal once so many steps are logged; return what the process printed until its end."""
     lines = run / "metrics.jsonl"
     deadline = time.monotonic() + PATIENCE_S
     while not (lines.exists() and sum('"step"' in line for line in lines.open()) >= steps):
@@ -214,15 +214,15 @@ def interrupt_after_steps(process: subprocess.Popen, run: Path, kind: signal.Sig
 
 
 def test_any_number_of_interruptions_changes_nothing(finished: Path, tmp_path: Path):
-    """Told to stop in each way and killed, after a few steps each, at other places each time, saving by the clock: the same
-    lines and the same weights, bit for bit."""
+    """Stopped by each signal, at another step each time, with checkpoints by the clock: the same log lines and the same
+    weights, bit for bit."""
     command = same_flags(finished, "--runs_dir", tmp_path, "--checkpoint_every", "0.002min")
     status = {signal.SIGUSR2: 75, signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
     for steps, kind in zip((1, 3, 5, 7, 9), status, strict=True):
         process = start(*command, env=SLOW_STEPS)
         out = interrupt_after_steps(process, tmp_path / "whole", kind, steps)
         assert process.returncode == status[kind], out
-        assert kind == signal.SIGKILL or "Traceback" not in out  # a loader process may miss the killed one
+        assert kind == signal.SIGKILL or "Traceback" not in out  # a worker may report that the training was killed
         assert 0 < newest(tmp_path / "whole")["position"]["global_step"] < max(m["step"] for m in metrics(finished))
     assert "Resuming" in run_main(*command[1:], "--workers", 0).stderr
     assert_same_run(finished, tmp_path / "whole")
@@ -230,8 +230,8 @@ def test_any_number_of_interruptions_changes_nothing(finished: Path, tmp_path: P
 
 
 def pending(kind: signal.Signals) -> Callable[[], None]:
-    """For Popen's preexec_fn: the process begins with this signal already sent to it, and all of them blocked, as
-    job_files/hold_signals.sh starts it."""
+    """A preexec_fn for Popen: the process starts with all signals blocked, as job_files/hold_signals.sh starts it, and with
+    this one pending."""
 
     def send() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)
@@ -241,8 +241,8 @@ def pending(kind: signal.Signals) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("kind", STATUS)
-def test_a_signal_before_the_training_could_take_it_is_remembered(finished: Path, tmp_path: Path, kind):
-    """At every entry point: typed, in a Slurm step, and by submitit, which has handlers of its own. Slurm sends two of them."""
+def test_a_signal_before_the_handlers_are_installed_is_remembered(finished: Path, tmp_path: Path, kind):
+    """In a shell, in a Slurm step, and under submitit, which has handlers of its own. Slurm sends USR2 and TERM only."""
     _, module, *flags = same_flags(finished, "--runs_dir", tmp_path / "runs")
     flags = [str(word) for word in flags]
     delayed = DelayedSubmission(TrainingJob(flags))
@@ -297,8 +297,8 @@ def test_signals_wait_for_a_program_that_is_not_ready(tmp_path: Path, newer_env:
     assert done.stdout.split() == [str(int(number)) for number in sorted(STATUS)], done.stderr
 
 
-def test_a_training_without_its_terminal_saves(finished: Path, tmp_path: Path):
-    """Nobody reads what it prints any more, and then the shell's HUP comes; nohup keeps HUP away."""
+def test_a_training_saves_when_its_terminal_is_closed(finished: Path, tmp_path: Path):
+    """First its output has no reader any more, then the shell sends HUP. Under nohup, HUP is ignored."""
     command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500)
     process = start(*command)
     process.stdout.readline()
@@ -322,7 +322,7 @@ def test_a_training_without_its_terminal_saves(finished: Path, tmp_path: Path):
 
 
 def test_term_to_all_processes_of_a_job_keeps_the_checkpoint(finished: Path, tmp_path: Path):
-    """scancel sends TERM to the loader processes too."""
+    """scancel sends TERM to the workers, too."""
     command = same_flags(finished, "--runs_dir", tmp_path, "--workers", 2, "--epochs", 50)
     process = start(*command, start_new_session=True)
     lines = tmp_path / "whole" / "metrics.jsonl"
@@ -337,7 +337,7 @@ def test_term_to_all_processes_of_a_job_keeps_the_checkpoint(finished: Path, tmp
 
 
 def test_three_ranks_resume_bit_for_bit(finished: Path, tmp_path: Path):
-    """With three, the order in which gradients are summed shows: it must be the same before and after a stop."""
+    """With three ranks the order of summing gradients matters: it must be the same after a resume."""
     flags = same_flags(finished, "--runs_dir", tmp_path, "--accumulate", 1, "--batch_size", 9, "--evaluate", "False")
     flags += ["--workers", 0, "--checkpoint_every", 1, "--keep_checkpoints", 99]
     torchrun(3, *flags, "--run_name", "through")
@@ -347,11 +347,11 @@ def test_three_ranks_resume_bit_for_bit(finished: Path, tmp_path: Path):
     assert_same_run(tmp_path / "through", tmp_path / "stopped")
 
 
-def test_a_killed_loader_process_ends_the_training(finished: Path, tmp_path: Path):
-    """As the kernel kills when memory is short: nobody waits for it, and the status asks to be started again."""
+def test_a_killed_worker_ends_the_training(finished: Path, tmp_path: Path):
+    """As the kernel does if memory is short: the training ends at once, with the status that asks for a restart."""
     command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500)
     process = start(*command)
-    while process.poll() is None:  # at some moment there is a loader process, which ends with its epoch
+    while process.poll() is None:  # workers exist only while an epoch loads its batches
         for loader in worker_processes(process.pid) if (tmp_path / "whole" / "metrics.jsonl").exists() else []:
             with suppress(ProcessLookupError):
                 os.kill(loader, signal.SIGKILL)
@@ -362,17 +362,17 @@ def test_a_killed_loader_process_ends_the_training(finished: Path, tmp_path: Pat
     assert "Traceback" not in out
 
 
-def test_a_killed_training_takes_its_loader_processes_along(finished: Path, tmp_path: Path):
+def test_the_workers_of_a_killed_training_end(finished: Path, tmp_path: Path):
     process = start(*same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500))
     while not worker_processes(process.pid):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     process.kill()
-    process.communicate(timeout=PATIENCE_S)  # returns when the last of them has ended
+    process.communicate(timeout=PATIENCE_S)  # returns when the last worker has ended
 
 
 def keep_until_step(run: Path, step: int) -> None:
-    """Delete what a run saved after a step, as if it had been stopped there and then lost its later log lines and files."""
+    """Delete the checkpoints and results of later steps, so that the run resumes after this one."""
     later = [p for p in RunFolder(run).checkpoints() if int(p.stem.rsplit("-", 1)[1]) > step]
     assert later
     best = RunFolder(run).best_checkpoint
@@ -390,7 +390,7 @@ def torchrun(ranks: int, *command: object) -> str:
 
 
 def test_any_number_of_ranks_evaluates_to_the_same_digits(finished: Path, tmp_path: Path):
-    """16 test dives on three processes: nobody is padded, nobody counted twice."""
+    """16 test dives on three ranks: no dive is padded or counted twice."""
     for ranks in (1, 3):
         copied = tmp_path / str(ranks)
         shutil.copytree(finished, copied)
@@ -414,9 +414,9 @@ def test_two_ranks_do_what_one_does(finished: Path, tmp_path: Path):
     assert all(torch.allclose(one[k], two[k], atol=2e-4) for k in one)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(finished: Path, tmp_path: Path):
+def test_a_run_resumes_with_another_number_of_ranks(finished: Path, tmp_path: Path):
     """One process until the middle of an epoch, then two: what one process alone would have done, up to rounding, with
-    dropout and stochastic depth at work."""
+    dropout and stochastic depth."""
     flags = same_flags(finished, "--runs_dir", tmp_path, "--accumulate", 1, "--drop_path", 0.2, "--ema", 0)
     flags += ["--optimizer", "SGD", "--learning_rate", 0.01, "--checkpoint_every", 1, "--keep_checkpoints", 99]
     run_main(*flags[1:], "--workers", 0, "--run_name", "alone")
@@ -468,8 +468,8 @@ def test_a_second_training_in_the_same_folder_is_refused(finished: Path, tmp_pat
     first.communicate(timeout=PATIENCE_S)
 
 
-def test_a_torn_checkpoint_gives_way_to_the_one_before_it(finished: Path, tmp_path: Path):
-    """Loudly, and to the same end; if none is intact, the run does not start from scratch by itself."""
+def test_a_torn_checkpoint_is_replaced_by_the_previous_one(finished: Path, tmp_path: Path):
+    """With a message, and to the same result. If none is intact, the run does not start from scratch by itself."""
     copied = tmp_path / "torn"
     shutil.copytree(finished, copied)
     last, _ = RunFolder(copied).checkpoints()
@@ -485,7 +485,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_it(finished: Path, tmp_pa
         content[len(content) // 2] ^= 1  # one bit
         path.write_bytes(content)
     before = metrics(copied)
-    for _ in range(2):  # not the second time either
+    for _ in range(2):  # also the second time
         done = train_here(finished, *flags, check=False)
         out = done.stderr
         assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Weight files as people have them: read without running anything, or a sentence that says what the file is."""
+"""Weight files as users have them: read without running code from them, or refused with a sentence that says what they are."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("as_zip", [True, False])
 @pytest.mark.parametrize("beside", BESIDE)
-def test_what_lies_beside_the_weights_is_not_loaded_and_not_in_the_way(tmp_path: Path, beside: str, as_zip: bool):
+def test_other_content_of_a_weight_file_is_ignored(tmp_path: Path, beside: str, as_zip: bool):
     content = {"epoch": 3, "state_dict": prefixed("module."), "beside": BESIDE[beside]}
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=as_zip)
     assert is_the_state(read_state_dict(tmp_path / "w.pth"))
@@ -191,7 +191,7 @@ def test_weights_beside_a_harmless_call_are_read_and_the_call_is_not_made(tmp_pa
     assert not Path("pwned").exists()
 
 
-def test_a_compressed_file_is_no_bomb(tmp_path: Path):
+def test_a_decompression_bomb_is_refused(tmp_path: Path):
     path = torch_file(tmp_path / "w.pth", b"\x80\x02}.", True)
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}

@@ -1,4 +1,4 @@
-"""A run's folder: the names of all that a run writes, and how text files are written whole.
+"""The run folder: the names of the files of a run, its lock, metrics and progress.
 
 runs/<name>/
     config.json         the resolved flags
@@ -40,13 +40,13 @@ from training.runtime.run_progress import RunProgress
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, beside the folders of its points
 REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
 
-_lock_files: list[IO[str]] = []  # lock files; closing one would give its lock away
+_lock_files: list[IO[str]] = []  # kept open: closing one would release its lock
 
 _PACKAGES = "torch torchvision timm fvcore torchsort av simplejpeg numpy scipy scikit-learn matplotlib submitit".split()  # noqa: SIM905
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as null."""
+    """`value` with NaN and infinity as None, since JSON has neither."""
     if isinstance(value, dict):
         return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -64,7 +64,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The content, or None where the file is not there."""
+    """The content, or None if the file does not exist."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -97,7 +97,7 @@ class RunFolder:
 
     @property
     def title(self) -> str:
-        """What plots and tables call the run: the name of its folder, for a point of a sweep after the sweep's name."""
+        """The name of the run in plots and tables: its folder's name, for a point of a sweep preceded by the sweep's."""
         path = Path(os.path.abspath(self.path))
         with suppress(UserError):  # a title is no reason to fail
             if path.name in sweep_points(path.parent):
@@ -121,12 +121,12 @@ class RunFolder:
         return self.path / "splits.json"
 
     def has_results(self) -> bool:
-        """Whether a run has saved anything here; nothing is lost with one that never did."""
+        """Whether a run has saved a checkpoint or a result here."""
         results = (*self.checkpoints(), self.best_checkpoint, self.summary_file)
         return self.config_file.exists() and any(file.exists() for file in results)
 
     def has_lost_checkpoints(self) -> bool:
-        """Whether there were checkpoints, as their traces say: the best one, damaged ones, an opened test split."""
+        """Whether there were checkpoints once: best.pt, damaged checkpoints or a test result are left."""
         traces = (self.best_checkpoint, self.summary_file)
         return any(file.exists() for file in traces) or any((self.path / "checkpoints").glob("*.damaged"))
 
@@ -134,7 +134,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"epoch-{epochs_done:04d}-step-{global_step:08d}.pt"
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints to go on from, the newest first."""
+        """The checkpoints to resume from, newest first."""
         return sorted((self.path / "checkpoints").glob("epoch-*-step-*.pt"), reverse=True)
 
     @property
@@ -169,10 +169,10 @@ class RunFolder:
         return None if record is None else from_record(record)
 
     def existing_config(self) -> TrainConfig:
-        """The configuration of a run that there is.
+        """The configuration of the run in this folder.
 
         Raises:
-            UserError: the folder holds none; the runs that are near by are named.
+            UserError: the folder holds no run; the message names similar folders that do.
         """
         if (config := self.saved_config()) is not None:
             return config
@@ -186,7 +186,7 @@ class RunFolder:
         raise UserError(f"{self.path} {what}: give the folder of a run{near}")
 
     def summary(self) -> dict[str, Any] | None:
-        """The result of the test split, or None where it was not opened.
+        """The result of the test split, or None if it was not opened.
 
         Raises:
             UserError: the file is damaged.
@@ -198,16 +198,16 @@ class RunFolder:
         return found
 
     def acquire_lock(self, patience_s: float = 0) -> None:
-        """Keep other trainings out of this folder until this process ends, however it ends. A job that starts again waits
-        up to `patience_s` for what its node's failure left over.
+        """Lock this folder against other trainings until this process ends. A restarted job waits up to `patience_s`, since
+        processes of its previous start may still hold the lock after a node failure.
 
         Raises:
-            UserError: another training is at work here, or the folder cannot be made. ProcessLost: the same for a job that
-                waited: what is left of its own earlier start may go away.
+            UserError: another training holds the lock, or the folder cannot be created.
+            ProcessLost: another training still holds the lock after `patience_s` > 0; another restart may help.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")  # noqa: SIM115 (open for as long as the process lives)
+            file = open(self.path / ".lock", "w")  # noqa: SIM115 (stays open until the process ends)
         except OSError as error:
             fix = "copy it to where you may write" if self.config_file.exists() else "choose another --runs_dir"
             raise UserError(f"run folder {self.path} cannot be written ({error.strerror}): {fix}") from None
@@ -219,9 +219,10 @@ class RunFolder:
         _lock_files.append(file)
 
     def refuse_if_locked(self) -> None:
-        """
+        """Check that no training is running in this folder.
+
         Raises:
-            UserError: a training is at work here.
+            UserError: a training holds its lock.
         """
         path = self.path / ".lock"
         try:
@@ -251,7 +252,7 @@ class RunFolder:
             )
 
     def create(self, config: TrainConfig) -> None:
-        """Make the folder and record what the run is."""
+        """Create the folder, config.json and environment.json."""
         self.best_checkpoint.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.config_file, as_record(config))
         if not (self.path / "environment.json").exists():
@@ -267,35 +268,35 @@ class RunFolder:
             raise write_error(self.metrics_file, error) from None
 
     def sync_metrics(self) -> None:
-        """See that what was appended is on the disk: a checkpoint must not outlive the lines before it."""
+        """fsync metrics.jsonl: a checkpoint must not be on disk before the lines that precede it."""
         with suppress(FileNotFoundError), open(self.metrics_file, "rb") as file:
             os.fsync(file.fileno())
 
     def remove_temporary_files(self) -> None:
-        """Delete what killed writers left of checkpoints; only whoever holds the folder may."""
+        """Delete temporary files of checkpoints whose writer was killed. Only the holder of the lock may call it."""
         for file in (self.path / "checkpoints").glob(".*.tmp"):
             file.unlink(missing_ok=True)
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
-        """The records of one type ("step" or "epoch"), oldest first; a line torn by a kill is left out."""
+        """The records of one type ("step" or "epoch"), oldest first, without an incomplete last line of a killed process."""
         return [r for r in _complete_lines(self.metrics_file) if r["type"] == kind]
 
     def rewind_metrics(self, epochs_done: int, global_step: int) -> None:
-        """Forget what was logged after the checkpoint that the run goes on from: it will be logged again."""
+        """Remove the lines after the checkpoint that the run resumes from: they will be logged again."""
         if not self.metrics_file.exists():
             return
-        kept = [
+        remaining = [
             record
             for record in _complete_lines(self.metrics_file)
             if (record["epoch"] <= epochs_done if record["type"] == "epoch" else record["step"] <= global_step)
         ]
         with reporting_write_errors(self.metrics_file):
-            write_atomic(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+            write_atomic(self.metrics_file, "".join(json.dumps(record) + "\n" for record in remaining).encode())
 
     # ----------------------------------------------------------------------------------------------------- progress
 
     def progress(self) -> RunProgress | None:
-        """Where the run is now by its own words, or None before its first.
+        """The content of progress.json, or None if there is none yet.
 
         Raises:
             UserError: progress.json is damaged.
@@ -304,7 +305,7 @@ class RunFolder:
         try:
             return None if record is None else RunProgress.from_record(record)
         except ValueError:
-            raise UserError(f"{self.progress_file} is damaged: delete it, the training writes it anew") from None
+            raise UserError(f"{self.progress_file} is damaged: delete it, the training writes it again") from None
 
     def write_progress(self, progress: RunProgress) -> RunProgress:
         """Write progress.json; returns what was written, with the present time as `updated`."""
@@ -314,8 +315,8 @@ class RunFolder:
 
 
 def resume_faults(run: RunFolder, config: TrainConfig) -> tuple[list[str], list[str]]:
-    """(why a training with these flags cannot go on with the run in the folder, a sentence each; the flags that differ from
-    that run's and may, as '--name: old -> new'). Nothing is wrong with a folder that holds no run, or one that never saved.
+    """(messages why a training with these flags cannot resume the run in the folder; flags that changed and are allowed to, as
+    '--name: old -> new'). Both are empty for a folder without a run, or with one that never saved.
     """
     try:
         saved = run.saved_config()
@@ -358,7 +359,7 @@ CODE_RECORD = CODE / "code.json"  # in a snapshot of the code: what it was taken
 
 
 def code_record() -> dict[str, Any]:
-    """Revision of the code that runs, and whether it was changed since; null where git does not know."""
+    """The git revision of the running code, and whether it has uncommitted changes; None without git."""
     if (recorded := read_json(CODE_RECORD)) is not None:
         return recorded
     changed = _git("status", "--porcelain", "--untracked-files=no")
@@ -366,7 +367,7 @@ def code_record() -> dict[str, Any]:
 
 
 def code_difference() -> bytes:
-    """The code against its revision, as `git apply` takes it; empty where git does not know."""
+    """The uncommitted changes of the code, for `git apply`; empty without git."""
     try:
         return subprocess.run(["git", "diff", "HEAD"], cwd=CODE, capture_output=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -374,7 +375,7 @@ def code_difference() -> bytes:
 
 
 def environment_record() -> dict[str, Any]:
-    """What a number depends on besides the configuration."""
+    """What a result depends on besides the configuration: code, versions, host."""
     return {
         **code_record(),
         "python": platform.python_version(),
