@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from data_preparation.annotations import load_annotations
 from tests.conftest import REPOSITORY, data_flags, run_python
 from tests.examples import CONTRIBUTING, blocks, write
@@ -15,6 +17,7 @@ def test_contributing_shows_the_examples():
         assert f"<!-- {name} -->\n{block}\n<!-- end of {name} -->" in text, "run python -m tests.examples"
 
 
+@pytest.mark.slow
 def test_the_example_plug_ins_pass_conformance_tests_and_train(tmp_path: Path, dataset: Path):
     write("method example", tmp_path / "plugins")
     write("backbone example", tmp_path / "plugins")
@@ -38,6 +41,7 @@ def test_the_example_plug_ins_pass_conformance_tests_and_train(tmp_path: Path, d
     assert "Test Spearman" in out.stdout + out.stderr
 
 
+@pytest.mark.slow
 def test_the_example_data_set_is_downloaded_extracted_and_verified(tmp_path: Path):
     source = tmp_path / "source"
     run_python("-m", "data_preparation.synthetic", "--dataset", source, "--videos", "1", "--dives", "8")

@@ -70,6 +70,7 @@ def setup(venv: Path, **chosen: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.slow
 def test_the_torch_of_a_module_is_used(tmp_path: Path):
     venv = tmp_path / "venv"
     done = setup(venv, DEEPSPORTS_TORCH="installed")
