@@ -517,6 +517,7 @@ def test_verify_compares_archives_with_their_records_and_sources(two_videos: Pat
     assert "frames of height 30" in verify("--videos", "all").stderr or "frames of height 24" in verify().stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "record",
     [None, b"", b"\xff{", b"[]", b'"text"', b"{}", b'{"source": 5, "settings": {"height": "a"}, "ranges": "x"}',

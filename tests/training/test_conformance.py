@@ -136,6 +136,7 @@ def test_the_same_step_on_any_number_of_ranks_and_with_any_accumulation(
         assert same[1] == pytest.approx(losses[1], rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
 def test_recomputed_parts_with_checkpointed_activations_change_nothing(model: str, method: str, features_file: Path):
     config = config_for(model, method, features_file, batch_norm="trained", accumulate=2)
@@ -242,6 +243,7 @@ def unexplained(method: str, folder: Path, permuted: bool) -> float:
     return float(np.mean((found.double().numpy() - true) ** 2) / true.var())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_there_is_learned_and_permuted_labels_give_nothing(method: str, tmp_path: Path):
     assert unexplained(method, tmp_path, permuted=False) < 0.5
