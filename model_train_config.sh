@@ -3,7 +3,7 @@
 #
 #     bash model_train_config.sh                        train here
 #     sbatch job_files/train_model.job                  train on Slurm
-#     python -m launch.submit --nodes 2 --gpus_per_node 2   train on Slurm, by submitit
+#     python -m launch.submit --nodes 2 --gpus_per_node 2   train on Slurm, with submitit
 #
 # All flags: python -m training.train --help. Flags given after a command override those of this file.
 #
@@ -21,7 +21,7 @@ flags=(
     --loglevel INFO
 
     # the model
-    --model timesformer            # or c3d
+    --model timesformer            # or c3d, i3d, with their own weight file
     --pretrained_model "$DEEPSPORTS_DATASET/weights/TimeSformer_divST_96x32_224_HowTo100M.pyth"   # or none
     --freeze False
     --topology 512 512             # widths of the hidden layers of the head

@@ -14,7 +14,7 @@ from training.runtime.ranks import without_slurm
 
 NEVER_SATISFIED = "DependencyNeverSatisfied"  # squeue's reason of a job whose dependency can no longer be met
 _FAILED_STATES = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
-_TIMEOUT_S = 30  # a busy controller answers late; a dead one must not block the caller
+_TIMEOUT_S = 30  # a busy controller answers late; one that is down must not block the caller
 
 
 class SlurmError(Exception):
@@ -104,7 +104,7 @@ def output_file(job_id: str) -> Path | None:
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A line of squeue. A pending task of a job array has an id such as '12_3', as a running one has."""
+    """A pending or running job, as squeue lists it. A task of a job array has an id such as '12_3'."""
 
     job_id: str
     name: str
@@ -179,7 +179,7 @@ class FailedJob:
 
 def failed_today() -> list[FailedJob]:
     """The user's jobs that failed within a day, oldest first: from the accounting, and for some minutes after their end
-    also from the controller, which knows their output files.
+    also from the controller, which has their output files.
 
     Raises:
         SlurmError: neither answers.
@@ -227,7 +227,7 @@ def oneliner_fields(line: str) -> dict[str, str]:
 
 
 def job_state(job_id: str) -> str:
-    """The state of a job or array task, such as RUNNING; '' if Slurm does not say.
+    """The state of a job or array task, such as RUNNING; '' if scontrol does not print it.
 
     Raises:
         SlurmError: scontrol is missing or fails.

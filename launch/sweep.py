@@ -218,7 +218,9 @@ def submit_sweep(argv: Sequence[str]) -> int:
         if wanted:
             _submit_points(launch, folder, wanted, site)
         for name in trainings:
-            print(f"{name}: {'submitted' if name in wanted else states[name]}{_before(states[name], name in wanted)}")
+            print(
+                f"{name}: {'submitted' if name in wanted else states[name]}{_again_text(states[name], name in wanted)}"
+            )
     print(f"table and plot   python -m launch.sweep show {launch.name}")
     return 0
 
@@ -262,7 +264,7 @@ def _same_training(trainings: Mapping[str, TrainConfig]) -> tuple[str, str] | No
     return None
 
 
-def _before(state: str, again: bool) -> str:
+def _again_text(state: str, again: bool) -> str:
     return f" again (was {state})" if again and state != "new" else ""
 
 

@@ -67,7 +67,7 @@ def comment_of(job: str) -> str:
 
 
 def environment(dataset: Path, tmp_path: Path) -> dict[str, str]:
-    """What job_files/environment.sh would set, for a test."""
+    """The environment variables that job_files/environment.sh would set, with the folders of a test."""
     return {
         "DEEPSPORTS_DATASET": str(dataset),
         "DEEPSPORTS_RUNS": str(tmp_path / "runs"),
@@ -92,7 +92,7 @@ def start_again(job: str) -> None:
 
     wait_for(is_requeued, f"requeue {wanted} of job {job}")
     _restarts[job] = wanted
-    # in the second that took back a job's credential, nodes refuse a new one ("Killing non-startable batch job")
+    # for about a second after a job's credential is revoked, nodes refuse its next one ("Killing non-startable batch job")
     time.sleep(2)
     subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
 

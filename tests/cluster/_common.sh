@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034  # most of the names are for the scripts that source this
 #
-# Functions of start.sh, stop.sh and node.sh. To source, not to run.
+# Functions of start.sh, stop.sh and node.sh, which source this file.
 #
 # A cluster is a folder (DIR), a network interface of the host, lines in /etc/hosts, and processes. Each has a mark, so that
 # stop.sh finds all of them after any crash:
@@ -103,7 +103,7 @@ kill_all() {
         kill -KILL $pids 2>/dev/null || true
         sleep 0.05
     done
-    fail "Processes of the cluster would not die: ${pids//$'\n'/ }."
+    fail "These processes of the cluster could not be killed: ${pids//$'\n'/ }."
 }
 
 # --- nodes ---

@@ -32,7 +32,7 @@ forbid_services() {
 }
 
 main() {
-    [ "$(id -u)" = 0 ] || fail "Packages are installed by root: run this as root."
+    [ "$(id -u)" = 0 ] || fail "Installing packages needs root: run this as root."
     command -v apt-get >/dev/null || fail "This installs Debian packages, and this machine is neither Debian nor Ubuntu."
     local package missing=()
     for package in "${PACKAGES[@]}"; do

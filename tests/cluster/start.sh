@@ -8,7 +8,7 @@ USAGE="usage: start.sh [--nodes N] [--dir DIR]     (default: 2 nodes in $DEFAULT
 CPUS=2
 GPUS=2
 TIMEOUT=180 # seconds for each step; all together take four on two idle cores
-CTLD_PORT=16817 SLURMD_PORT=16818 DBD_PORT=16819 # not the standard ones: a Slurm of the machine's own may hold those
+CTLD_PORT=16817 SLURMD_PORT=16818 DBD_PORT=16819 # not the standard ones, which another Slurm on this machine may use
 
 parse() {
     local nodes=2 dir=$DEFAULT_DIR
@@ -42,23 +42,23 @@ check_other_cluster() {
     local other
     other=$(dir_in_hosts)
     [ -z "$other" ] || [ "$other" = "$DIR" ] ||
-        fail "A cluster in $other has the names and addresses: stop it first with stop.sh --dir $other."
+        fail "A cluster in $other uses the same names and addresses: stop it first with stop.sh --dir $other."
 }
 
-# Called after our own leftovers are removed: what is found here belongs to somebody else.
+# Called after the leftovers of earlier clusters are removed: what it finds belongs to something else.
 check_names_free() {
     local node
     [ -z "$(ip -4 route show root "$SUBNET.0/24"; ip -4 address show to "$SUBNET.0/24")" ] ||
-        fail "This machine already has a network $SUBNET.0/24, which the cluster would take."
+        fail "This machine already has a network $SUBNET.0/24, which the cluster needs."
     for node in "${NODES[@]}"; do
         ! grep -qE "^[^#]*[[:space:]]$node([[:space:]]|\$)" /etc/hosts ||
-            fail "/etc/hosts already has a host $node, which the cluster would take."
+            fail "/etc/hosts already has a host $node, a name that the cluster needs."
     done
 }
 
 make_folders() {
     mkdir -p "$DIR"
-    [ -O "$DIR" ] || fail "$DIR belongs to someone else: name another folder with --dir."
+    [ -O "$DIR" ] || fail "$DIR belongs to another user: name another folder with --dir."
     touch "$DIR/.$MARK"
     mkdir "$DIR"/{net,log,tmp,dev,munge,db,ctld,spool}
     mkdir "${NODES[@]/#/$DIR/spool/}"
@@ -174,13 +174,13 @@ SlurmctldParameters=preempt_send_user_signal
 # On a busy machine a rank may need some seconds to save, and a slurmd to answer.
 KillWait=30
 SlurmdTimeout=60
-# Tests look finished jobs up in squeue and scontrol.
+# Tests read finished jobs with squeue and scontrol.
 MinJobAge=3600
 InactiveLimit=0
 ReturnToService=2
 
 GresTypes=gpu
-# So that nodes have two CPUs on a machine with one core.
+# Otherwise a node could not have two CPUs on a machine with one core.
 SlurmdParameters=config_overrides
 $(node_lines "$memory")
 PartitionName=gpu Nodes=$ALL_NODES Default=YES PriorityTier=1 GraceTime=20
@@ -235,7 +235,7 @@ wait_for() {
 
 # If the start fails, stop everything, but keep the logs.
 on_early_end() {
-    wait # for the database in the making, or it would rise after all is stopped
+    wait # for mariadb-install-db, which would continue after everything is stopped
     stop_everything
 }
 
@@ -274,7 +274,7 @@ start_accounting() {
     make_accounts >"$DIR/log/sacctmgr.log" 2>&1 || fail "The accounts could not be made: read $DIR/log/sacctmgr.log."
 }
 
-# slurmctld does not start before the database knows its cluster.
+# slurmctld does not start before its cluster is in the database.
 make_accounts() {
     sacctmgr -i add cluster deepsports &&
         sacctmgr -i add account deepsports Description=deepsports Organization=deepsports &&
@@ -310,7 +310,7 @@ main() {
     need_root
     check_tools
     umask 022
-    unset "${!SLURM_@}" "${!SBATCH_@}" # of a job or a cluster that we may have been called from
+    unset "${!SLURM_@}" "${!SBATCH_@}" # those of an enclosing job or of another cluster
     lock
     check_other_cluster
     stop_everything
@@ -319,13 +319,13 @@ main() {
     export SLURM_CONF=$DIR/slurm.conf
 
     trap on_early_end EXIT
-    trap 'fail "Interrupted: what had started is stopped again."' INT TERM HUP
+    trap 'fail "Interrupted: everything that was started is stopped."' INT TERM HUP
     make_folders
     start_munge
     start_database &
     local database=$! lines
     mapfile -t lines < <(hosts_lines)
-    set_hosts "${lines[@]}" # before the network: the lines say whose it is
+    set_hosts "${lines[@]}" # before the network: the lines record which cluster owns it
     make_network
     make_gpus
     write_configuration
