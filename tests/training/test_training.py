@@ -127,7 +127,11 @@ def test_the_test_spearman_is_scipys_with_the_best_epoch(finished: Path):
 
 def test_the_test_split_is_opened_once(finished: Path):
     before = (finished / "summary.json").read_text()
-    assert "not opened again" in train_here(finished).stderr
+    config = (finished / "config.json").read_text()
+    assert (
+        "not opened again" in train_here(finished, "--workers", 1).stderr
+    )  # as before: the run folder keeps the flags
+    assert (finished / "config.json").read_text() == config
     assert (finished / "summary.json").read_text() == before
     assert "Test Spearman" in run_main("training.evaluate", "--run", finished).stdout
 
@@ -364,7 +368,8 @@ def test_a_killed_worker_ends_the_training(finished: Path, tmp_path: Path):
 
 
 def test_the_workers_of_a_killed_training_end(finished: Path, tmp_path: Path):
-    process = start(*same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500))
+    flags = ("--runs_dir", tmp_path, "--epochs", 500, "--loglevel", "WARNING")  # few lines: nobody reads them
+    process = start(*same_flags(finished, *flags), env=SLOW_STEPS)
     while not worker_processes(process.pid):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
