@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import REPOSITORY
 
 
@@ -14,6 +16,7 @@ def gpu_script(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
+@pytest.mark.slow
 def test_a_dry_run_passes_all_checks(tmp_path: Path):
     done = gpu_script("--out", tmp_path, "--budget_s", 850)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -34,6 +37,7 @@ def test_a_dry_run_passes_all_checks(tmp_path: Path):
     assert "--dry_run" in results["command"]
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_leaves_the_others(tmp_path: Path):
     done = gpu_script("--out", tmp_path, "--only", "always_fails", "matrix_product")
     assert done.returncode == 1, done.stdout + done.stderr
@@ -41,6 +45,7 @@ def test_a_check_that_fails_leaves_the_others(tmp_path: Path):
     assert [row["result"] for row in rows] == ["pass", "FAIL", "pass"]
 
 
+@pytest.mark.slow
 def test_no_time_left_skips_what_remains(tmp_path: Path):
     done = gpu_script("--out", tmp_path, "--only", "matrix_product", "--budget_s", 1)
     assert done.returncode == 0, done.stdout + done.stderr

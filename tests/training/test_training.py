@@ -349,8 +349,9 @@ def test_three_ranks_resume_bit_for_bit(finished: Path, tmp_path: Path):
 
 def test_a_killed_worker_ends_the_training(finished: Path, tmp_path: Path):
     """As the kernel does if memory is short: the training ends at once, with the status that asks for a restart."""
-    command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500)
-    process = start(*command)
+    # few lines, because nobody reads them before the end and a full pipe would stop the training
+    command = same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500, "--loglevel", "WARNING")
+    process = start(*command, env=SLOW_STEPS)
     while process.poll() is None:  # workers exist only while an epoch loads its batches
         for loader in worker_processes(process.pid) if (tmp_path / "whole" / "metrics.jsonl").exists() else []:
             with suppress(ProcessLookupError):

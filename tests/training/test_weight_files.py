@@ -229,7 +229,7 @@ FILES = {
     "zip.pth": (packed(zipped), "a ZIP archive: unpack it: unzip"),
     "tar.pth": (packed(tarred), "a tar archive: unpack it: tar -xf"),
     "page.pth": (b"\n<!DOCTYPE html><html>", "a web page .*log-in"),
-    "quota.pth": (b"quota exceeded", "it is text: look into it"),
+    "quota.pth": (b"quota exceeded", "it is text: read it"),
     "empty.pth": (b"", r"empty \(0 bytes\): download it again"),
     "zeros.pth": (bytes(5000), "nothing but zero bytes.*: download it again"),
     "cut.pth": (SAVED[: len(SAVED) // 2], "is damaged .*: download it again"),

@@ -25,6 +25,9 @@ class Status(IntEnum):
         status.requeued = requeued
         return status
 
+    def __str__(self) -> str:
+        return str(int(self))  # Python 3.10 would print the name, and the batch script needs the number
+
     DONE = 0, "finished", False
     USER_ERROR = 2, "an error that the user can fix; the log names it", False
     BUG = 70, "an unexpected exception; the log has its traceback", False  # EX_SOFTWARE
