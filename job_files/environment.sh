@@ -65,10 +65,10 @@ if [ -n "${DEEPSPORTS_PLUGINS:-}" ]; then
     deepsports_path DEEPSPORTS_PLUGINS || return 2
 fi
 
-# torch's C++ remarks (host names of sockets, DDP's options) that no user could act on
+# hide log messages of torch's C++ code (host names of sockets, options of DDP), which need no action
 export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 
-# Threads that wait should sleep: spinning ones made a training 15 x slower on a machine that did something else as well
+# OpenMP threads sleep while they wait: when they spun, a training was 15 x slower on a machine with other load
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
 deepsports_settle || return 2

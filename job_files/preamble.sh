@@ -1,5 +1,5 @@
-# Sourced first by every job file and by the batch script of launch.submit: goes to the repository (or the job's copy of the
-# code) that this file is in, and sets up its environment. The argument is the command to use without Slurm.
+# Sourced first by every job file and by the batch script of launch.submit. Changes to the folder of the code that this file
+# belongs to (the repository, or the job's copy), and sources environment.sh. $1 is the command to use without Slurm.
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then
     echo "error: this is a job file: submit it with sbatch; without Slurm: $1" >&2

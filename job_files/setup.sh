@@ -5,10 +5,10 @@
 #
 # DEEPSPORTS_TORCH and DEEPSPORTS_TORCH_INDEX (see job_files/environment.sh) choose another torch.
 #
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
 set -euo pipefail # stop at the first error
 deepsports_setup=yes # environment.sh: there need not be a Python with the packages yet
-builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" # refuses Windows line ends, too
+builtin source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" # also refuses Windows line endings
 builtin cd "$DEEPSPORTS_HOME"
 
 venv="$DEEPSPORTS_VENV"
@@ -32,7 +32,7 @@ fi
 torch="${DEEPSPORTS_TORCH:-}"
 index="${DEEPSPORTS_TORCH_INDEX:-}"
 if [ "$torch" = installed ] && [ -n "$index" ]; then
-    echo "error: DEEPSPORTS_TORCH=installed uses the torch that is there and DEEPSPORTS_TORCH_INDEX asks for another one: unset one of them" >&2
+    echo "error: DEEPSPORTS_TORCH=installed uses the installed torch, but DEEPSPORTS_TORCH_INDEX selects another one: unset one of them" >&2
     exit 2
 fi
 case " $torch" in
@@ -96,7 +96,7 @@ install() { # pip arguments
     fi
 }
 
-# Install torch (and torchvision, which must match it) as DEEPSPORTS_TORCH and DEEPSPORTS_TORCH_INDEX say.
+# Install torch (and torchvision, which must match it), chosen by DEEPSPORTS_TORCH and DEEPSPORTS_TORCH_INDEX.
 install_torch() {
     local pinned chosen source
     mapfile -t pinned < <(command grep -oE '^(torch|torchvision)==[^ ;]+' requirements.txt)
@@ -108,7 +108,7 @@ install_torch() {
         for requirement in "${chosen[@]}"; do
             case "$requirement" in torch[=~!\<\>]*) install --no-deps "${source[@]}" "$requirement" ;; esac
         done
-        # torchvision from there, too, if it is there: +cpu and +cu126 count as later than a version without a suffix
+        # torchvision also from this index if it has one: pip prefers +cpu and +cu126 to a version without a suffix
         source=(--extra-index-url "$index")
         [ ! -d "$index" ] || source=(--find-links "$index")
         install "${source[@]}" "${chosen[@]}"

@@ -59,7 +59,8 @@ class LaunchConfig:
         return self.tasks_per_node or max(self.gpus_per_node, 1)
 
     @property
-    def processes(self) -> int:
+    def world_size(self) -> int:
+        """Ranks of all nodes together."""
         return self.nodes * self.tasks
 
     @property
@@ -117,7 +118,7 @@ def split_argv(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def named_config(argv: list[str]) -> Path:
-    """The flag file that a command line names, also if other flags are wrong."""
+    """The flag file that a command line names, even if other flags are wrong."""
     named = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
     named += [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
     return Path(named[-1]) if named else LaunchConfig.config
@@ -127,7 +128,7 @@ def read_flag_file(path: Path) -> list[str]:
     """The training flags in a file like model_train_config.sh.
 
     Raises:
-        UserError: the file is missing, fails, or has another form.
+        UserError: the file is missing, exits with an error, or prints no flags.
     """
     if not path.is_file():
         raise UserError(f"--config {path} is not a file: give a file like model_train_config.sh")

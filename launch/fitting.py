@@ -15,7 +15,7 @@ _MB_OF_A_GB = 1024  # Slurm's G
 
 @dataclass(frozen=True)
 class Request:
-    """The resources that a job requests. Memory is in MB; `cpus`, `memory` and `gpus` are per node, `tasks` too."""
+    """The resources that a job requests. Memory is in MB; `tasks`, `cpus`, `memory` and `gpus` are per node."""
 
     nodes: int
     tasks: int
@@ -202,7 +202,7 @@ def _has_enough(request: Request, node: Node) -> bool:
 def _node_count_excess(
     request: Request, partition: Partition, every: Sequence[Node], usable: Sequence[Node], is_named: bool
 ) -> list[str]:
-    """An error if too few nodes exist, or too few have enough of everything. `is_named` says that another error already
+    """An error if too few nodes exist, or too few have enough of everything. `is_named`: another error already
     names what every node lacks."""
     requested, where = f"requested {_counted(request.nodes, 'node')}", f"partition {partition.name}"
     if usable and request.nodes > len(usable):

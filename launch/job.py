@@ -1,12 +1,12 @@
 """The life of a training job on Slurm: create once, then begin, run and end at each start.
 
-    python -m launch.job create [--config FILE] [-- training flags]   keep the code and the flags, safe from later edits
+    python -m launch.job create [--config FILE] [-- training flags]   copy code and flags; later edits have no effect
     python -m launch.job begin                        refuse a restart that makes no progress; print a free port
     srun python -m launch.job run [training flags]    train; each rank records how it ended
     python -m launch.job end STATUS                   requeue the job or not; print the job's exit status
 
-Two entry points run these steps: job_files/train_model.job (sbatch), and the batch script that launch.submit gives to
-submitit. The second one creates the job on the login node, and its `run` is a pickled TrainingJob.
+Two batch scripts run these steps: job_files/train_model.job, and the one that launch.submit makes with submitit. For the
+second one, launch.submit creates the job's folder on the login node, and each rank runs a pickled TrainingJob.
 
 DEEPSPORTS_JOB names the job's folder, runs/<name>/jobs/<job id>:
 
@@ -73,14 +73,14 @@ OUTPUT = "output"
 
 @dataclass(frozen=True)
 class CreateConfig:
-    """Keep the code and the flags of this Slurm job."""
+    """Copy the code and the flags of this Slurm job into its run folder."""
 
     config: Path = flag(Path("model_train_config.sh"), "File of training flags.")
 
 
 def create(argv: Sequence[str]) -> None:
-    """Make the folder of the Slurm job that this process belongs to, and link it to $DEEPSPORTS_RUNS/.jobs/<job id>: there
-    a restart finds it even if --run_name in the flag file was edited.
+    """Make the folder of the Slurm job that this process belongs to, and the link $DEEPSPORTS_RUNS/.jobs/<job id> to it. A
+    restart uses the link, so it finds the folder even if --run_name in the flag file was edited.
 
     Raises:
         UserError: wrong flags, not a Slurm job, or the disk is full or not writable.
@@ -93,7 +93,7 @@ def create(argv: Sequence[str]) -> None:
     flags = [*read_flag_file(REPOSITORY / options.config), *training_argv]
     training = absolute(parse(TrainConfig, flags, prog=str(options.config)))
     run_folder = RunFolder(training.run_dir)
-    job = create_folder(run_folder, job_id, training, snapshot.copy_code(run_folder.path))
+    job = create_job_folder(run_folder, job_id, training, snapshot.copy_code(run_folder.path))
     link = Path(os.environ.get("DEEPSPORTS_RUNS", "runs")).resolve() / ".jobs" / job_id
     with reporting_write_errors(link):
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def create(argv: Sequence[str]) -> None:
         link.symlink_to(job)
 
 
-def create_folder(run_folder: RunFolder, job_id: str, training: TrainConfig, code: Path) -> Path:
+def create_job_folder(run_folder: RunFolder, job_id: str, training: TrainConfig, code: Path) -> Path:
     """Make a job's folder with its flags and a link to its code.
 
     Raises:
@@ -178,9 +178,9 @@ def record_start(job: Path, restart: int, allowed: int, now_at: str) -> None:
         )
     file = job / "starts.jsonl"
     before = [start for start in _recorded_starts(file) if start["restart"] < restart]
-    same_place = list(itertools.takewhile(lambda start: start["position"] == now_at, reversed(before)))
-    if sum(_counts_as_failed(job, start) for start in same_place) >= _MAX_STARTS_WITHOUT_PROGRESS:
-        last = f", and the last {len(same_place)} starts" if len(same_place) < len(before) else " and"
+    same_position = list(itertools.takewhile(lambda start: start["position"] == now_at, reversed(before)))
+    if sum(_counts_as_failed(job, start) for start in same_position) >= _MAX_STARTS_WITHOUT_PROGRESS:
+        last = f", and the last {len(same_position)} starts" if len(same_position) < len(before) else " and"
         raise UserError(
             f"{job.name} started {len(before)} times{last} saved no step after {now_at}: see in {job} what ends it (a time limit too short for a step or a validation, too little memory), then submit the run again"
         )
@@ -206,18 +206,19 @@ def _recorded_starts(file: Path) -> list[dict[str, Any]]:
 
 
 def _counts_as_failed(job: Path, start: Mapping[str, Any]) -> bool:
-    """Whether a start that saved nothing counts as failed: a rank was killed or lost, or the start had its whole time limit
-    or _SHORT_START_S before a signal stopped it. A preempted start does not count, nor does one whose node died (it has no
-    record)."""
+    """Whether a start that saved nothing counts as failed: a rank was killed or lost, or a signal stopped the start near its
+    time limit or after more than _SHORT_START_S. A start that was preempted early does not count, nor one whose node died (it
+    has no record), nor one that ended without being requeued (the user has restarted the job)."""
     try:
         end = json.loads((end_folder(job, start["restart"]) / "job.json").read_text())
-        return not end["signaled"] or end["near_time_limit"] or end["time"] - start["time"] > _SHORT_START_S
+        is_long = end["near_time_limit"] or end["time"] - start["time"] > _SHORT_START_S
+        return end["requeued"] and (not end["signaled"] or is_long)
     except (OSError, ValueError, TypeError, KeyError):
         return False
 
 
 def free_port(job_number: int) -> int:
-    """A port of this node that no process uses now.
+    """Find a port of this node that no process uses.
 
     Raises:
         UserError: none is free.
@@ -241,14 +242,14 @@ def comment_start(run_folder: RunFolder, env: Mapping[str, str]) -> None:
 
 
 def with_user_comment(text: str, env: Mapping[str, str] = os.environ) -> str:
-    """A comment for squeue, after the user's own (--comment)."""
+    """The text of a job's comment, which begins with the user's own (--comment)."""
     user_comment = env.get("DEEPSPORTS_COMMENT", "")
     return f"{user_comment}: {text}" if user_comment else text
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
 
-_COMMENT_EVERY_S = 60  # all users share the controller; the end of an epoch is always shown
+_COMMENT_EVERY_S = 60  # to spare Slurm's controller; a new epoch is shown at once
 _COMMENT_PAUSE_S = 300  # after the controller did not answer
 
 
@@ -296,7 +297,7 @@ def run_rank(argv: Sequence[str]) -> int:
         else:
             traceback.print_exc()
             status = Status.BUG
-    interruption.ignore()  # srun may signal this rank now because another one ended; that must not change the status
+    interruption.ignore()  # srun may send TERM because another rank ended, which must not change the status
     record_rank_end(status)
     return status
 
@@ -347,7 +348,8 @@ _KILL_WAIT_S = 60  # Slurm kills this process sooner, once it has requeued or ca
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a start of a job ended. `status` is the exit status of the job, unless it is requeued."""
+    """How a start of a job ended. `status` is the exit status of the batch script; `requeued` says whether a new start can
+    resume the training; `signaled` says whether a signal stopped it."""
 
     status: int
     reason: str
@@ -357,7 +359,7 @@ class Outcome:
 
 def end(job: Path, srun_status: int, env: Mapping[str, str] = os.environ) -> int:
     """End a start of a job, after srun: record how it ended, and requeue the job if a new start can resume the training.
-    Returns the exit status of the job. Slurm kills this process when it requeues or cancels the job."""
+    Returns the exit status of the job, unless Slurm kills this process because the job is requeued or cancelled."""
     restart = restart_count(env)
     folder = end_folder(job, restart)
     found = outcome(srun_status, recorded_statuses(folder), task_count(env))
@@ -365,7 +367,7 @@ def end(job: Path, srun_status: int, env: Mapping[str, str] = os.environ) -> int
     is_near_limit = found.signaled and _is_near_time_limit(env)
     with suppress(UserError):  # the disk is full
         write_json(folder / "job.json", {**asdict(found), "near_time_limit": is_near_limit, "time": time.time()})
-    if found.status == Status.INTERRUPTED:  # it shall be listed as CANCELLED, not as FAILED
+    if found.status == Status.INTERRUPTED:  # scancel makes Slurm list the job as CANCELLED, not as FAILED
         with suppress(SlurmError):
             slurm.cancel(job_id)
             time.sleep(_KILL_WAIT_S)
@@ -379,10 +381,10 @@ def end(job: Path, srun_status: int, env: Mapping[str, str] = os.environ) -> int
 
 
 def outcome(srun_status: int, ranks: Sequence[int], rank_count: int) -> Outcome:
-    """What to do after srun returned; `ranks` are the statuses that ranks recorded.
+    """How a start ended, from srun's exit status and from the statuses that the ranks recorded.
 
-    srun reports only the highest exit status, and ranks that it kills have high ones. So srun's status counts only where
-    the ranks recorded nothing that decides.
+    srun reports only the highest exit status, and ranks that it kills have high ones. So srun's status counts only if no
+    recorded status decides.
     """
     for status in (Status.USER_ERROR, Status.BUG, Status.INTERRUPTED):  # a new start would not help, or is not wanted
         if status in ranks:
@@ -419,14 +421,14 @@ def _is_near_time_limit(env: Mapping[str, str]) -> bool:
 
 
 def requeue(job_id: str, reason: str, env: Mapping[str, str]) -> None:
-    """Requeue this job and wait until Slurm kills this process; of a job array, `job_id` names this task only. A job that
-    was cancelled meanwhile stays cancelled."""
+    """Requeue this job, or this task of a job array, and wait until Slurm kills this process. A job that was cancelled
+    meanwhile is not requeued."""
     print(f"Requeueing job {job_id}: {reason}", file=sys.stderr, flush=True)
-    for _ in range(_REQUEUE_ATTEMPTS):  # a controller that is being restarted does not answer
+    for _ in range(_REQUEUE_ATTEMPTS):  # the controller does not answer while it restarts
         with suppress(SlurmError):
             if slurm.job_state(job_id) == "CANCELLED":
                 return
-        with suppress(SlurmError):  # first: while the job waits, squeue would show the training's last comment
+        with suppress(SlurmError):  # first, because a pending job keeps its last comment
             slurm.set_comment(job_id, with_user_comment(f"requeued ({reason})", env))
         try:
             slurm.requeue(job_id)

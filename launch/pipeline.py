@@ -214,8 +214,8 @@ def main(argv: Sequence[str]) -> int:
 def _job_of_stage(
     stage: Stage, after: str, known: str | None, queued: Mapping[str, QueuedJob], renewed: bool
 ) -> tuple[str, str]:
-    """(job id, text for the user) of a stage's job, which is already queued or is submitted now. `renewed` says that an
-    earlier stage has a new job: then a queued one waits for the wrong job, and is replaced."""
+    """(job id, text for the user) of a stage's job, which is already queued or is submitted now. `renewed`: an
+    earlier stage has a new job, so a queued job of this stage depends on the wrong one and is replaced."""
     if known is not None and any(job_id.split("_")[0] == known for job_id in queued):
         if not renewed:
             return known, f"queued already, job {known}"

@@ -86,12 +86,12 @@ def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], not
 def request_flag_faults(launch: LaunchConfig, training: TrainConfig) -> list[str]:
     """Contradictions between launch flags and training flags."""
     found = []
-    parts = launch.processes * training.accumulate
+    parts = launch.world_size * training.accumulate
     if training.batch_size % parts:
         found.append(
-            f"--batch_size {training.batch_size} cannot be divided by {launch.processes} ranks ({launch.nodes} nodes x {launch.tasks}) x --accumulate {training.accumulate}: give a multiple of {parts}"
+            f"--batch_size {training.batch_size} cannot be divided by {launch.world_size} ranks ({launch.nodes} nodes x {launch.tasks}) x --accumulate {training.accumulate}: give a multiple of {parts}"
         )
-    if fault := batch_norm_fault(training, launch.processes):
+    if fault := batch_norm_fault(training, launch.world_size):
         found.append(fault)
     if training.gpu and 0 < launch.gpus_per_node < launch.tasks:
         found.append(
@@ -212,7 +212,7 @@ def data_faults(training: TrainConfig) -> list[str]:
 
 def start_forecast(launch: LaunchConfig, training: TrainConfig) -> subprocess.Popen[str]:
     """Start training.forecast. It estimates the memory of a step, which takes longest, only if --gpu_mem_gb is given."""
-    wanted = launch.processes if launch.gpus_per_node and launch.gpu_mem_gb else 0
+    wanted = launch.world_size if launch.gpus_per_node and launch.gpu_mem_gb else 0
     command = [sys.executable, "-m", "training.forecast", str(wanted), *to_argv(training)]
     return subprocess.Popen(
         command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

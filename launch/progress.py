@@ -50,7 +50,7 @@ def number_text(value: float | None, digits: int = 3) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def share_text(done: int, total: int | None) -> str:
+def fraction_text(done: int, total: int | None) -> str:
     """'3/20'; '3/?' if the total is unknown."""
     return f"{done}/{'?' if total is None else total}"
 
@@ -64,8 +64,8 @@ def progress_text(progress: RunProgress) -> str:
     """The progress in one line, for the comment of a job."""
     parts = [
         progress.state,
-        f"epoch {share_text(progress.epoch, progress.epochs)}",
-        f"step {share_text(progress.step, progress.steps)}",
+        f"epoch {fraction_text(progress.epoch, progress.epochs)}",
+        f"step {fraction_text(progress.step, progress.steps)}",
     ]
     if progress.val_spearman is not None:
         parts.append(f"rho {number_text(progress.val_spearman)}")

@@ -30,7 +30,7 @@ from data_preparation.common.errors import UserError, first_line
 from launch import slurm
 from launch.config import site_environment
 from launch.job import OUTPUT, REFUSAL
-from launch.progress import best_text, clock_text, duration_text, number_text, share_text, slurm_seconds
+from launch.progress import best_text, clock_text, duration_text, fraction_text, number_text, slurm_seconds
 from launch.slurm import EndedJob, FailedJob, QueuedJob, SlurmError
 from training.runtime.run_folder import RunFolder, read_json
 from training.runtime.run_progress import RunProgress
@@ -280,8 +280,8 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
     if progress is not None:
         p = progress
         cells |= {
-            "EPOCH": share_text(p.epoch, p.epochs),
-            "STEP": share_text(p.step, p.steps),
+            "EPOCH": fraction_text(p.epoch, p.epochs),
+            "STEP": fraction_text(p.step, p.steps),
             "DIVES/S": number_text(p.dives_per_s, 1),
             "DATA": "-" if p.data_share is None else f"{p.data_share:.0%}",
             "LOSS": number_text(p.train_loss),
@@ -294,8 +294,8 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
         }
     if job is not None and job.state == "PENDING" and job.reason in _NEVER_STARTS:
         return cells, _NEVER_STARTS[job.reason]
-    well = state.startswith((*ACTIVE, "finished", "interrupted", "cancelled", "no progress"))
-    return cells, "" if well else refused or (progress and progress.error) or last_error_line(folder, job_id)
+    has_no_error = state.startswith((*ACTIVE, "finished", "interrupted", "cancelled", "no progress"))
+    return cells, "" if has_no_error else refused or (progress and progress.error) or last_error_line(folder, job_id)
 
 
 def table(rows: Sequence[tuple[Mapping[str, str], str]], width: float, height: float = math.inf) -> str:

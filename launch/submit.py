@@ -35,7 +35,7 @@ from launch.config import (
     site_flags,
     split_argv,
 )
-from launch.job import JOB_VARIABLE, TrainingJob, create_folder, free_port
+from launch.job import JOB_VARIABLE, TrainingJob, create_job_folder, free_port
 from launch.slurm import NEVER_SATISFIED, QueuedJob, SlurmError, queue
 from training import plugins
 from training.config import TrainConfig
@@ -45,8 +45,8 @@ from training.runtime.run_folder import RunFolder
 
 _SITE_VARIABLES = ("DEEPSPORTS_VENV", "DEEPSPORTS_SCRATCH", "DEEPSPORTS_DATASET", "DEEPSPORTS_RUNS", plugins.VARIABLE)
 HOLD_SIGNALS = "bash job_files/hold_signals.sh"  # relative to the job's copy of the code
-_AFTER = "it is a training flag, give it after --"
-_BEFORE = "it is a launch flag, give it before --"
+_IS_TRAINING_FLAG = "it is a training flag, give it after --"
+_IS_LAUNCH_FLAG = "it is a launch flag, give it before --"
 _A_YEAR_MIN = 365 * 24 * 60  # a workstation has no time limit
 
 
@@ -98,7 +98,7 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
         "signal_delay_s": min(SIGNAL_BEFORE_END_S, launch.time_min * 60 // 2),
         "setup": setup,
         "teardown": JOB_END,
-        # if a rank dies, end all
+        # if a rank dies, end all of them
         "srun_args": ["--kill-on-bad-exit=1", *(f"--{k}={v}" for k, v in binding.items() if v)],
         "additional_parameters": additional,
         **{key: value for key, value in optional.items() if value},
@@ -107,7 +107,7 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
 
 @contextmanager
 def submission_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, so that no other submission comes between the checks and sbatch."""
+    """Lock a run's folder, so that no other submission of the run happens between the checks and sbatch."""
     with reporting_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".submit.lock", "w")  # noqa: SIM115 (closed below)
@@ -178,7 +178,7 @@ def submit(executor: submitit.SlurmExecutor, trainings: Sequence[TrainConfig]) -
 
 @contextmanager
 def without_slurm_variables() -> Iterator[None]:
-    """Remove Slurm's variables while the block submits from inside of a job: the new job must not inherit them."""
+    """Remove Slurm's variables during the block: a job that is submitted from inside another one must not inherit them."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(without_slurm(before))
@@ -202,7 +202,7 @@ def submit_training(launch: LaunchConfig, training: TrainConfig, site: Mapping[s
         preflight.print_step(f"copying the code to {folder.path}, then submitting")
         code = snapshot.copy_code(folder.path)
         (job_id,) = submit(slurm_executor(launch, training, site, code), [training])
-        create_folder(folder, job_id, training, code)
+        create_job_folder(folder, job_id, training, code)
     return job_id
 
 
@@ -217,8 +217,8 @@ def slurm_executor(
 
 @contextmanager
 def detached_from_terminal() -> Iterator[None]:
-    """Give processes that the block starts /dev/null instead of this process's terminal or pipes, so that nobody who reads
-    our output waits for them."""
+    """Connect processes that the block starts to /dev/null instead of this process's terminal or pipes. Otherwise a program
+    that reads this process's output would wait until they end."""
     with open(os.devnull, "r+b") as nothing:
         saved = [os.dup(number) for number in range(3)]
         try:
@@ -259,7 +259,7 @@ def _start_locally(launch: LaunchConfig, training: TrainConfig, folder: RunFolde
     os.environ[PORT_VARIABLE] = str(free_port(os.getpid()))
     with detached_from_terminal():
         job = executor.submit(TrainingJob(to_argv(training)))
-    create_folder(folder, "local", training, code)  # submitit's id is a process id, not a Slurm job
+    create_job_folder(folder, "local", training, code)  # submitit's id is a process id, not a Slurm job
     return f"process {job.job_id}"
 
 
@@ -277,15 +277,15 @@ def read_flags(argv: Sequence[str], cls: type, prog: str, description: str) -> t
     site = dict(site_environment())
     faults: list[str] = []
     own = [*(collect_faults(faults, site_flags, site, cls) or []), *launch_argv]
-    launch = collect_faults(faults, parse, cls, own, prog, description, {_AFTER: TrainConfig})
+    launch = collect_faults(faults, parse, cls, own, prog, description, {_IS_TRAINING_FLAG: TrainConfig})
     config = named_config(own) if launch is None else launch.config
     flags = collect_faults(faults, read_flag_file, REPOSITORY / config)
     training = None
     if flags is None:
-        faults += flag_faults(TrainConfig, training_argv, {_BEFORE: cls})
+        faults += flag_faults(TrainConfig, training_argv, {_IS_LAUNCH_FLAG: cls})
     else:
         training = collect_faults(
-            faults, parse, TrainConfig, [*flags, *training_argv], str(config), None, {_BEFORE: cls}
+            faults, parse, TrainConfig, [*flags, *training_argv], str(config), None, {_IS_LAUNCH_FLAG: cls}
         )
     if training is None or faults:
         raise UserError.of(faults)

@@ -29,8 +29,8 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from launch import preflight, snapshot, submit
 from launch.config import LaunchConfig, absolute
-from launch.job import create_folder
-from launch.progress import number_text, share_text
+from launch.job import create_job_folder
+from launch.progress import fraction_text, number_text
 from launch.status import existing_runs_dir, last_job, query_slurm, run_state, stop_jobs
 from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
@@ -224,7 +224,7 @@ def submit_sweep(argv: Sequence[str]) -> int:
 
 
 def _is_wanted(state: str, training: TrainConfig) -> bool:
-    """Whether to submit a point: it is neither queued nor done, or shall now train for more epochs."""
+    """Whether to submit a point: it is neither queued nor done, or it has to train for more epochs."""
     if state != "finished":
         return state != "queued"
     saved = RunFolder(training.run_dir).saved_config()
@@ -232,8 +232,8 @@ def _is_wanted(state: str, training: TrainConfig) -> bool:
 
 
 def _without_new_epochs(training: TrainConfig) -> TrainConfig:
-    """The training of a point; if its run was evaluated on the test split, without additional epochs. So that point stays as
-    it is, and the others can continue."""
+    """The training of a point. If its run was evaluated on the test split, it gets no additional epochs: that point stays as
+    it is, and the others can train longer."""
     run = RunFolder(training.run_dir)
     try:
         saved = run.saved_config() if run.summary_file.exists() else None
@@ -335,7 +335,7 @@ def _submit_points(
     executor = _executor(launch, folder, code, list(wanted.values()), site)
     for job_id, training in zip(submit.submit(executor, list(wanted.values())), wanted.values(), strict=True):
         run_folder = RunFolder(training.run_dir)
-        create_folder(run_folder, job_id, training, code)
+        create_job_folder(run_folder, job_id, training, code)
         print(f"job {job_id}   {run_folder.path}")
 
 
@@ -387,7 +387,7 @@ def sweep_rows(folder: Path, points: Mapping[str, Point]) -> list[dict[str, Any]
                 "point": name,
                 **{flag_name: " ".join(words) for flag_name, words in point.items()},
                 "state": states[name],
-                "epoch": share_text(progress.epoch, progress.epochs),
+                "epoch": fraction_text(progress.epoch, progress.epochs),
                 "best_val_spearman": progress.best_spearman if progress.best_epoch else None,
                 "best_epoch": progress.best_epoch or None,
             }

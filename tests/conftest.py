@@ -1,4 +1,4 @@
-"""What several test files use: paths, a small prepared data set, ways to call an entry point, the cluster."""
+"""Shared by the test files: paths, a small prepared data set, functions that call an entry point, the cluster."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHARED = REPOSITORY.parent / "shared"
 settings.register_profile("deepsports", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("deepsports")
 
-PATIENCE_S = 600  # how long a test waits for what must happen: no test asserts a duration, and a machine can be busy
+PATIENCE_S = 600  # the longest wait of a test: no test asserts a duration, because the machine may be busy
 
 # Under nohup, Python and all processes that it starts ignore HUP, and some tests send it.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -229,4 +229,4 @@ def worker_processes(training: int) -> list[int]:
         except OSError:
             return False
 
-    return [loader for server in filter(serves, children(training)) for loader in children(server)]
+    return [worker for server in filter(serves, children(training)) for worker in children(server)]

@@ -5,7 +5,7 @@
 #
 #     bash tests/run.sh [--fast] [pytest arguments]
 #
-[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh or zsh was asked to run this
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
 set -euo pipefail
 unset CDPATH
 cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -34,10 +34,10 @@ if [ -z "$no_slurm" ]; then
     source "${DEEPSPORTS_CLUSTER_DIR:-/tmp/deepsports-cluster}/env.sh"
     export DEEPSPORTS_REQUIRE_SLURM=1 # a test that finds no Slurm now fails instead of being skipped
 else
-    echo "Left out, the tests on a real Slurm: $no_slurm."
+    echo "The tests on a real Slurm are left out: $no_slurm."
 fi
 
 status=0
 python -m pytest ${selection[@]+"${selection[@]}"} "$@" || status=$?
-[ -z "$no_slurm" ] || echo "Left out, the tests on a real Slurm: $no_slurm."
+[ -z "$no_slurm" ] || echo "The tests on a real Slurm are left out: $no_slurm."
 exit "$status"

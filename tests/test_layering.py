@@ -53,11 +53,11 @@ def imported_modules(path) -> set[str]:
     return modules
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_packages_import_only_lower_packages(room: str):
-    for path in (REPOSITORY / room).rglob("*.py"):
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_import_only_lower_packages(package: str):
+    for path in (REPOSITORY / package).rglob("*.py"):
         ours = {m for m in imported_modules(path) if m.split(".")[0] in ALLOWED}
-        assert {m.split(".")[0] for m in ours} <= ALLOWED[room], path
+        assert {m.split(".")[0] for m in ours} <= ALLOWED[package], path
 
 
 def test_leaf_modules_import_only_what_is_listed():
@@ -68,7 +68,7 @@ def test_leaf_modules_import_only_what_is_listed():
 
 def test_only_one_file_runs_slurms_commands_and_one_reads_its_variables():
     def holders(*needles: str) -> set[str]:
-        paths = [p for room in ALLOWED for p in (REPOSITORY / room).rglob("*.py")]
+        paths = [p for package in ALLOWED for p in (REPOSITORY / package).rglob("*.py")]
         return {str(p.relative_to(REPOSITORY)) for p in paths if any(n in p.read_text() for n in needles)}
 
     assert holders('"squeue"', '"scontrol"', '"sacct"') == {"launch/slurm.py"}

@@ -5,9 +5,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
 USAGE="usage: node.sh down|up|off|cut|join NODE [--dir DIR]
-  down   kill the node's slurmd; its jobs run on      up     start slurmd again
-  off    kill all that runs on the node (fix: up)
-  cut    pull its network cable                       join   plug it in again"
+  down   kill only slurmd; the tasks continue         up     start slurmd again
+  off    kill all processes of the node (then: up)
+  cut    disconnect its network                       join   connect it again"
 
 slurmd_pids() {
     local pid

@@ -31,7 +31,7 @@ def test_a_restart_without_progress_is_refused(tmp_path: Path):
     def start(restart: int, position: str, signaled: bool, minutes: float = 0) -> None:
         record_start(folder, restart, 99, position)
         began = json.loads((folder / "starts.jsonl").read_text().splitlines()[-1])["time"]
-        end = {"signaled": signaled, "near_time_limit": False, "time": began + 60 * minutes}
+        end = {"requeued": True, "signaled": signaled, "near_time_limit": False, "time": began + 60 * minutes}
         (folder / f"ended-{restart}" / "job.json").write_text(json.dumps(end))
 
     for restart, (position, signaled) in enumerate([("a", 0), ("b", 0), ("b", 1), ("b", 1), ("b", 1)]):
@@ -58,10 +58,18 @@ def test_a_time_limit_that_is_too_short_is_refused(tmp_path: Path):
     folder = tmp_path / "jobs" / "7"
     for restart in range(2):
         record_start(folder, restart, 99, "the beginning")
-        end = {"signaled": True, "near_time_limit": True, "time": 0}
+        end = {"requeued": True, "signaled": True, "near_time_limit": True, "time": 0}
         (folder / f"ended-{restart}" / "job.json").write_text(json.dumps(end))
     with pytest.raises(UserError, match="7 started 2 times and saved no step after the beginning"):
         record_start(folder, 2, 99, "the beginning")
+
+
+def test_a_job_that_the_user_restarts_after_an_error_may_start(tmp_path: Path):
+    folder = tmp_path / "jobs" / "7"
+    for restart in range(4):
+        record_start(folder, restart, 99, "the beginning")
+        end = {"requeued": False, "signaled": False, "near_time_limit": False, "time": 0}
+        (folder / f"ended-{restart}" / "job.json").write_text(json.dumps(end))
 
 
 def test_a_free_port_is_free_and_the_jobs_own():
@@ -200,6 +208,10 @@ def test_a_rank_records_its_end_also_on_a_full_disk(tmp_path: Path, monkeypatch:
     assert sorted(recorded_statuses(tmp_path / "ended-0")) == [Status.USER_ERROR, Status.STOPPED]
     record = json.loads((tmp_path / "ended-0" / "rank0.json").read_text())
     assert record == {"status": 75, "reason": Status.STOPPED.meaning}
+
+
+def test_a_status_prints_as_a_number():
+    assert [str(Status.USER_ERROR), f"{Status.BUG}"] == ["2", "70"]  # the batch script exits with it
 
 
 def test_the_table_of_statuses_says_what_is_requeued():

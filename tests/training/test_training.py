@@ -180,7 +180,7 @@ def test_a_run_whose_data_were_moved_is_evaluated(finished: Path, dataset: Path,
 def test_a_folder_without_a_run_is_refused_with_a_suggestion(finished: Path):
     for given, words in (
         (finished.parent, f"holds no run (no config.json): give the folder of a run, such as {finished}"),
-        (finished.with_name("whol"), f"is not there: give the folder of a run, such as {finished}"),
+        (finished.with_name("whol"), f"does not exist: give the folder of a run, such as {finished}"),
     ):
         done = run_main("training.evaluate", "--run", given, check=False)
         assert done.returncode == 2
@@ -468,7 +468,7 @@ def test_a_second_training_in_the_same_folder_is_refused(finished: Path, tmp_pat
     second = run_main(*command[1:], "--workers", 0, check=False)
     out = second.stderr
     assert second.returncode == 2
-    assert "another training is at work in" in out
+    assert "another training is running in" in out
     assert first.poll() is None
     first.kill()
     first.communicate(timeout=PATIENCE_S)
