@@ -623,10 +623,10 @@ def check_disjoint(train: Iterable[DiveKey], test: Iterable[DiveKey]) -> None:
 class SummaryConfig:
     """Print a summary of a data set's annotations; exit with status 2 if they have faults."""
 
-    dataset: Path | None = flag(None, "Data set folder; none takes DEEPSPORTS_DATASET of job_files/environment.sh.")
-    annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none takes the data set's own.")
-    train_path: Path | None = flag(None, "Train list; none takes the data set's own.")
-    test_path: Path | None = flag(None, "Test list; none takes the data set's own.")
+    dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
+    annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none uses the data set's own.")
+    train_path: Path | None = flag(None, "Train list; none uses the data set's own.")
+    test_path: Path | None = flag(None, "Test list; none uses the data set's own.")
 
     def path(self, name: str) -> Path:
         """The file that --NAME_path names, or else that of the data set.

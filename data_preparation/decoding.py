@@ -1,4 +1,4 @@
-"""Decode numbered frames of a video to RGB images and JPEGs, and little more than the frames asked for."""
+"""Decode numbered frames of a video to RGB images and JPEGs. Seeks, so that few other frames are decoded."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _SEEK_MARGIN = 10.0  # seconds to go back when a seek lands too late
 class FrameRequest:
     """Frames to decode from one video.
 
-    `numbers` (n,) ascend. `positions` (n,) say which source frame each number shows: its timestamp or, with
-    `sequential`, its index in a decode from the start.
+    `numbers` (n,) are ascending frame numbers. `positions` (n,) identify the source frame of each: by its timestamp or,
+    with `sequential`, by its index in a decode from the start.
     """
 
     path: Path
@@ -82,7 +82,11 @@ class Decoder:
         """Yield (timestamp, frame) starting at or before `timestamp`. A generator, so that errors come with frames."""
         assert self._stream.time_base is not None
         margin = int(_SEEK_MARGIN / self._stream.time_base)
-        for start in (int(timestamp), int(timestamp) - margin, None):  # some containers' indices lead too far
+        for start in (
+            int(timestamp),
+            int(timestamp) - margin,
+            None,
+        ):  # the index of some containers leads past the frame
             self._container.seek(start or 0, stream=self._stream, backward=True)
             frames = self._decode_from(timestamp)
             first = next(frames, None)

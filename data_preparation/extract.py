@@ -116,7 +116,7 @@ def check_length(scan: VideoScan, dives: Sequence[Dive]) -> None:
 
 
 def check_record(record: dict[str, Any], facts: Sequence[VideoFacts], source: Path) -> None:
-    """Like `check_facts`, for a video that was extracted before, from its provenance record."""
+    """Check an archive that exists already, by its provenance record. Raises UserError as `check_facts` does."""
     made_from = record["source"]
     rate, frames, decoded = source_rate(record), made_from["frames"], made_from.get("decoded_frames")
     if faults := [f for stated in facts for f in fact_faults(stated, rate, frames, decoded, str(source))]:

@@ -1,6 +1,6 @@
 """Records which prepared videos were verified since they were last written.
 
-Each video has a small marker file, beside the frames or, if that folder is read-only (a shared data set), in a cache
+Each video has a small marker file, next to the frames or, if that folder is read-only (a shared data set), in a cache
 folder.
 """
 
@@ -20,7 +20,7 @@ def cache_folder() -> Path | None:
     if own := os.environ.get("DEEPSPORTS_CACHE"):
         return Path(own).absolute()
     site = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(site):  # the XDG standard says to ignore relative paths
+    if os.path.isabs(site):  # the XDG standard ignores relative paths
         return Path(site) / "deepsports"
     try:
         return Path.home() / ".cache" / "deepsports"
@@ -38,7 +38,7 @@ def _state(frames_dir: Path, video: int) -> str:
 def _places(frames_dir: Path) -> list[Path]:
     """The folders for the markers of a data set, in the order in which they are tried.
 
-    First beside the frames, then in the cache. The cache key is the resolved path, which must be the same on login and
+    First next to the frames, then in the cache. The cache key is the resolved path, which must be the same on login and
     compute nodes.
     """
     places = [frames_dir / ".verified"]
@@ -52,7 +52,7 @@ def mark_verified(frames_dir: Path, video: int) -> Path:
     """Record that this video, in its present state, was verified; return the folder with the marker.
 
     Raises:
-        OSError: the marker can be written neither beside the frames nor in the cache.
+        OSError: the marker can be written neither next to the frames nor in the cache.
     """
     state = _state(frames_dir, video).encode()
     *first, last = _places(frames_dir)

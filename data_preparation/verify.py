@@ -104,7 +104,7 @@ def alignment_faults(
     try:
         scan = scan_video(layout.video_file(video))
     except UserError:
-        return [], []  # without a readable source there is nothing to compare with
+        return [], []  # nothing to compare with
     present = set(reader.numbers.tolist())
     result = compare_with_video(scan, [n for n in sample_frames(dives) if n in present], reader.image)
     if result.shift:
@@ -287,7 +287,7 @@ def _with_extraction(layout: DatasetLayout, report: VideoReport, running: Sequen
     if any(report.video in e.videos for e in running):
         return replace(report, extraction_state="extraction running")
     absent = not archive_file(layout.frames, report.video).exists()
-    if absent and any(e.shards > 1 for e in running):  # another task of the job array has it, and may be pending
+    if absent and any(e.shards > 1 for e in running):  # another task of the job array extracts it, and may be pending
         return replace(report, extraction_state="not extracted yet; an extraction of another shard is running")
     return report
 

@@ -63,7 +63,11 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def check_comparable(a: Predictions, b: Predictions) -> None:
-    """Raises UserError unless both runs scored the same dives with the same true scores."""
+    """Check that both runs scored the same dives with the same true scores.
+
+    Raises:
+        UserError: they did not.
+    """
     if a.dives != b.dives or not np.array_equal(a.true, b.true):
         shared = len(set(a.dives) & set(b.dives))
         raise UserError(

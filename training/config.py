@@ -32,10 +32,8 @@ NO_WEIGHTS = ("none", "scratch")
 # input normalisation: (mean, standard deviation) of each RGB channel, for pixels in [0, 1]
 INPUT_SCALES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    "mtl_aqa": (
-        (0.2719, 0.4617, 0.5961),
-        (0.1870, 0.1881, 0.2604),
-    ),  # MTL-AQA's training clips, as in DeepSports
+    # MTL-AQA's training clips, as in DeepSports
+    "mtl_aqa": ((0.2719, 0.4617, 0.5961), (0.1870, 0.1881, 0.2604)),
     "timesformer": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),  # released TimeSformer weights
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # C3D-AVG's input to C3D
     "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # timm's ViT weights
@@ -547,7 +545,7 @@ def changeable(config: TrainConfig) -> set[str]:
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str]]:
-    """The differences as '--name: old -> new': those that forbid to resume the run, and those that do not."""
+    """The differences as '--name: old -> new': those that prevent a resume, and those that do not."""
     fixed: list[str] = []
     free: list[str] = []
     fields = {f.name: f for config in (old, new) for f in dataclasses.fields(config)}

@@ -68,7 +68,7 @@ def step_memory(
     """Estimate the bytes of a training step with `clips` clips at a time: weights, optimizer, activations, total.
 
     "activations" includes the gradients that exist at the same time. `ranks` tells whether DistributedDataParallel is used.
-    The forward and backward pass of the backbone runs on fake tensors, so it takes seconds and no memory. Not included: the
+    The backbone's forward and backward passes run on fake tensors, so they take seconds and no memory. Not included: the
     activations of the head, the CUDA context (half a GiB), convolution workspaces and fragmentation.
     """
     from torch.distributed._tools.mem_tracker import MemTracker  # takes a second to import
@@ -77,7 +77,7 @@ def step_memory(
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")
         backbone = build_backbone(config).train(not model.frozen)
-        freeze_batch_norm(backbone)  # trained batch norm needs about as much memory, but a group of clips
+        freeze_batch_norm(backbone)  # trained ones need about as much memory, but a whole --bn_group of clips
         tracker = MemTracker()
         tracker.track_external(backbone)
         grad = torch.set_grad_enabled(not model.frozen)

@@ -55,7 +55,7 @@ from training.runtime.statuses import Status
 log = logging.getLogger("training")
 
 _BEFORE_THE_FIRST_STEP = "stopped by a signal before the first step"
-# After a node failure, processes of a job's previous start may still hold the run folder's lock: a restarted job waits so long
+# After a node failure, processes of a job's previous start may still hold the run folder's lock: a restarted job waits this long
 _LOCK_PATIENCE_S = 120
 
 
@@ -100,12 +100,12 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     start_log(config.loglevel, ranks)
     if config.batch_size % (ranks.world_size * config.accumulate):
         raise UserError(
-            f"--batch_size {config.batch_size} cannot be shared by {ranks.world_size} processes in --accumulate {config.accumulate} parts: give a multiple of {ranks.world_size * config.accumulate}"
+            f"--batch_size {config.batch_size} cannot be split over {ranks.world_size} ranks in --accumulate {config.accumulate} parts each: give a multiple of {ranks.world_size * config.accumulate}"
         )
     stop_before_start(interruption, ranks)
     if fault := batch_norm_fault(config, ranks.world_size):
         raise UserError(fault)
-    start_server(config.loader_workers)  # early, since it imports for a second in the background
+    start_server(config.loader_workers)  # early: its imports take a second, in the background
     if cpus := allocated_cpus():
         torch.set_num_threads(cpus)
     device = collectives.choose_device(config.gpu, ranks)

@@ -7,8 +7,10 @@ import re
 import signal
 import socket
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,7 +127,7 @@ def test_ranks_that_do_not_come_are_named(absent: set[int]):
     elif 0 in absent:
         assert all("ProcessLost" in said[rank] and "found no first rank at 127.0.0.1" in said[rank] for rank in here)
     else:
-        assert "did not come to 127.0.0.1" in said[0]
+        assert "did not connect to 127.0.0.1" in said[0]
         assert ": 1, 3;" in said[0]
         assert "the log of rank 0 names them" in said[2]
 
@@ -329,3 +331,26 @@ def test_ranks_together_have_the_gradient_of_the_whole_batch(tmp_path, world: in
     _loss_and_gradient(weight, x, y).backward()
     assert weight.grad.abs().min() > 1e-3
     mp.spawn(_rank, (world, str(tmp_path / "join"), x, y, weight.grad), nprocs=world)
+
+
+def _wrap(rank: int, file: str) -> None:
+    from training.engine.step import (
+        Step,
+    )  # here, because it takes seconds to import and every spawned process imports this file
+
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    model = torch.nn.Linear(2, 1)
+    model.register_buffer("drawn", torch.full((2,), float(rank)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as a deprecated argument
+        ddp_model = Step._wrap(SimpleNamespace(ranks=Ranks(rank, 2), device=torch.device("cpu")), model)
+    assert model.drawn.tolist() == [0, 0]
+    model.drawn.fill_(rank)
+    ddp_model(torch.ones(1, 2)).sum().backward()
+    assert model.drawn.tolist() == [rank, rank]
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_buffers_are_broadcast_once_before_the_first_step(tmp_path):
+    mp.spawn(_wrap, (str(tmp_path / "join"),), nprocs=2)

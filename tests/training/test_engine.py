@@ -107,11 +107,11 @@ def test_both_passes_of_a_part_draw_the_same_dropout(tmp_path: Path):
         once, other = engine.step._forward(first, 0, 0), engine.step._forward(second, 0, 1)
         again = engine.step._forward(first, 0, 0)
     assert torch.equal(once["execution_and_difficulty"], again["execution_and_difficulty"])
-    as_first = engine.step._forward(second, 0, 0)  # other draws than part 1's
+    as_first = engine.step._forward(second, 0, 0)  # another dropout mask than that of part 1
     assert not torch.equal(as_first["execution_and_difficulty"], other["execution_and_difficulty"])
 
 
-def test_cut_and_joined():
+def test_concat_is_the_inverse_of_chunk():
     rows = {"a": torch.arange(6), "b": torch.rand(6, 2)}
     parts = chunk(rows, 3)
     assert [part["a"].tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]

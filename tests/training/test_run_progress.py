@@ -16,7 +16,7 @@ from training.runtime.run_folder import RunFolder
 from training.runtime.run_progress import RunProgress, seconds_left
 
 
-def told(folder: Path, record: object) -> RunProgress | None:
+def written_and_read(folder: Path, record: object) -> RunProgress | None:
     run = RunFolder(folder)
     run.progress_file.write_text(json.dumps(record))
     return run.progress()
@@ -47,9 +47,9 @@ def test_only_the_first_rank_reports(tmp_path: Path):
 
 
 def test_files_of_other_versions_are_read(tmp_path: Path):
-    assert told(tmp_path, {"state": "failed", "updated": 3}) == RunProgress("failed", updated=3)
+    assert written_and_read(tmp_path, {"state": "failed", "updated": 3}) == RunProgress("failed", updated=3)
     newer = {"state": "running", "updated": 3.0, "steps": 7, "from_a_newer_version": [1], "val_spearman": None}
-    assert told(tmp_path, newer) == RunProgress("running", updated=3.0, steps=7)
+    assert written_and_read(tmp_path, newer) == RunProgress("running", updated=3.0, steps=7)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_files_of_other_versions_are_read(tmp_path: Path):
 )  # fmt: skip
 def test_damaged_files_are_refused(tmp_path: Path, record: object):
     with pytest.raises(UserError, match=r"progress.json is damaged: delete it"):
-        told(tmp_path, record)
+        written_and_read(tmp_path, record)
 
 
 def test_the_time_left_needs_a_step_or_an_epoch():

@@ -127,7 +127,11 @@ def test_the_test_spearman_is_scipys_with_the_best_epoch(finished: Path):
 
 def test_the_test_split_is_opened_once(finished: Path):
     before = (finished / "summary.json").read_text()
-    assert "not opened again" in train_here(finished).stderr
+    config = (finished / "config.json").read_text()
+    assert (
+        "not opened again" in train_here(finished, "--workers", 1).stderr
+    )  # as before: the run folder keeps the flags
+    assert (finished / "config.json").read_text() == config
     assert (finished / "summary.json").read_text() == before
     assert "Test Spearman" in run_main("training.evaluate", "--run", finished).stdout
 
@@ -176,7 +180,7 @@ def test_a_run_whose_data_were_moved_is_evaluated(finished: Path, dataset: Path,
 def test_a_folder_without_a_run_is_refused_with_a_suggestion(finished: Path):
     for given, words in (
         (finished.parent, f"holds no run (no config.json): give the folder of a run, such as {finished}"),
-        (finished.with_name("whol"), f"is not there: give the folder of a run, such as {finished}"),
+        (finished.with_name("whol"), f"does not exist: give the folder of a run, such as {finished}"),
     ):
         done = run_main("training.evaluate", "--run", given, check=False)
         assert done.returncode == 2
@@ -364,7 +368,8 @@ def test_a_killed_worker_ends_the_training(finished: Path, tmp_path: Path):
 
 
 def test_the_workers_of_a_killed_training_end(finished: Path, tmp_path: Path):
-    process = start(*same_flags(finished, "--runs_dir", tmp_path, "--epochs", 500))
+    flags = ("--runs_dir", tmp_path, "--epochs", 500, "--loglevel", "WARNING")  # few lines: nobody reads them
+    process = start(*same_flags(finished, *flags), env=SLOW_STEPS)
     while not worker_processes(process.pid):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
@@ -463,7 +468,7 @@ def test_a_second_training_in_the_same_folder_is_refused(finished: Path, tmp_pat
     second = run_main(*command[1:], "--workers", 0, check=False)
     out = second.stderr
     assert second.returncode == 2
-    assert "another training is at work in" in out
+    assert "another training is running in" in out
     assert first.poll() is None
     first.kill()
     first.communicate(timeout=PATIENCE_S)

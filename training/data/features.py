@@ -1,4 +1,4 @@
-"""Feature files: a matrix for each action, computed before by a network.
+"""Feature files: a matrix for each action, computed in advance by a network.
 
     FILE.npz    one array (N, D) or (D,) for each action, named such as "03/055" (video/dive), or two arrays: "keys" (A, 2) of
                 video and dive, and "features" (A, N, D) or (A, D)

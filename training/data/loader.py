@@ -32,7 +32,7 @@ _abandoned: list[object] = []  # iterators that must not be finalized: that woul
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Number of complete batches; the remaining samples, others in each epoch, are dropped (drop_last)."""
+    """Number of complete batches; the remaining samples are dropped (drop_last), different ones in each epoch."""
     return samples // batch_size
 
 
@@ -65,7 +65,8 @@ def _iterate(batches: DataLoader, minutes: float) -> Generator[Batch]:
 
 
 def _worker_error(error: Exception) -> Exception:
-    """Turn a worker's exception into a message that users can act on; return any other unchanged."""
+    """Turn an exception of a DataLoader with workers into one with a message that users can act on; return other exceptions
+    unchanged."""
     text = str(error).rstrip()
     if isinstance(error, UserError):  # the DataLoader puts the worker's traceback before its message
         return UserError(text.rsplit("UserError: ", 1)[-1]) if text.startswith("Caught ") else error
@@ -127,7 +128,7 @@ def training_batches(
 def batches_of(
     dataset: ActionDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
 ) -> Generator[Batch]:
-    """Batches of the given (epoch, index) pairs, split into batches of at most EVALUATION_BATCH."""
+    """Load the given batches of (epoch, index) pairs, each split into batches of at most EVALUATION_BATCH."""
     size = EVALUATION_BATCH
     small_batches = [batch[start : start + size] for batch in batches for start in range(0, len(batch), size)]
     return _iterate(_load(dataset, small_batches, config, device), config.peer_timeout_min)

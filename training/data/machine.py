@@ -35,7 +35,7 @@ _WORKER_THREADS = 3
 _WORKER_FILES = 14
 _FILES_PER_WORKER = 5  # that the training process opens for each worker
 _OTHER_FILES = 12  # of the training process: logs, metrics, a checkpoint, sockets of other ranks
-_OTHER_THREADS = 3  # of the training process: what saves, what pins, what watches
+_OTHER_THREADS = 3  # of the training process: the checkpoint writer, the pin-memory thread, tqdm's monitor
 _PAGE = 4096
 
 
@@ -72,7 +72,7 @@ def needs(
     training: list[Dive],
     evaluated: list[Dive],
 ) -> ResourceNeeds:
-    """The least that a training needs on this machine; with an empty `training`, an evaluation."""
+    """The minimum that a training needs on this machine; an evaluation if `training` is empty."""
     here = ranks_on_node(ranks)
     workers = config.loader_workers
     tensors = 2 + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
@@ -128,7 +128,7 @@ def check_machine(
 
 
 def machine_warnings(config: TrainConfig) -> list[str]:
-    """Messages about what works, but perhaps slowly or not to the end."""
+    """Warnings about limits that allow the training to start, but may make it slow or end it early."""
     found = []
     if config.loader_workers > (available := cores()):
         found.append(

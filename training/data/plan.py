@@ -1,7 +1,7 @@
 """Which clips, frames and crops a sample consists of, planned before any pixel is read.
 
 A method plans its samples in the training process (Method.sample); workers only read what was planned. Each random choice
-has its own generator: `plan.rng("clip")` is seeded by (seed, "clip", epoch, action), so a new choice changes no other one.
+has its own generator: `plan.rng("clip")` is seeded by (seed, "clip", epoch, action), so adding a choice does not change the others.
 """
 
 from __future__ import annotations

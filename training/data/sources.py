@@ -1,4 +1,4 @@
-"""Sources of clips: prepared frames, or a file of features that a network computed before."""
+"""Sources of clips: prepared frames, or a file of features that a network computed in advance."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def load_splits(config: TrainConfig) -> Splits:
         )
     if config.evaluate and not splits.test:
         raise UserError(
-            f"{config.test_path} has no dive of the videos {' '.join(config.videos)}: use more videos or say --evaluate False"
+            f"{config.test_path} has no dive of the videos {' '.join(config.videos)}: use more videos, or give --evaluate False"
         )
     return splits
 

@@ -1,8 +1,8 @@
 """DataLoader workers: how they start, how they end, and how long the training waits for a batch.
 
 Workers are forked from multiprocessing's fork server, which has no Python threads. The training process has threads (of
-earlier loaders, gloo or nccl, CUDA); a worker forked from it can inherit a lock that a thread holds, and then, one time in
-some thousand, never starts (CPython issue 112275 is one case).
+earlier loaders, gloo or nccl, CUDA); a worker forked from it can inherit a lock that a thread holds, and then it never
+starts: once in some thousand starts (CPython issue 112275 is one case).
 """
 
 from __future__ import annotations

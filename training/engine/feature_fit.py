@@ -60,7 +60,7 @@ class FeatureFit(Trainer):
             if non_finite := non_finite_rows(rows.outputs):
                 names = ", ".join(data.actions[row].name for row in non_finite[:10])
                 raise UserError(
-                    f"the features of {len(non_finite)} dives are not finite ({names}): say --precision fp32, or choose another --input_scale"
+                    f"the features of {len(non_finite)} dives are not finite ({names}): give --precision fp32, or choose another --input_scale"
                 )
 
         method = self.model.method
@@ -90,6 +90,7 @@ class FeatureFit(Trainer):
         self._report("running")
 
     def stop_if_requested(self) -> None:
+        """Stop all ranks if any rank received a signal; also called between two batches of features."""
         if status := collectives.max_over_ranks(self.interruption.status, self.device):
             self._report("interrupted")
             collectives.barrier()

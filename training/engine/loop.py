@@ -106,14 +106,13 @@ class Engine(Trainer):
                 bar.update()
                 if position.global_step % self.config.log_every == 0 or position.step == steps:
                     self._log_step(steps, losses, rate)
-                if self.checkpoints.is_due(
-                    position.global_step
-                ):  # ranks may differ here, but only the first one writes
+                # the clocks of the ranks may differ here, but only the first rank writes
+                if self.checkpoints.is_due(position.global_step):
                     self.save()
                 self.save_and_stop_if_requested()
 
     def _finish_epoch(self, val_data: ActionDataset, steps: int, started: float) -> None:
-        """Validate, log and save. Then the epoch counts as done."""
+        """Validate, count the epoch as completed, log and save."""
         position, model = self.position, self.step.validated_model
         self.predictor.encode_references(model, self.train_data.references)
         rows = self.predictor.predict(model, val_data)
@@ -136,6 +135,7 @@ class Engine(Trainer):
         self._report("running", train_loss=metrics["train_loss"], val_spearman=spearman)
 
     def _out_of_patience(self) -> bool:
+        """Whether --patience stops the training: too many epochs since the best one."""
         position, patience = self.position, self.config.patience
         return bool(patience and position.best_epoch and position.epoch - position.best_epoch >= patience)
 
@@ -148,7 +148,7 @@ class Engine(Trainer):
             name = self.train_data.actions[int(indices[row])].name
             names_of_rank.setdefault(row // rows_per_rank, []).append(name)
         where = "; ".join(f"rank {rank}: dives {', '.join(names)}" for rank, names in names_of_rank.items())
-        return f"the loss became {error.loss} at step {self.position.global_step + 1}, before the weights were updated ({where}): lower --learning_rate, set --clip_grad 1, or say --precision fp32"
+        return f"the loss became {error.loss} at step {self.position.global_step + 1}, before the weights were updated ({where}): lower --learning_rate, set --clip_grad 1, or give --precision fp32"
 
     # ------------------------------------------------------------------------------------- stopping and resuming
 
@@ -210,7 +210,7 @@ class Engine(Trainer):
         """
         if state["precision"] != self.step.precision:
             raise UserError(
-                f"{self.run.path} was trained in {state['precision']} and this is {self.step.precision}: say --precision {state['precision']}, or give another --run_name"
+                f"{self.run.path} was trained in {state['precision']} and this training uses {self.step.precision}: give --precision {state['precision']}, or give another --run_name"
             )
         self.step.load_state(state)
         self.position = Position(**state["position"])

@@ -36,7 +36,7 @@ def resolve_precision(choice: str, device: torch.device) -> str:
             return "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if choice == "fp16" and device.type != "cuda":
-        raise UserError("--precision fp16 needs a GPU: say auto, bf16 or fp32")
+        raise UserError("--precision fp16 needs a GPU: give auto, bf16 or fp32")
     return choice
 
 
@@ -47,6 +47,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with all tensors on `device`; the copy from pinned memory is asynchronous."""
     return batch.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
@@ -92,7 +93,7 @@ class Predictor:
             lambda batch: method.encode(model.backbone, model.prepare(batch.clips["clip"])), references
         )
         encoded = Bank([action.key for action in references.actions], rows.outputs, rows.labels)
-        method.remember(encoded if known is None else known.joined(encoded))
+        method.remember(encoded if known is None else known.extended(encoded))
 
     @torch.no_grad()
     def forward_all(self, forward: Callable[[Batch], Tensors], data: ActionDataset) -> Rows:
@@ -128,7 +129,7 @@ def validation_metrics(model: ScoringModel, rows: Rows, actions: Sequence[Dive])
     losses = method.loss(*rows)
     if not all(map(math.isfinite, [*scores, float(losses["loss"])])):
         raise UserError(
-            "the model predicts validation scores that are not finite: lower --learning_rate, set --clip_grad 1, or say --precision fp32"
+            "the model predicts validation scores that are not finite: lower --learning_rate, set --clip_grad 1, or give --precision fp32"
         )
     if warning := constant_prediction_warning(predicted_range(scores)):
         log.warning("Validation: %s", warning)

@@ -1,4 +1,4 @@
-"""The position of a run, and its checkpoints: written, deleted, found again."""
+"""The position of a run, and its checkpoints: writing, deleting and loading them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Position:
-    """How far a run is: all that a resume needs besides tensors."""
+    """How far a run has come: all that a resume needs besides the tensors."""
 
     epoch: int = 0  # completed epochs, validation included
     step: int = 0  # completed steps of the present epoch

@@ -75,13 +75,13 @@ class Step:
         """The model in DistributedDataParallel, or as it is for a single rank."""
         if self.ranks.world_size == 1:
             return model
-        return DistributedDataParallel(
-            model,
-            # keeps DDP from rebuilding its buckets after step 1, which would change the order of summation when a run
-            # resumes (3 or more ranks)
-            find_unused_parameters=self.device.type == "cpu",
-            broadcast_buffers=False,  # every rank builds the same model; update_running_statistics keeps them equal
-        )
+        # find_unused_parameters keeps DDP from rebuilding its buckets after step 1, which would change the order of
+        # summation when a run resumes (3 or more ranks)
+        ddp_model = DistributedDataParallel(model, find_unused_parameters=self.device.type == "cpu")
+        # Only the constructor broadcasts the buffers; then update_running_statistics keeps them equal. Set as an attribute,
+        # because the argument also turns off the broadcast of the constructor, and PyTorch 2.13 deprecates it
+        ddp_model.broadcast_buffers = False
+        return ddp_model
 
     def __call__(self, batch: Batch, learning_rate: float, step: int) -> dict[str, float]:
         """Train on this rank's b rows of the global batch of B rows. `step` counts from 0 over all epochs.
@@ -101,10 +101,10 @@ class Step:
             group["lr"] = learning_rate * group["rate"]
         batch = to_device(batch, self.device)
         micro_batches = chunk_batch(batch, self.config.accumulate)
-        forwards_again = len(micro_batches) > 1
+        forwards_twice = len(micro_batches) > 1
 
         # Forward: this rank's outputs (b, ...)
-        with torch.set_grad_enabled(not forwards_again):
+        with torch.set_grad_enabled(not forwards_twice):
             forwarded = [self._forward(micro_batch, step, index) for index, micro_batch in enumerate(micro_batches)]
         own_outputs = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in concat(forwarded).items()}
 
@@ -130,7 +130,7 @@ class Step:
             micro_batch, is_last = micro_batches[index], index == len(micro_batches) - 1
             # activation checkpointing recomputes within backward, so it needs the batch part as well
             with self._gradient_sync(is_last), self._batch_part(micro_batch, index, recomputing=True):
-                graph = self._forward(micro_batch, step, index, recomputing=True) if forwards_again else forwarded[0]
+                graph = self._forward(micro_batch, step, index, recomputing=True) if forwards_twice else forwarded[0]
                 names = [name for name in gradient if graph[name].requires_grad]
                 torch.autograd.backward([graph[name] for name in names], [gradient[name] for name in names])
 
@@ -148,13 +148,13 @@ class Step:
             return self.ddp_model(micro_batch)
 
     def _batch_part(self, micro_batch: Batch, index: int, recomputing: bool) -> AbstractContextManager:
-        """Tells dropout and batch norm which rows of the global batch micro-batch `index` of this rank holds."""
+        """Tell dropout and batch norm which rows of the global batch micro-batch `index` of this rank holds."""
         accumulate = self.config.accumulate
         part, parts = self.ranks.rank * accumulate + index, self.ranks.world_size * accumulate
         return batch_part(part, parts, len(micro_batch.action_index), recomputing=recomputing)
 
     def _gradient_sync(self, is_last: bool) -> AbstractContextManager:
-        """DDP sums the gradients over the ranks once per step, in the backward pass of the last micro-batch."""
+        """A context in which DDP sums the gradients over the ranks only in the backward pass of the last micro-batch."""
         if is_last or not isinstance(self.ddp_model, DistributedDataParallel):
             return nullcontext()
         return self.ddp_model.no_sync()
@@ -166,7 +166,7 @@ class Step:
         # in fp16 an infinite gradient is normal: the scaler skips the step and lowers its scale
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             raise UserError(
-                f"the gradient became {float(norm)} at step {step + 1}, before the weights were updated: lower --learning_rate, or say --precision fp32"
+                f"the gradient became {float(norm)} at step {step + 1}, before the weights were updated: lower --learning_rate, or give --precision fp32"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -197,5 +197,5 @@ class Step:
         factors = [(group["rate"], group["weight_decay"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, (rate, decay) in zip(self.optimizer.param_groups, factors, strict=True):
-            group["rate"], group["weight_decay"] = rate, decay  # older checkpoints have no factors
+            group["rate"], group["weight_decay"] = rate, decay  # the checkpoints of older versions lack both
         self.scaler.load_state_dict(state["scaler"])

@@ -31,10 +31,10 @@ class Method(nn.Module):
     ranks, so `loss` and `predict` always see the global batch. The loss may depend on floating-point outputs only.
     """
 
-    freezes_backbone: bool = False  # freeze the backbone, whatever the value of --freeze
-    fits_features: bool = (
-        False  # train by one call of `fit` on the features of all actions, without steps and gradients
-    )
+    # freeze the backbone, whatever the value of --freeze
+    freezes_backbone: bool = False
+    # train by one call of `fit` on the features of all actions, without gradient steps
+    fits_features: bool = False
 
     def sample(self, action: Dive, plan: Plan) -> Sample:
         """The clips, given values and labels of an action. Take every random generator from `plan.rng(purpose)`.
@@ -114,8 +114,8 @@ class Bank:
     encoded: Tensors
     labels: Tensors
 
-    def joined(self, other: Bank) -> Bank:
-        """A bank with the references of both."""
+    def extended(self, other: Bank) -> Bank:
+        """A bank with the references of this one, then those of `other`."""
         encoded, labels = (concat([a, b]) for a, b in ((self.encoded, other.encoded), (self.labels, other.labels)))
         return Bank([*self.keys, *other.keys], encoded, labels)
 

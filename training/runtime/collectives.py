@@ -38,7 +38,7 @@ def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
     """The device of this rank.
 
     Raises:
-        UserError: the allocation was given GPUs and CUDA sees none, or fewer than its processes on this node need.
+        UserError: Slurm allocated GPUs, but CUDA sees none of them, or fewer than there are ranks on this node.
     """
     if not use_gpu:
         return torch.device("cpu")
@@ -61,7 +61,7 @@ def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
 
 
 def _fix_for_cuda() -> str:
-    """Why CUDA sees no GPU, as far as torch's build and the driver's version show it, and the fix."""
+    """The fix if CUDA sees no GPU. If torch's build and the driver's version show the cause, it comes first."""
     other_build = (
         "set DEEPSPORTS_TORCH_INDEX in job_files/environment.sh to the index of a fitting build, delete the virtual "
         "environment and run bash job_files/setup.sh"
@@ -90,7 +90,7 @@ def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
     than `timeout` for another one.
 
     Raises:
-        ProcessLost: not all ranks connected within `timeout`; on rank 0 it names those that are missing.
+        ProcessLost: not all ranks connected within `timeout`; on rank 0 the message names the missing ones.
     """
     if ranks.world_size == 1:
         return
@@ -138,7 +138,7 @@ def _rendezvous(ranks: Ranks, timeout: timedelta) -> dist.Store:
             if time.monotonic() > deadline:
                 names = ", ".join(map(str, missing))
                 raise ProcessLost(
-                    f"of {ranks.world_size} ranks these did not come to {place} within {minutes}: {names}; see their logs and the state of their nodes"
+                    f"of {ranks.world_size} ranks these did not connect to {place} within {minutes}: {names}; see their logs and the state of their nodes"
                 )
             time.sleep(0.05)
         store.set("all", json.dumps([store.get(f"come/{rank}").decode() for rank in range(ranks.world_size)]))
@@ -193,7 +193,7 @@ def peer_failure_text(reason: str, here: str, silent: Sequence[str], job_id: str
         if job_id
         else ""
     )
-    return f"{here} lost contact with other processes of the run ({reason}; {who}): if the log of such a rank ends without an error, it was killed: check {slurm}dmesg on its host"
+    return f"{here} lost contact with other ranks of the run ({reason}; {who}): if the log of such a rank ends without an error, it was killed: check {slurm}dmesg on its host"
 
 
 def describe_peer_failure(error: BaseException) -> str:
@@ -224,6 +224,7 @@ def is_first() -> bool:
 
 
 def world_size() -> int:
+    """The number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -302,7 +303,7 @@ def wait_until_visible(path: Path | None, fingerprint: Callable[[Path], str], pa
         not (same := path is None or _fingerprint_or_none(path, fingerprint) == wanted) and time.monotonic() < deadline
     ):
         time.sleep(0.5)
-    if blind := [rank for rank, fine in enumerate(gather_objects(same)) if not fine]:
+    if blind := [rank for rank, is_same in enumerate(gather_objects(same)) if not is_same]:
         raise UserError(
             f"ranks {', '.join(map(str, blind))} do not see {path} as the first rank does: --runs_dir must be on a file system that all nodes share"
         )
@@ -317,5 +318,6 @@ def _fingerprint_or_none(path: Path, fingerprint: Callable[[Path], str]) -> str 
 
 
 def barrier() -> None:
+    """Wait until all ranks have called it."""
     if dist.is_initialized():
         dist.barrier()

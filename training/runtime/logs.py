@@ -28,9 +28,8 @@ class _StderrHandler(logging.StreamHandler):
 def start_log(level: str, ranks: Ranks) -> None:
     """Log to stderr: the first rank at `level`, the others at WARNING or above, with their rank in each line."""
     who = f" rank {ranks.rank}" if ranks.world_size > 1 else ""
-    logging.raiseExceptions = (
-        False  # report a full disk once, where a file cannot be written, and not for every log line
-    )
+    # a full disk is reported once, by the code that cannot write a file, and not for every log line
+    logging.raiseExceptions = False
     logging.basicConfig(
         format=FORMAT.replace("{who}", who), datefmt="%H:%M:%S", handlers=[_StderrHandler()], force=True
     )

@@ -1,7 +1,7 @@
 """The rank of this process, and the resources that Slurm allocated to the job. Imports no torch.
 
 The only file that reads the environment variables of torchrun, Slurm and submitit. `read_ranks` checks in this order:
-torchrun, a Slurm step (srun, submitit), submitit without Slurm, a single process. It never guesses.
+torchrun, a Slurm step (srun, submitit), submitit without Slurm, a single process. Contradictory variables are an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ranks:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise UserError(
-                f"{self.source} gives rank {self.rank} of {self.world_size} processes, which is impossible: start the job again"
+                f"{self.source} gives rank {self.rank} of {self.world_size} ranks, which is impossible: start the job again"
             )
 
     @property
@@ -49,7 +49,7 @@ def first_host(nodelist: str) -> str:
 
 
 def rendezvous_port(job_id: int, step_id: int = 0, attempt: int = 0) -> int:
-    """A port that all ranks of a step compute alike, and that hardly ever is the port of another job on the node."""
+    """A port that is the same for all ranks of a step, and rarely that of another job on the node."""
     return _PORTS[(job_id * 31 + step_id + attempt * 997) % len(_PORTS)]
 
 
@@ -190,6 +190,6 @@ def job_times(env: Mapping[str, str] = os.environ) -> tuple[float, float] | None
 
 def without_slurm(env: Mapping[str, str]) -> dict[str, str]:
     """The environment without an enclosing job's variables, which would leak into jobs that are submitted from it, and
-    without those of sbatch and srun, which would win over what a job's script says."""
+    without those of sbatch and srun, which would override the options in a job's script."""
     leaking = ("SLURM_", "SUBMITIT_", "SBATCH_", "SRUN_", PORT_VARIABLE, "DEEPSPORTS_JOB")
     return {k: v for k, v in env.items() if not k.startswith(leaking) or k == "SLURM_CONF"}

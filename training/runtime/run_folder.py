@@ -37,7 +37,7 @@ from training.config import TrainConfig, as_record, differences, from_record
 from training.runtime.interruption import ProcessLost
 from training.runtime.run_progress import RunProgress
 
-SWEEP_FILE = "sweep.json"  # in the folder of a sweep, beside the folders of its points
+SWEEP_FILE = "sweep.json"  # in the folder of a sweep, next to the folders of its points
 REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
 
 _lock_files: list[IO[str]] = []  # kept open: closing one would release its lock
@@ -55,7 +55,8 @@ def _without_nan(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """
+    """Write JSON atomically, with null for NaN and infinity.
+
     Raises:
         UserError: the disk is full or not writable.
     """
@@ -64,13 +65,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The content, or None if the file does not exist."""
+    """The content, or None if the file does not exist.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no JSON ({error}): restore it or use another --run_name") from None
+        raise UserError(f"{path} is not JSON ({error}): restore it from a copy, or use another --run_name") from None
 
 
 def sweep_points(folder: Path) -> dict[str, dict[str, list[str]]]:
@@ -99,7 +104,7 @@ class RunFolder:
     def title(self) -> str:
         """The name of the run in plots and tables: its folder's name, for a point of a sweep preceded by the sweep's."""
         path = Path(os.path.abspath(self.path))
-        with suppress(UserError):  # a title is no reason to fail
+        with suppress(UserError):  # a damaged record must not prevent a plot
             if path.name in sweep_points(path.parent):
                 return f"{path.parent.name}/{path.name}"
         return path.name
@@ -182,7 +187,7 @@ class RunFolder:
             found = [str(self.path.with_name(name)) for name in difflib.get_close_matches(self.path.name, beside, 3)]
         more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
         near = f", such as {', '.join(found[:5])}{more}" if found else ", such as runs/default"
-        what = "holds no run (no config.json)" if self.path.exists() else "is not there"
+        what = "holds no run (no config.json)" if self.path.exists() else "does not exist"
         raise UserError(f"{self.path} {what}: give the folder of a run{near}")
 
     def summary(self) -> dict[str, Any] | None:
@@ -237,14 +242,18 @@ class RunFolder:
             ) from None
 
     def _locked_text(self) -> str:
-        return f"another training is at work in {self.path}: wait for it, or give another --run_name"
+        return f"another training is running in {self.path}: wait for it, or give another --run_name"
 
     def check_splits(self, splits: dict[str, Any]) -> None:
-        """Raises UserError unless the run was trained on these dives, with these labels."""
+        """Check that the run was trained on these dives, with these labels; `splits` is the content of splits.json.
+
+        Raises:
+            UserError: it was not, or splits.json is missing.
+        """
         known = read_json(self.splits_file)
         if known is None:
             raise UserError(
-                f"{self.splits_file} is missing: restore it from a copy, it says which dives the run was trained on"
+                f"{self.splits_file} is missing: restore it from a copy, because it lists the dives that the run was trained on"
             )
         if known != json.loads(json.dumps(splits)):
             raise UserError(
@@ -261,6 +270,11 @@ class RunFolder:
     # ------------------------------------------------------------------------------------------------------ metrics
 
     def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
         try:
             with open(self.metrics_file, "a") as file:
                 file.write(json.dumps(_without_nan(record)) + "\n")
@@ -348,10 +362,10 @@ def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
             try:
                 record = json.loads(line)
                 if not {"type", "epoch", "step"} <= set(record):
-                    raise ValueError(f"no record: {line[:40]!r}")
+                    raise ValueError(f"fields are missing: {line[:40]!r}")
                 yield record
             except (ValueError, TypeError) as error:
-                raise UserError(f"{path} has a line that is no record ({error}): remove that line") from None
+                raise UserError(f"{path} has a line that is not a record ({error}): remove that line") from None
 
 
 CODE = Path(__file__).resolve().parents[2]
@@ -389,7 +403,7 @@ def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=CODE, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, or not a checkout: the record says null
+        return None  # no git, or not a checkout: null in the record
     return done.stdout.strip()
 
 

@@ -1,4 +1,4 @@
-"""The exit statuses of a training: what each means, and whether Slurm shall start the job again. Imports nothing.
+"""The exit statuses of a training: what each means, and whether Slurm starts the job again. Imports nothing of the project.
 
 A rank ends with one of them; the end of the job (launch.job) reads those of all ranks and decides. srun reports only the
 highest exit status of all ranks, and ranks that it kills have high ones, so each rank also writes its own to a file.
@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class Status(IntEnum):
-    """An exit status with its meaning; `requeued` says whether a job that ends with it starts again.
+    """An exit status with its meaning; `requeued` is True if a job that ends with it is started again.
 
     75, 129, 130 and 143 are also written in job_files/hold_signals.sh, for signals that come before Python starts.
     """
