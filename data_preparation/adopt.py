@@ -276,7 +276,7 @@ def _packed_from(folder: Path, target: Path) -> bool:
 
 
 def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: Path, config: AdoptConfig) -> str:
-    """Pack the frames of one video; return a sentence that says what was done.
+    """Pack the frames of one video; return a one-line summary.
 
     Raises:
         UserError: the archive exists, or as `find_loose_frames` and `pack`.

@@ -463,7 +463,7 @@ def _parsed(path: Path, digest: bytes) -> Annotations:
     facts, fact_faults = _video_facts(rows, Path(path).name)
     faults += fact_faults
     faults += [
-        f"dive {d.name}: ends at frame {d.end_frame}, but video_frames says that its video has {frames}"
+        f"dive {d.name}: ends at frame {d.end_frame}, but video_frames states that its video has {frames}"
         for d in dives.values()
         if d.video in facts and (frames := facts[d.video].frames) and d.end_frame > frames
     ]

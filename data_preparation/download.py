@@ -187,7 +187,7 @@ def _sha256(path: Path, stop: threading.Event, bar: tqdm) -> str:
 
 def _digest_fault(artefact: Artefact, known: dict[str, Any] | None, digest: str) -> str | None:
     if artefact.sha256 and digest != artefact.sha256:
-        return f"has SHA-256 {digest[:12]}..., but the catalogue says {artefact.sha256[:12]}...: it is another version or damaged"
+        return f"has SHA-256 {digest[:12]}..., but the catalogue states {artefact.sha256[:12]}...: it is another version or damaged"
     if known and digest != known["sha256"]:
         return f"has SHA-256 {digest[:12]}..., but on {known['recorded']} it had {known['sha256'][:12]}...: it was changed or damaged (if the new file is correct, delete its entry in manifest.json)"
     return None
@@ -208,7 +208,7 @@ def _from_any_source(transfer: Transfer, known: dict[str, Any] | None) -> str:
             size = part.path.stat().st_size
             fault = _digest_fault(artefact, known, _sha256(part.path, transfer.stop, transfer.bar))
             if artefact.size is not None and size != artefact.size:
-                fault = f"has {size} bytes, but the catalogue says {artefact.size}"
+                fault = f"has {size} bytes, but the catalogue states {artefact.size}"
             if size == 0:
                 fault = "is empty"
             if not fault:

@@ -226,7 +226,7 @@ def runs_programs(module: str, name: str) -> bool:
 
 
 def _refusal(module: str, name: str) -> UserError:
-    """An error that says why a name is not loaded, and the fix unless the pickle is an attack."""
+    """The error for a name that is not loaded: the reason, and the fix unless the pickle is an attack."""
     wanted = f"refused: the pickle wants to load '{module}.{name}'"
     if runs_programs(module, name):
         return UserError(f"{wanted}, which no annotation needs; do not trust this file")

@@ -183,10 +183,8 @@ def _fetch_web(transfer: Transfer, url: str) -> None:
 def _attempt(transfer: Transfer, url: str) -> None:
     artefact, part = transfer.artefact, transfer.part
     present = part.bytes_from(url)  # bytes
-    headers = {
-        "Accept-Encoding": "identity",
-        "User-Agent": "DeepSports",
-    }  # no compression: Range counts bytes of the file
+    # no compression: Range counts bytes of the file
+    headers = {"Accept-Encoding": "identity", "User-Agent": "DeepSports"}
     if present:
         headers["Range"] = f"bytes={present}-"
         if version := part.version():
@@ -291,7 +289,7 @@ def _check_response(response: requests.Response, artefact: Artefact, present: in
         if status == 206 and not span.startswith(f"{present}-"):
             raise SourceError(f"the server sends other bytes than were requested (Content-Range '{span}')")
     if artefact.size is not None and total not in (None, artefact.size):
-        raise SourceError(f"the server's file has {total} bytes, but the catalogue says {artefact.size}")
+        raise SourceError(f"the server's file has {total} bytes, but the catalogue states {artefact.size}")
     return total
 
 
@@ -299,7 +297,7 @@ def _fetch_local(transfer: Transfer, source: Path) -> None:
     """Copy a file of this machine to the partial file.
 
     Raises:
-        SourceError: it is missing, not a file, unreadable, or of another type than its suffix says.
+        SourceError: it is missing, not a file, unreadable, or of another type than its suffix.
     """
     try:
         if source.exists() and not source.is_file():

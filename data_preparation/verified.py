@@ -67,7 +67,7 @@ def mark_verified(frames_dir: Path, video: int) -> Path:
 
 
 def mark_videos_verified(frames_dir: Path, videos: Iterable[int]) -> str:
-    """Record that videos were verified; return a sentence that says where, or why this failed."""
+    """Record that videos were verified; return a sentence with the folder, or with the reason why it failed."""
     places: dict[Path, None] = {}
     for video in videos:
         try:

@@ -49,7 +49,7 @@ def pearson(predicted: np.ndarray, true: np.ndarray) -> float:
 
 
 def _is_constant(predicted: np.ndarray, true: np.ndarray) -> bool:
-    """Whether either array has no order."""
+    """Whether a correlation is undefined: there are fewer than two values, or all values of an array are equal."""
     return len(true) < 2 or np.ptp(predicted) == 0 or np.ptp(true) == 0
 
 

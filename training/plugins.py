@@ -106,6 +106,7 @@ def flags_of(kind: str, name: str) -> type[Any]:
 
 def build_function(kind: str, name: str) -> Any:
     """The `build` function of a plug-in. Imports torch."""
+    import_module("training._torchvision")  # before the plug-in, which may import timm first
     return import_module(f"training.{kind}.{name}.{_MODULE_OF[kind]}").build
 
 

@@ -185,7 +185,7 @@ def flag_faults(cls: type, argv: Sequence[str], others: Mapping[str, type] | Non
     """A message for each fault of a command line.
 
     Faults are unknown flags (the message has the most similar known one), missing values, and values that are not
-    allowed. `others` are dataclasses whose flags belong elsewhere on the command line; each key says where.
+    allowed. `others` are dataclasses whose flags belong elsewhere, by the text that tells the user where.
     """
     cls = _class_for(cls, argv)
     parser = build_parser(cls)
@@ -284,7 +284,7 @@ def parse_command(commands: Mapping[str, type], argv: Sequence[str], prog: str) 
 def parse_named(cls: type[T], argv: Sequence[str], prog: str) -> tuple[str, T]:
     """Parse a command line that begins with a name: (name, instance of `cls`).
 
-    The last word of `prog` says what is named, such as RUN.
+    The last word of `prog` is the kind of name, such as RUN.
 
     Raises:
         UserError: the name is missing, or as `parse`.

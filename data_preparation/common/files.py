@@ -83,7 +83,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """An error that says why `path` could not be written, and the fix."""
+    """The error for a `path` that could not be written: the cause, and the fix."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         fix = "make room on that disk"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -153,7 +153,7 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     """
     with open(path, "w") as file:
         locked = _lock(file, wait=False)
-        # no link left: the other process has just finished and deleted the file
+        # no link left: the process that held the lock has just deleted the file
         if locked is False or os.fstat(file.fileno()).st_nlink == 0:
             raise UserError(f"{what} by another process: wait for it, or stop it")
         with nullcontext() if locked else _owner_file(path.with_name(path.name + ".owner"), what):

@@ -247,7 +247,7 @@ def temporary_folder_warning() -> str | None:
 
 
 def limit_error_text(error: BaseException) -> str | None:
-    """A message with the fix if an error says that a limit of the machine was reached, else None.
+    """A message with the fix if an error means that a limit of the machine was reached, else None.
 
     PyTorch raises many of these as a RuntimeError, and a DataLoader copies a worker's traceback into the message. So
     the message is searched if there is no errno.

@@ -395,7 +395,7 @@ def test_facts_of_videos_are_read_and_must_agree(tmp_path: Path):
         with pytest.raises(UserError, match=words):
             load_annotations(path)
     path.write_text(f"{HEADER};video_frames\n1;1;5;109;3;60;100\n")
-    with pytest.raises(UserError, match="ends at frame 109, but video_frames says that its video has 100"):
+    with pytest.raises(UserError, match="ends at frame 109, but video_frames states that its video has 100"):
         load_annotations(path)
 
 

@@ -401,9 +401,9 @@ def test_a_wrong_checksum_or_size_is_refused(server: Server, tmp_path: Path):
     ):
         fetch(tmp_path, wanted)
     assert not video(tmp_path).exists()
-    with pytest.raises(UserError, match=r"the received file has SHA-256 .*, but the catalogue says 000000000000"):
+    with pytest.raises(UserError, match=r"the received file has SHA-256 .*, but the catalogue states 000000000000"):
         fetch(tmp_path, section("videos/02.mp4", server.url("good"), sha256="0" * 64))
-    with pytest.raises(UserError, match=rf"has {len(server.body)} bytes, but the catalogue says 5"):
+    with pytest.raises(UserError, match=rf"has {len(server.body)} bytes, but the catalogue states 5"):
         fetch(tmp_path, section("videos/03.mp4", server.url("good"), bytes=5))
     assert leftovers(tmp_path) == []
 

@@ -56,6 +56,11 @@ for command in json.loads(sys.argv[1]): print(run_main(*command).stdout)
 
 
 @pytest.mark.slow
+def test_a_plug_in_may_import_timm_before_anything_of_the_project():
+    """In a process of its own: tests/conftest.py prepares torchvision for all tests of this one."""
+    run_python("-c", "from training.plugins import build_function; build_function('backbones', 'timesformer')")
+
+
 def test_a_method_of_ten_lines_trains_resumes_and_is_evaluated(points: dict[str, str], dataset: Path, tmp_path: Path):
     flags = ["--method", "points", "--points_unit", "40"]
     train = ["training.train", *data_flags(dataset), "--runs_dir", str(tmp_path), *tiny_model(*flags), *flags]

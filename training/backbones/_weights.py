@@ -137,7 +137,7 @@ def _fault(path: Path, error: Exception) -> UserError:
             return UserError(
                 f"weight file {path} was written with another pickle protocol than torch.save's own: {_TRUSTED}{_conversion(path, _LOADED)}"
             )
-        part = "['state_dict']"  # the usual one; the user sees the others' names where it is not there
+        part = "['state_dict']"  # the usual key; if the file has another one, the KeyError of the command shows it
         return UserError(
             f"weight file {path} holds more than weights ({cause}): {_TRUSTED}{_conversion(path, _LOADED, part)}"
         )
