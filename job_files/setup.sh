@@ -152,8 +152,8 @@ if not SpecifierSet(tested).contains(torch.__version__, prereleases=True):
 PYTHON
 
     echo "== Installing, 2 of 2: the others; torchsort is compiled, which takes a minute or two"
-    # torchsort compiles a CUDA extension wherever it finds nvcc, which fails with a CPU-only torch. There, a folder
-    # of PATH that holds nvcc is replaced by links to everything else in it.
+    # If nvcc is on PATH, torchsort compiles a CUDA extension, which fails with a CPU-only torch. So each folder of PATH
+    # with an nvcc is replaced by a folder of links to its other files.
     build_path="$PATH"
     if "$venv/bin/python" -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then
         build_path=""
@@ -167,8 +167,8 @@ PYTHON
         done <<<"$PATH:"
     fi
     export PATH="$venv/bin:$build_path"
-    # Where no GPU is visible (a login node), torch cannot find out which architecture nvcc should compile for. PTX for
-    # the oldest one that this torch supports runs on all newer ones, too.
+    # Without a visible GPU (on a login node) torch cannot choose the architecture for nvcc. PTX for the oldest
+    # architecture that this torch supports also runs on all newer ones.
     export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST-$("$venv/bin/python" -W ignore -c 'import torch
 if torch.version.cuda and not torch.cuda.is_available():
     oldest = min(int(name[3:].rstrip("af")) for name in torch._C._cuda_getArchFlags().split() if name.startswith("sm_"))

@@ -208,7 +208,7 @@ def _recorded_starts(file: Path) -> list[dict[str, Any]]:
 def _counts_as_failed(job: Path, start: Mapping[str, Any]) -> bool:
     """Whether a start that saved nothing counts as failed: a rank was killed or lost, or a signal stopped the start near its
     time limit or after more than _SHORT_START_S. A start that was preempted early does not count, nor one whose node died (it
-    has no record), nor one that ended without being requeued (the user has restarted the job)."""
+    has no record), nor one that `end` did not requeue (a user requeued the job by hand)."""
     try:
         end = json.loads((end_folder(job, start["restart"]) / "job.json").read_text())
         is_long = end["near_time_limit"] or end["time"] - start["time"] > _SHORT_START_S

@@ -1,4 +1,4 @@
-"""The README files: their commands exist and run, and their links lead somewhere."""
+"""The README files: their commands exist and run, and their links have targets."""
 
 from __future__ import annotations
 

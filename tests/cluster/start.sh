@@ -228,7 +228,7 @@ wait_for() {
     local what=$1 log=$2 end=$((SECONDS + TIMEOUT))
     shift 2
     until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$end" ] || fail "Waited $TIMEOUT s in vain for $what: read $DIR/log/$log."
+        [ "$SECONDS" -lt "$end" ] || fail "Waited $TIMEOUT s for $what: read $DIR/log/$log."
         sleep 0.1
     done
 }
