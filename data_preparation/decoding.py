@@ -82,11 +82,8 @@ class Decoder:
         """Yield (timestamp, frame) starting at or before `timestamp`. A generator, so that errors come with frames."""
         assert self._stream.time_base is not None
         margin = int(_SEEK_MARGIN / self._stream.time_base)
-        for start in (
-            int(timestamp),
-            int(timestamp) - margin,
-            None,
-        ):  # the index of some containers leads past the frame
+        # the index of some containers leads past the frame: then start earlier, at last from the beginning
+        for start in (int(timestamp), int(timestamp) - margin, None):
             self._container.seek(start or 0, stream=self._stream, backward=True)
             frames = self._decode_from(timestamp)
             first = next(frames, None)

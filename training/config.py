@@ -151,7 +151,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     bn_windows: str = flag(
         "apart",
-        "Whether each window of a clip has batch norm statistics of its own or all share them (--batch_norm trained).",
+        "apart gives each window of a clip its own batch norm statistics; with together all windows share them (--batch_norm trained).",
         choices=("apart", "together"),
     )
     checkpoint_activations: bool = flag(
@@ -211,7 +211,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     checkpoint_every: str = flag(
         "10min",
-        "Save a checkpoint every so many steps or minutes in addition to the end of each epoch: the most that a killed job loses. 0 saves only after epochs.",
+        "Save a checkpoint every so many steps or minutes, and after each epoch; a killed job loses at most that much. 0 saves only after epochs.",
         allowed="whole number of steps, or minutes such as 10min",
         may_change=True,
     )

@@ -94,7 +94,7 @@ def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
     """
     if ranks.world_size == 1:
         return
-    if ranks.source == "torchrun":  # its agent serves the store and restarts the ranks
+    if ranks.source == "torchrun":  # its agent serves the store and monitors the ranks
         init_method, store = f"tcp://{ranks.address}:{ranks.port}", None
     else:
         init_method, store = None, dist.PrefixStore("group", _rendezvous(ranks, timeout))

@@ -329,8 +329,10 @@ class RunFolder:
 
 
 def resume_faults(run: RunFolder, config: TrainConfig) -> tuple[list[str], list[str]]:
-    """(messages why a training with these flags cannot resume the run in the folder; flags that changed and are allowed to, as
-    '--name: old -> new'). Both are empty for a folder without a run, or with one that never saved.
+    """Compare the flags of a training with those of the run in its folder.
+
+    Returns messages why the training cannot resume the run, and the changes that are allowed, as '--name: old -> new'. Both
+    are empty for a folder without a run, or with one that never saved.
     """
     try:
         saved = run.saved_config()
