@@ -20,7 +20,7 @@ from training.backbones._weights import read_state_dict
 from training.backbones.c3d.network import C3D
 from training.backbones.timesformer.flags import ATTENTION_TYPES
 from training.backbones.timesformer.network import TimeSformer, resize_pos_embed, resize_time_embed
-from training.backbones.windows import window_starts
+from training.backbones.windows import LAYOUTS
 from training.config import INPUT_SCALES, TrainConfig
 from training.cost import multiply_adds
 from training.data.batch import Batch
@@ -122,13 +122,13 @@ def test_c3d_is_the_original(shared: Path, index: int):
 
 
 def test_windows():
-    assert window_starts(103, "reference") == [0, 16, 32, 48, 64, 80]
-    assert window_starts(103, "full") == [0, 16, 32, 48, 64, 80, 87]
-    assert window_starts(16, "full") == [0]
-    assert window_starts(48, "full") == [0, 16, 32]
-    assert window_starts(103, "10x16") == [0, 10, 20, 30, 40, 50, 60, 70, 80, 86]
-    assert window_starts(103, "10x16_end") == [0, 10, 20, 30, 40, 50, 60, 70, 80, 87]
-    assert window_starts(103, "20x8") == list(range(0, 96, 5))
+    assert LAYOUTS["reference"].starts(103) == [0, 16, 32, 48, 64, 80]
+    assert LAYOUTS["full"].starts(103) == [0, 16, 32, 48, 64, 80, 87]
+    assert LAYOUTS["full"].starts(16) == [0]
+    assert LAYOUTS["full"].starts(48) == [0, 16, 32]
+    assert LAYOUTS["10x16"].starts(103) == [0, 10, 20, 30, 40, 50, 60, 70, 80, 86]
+    assert LAYOUTS["10x16_end"].starts(103) == [0, 10, 20, 30, 40, 50, 60, 70, 80, 87]
+    assert LAYOUTS["20x8"].starts(103) == list(range(0, 96, 5))
 
 
 @pytest.mark.slow

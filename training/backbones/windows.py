@@ -32,11 +32,6 @@ LAYOUTS = {
 }
 
 
-def window_starts(frames: int, layout: str) -> list[int]:
-    """First frames (0-based) of the windows of a clip."""
-    return LAYOUTS[layout].starts(frames)
-
-
 def layout_faults(frames: int, layout: str) -> list[str]:
     """Return one error message if a clip is too short for a layout."""
     length, _, min_frames = LAYOUTS[layout]

@@ -35,7 +35,7 @@ def time_limit_warning(started: float, now: float, end: float) -> str | None:
     start_up, left = now - started, end - lead - now
     if left >= max(start_up, _SHORT_S):
         return None
-    return f"of the job's {(end - started) / 60:.1f} minutes the start-up took {start_up / 60:.1f} and the last {lead / 60:.1f} are for saving: {max(left, 0) / 60:.1f} are left to train each time it starts; ask for a longer time limit (--time, --time_min)"
+    return f"the start-up took {start_up / 60:.1f} of the job's {(end - started) / 60:.1f} minutes and the last {lead / 60:.1f} are reserved for saving, so {max(left, 0) / 60:.1f} are left to train after each start: ask for a longer time limit (--time, --time_min)"
 
 
 class ProcessLost(UserError):
