@@ -39,9 +39,12 @@ def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
 
 
 class _PoolingAsOnCuda(TorchFunctionMode):
-    """Keep 3-D pooling in bf16: autocast casts its input to float32 on the CPU, but not on CUDA, where the step will run."""
+    """Keep 3-D pooling in bf16: autocast casts its input to float32 on the CPU, but not on CUDA, where the step will run.
 
-    _POOLING = ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d")
+    For fake tensors only: the CPU has no bf16 kernels for some of these functions.
+    """
+
+    _POOLING = ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d")
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         with (
