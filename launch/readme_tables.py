@@ -6,6 +6,7 @@ python -m launch.readme_tables [results.md]                    job_files/results
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ def replace_table(readme: Path, name: str, table: str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    os.environ.pop("DEEPSPORTS_PLUGINS", None)  # plug-ins outside the repository do not belong into its README files
     for file, of_file in tables().items():
         for name, table in of_file.items():
             replace_table(REPOSITORY / file, name, table)

@@ -33,7 +33,8 @@ class Example(NamedTuple):
 
     def diff(self) -> str:
         old = (REPOSITORY / self.existing).read_text().splitlines()
-        lines = difflib.unified_diff(old, self.text().splitlines(), self.existing, self.new, lineterm="", n=1)
+        package = "training/" if self.existing.startswith("training/") else ""
+        lines = difflib.unified_diff(old, self.text().splitlines(), self.existing, package + self.new, lineterm="", n=1)
         # without line numbers, so that an edit elsewhere in the file does not change the diff
         shown = ("@@" if line.startswith("@@") else line.rstrip() for line in lines)
         return "\n".join(["```diff", *shown, "```"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -97,8 +98,9 @@ def test_a_flag_of_another_owner_is_refused_by_name():
             ["--model", "c3d", "--frame_num", "16", "--patch_size", "8", "--method", "svr", "--topology", "8"],
         )
     assert "--patch_size belongs to --model timesformer" in str(error.value)
-    assert "--topology belongs to --method regression" in str(error.value)
-    with pytest.raises(UserError, match="--window_layout belongs to --model c3d and --model i3d"):
+    # a copy of a plug-in (.github/CONTRIBUTING.md) owns the same flags
+    assert re.search(r"--topology belongs to (--method \w+ and )*--method regression", str(error.value))
+    with pytest.raises(UserError, match=r"--window_layout belongs to --model c3d and .*--model i3d"):
         TrainConfig(window_layout="full")
 
 

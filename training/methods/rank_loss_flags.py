@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from data_preparation.common.command_line import flag
 from training.plugins import MethodFlags
@@ -18,3 +19,8 @@ class RankLossFlags(MethodFlags):
         minimum=1e-6,
     )
     spcoef_norm: str = flag("l2", "Regularisation norm of the soft ranks (torchsort).", choices=("l2", "kl"))
+
+    def method_faults(self) -> list[str]:
+        if self.loss_spcoef_weight and find_spec("torchsort") is None:
+            return ["--loss_spcoef_weight needs torchsort, which is not installed: bash job_files/setup.sh"]
+        return []

@@ -34,7 +34,8 @@ class Flags(RankLossFlags):
 
     def method_faults(self) -> list[str]:
         if len(self.topology) == len(self.dropout):
-            return []
+            return super().method_faults()
         return [
-            f"--topology has {len(self.topology)} values and --dropout {len(self.dropout)}: give one dropout for each hidden layer"
+            *super().method_faults(),
+            f"--topology has {len(self.topology)} values and --dropout {len(self.dropout)}: give one dropout for each hidden layer",
         ]
