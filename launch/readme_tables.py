@@ -61,7 +61,8 @@ def replace_table(readme: Path, name: str, table: str) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    os.environ.pop("DEEPSPORTS_PLUGINS", None)  # plug-ins outside the repository do not belong into its README files
+    if os.environ.get(plugins.VARIABLE):
+        raise UserError(f"unset {plugins.VARIABLE} first: the README files list the plug-ins of this repository only")
     for file, of_file in tables().items():
         for name, table in of_file.items():
             replace_table(REPOSITORY / file, name, table)
