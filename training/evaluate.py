@@ -227,13 +227,17 @@ def main(argv: Sequence[str]) -> int:
     if faults := source.faults(splits.test) + label_faults(splits.test, model.method):
         raise UserError.of(faults)
     check_machine(config, model, ranks, device, splits, trains=False)
-    collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    collectives.on_first_rank(folder.acquire_lock)
-    opened = open_test_split(folder, config, model, ranks, device, splits)
-    if ranks.is_first:
-        print("\n".join(result_lines(opened)))
-    collectives.disconnect()
-    return 0
+
+    def evaluate() -> int:
+        collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
+        collectives.on_first_rank(folder.acquire_lock)
+        opened = open_test_split(folder, config, model, ranks, device, splits)
+        if ranks.is_first:
+            print("\n".join(result_lines(opened)))
+        collectives.disconnect()
+        return 0
+
+    return collectives.exit_status(evaluate)
 
 
 if __name__ == "__main__":

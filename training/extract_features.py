@@ -218,11 +218,15 @@ def main(argv: Sequence[str]) -> int:
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
     start_server(config.loader_workers)
-    text = extract(options, config, ranks)
-    if ranks.is_first:
-        print(text)
-    collectives.disconnect()
-    return 0
+
+    def extract_and_report() -> int:
+        text = extract(options, config, ranks)
+        if ranks.is_first:
+            print(text)
+        collectives.disconnect()
+        return 0
+
+    return collectives.exit_status(extract_and_report)
 
 
 if __name__ == "__main__":

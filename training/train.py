@@ -40,17 +40,11 @@ from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
 from training.runtime import collectives
-from training.runtime.interruption import (
-    InterruptionFlag,
-    ProcessLost,
-    StoppedBySignal,
-    time_limit_warning,
-)
+from training.runtime.interruption import InterruptionFlag, StoppedBySignal, time_limit_warning
 from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
-from training.runtime.statuses import Status
 
 log = logging.getLogger("training")
 
@@ -64,26 +58,23 @@ def main(
 ) -> int:
     """Parse the flags, train, and return the exit status (training.runtime.statuses)."""
     config = parse(TrainConfig, argv, prog="python -m training.train", description=(__doc__ or "").splitlines()[0])
-    interruption = interruption or InterruptionFlag().install()
+    return collectives.exit_status(
+        partial(run_training, config, interruption or InterruptionFlag().install(), on_progress)
+    )
+
+
+def run_training(config: TrainConfig, interruption: InterruptionFlag, on_progress: ProgressHook | None) -> int:
+    """Train; return 0, or the exit status of the signal that stopped the training."""
+    stopped = None
     try:
         train(config, interruption, on_progress)
-    except StoppedBySignal as stop:
-        interruption.ignore()
-        log.warning("%s: run the same command again to resume", stop)
-        collectives.disconnect()
-        return stop.status
-    # no disconnect after an error: with nccl it can wait for the other ranks, which must see this one fail
-    except ProcessLost as loss:
-        log.error("%s", loss)
-        return Status.RANK_LOST
-    except RuntimeError as error:
-        if not collectives.is_peer_failure(error):
-            raise
-        log.error(collectives.describe_peer_failure(error))
-        return Status.RANK_LOST
+    except StoppedBySignal as error:
+        stopped = error
     interruption.ignore()
+    if stopped:
+        log.warning("%s: run the same command again to resume", stopped)
     collectives.disconnect()
-    return 0
+    return stopped.status if stopped else 0
 
 
 def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: ProgressHook | None = None) -> None:

@@ -79,7 +79,7 @@ def test_the_job_file_trains_on_two_nodes(dataset: Path, tmp_path: Path, log: Pa
     wait_for(lambda: "epoch" in comment_of(job), "the job's comment")
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
     text = log.read_text()
-    assert "4 processes (Slurm)" in text
+    assert "4 ranks (Slurm)" in text
     assert "Test Spearman" in text
     run = tmp_path / "runs" / "quickstart"
     assert {p.name for p in (run / "jobs" / job).iterdir()} >= {f"rank{r}.log" for r in range(4)}
@@ -201,7 +201,7 @@ def test_submitit_trains_on_two_nodes_and_resumes_after_its_signal(dataset: Path
     states = wait_for_end(job)
     logs = "\n".join(p.read_text() for p in (run / "jobs").glob(f"{job}_*_log.out"))
     assert states == ["COMPLETED"], logs
-    assert "4 processes (Slurm)" in logs
+    assert "4 ranks (Slurm)" in logs
     assert "Resuming" in logs
     assert (run / "summary.json").exists()
     assert comment_of(job).startswith("finished epoch 8/8")

@@ -26,6 +26,7 @@ from training.runtime.collectives import (
     connect,
     describe_peer_failure,
     disconnect,
+    exit_status,
     gather,
     gather_objects,
     is_peer_failure,
@@ -46,6 +47,7 @@ from training.runtime.ranks import (
     slurm_job_id,
     tasks_of_nodes,
 )
+from training.runtime.statuses import Status
 
 STEP = {
     "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4",
@@ -150,7 +152,12 @@ def _lose(rank: int, world: int, port: int, lost: int, how: int, answers: mp.Sim
     try:
         gather_objects(rank)
     except RuntimeError as error:
-        answers.put((is_peer_failure(error), str(error), describe_peer_failure(error)))
+
+        def command(lost: RuntimeError = error) -> int:
+            raise lost
+
+        status = exit_status(command)
+        answers.put((is_peer_failure(error), str(error), describe_peer_failure(error), status))
 
 
 @pytest.mark.slow
@@ -169,7 +176,8 @@ def test_a_lost_rank_is_named_in_plain_words(world: int, lost: int, how: int):
     for process in processes:
         process.kill()
         process.join()
-    for about_peers, raw, text in said:
+    for about_peers, raw, text, status in said:
+        assert status == Status.RANK_LOST  # of training.train, training.evaluate and training.extract_features
         assert about_peers
         assert ".cc:" in raw  # what gloo says has its source path
         assert f"no answer from rank {lost} on {socket.gethostname()})" in text

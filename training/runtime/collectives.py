@@ -21,6 +21,7 @@ import torch.distributed as dist
 from data_preparation.common.errors import UserError, first_line
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks, allocated_gpus, gpus_on_node, slurm_job_id
+from training.runtime.statuses import Status
 
 log = logging.getLogger(__name__)
 
@@ -207,6 +208,21 @@ def is_peer_failure(error: Exception) -> bool:
     if not dist.is_initialized():
         return False
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def exit_status(action: Callable[[], int]) -> int:
+    """Run a command's `action` and return its exit status. If another rank or a worker is lost, log that and return
+    Status.RANK_LOST."""
+    try:
+        return action()
+    # no disconnect: with nccl it can wait for the other ranks, which must see this one fail
+    except ProcessLost as loss:
+        log.error("%s", loss)
+    except RuntimeError as error:
+        if not is_peer_failure(error):
+            raise
+        log.error(describe_peer_failure(error))
+    return Status.RANK_LOST
 
 
 def disconnect() -> None:
