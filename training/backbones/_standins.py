@@ -83,14 +83,17 @@ def scan(path: Path) -> Scan:
     """List the names in a weight file, see Scan.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read. UnsafeFile: its content is compressed.
     """
     found = Scan()
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 entries = [i for i in archive.infolist() if i.filename.split("/")[-1] == "data.pkl"]
-                if entries and entries[0].compress_type == zipfile.ZIP_STORED:  # torch.save compresses nothing
+                loaded = [*entries, *(i for i in archive.infolist() if i.filename.split("/")[1:2] == ["data"])]
+                if entries and any(i.compress_type != zipfile.ZIP_STORED for i in loaded):
+                    raise UnsafeFile("its content is compressed, which torch.save never does, and may fill the memory")
+                if entries:
                     _scan_pickle(archive.read(entries[0]), found)
                     found.form = "torch"
         else:
@@ -132,7 +135,7 @@ def load(path: Path) -> Any:
     """torch.load(weights_only=True), with stand-ins for the classes that it refuses.
 
     Raises:
-        UnsafeFile: the file names code that runs programs, or requests more memory than the file holds.
+        UnsafeFile: the file names code that runs programs, requests more memory than the file holds, or is compressed.
         pickle.UnpicklingError: the file cannot be read this way. A damaged file may raise any exception of torch.load.
     """
     found = scan(path)
