@@ -15,7 +15,7 @@ selection=()
 if [ "${1:-}" = --fast ]; then
     shift
     no_slurm="--fast"
-    selection=(-m "not slurm and not slow")
+    selection=(-m "not slurm and not slow" -n 2 --dist loadfile) # two processes, whole files each
 elif [ "$(id -u)" -ne 0 ]; then
     no_slurm="it needs root (network namespaces, Debian packages)"
 elif ! grep -qiE '^ID(_LIKE)?=.*(debian|ubuntu)' /etc/os-release 2>/dev/null; then

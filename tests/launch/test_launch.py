@@ -358,7 +358,7 @@ def test_sweeps_are_shown_by_point(tmp_path: Path):
 def test_status_without_slurm_reports_what_is_unknown(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text("{}")
-    done = run_python("-m", "launch.status", "--runs_dir", tmp_path, env={"PATH": "/nowhere"})
+    done = run_python("-m", "launch.status", "--runs_dir", tmp_path, env={"PATH": "/nowhere", "COLUMNS": "200"})
     assert "no progress yet" in done.stdout
     assert "unknown: which jobs are pending or running" in done.stdout
     missing = run_python("-m", "launch.status", "--runs_dir", tmp_path / "none", check=False)
