@@ -26,9 +26,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault(
-    "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
-)  # is_available() then leaves CUDA usable in forked processes
+# torch.cuda.is_available() then leaves CUDA usable in forked processes
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import torch
 
@@ -511,7 +510,7 @@ def nccl(place: Place) -> Iterator[Row]:
     batch = to_device(batch_of(config, model.method), place.device)
     step = Step(model, config, Ranks(0, 1), place.device)
     model.eval()
-    step.ranks = Ranks(0, 2)  # one rank is wrapped as one of two would be
+    step.ranks = Ranks(0, 2)  # so that _wrap uses DistributedDataParallel
     parallel = step._wrap(model)
     gradients = []
     for module in (model, parallel):

@@ -47,11 +47,8 @@ class _PoolingAsOnCuda(TorchFunctionMode):
     _POOLING = ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d")
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        with (
-            torch.autocast("cpu", enabled=False)
-            if getattr(function, "__name__", "").strip("_") in self._POOLING
-            else nullcontext()
-        ):
+        is_pooling = getattr(function, "__name__", "").strip("_") in self._POOLING
+        with torch.autocast("cpu", enabled=False) if is_pooling else nullcontext():
             return function(*args, **(kwargs or {}))
 
 
