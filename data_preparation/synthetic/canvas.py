@@ -51,6 +51,12 @@ def tint(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
+def blend(colour: Colour, other: Colour, fraction: float) -> Colour:
+    """Mix `fraction` of another colour into a colour."""
+    red, green, blue = (round(a + (b - a) * fraction) for a, b in zip(colour, other, strict=True))
+    return red, green, blue
+
+
 def draw_limb(draw: ImageDraw.ImageDraw, points: Sequence[Point], width: float, colour: Colour) -> None:
     """Draw a polyline with round ends; `width` in pixels."""
     draw.line(points, fill=colour, width=max(round(width), 1), joint="curve")
