@@ -10,10 +10,7 @@ of some methods, and not fields of the records.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ from data_preparation.common.command_line import flag, parse_command, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.layout import dataset_layout
+from data_preparation.text_tables import csv_cells, load_json, read_text
 
 COLUMNS = ("frame", "width", "height", *(f"{axis}{corner}" for corner in (1, 2, 3, 4) for axis in "xy"))
 FRFS_FRAMES = 103  # boxes of each clip of FR-FS
@@ -141,16 +139,15 @@ def read_boxes(path: Path) -> Boxes:
     Raises:
         UserError: the file is missing, or naming all its faults.
     """
-    try:
-        rows = list(csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline="")))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): write the boxes of this video there") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a readable CSV ({first_line(error)}): write it again") from None
-    if not rows or tuple(cell.strip().lower() for cell in rows[0]) != COLUMNS:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: write the boxes of this video there")
+    header, rows, longer = csv_cells(path)
+    if longer:
+        raise UserError.of(longer)
+    if tuple(name.lower() for name in header) != COLUMNS:
         raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: write the boxes in that format")
     values, faults = [], []
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows:
         try:
             values.append([float(cell) for cell in row])
             if len(row) != len(COLUMNS) or any(
@@ -185,25 +182,13 @@ def parse_frfs(source: Path, width: int, height: int) -> dict[str, Boxes]:
     Raises:
         UserError: the file is unreadable, or naming all its faults.
     """
-    repeated: list[str] = []
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                repeated.append(name)
-            seen.add(name)
-        return dict(pairs)
-
     try:
-        content = json.loads(source.read_text("utf-8-sig"), object_pairs_hook=unique)
-    except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}): give FRFS_Boxes.json with --source") from None
-    except (ValueError, RecursionError) as error:
+        content, repeated = load_json(read_text(source))
+    except ValueError as error:
         raise UserError(f"{source} is not JSON ({first_line(error)}): download it again") from None
     if not isinstance(content, dict) or not content:
         raise UserError(f"{source} is not a JSON object with the boxes of each clip: give FRFS_Boxes.json")
-    faults = [f"{source}: clip '{name}' occurs twice: keep one entry" for name in dict.fromkeys(repeated)]
+    faults = [f"{source}: clip '{name}' occurs twice: keep one entry" for name in repeated]
     found: dict[str, Boxes] = {}
     for name, boxes in content.items():
         try:

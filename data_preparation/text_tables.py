@@ -1,16 +1,20 @@
-"""Read text files and CSV tables as spreadsheet programs write them (imports only common.errors and file_types)."""
+"""Read text files, JSON, and CSV tables as spreadsheet programs write them (imports only common.errors and file_types)."""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import io
+import json
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.file_types import file_type_hint
 
+CLASS_NAMES = "classes.txt"  # the names of the classes, label 0 first
 _MAX_ROW_FAULTS = 50  # reported of rows with the wrong number of cells
 
 
@@ -33,6 +37,27 @@ def read_text(path: Path) -> str:
         raise UserError(
             f"{path} cannot be read ({first_line(error)}): it is not text in UTF-8; save it again as UTF-8 (Excel: 'CSV UTF-8'), or convert it: iconv -f WINDOWS-1252 -t UTF-8"
         ) from None
+
+
+def load_json(text: str) -> tuple[Any, list[str]]:
+    """(the content of a JSON text, the names that occur twice in one object, of which JSON keeps only the last).
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    repeated: dict[str, None] = {}
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            repeated.update((name, None) for name, count in counts.items() if count > 1)
+        return content
+
+    try:
+        return json.loads(text, object_pairs_hook=unique), list(repeated)
+    except RecursionError:
+        raise ValueError("too many brackets in brackets") from None
 
 
 def csv_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
@@ -66,3 +91,17 @@ def csv_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[
     ]
     stripped = [(number, [cell.strip() for cell in row]) for number, row in enumerate(rows, start=above + 1)]
     return [name.strip() for name in header], [(n, row) for n, row in stripped if any(row)], faults[:_MAX_ROW_FAULTS]
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The class names of a file with one name a line, label 0 first.
+
+    Raises:
+        UserError: it is empty, or a name occurs twice.
+    """
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not names:
+        raise UserError(f"{path} is empty: write one class a line, label 0 first")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path} names {', '.join(twice[:5])} twice: write each class once, label 0 first")
+    return tuple(names)

@@ -3,10 +3,10 @@
 Reads a folder with one of
 
     train.txt, test.txt    rows "path frames label", "path start frames label" (start counts from 0) or "file label", as
-                           TSN, TSM and mmaction use them; or train.json, test.json with mmaction's records; other names
-                           with --train_path and --test_path; class names in classes.txt, label 0 first
+                           TSN, TSM and mmaction use them; or train.json, test.json with mmaction's records; class names
+                           in classes.txt, label 0 first
     classInd.txt, trainlist01.txt, testlist01.txt, ...    UCF101's lists (Soomro et al., 2012); list 0K is fold K
-    frames.csv alone       one folder a class: train/CLASS/clip and test/CLASS/clip, or CLASS/clip without a split
+    frames.csv alone       one folder a class: train/CLASS/clip and test/CLASS/clip, or CLASS/clip without a test list
 
 frames.csv holds the number of frames of each clip (`data_preparation.count_frames`). Lists without counts need it, and
 counts in lists are compared with it.
@@ -14,7 +14,6 @@ counts in lists are compared with it.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections import Counter, defaultdict
@@ -25,18 +24,17 @@ from typing import Any
 
 from data_preparation.actions import LAST_FRAME, Action, ActionKey, list_names, sort_key, video_name
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.datasets import AnnotationFiles, DataSet, Split
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
 from data_preparation.layout import VIDEO_SUFFIXES
-from data_preparation.similar_files import names_in, similar_files_hint
-from data_preparation.text_tables import csv_cells, read_text
+from data_preparation.similar_files import names_in
+from data_preparation.text_tables import CLASS_NAMES, csv_cells, load_json, read_class_names, read_text
 
-READS_LISTS = True
+READS_LISTS = False
 
 COUNTS_FILE = "frames.csv"
 COUNTS_HEADER = ["clip", "frames"]
 
 _UCF_CLASSES = "classInd.txt"
-_CLASS_NAMES = "classes.txt"
 _UCF_LIST = re.compile(r"(train|test)list([0-9]+)\.txt")
 _UCF_GROUP = re.compile(r"(.*_g[0-9]+)_c[0-9]+")  # v_Punch_g03_c01 is a clip of source video g03 of its class
 _LIST_SUFFIXES = (".txt", ".json")
@@ -201,9 +199,11 @@ def parse_records(path: Path) -> tuple[list[Row], list[str]]:
         UserError: the file as a whole is unreadable or empty.
     """
     try:
-        records = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        records, repeated = load_json(read_text(path))
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({first_line(error)}): correct it") from None
+    if repeated:
+        raise UserError(f"{path}: a record has {', '.join(map(repr, repeated[:5]))} twice: keep one of each")
     if not isinstance(records, list) or not records:
         raise UserError(f"{path} is not a JSON list of records: write one object for each clip")
     rows: list[Row] = []
@@ -282,27 +282,14 @@ def read_ucf_classes(path: Path) -> tuple[str, ...]:
     return tuple(names[number] for number in sorted(names))
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """The class names of a file with one name a line, label 0 first.
-
-    Raises:
-        UserError: it is empty, or a name occurs twice.
-    """
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    if not names:
-        raise UserError(f"{path} is empty: write one class a line, label 0 first")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{path} names {', '.join(twice[:5])} twice: write each class once, label 0 first")
-    return tuple(names)
-
-
 # ------------------------------------------------------------------------------------------------------ rows -> actions
 
 
-def group_of(video: str) -> str:
-    """The source video of a clip of UCF101, by its name; "" for other names."""
+def group_of(video: str, clips: int) -> str:
+    """What the clips of a video are never split from: the source video of UCF101's clips, by their names; the video itself if
+    it has several clips; otherwise nothing ("")."""
     match = _UCF_GROUP.fullmatch(video)
-    return match[1] if match else ""
+    return match[1] if match else video if clips > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -351,14 +338,14 @@ def _plain_lists(paths: Sequence[Path], classes: tuple[str, ...]) -> Lists:
     labels = [row.label for rows in parts for row in rows if row.label is not None]
     most = len(classes) or len(parts[0])  # each class needs a clip in the train list
     if above := [label for label in labels if label >= most]:
-        stated = f"{_CLASS_NAMES} has {most} classes" if classes else f"the train list has {most} clips"
+        stated = f"{CLASS_NAMES} has {most} classes" if classes else f"the train list has {most} clips"
         faults.append(
             f"{paths[0]} and {paths[1]}: {len(above)} rows have labels above {most - 1} (the highest is {max(above)}), and {stated}: correct one of them"
         )
     classes = classes or tuple(map(str, range(min(max(labels, default=0) + 1, most))))
     if len(classes) > 1 and len(parts[1]) > 1 and not any(row.label for row in parts[1]):
         faults.append(
-            f"{paths[1]}: every clip has label 0, as in a list of clips whose labels are secret: give a list with labels as --test_path"
+            f"{paths[1]}: every clip has label 0, as in a list of clips whose labels are secret: give a list with labels instead, such as the validation list"
         )
     return Lists({"official": (parts[0], parts[1])}, classes, faults)
 
@@ -385,40 +372,29 @@ def _folder_lists(counts: Mapping[str, int], where: Path) -> Lists:
     index = {name: label for label, name in enumerate(classes)}
     rows = {name: Row(name, 0, None, index[c]) for name, c in class_of.items()}
     if depth == 2:
-        return Lists({"": (list(rows.values()), [])}, classes, [])
+        return Lists({"official": (list(rows.values()), [])}, classes, [])
     train = [row for name, row in rows.items() if name.startswith(f"{_TRAIN_FOLDER}/")]
     test = [row for name, row in rows.items() if not name.startswith(f"{_TRAIN_FOLDER}/")]
     return Lists({"official": (train, test)}, classes, [])
 
 
-def _given_lists(files: AnnotationFiles) -> list[Path]:
-    """The train and the test list: those of --train_path and --test_path, or train.* and test.* of the folder; [] if the
-    folder has neither.
+def _given_lists(folder: Path) -> list[Path]:
+    """The train and the test list of the folder: train.txt or train.json, test.txt or test.json; [] if it has neither.
 
     Raises:
-        UserError: one of them is missing.
+        UserError: one of them is missing, or there are two.
     """
-    folder = files.annotations
-    found = []
-    for part, given in (("train", files.train), ("test", files.test)):
-        if given is not None and not given.is_file():
-            raise UserError(
-                f"{given} is not a file{similar_files_hint(given, _LIST_SUFFIXES)}: name a list with --{part}_path"
-            )
-        if given is not None and _UCF_LIST.fullmatch(given.name):
-            raise UserError(
-                f"{given} has the name of UCF101's lists, whose classes count from 1: leave out --train_path and --test_path, and choose the list with --fold"
-            )
+    paths = []
+    for part in ("train", "test"):
         own = [path for suffix in _LIST_SUFFIXES if (path := folder / f"{part}{suffix}").is_file()]
-        if given is None and len(own) > 1:
-            raise UserError(f"{folder} has {own[0].name} and {own[1].name}: keep one, or name one with --{part}_path")
-        found.append(given or next(iter(own), None))
-    paths = [path for path in found if path is not None]
+        if len(own) > 1:
+            raise UserError(f"{folder} has {own[0].name} and {own[1].name}: keep one")
+        paths += own
     if len(paths) == 1:
         others = [n for n in names_in(folder) if n.endswith(_LIST_SUFFIXES) and folder / n not in paths]
         listed = f" (the folder has {', '.join(others[:5])})" if others else ""
         raise UserError(
-            f"{folder} has only one list, {paths[0].name}{listed}: name both with --train_path and --test_path, or call them train.txt and test.txt"
+            f"{folder} has only one list, {paths[0].name}{listed}: give both, with the names train.txt and test.txt"
         )
     return paths
 
@@ -463,10 +439,10 @@ def read(files: AnnotationFiles) -> DataSet:
     folder = files.annotations
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the folder of the lists with --annotation_path")
-    paths = _given_lists(files)
+    paths = _given_lists(folder)
     counts_file = folder / COUNTS_FILE
     counts = read_counts(counts_file) if counts_file.is_file() else None
-    class_file = folder / _CLASS_NAMES
+    class_file = folder / CLASS_NAMES
     if paths:
         ucf_classes = folder / _UCF_CLASSES
         if class_file.is_file():
@@ -480,7 +456,7 @@ def read(files: AnnotationFiles) -> DataSet:
         lists = _folder_lists(counts, counts_file)
     else:
         raise UserError(
-            f"{folder} has no lists (train.txt and test.txt, or UCF101's {_UCF_CLASSES} and trainlist01.txt): copy them there, name them with --train_path and --test_path, or for one folder a class count the clips ({count_command('DATASET/whole_videos', counts_file)})"
+            f"{folder} has no lists (train.txt and test.txt, or UCF101's {_UCF_CLASSES} and trainlist01.txt): copy them there, or for one folder a class count the clips ({count_command('DATASET/whole_videos', counts_file)})"
         )
     return _data_set(folder, lists, counts)
 
@@ -490,6 +466,7 @@ def _data_set(folder: Path, lists: Lists, counts: Mapping[str, int] | None) -> D
     rows = dict.fromkeys(row for parts in lists.splits.values() for part in parts for row in part)
     frames = _with_counts(rows, counts, folder, faults)
     keys = _keys(rows)
+    clips_of = Counter(video for video, _ in keys.values())
     actions: dict[ActionKey, Action] = {}
     differing = []
     for row, count in frames.items():
@@ -497,7 +474,7 @@ def _data_set(folder: Path, lists: Lists, counts: Mapping[str, int] | None) -> D
         if key in actions and actions[key].label != row.label:
             differing.append(key)
         actions[key] = Action(
-            *key, row.start + 1, row.start + count, label=row.label, group=group_of(row.video)
+            *key, row.start + 1, row.start + count, label=row.label, group=group_of(row.video, clips_of[row.video])
         )  # fmt: skip
     if differing:
         faults.append(f"{folder}: {len(differing)} clips ({list_names(differing)}) have two labels: correct the lists")
@@ -505,15 +482,14 @@ def _data_set(folder: Path, lists: Lists, counts: Mapping[str, int] | None) -> D
     for name, parts in lists.splits.items():
         train, test = (tuple(keys[_place(row)] for row in part) for part in parts)
         where = f"{folder}, {name}" if name.startswith("fold") else str(folder)
-        if name:
-            splits[name] = Split(train, test)
-            faults += _list_faults(where, train, test)
-            warnings += _group_warnings(where, train, test)
+        splits[name] = Split(train, test)
+        faults += _list_faults(where, train, test)
         seen = {row.label for row in parts[0]}
         if absent := [c for label, c in enumerate(lists.classes) if label not in seen]:
             faults.append(
                 f"{where}: {len(absent)} of {len(lists.classes)} classes ({', '.join(absent[:5])}) have no clip in the train list: add clips, or leave these classes out"
             )
+    warnings += group_warnings(actions, splits)
     if counts is None:
         warnings.append(
             f"{folder}: the numbers of frames of the lists were not compared with the clips: count them once ({count_command('DATASET/whole_videos', folder / COUNTS_FILE)})"
@@ -551,13 +527,3 @@ def _list_faults(where: str, train: Sequence[ActionKey], test: Sequence[ActionKe
             f"{where}: {len(shared)} clips ({list_names(shared)}) are in the train and in the test list, so the test result would be meaningless: remove them from one"
         )
     return faults
-
-
-def _group_warnings(where: str, train: Iterable[ActionKey], test: Iterable[ActionKey]) -> list[str]:
-    """How many groups (source videos) a split divides."""
-    in_train, in_test = ({group_of(video) or video for video, _ in keys} for keys in (train, test))
-    if not (shared := sorted(in_train & in_test)):
-        return []
-    return [
-        f"{where}: {len(shared)} source videos ({', '.join(shared[:3])}) have clips in the train and in the test list, so the test result can be too good"
-    ]

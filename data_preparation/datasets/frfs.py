@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_preparation.actions import Action, ActionKey, video_name
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, Split
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
 from data_preparation.similar_files import names_in, similar_files_hint
 from data_preparation.text_tables import csv_cells
 
@@ -152,20 +152,11 @@ def read(files: AnnotationFiles) -> DataSet:
     for name, value in values.items():
         label = None if fall is None else int(value == fall)
         actions[(name, 1)] = Action(name, 1, 1, FRAMES, label=label, group=groups.get(name, ""))
-    split = Split(*(tuple((name, 1) for name in lists[part]) for part in _PARTS))
-    warnings = _warnings(folder, lists, groups)
-    return DataSet(actions, {"official": split}, CLASSES, {}, tuple(faults), tuple(warnings), {}, frozenset(actions))
-
-
-def _warnings(folder: Path, lists: Mapping[str, Mapping[str, int]], groups: Mapping[str, str]) -> list[str]:
+    splits = {"official": Split(*(tuple((name, 1) for name in lists[part]) for part in _PARTS))}
     warnings = [
         f"{folder / part}.csv has {len(lists[part])} clips; FR-FS as released has {size}"
         for part, size in _RELEASED_SIZES.items()
         if len(lists[part]) != size
     ]
-    in_part = [{groups[name] for name in lists[part] if name in groups} for part in _PARTS]
-    if shared := in_part[0] & in_part[1]:
-        warnings.append(
-            f"{len(shared)} groups of clips (names without their number: {', '.join(sorted(shared)[:5])}) are in both lists: the clips of one skater or programme may be in both, so the test result can be too good"
-        )
-    return warnings
+    warnings += group_warnings(actions, splits)
+    return DataSet(actions, splits, CLASSES, {}, tuple(faults), tuple(warnings), {}, frozenset(actions))

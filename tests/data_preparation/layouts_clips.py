@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
+
+from data_preparation.actions import Action
+from data_preparation.archive import write_archive
+from data_preparation.layout import DatasetLayout, archive_file
 
 MTL_VIDEOS = ("01", "02", "03", "04", "05", "06", "07", "09", "10", "13", "14", "17", "18", "22", "26")
 SLIPS = {
@@ -185,3 +190,25 @@ def write_ucf(folder: Path, groups: int = 5, clips: int = 2, folds: int = 2) -> 
     lines = [f"{name},{30 + group}\n" for _, group, name in names]
     (folder / "frames.csv").write_text("clip,frames\n" + "".join(lines))
     return folder
+
+
+# -------------------------------------------------------------------------------------------------------------- frames
+
+
+def write_clip(layout: DatasetLayout, video: str, actions: Iterable[Action], left_out: int = 0) -> None:
+    """The archive of one video with grey frames of 16 x 16 pixels for its actions, but not the frame `left_out`."""
+    numbers = sorted({n for a in actions for n in range(a.start_frame, a.end_frame + 1)} - {left_out})
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    record = {
+        "source": {"name": "drawn", "bytes": 1, "width": 16, "height": 16, "frames": numbers[-1]},
+        "settings": {"height": 0, "quality": 95}, "ranges": ranges, "notes": [],
+    }  # fmt: skip
+    jpeg = simplejpeg.encode_jpeg(np.full((16, 16, 3), 128, np.uint8), colorspace="RGB")
+    path = archive_file(layout.frames, video)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_archive(path, ((number, jpeg) for number in numbers), record)

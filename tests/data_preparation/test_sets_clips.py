@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_preparation import boxes, count_frames
+from data_preparation import boxes, count_frames, datasets
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, clips, finediving, frfs
+from data_preparation.datasets import AnnotationFiles, DataSet, clips, finediving, frfs, table
+from data_preparation.layout import DatasetLayout
+from tests.conftest import run_main
 from tests.data_preparation import layouts_clips as layouts
 
 SMALL_KEYS = [("04", 49), ("04", 50), ("05", 56), *((f"FINA_Men3mSync_r{n}", i) for n in range(2) for i in range(4))]
@@ -26,8 +28,8 @@ def read_frfs(folder: Path) -> DataSet:
     return frfs.read(AnnotationFiles(folder))
 
 
-def read_clips(folder: Path, train: str | None = None, test: str | None = None) -> DataSet:
-    return clips.read(AnnotationFiles(folder, folder / train if train else None, folder / test if test else None))
+def read_clips(folder: Path) -> DataSet:
+    return clips.read(AnnotationFiles(folder))
 
 
 # ---------------------------------------------------------------------------------------------------------- FineDiving
@@ -212,12 +214,6 @@ def test_lists_of_ucf101_are_folds_of_whole_groups(tmp_path: Path):
     assert {found.actions[key].group[-2:] for key in found.splits["fold2"].test} == {"02"}
 
 
-def test_lists_of_ucf101_are_not_read_as_lists_that_count_from_0(tmp_path: Path):
-    layouts.write_ucf(tmp_path)
-    with pytest.raises(UserError, match="whose classes count from 1"):
-        read_clips(tmp_path, "trainlist01.txt", "testlist01.txt")
-
-
 def test_faults_of_ucf101_are_reported_together(tmp_path: Path):
     folder = layouts.write_ucf(tmp_path)
     train = (folder / "trainlist01.txt").read_text().splitlines()
@@ -234,7 +230,7 @@ def test_faults_of_ucf101_are_reported_together(tmp_path: Path):
         "1 clips of the lists (Punch/v_Punch_g02_c09) are missing",
     ):  # fmt: skip
         assert text in faults
-    assert any("2 source videos (ApplyEyeMakeup/v_ApplyEyeMakeup_g01, Punch/v_Punch_g02)" in w for w in found.warnings)
+    assert any("1 groups (ApplyEyeMakeup/v_ApplyEyeMakeup_g01) have actions" in w for w in found.warnings)
 
 
 LISTS = {
@@ -262,15 +258,15 @@ def test_rows_of_lists_become_ranges_of_frames(tmp_path: Path, form: str):
     assert [bool("not compared" in w) for w in found.warnings] == ([] if form == "video" else [True])
 
 
-def test_records_in_json_and_lists_with_other_names_are_read(tmp_path: Path):
-    (tmp_path / "a.json").write_text(
+def test_records_in_json_are_read(tmp_path: Path):
+    (tmp_path / "train.json").write_text(
         json.dumps(
             [{"frame_dir": "a", "total_frames": 30, "label": [1]}, {"filename": "c.mp4", "total_frames": 9, "label": 0}]
         )
     )
-    (tmp_path / "b.txt").write_text("b 31 1\n")
+    (tmp_path / "test.txt").write_text("b 31 1\n")
     (tmp_path / "classes.txt").write_text("no fall\nfall\n")
-    found = read_clips(tmp_path, "a.json", "b.txt")
+    found = read_clips(tmp_path)
     assert found.faults == ()
     assert found.classes == ("no fall", "fall")
     assert [found.actions[key].label for key in found.splits["official"].train] == [1, 0]
@@ -304,7 +300,7 @@ def test_one_folder_a_class(tmp_path: Path, with_split: bool):
     found = read_clips(tmp_path)
     assert found.faults == ()
     assert found.classes == ("fall", "jump")
-    assert set(found.splits) == ({"official"} if with_split else set())
+    assert len(found.splits["official"].test) == (4 if with_split else 0)
     assert all(found.classes[a.label] in a.video for a in found.actions.values())
     (tmp_path / "frames.csv").write_text("clip,frames\nfall/a,9\nb,9\n")
     with pytest.raises(UserError, match=r"1 clips \(b\) are not named CLASS/clip"):
@@ -354,3 +350,116 @@ def test_frames_of_clips_are_counted_once(tmp_path: Path, shared: Path):
     assert f"{pictures} lacks 1 pictures between img_00000.jpg and img_00003.jpg" in str(error.value)
     assert "empty.mp4 is empty (0 bytes)" in str(error.value)
     assert not output.exists()
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+TABLE = """video,number,Start Frame,end_frame,kind,group,label,final_score,low,high
+vault/a1,1,1,103,vault,Smith,clean,14.5,12.3,16.9
+vault/a1,2,200,290,vault,Smith,fall,12.5,,
+7,1,5,60,ski,Jones,clean,44,8,50
+"""
+
+
+def read_table(folder: Path, content: str | None = None, name: str = "table.csv", **lists: Path) -> DataSet:
+    if content is not None:
+        (folder / name).write_text(content)
+    return table.read(AnnotationFiles(folder, **lists))
+
+
+def test_a_table_has_kinds_with_ranges_groups_and_classes(tmp_path: Path):
+    for name, keys in (("train", [["vault/a1", 1], [7, 1]]), ("test", [["vault/a1", 2]])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(keys))
+    found = read_table(tmp_path, TABLE, train=tmp_path / "train.json", test=tmp_path / "test.json")
+    assert found.faults == ()
+    assert found.classes == ("clean", "fall")
+    assert [(a.key, a.label, a.kind, a.group) for a in found.actions.values()] == [
+        (("vault/a1", 1), 0, "vault", "Smith"), (("vault/a1", 2), 1, "vault", "Smith"), (("07", 1), 0, "ski", "Jones")
+    ]  # fmt: skip
+    assert {kind: (r.low, r.high) for kind, r in found.rules.items()} == {"vault": (12.3, 16.9), "ski": (8, 50)}
+    assert found.actions["07", 1].rules == found.rules["ski"]
+    assert "1 groups (Smith) have actions in the train list and in the test list" in found.warnings[0]
+    (tmp_path / "classes.txt").write_text("fall\nclean\n")
+    assert [a.label for a in read_table(tmp_path).actions.values()] == [1, 0, 1]
+    rows = [{"video": "a", "start_frame": 1, "end_frame": 9, "label": n} for n in (1, 0)]
+    (tmp_path / "table.csv").unlink()
+    found = read_table(tmp_path, json.dumps(rows), "table.json")
+    assert (found.faults, [a.label for a in found.actions.values()]) == (
+        (f"{tmp_path / 'table.json'}: action a/002: frames 1 to 9 overlap those of action a/001 (1 to 9)",), [1, 0]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (("12.3,16.9", ","), "kind 'vault' has no range of final scores: fill in the columns low and high"),
+        (("12.5,,", "12.5,12,"), "'low' of kind 'vault' is 12.3 in one row and 12 in another (vault/a1/001, vault/a1/002)"),
+        (("8,50", "50,8"), "the range 50 to 8 of kind 'ski' is empty"),
+        (("14.5,12.3", "17.5,12.3"), "final score 17.5 is outside 12.3 to 16.9, the range of kind 'vault'"),
+        ((",clean,44", ",,44"), "1 actions (07/001) have no label, and the others do"),
+        (("a1,2,", "a1,1,"), "action vault/a1/001: given 2 times"),
+        (("5,60", "60,5"), "frames 60 to 5 are not a range of frames"),
+        (("end_frame", "end"), "no action has 'end_frame'"),
+        (("group", "grup"), "column 'grup' is unknown; did you mean group?"),
+        (("label,final_score,low,high", "a,b,c,d"), "no action has a final_score or a label"),
+        (("clean,14.5", "clean,"), "1 actions (vault/a1/001) have no final_score"),
+    ],
+)  # fmt: skip
+def test_faults_of_a_table(tmp_path: Path, edit: tuple[str, str], problem: str):
+    assert problem in "\n".join(read_table(tmp_path, TABLE.replace(*edit)).faults)
+
+
+@pytest.mark.parametrize(
+    ("texts", "listed", "classes", "labels"),
+    [
+        (["b", "a", "b"], (), ("a", "b"), {"a": 0, "b": 1}),
+        (["1", "0"], (), ("0", "1"), {"0": 0, "1": 1}),
+        (["1", "0"], ("x", "y", "z"), ("x", "y", "z"), {"0": 0, "1": 1}),
+        (["2", "1"], ("1", "2"), ("1", "2"), {"1": 0, "2": 1}),  # names that look like numbers
+        (["2", "0"], (), ("0", "1"), "there are 2 labels, and the highest are 2"),
+        (["3", "0"], ("x", "y"), ("x", "y"), "1 labels (3) are not among the 2 classes of classes.txt (x, y)"),
+        (["w"], ("x", "y"), ("x", "y"), "1 labels (w) are not among"),
+    ],
+)
+def test_labels_of_a_table_are_names_or_numbers(
+    texts: list[str], listed: tuple[str, ...], classes: tuple[str, ...], labels: dict[str, int] | str
+):
+    found_classes, found, faults = table.class_labels(texts, listed)
+    assert found_classes == classes
+    if isinstance(labels, str):
+        assert labels in faults[0]
+    else:
+        assert (found, faults) == (labels, [])
+
+
+# -------------------------------------------------------------------------------------------------- summary and verify
+
+WRITERS = {
+    "finediving": (lambda folder: layouts.write_finediving(folder, SMALL_KEYS), "FINA_Men3mSync_r1", "dives          11 in 4 videos"),
+    "frfs": (layouts.write_frfs, "clip007", "classes        2 (no fall: 276, fall: 141)"),
+    "clips": (layouts.write_ucf, "Punch/v_Punch_g03_c01", "fold2: 24 to train and 6 to test"),
+    "table": (lambda folder: (folder / "table.csv").write_text(TABLE), "vault/a1", "final score    12.5 to 14.5, median 13.5; 2 distinct (vault, 2)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_summary_and_verify_work_for_each_set(tmp_path: Path, kind: str):
+    write, video, line = WRITERS[kind]
+    layout = DatasetLayout(tmp_path)
+    layout.annotations.mkdir()
+    write(layout.annotations)
+    argv = ["--dataset", str(tmp_path), "--dataset_kind", kind]
+    if kind == "table":
+        for name, keys in (("train", [["vault/a1", 1], [7, 1]]), ("test", [["vault/a1", 2]])):
+            (layout.annotations / f"{name}.json").write_text(json.dumps(keys))
+            argv += [f"--{name}_path", str(layout.annotations / f"{name}.json")]
+    assert line in run_main("data_preparation.annotations", "summary", *argv).stdout
+    data = datasets.read(kind, AnnotationFiles(layout.annotations))
+    own = [action for action in data.actions.values() if action.video == video]
+    layouts.write_clip(layout, video, own)
+    argv += ["--videos", video, "--workers", "1"]
+    assert "total" in run_main("data_preparation.verify", *argv).stdout
+    layouts.write_clip(layout, video, own, left_out=own[-1].end_frame)
+    done = run_main("data_preparation.verify", *argv, check=False)
+    assert done.returncode == 2
+    assert f"1 of {own[-1].frame_count} frames are missing" in done.stdout + done.stderr
