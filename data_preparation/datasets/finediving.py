@@ -167,7 +167,7 @@ def _agreement_faults(
             if key in coarse:
                 try:
                     same = _plain(entry[name]) == _plain(coarse[key][name])
-                except (TypeError, ValueError):
+                except (TypeError, ValueError, OverflowError):
                     same = False
                 if not same:
                     different.append(key)
@@ -340,7 +340,7 @@ def _step_warnings(path: Path, fine: Mapping[ActionKey, Mapping[str, Any]]) -> l
             for label in set(_items(fields["frames_labels"])):
                 if int(label) not in names:
                     unknown.setdefault(int(label), key)
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, OverflowError, AttributeError):
             continue  # _make_dive reports it
     return [
         f"{Dive.noun} {action_name(key)}: frame label {label} is not in {path.name}" for label, key in unknown.items()
