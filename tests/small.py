@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import default_collate
 
 from data_preparation.common.command_line import parse
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from training import plugins
 from training.config import TrainConfig, config_class
@@ -45,6 +46,17 @@ def tiny_argv(model: str, method: str) -> list[str]:
 def tiny_config(model: str, method: str, **flags) -> TrainConfig:
     """The small configuration of a backbone and a method, with other common flags."""
     return dataclasses.replace(parse(TrainConfig, tiny_argv(model, method)), **flags)
+
+
+def fits(model: str, method: str) -> bool:
+    """Whether a backbone offers what a method needs."""
+    try:
+        tiny_config(model, method)
+    except UserError as error:
+        if f"--method {method} needs" not in str(error):
+            raise
+        return False
+    return True
 
 
 def labels_of(method: Method, actions: Sequence[Dive], part: str = "labels") -> dict[str, torch.Tensor]:
