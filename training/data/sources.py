@@ -81,7 +81,7 @@ class FrameSource:
             raise UserError(
                 f"dive {action.name}: {error}; choose another --frame_method or fewer --frame_num"
             ) from None
-        view = crop_view(c.spatial_size, rng) if c.data_aug else squash_view(c.spatial_size)
+        view = crop_view(c.spatial_size, rng, c.geometry) if c.data_aug else squash_view(c.spatial_size)
         return ClipSpec(action, tuple(frames.tolist()), view)
 
     def _frames_after(self, action: Dive) -> int:
