@@ -38,7 +38,7 @@ NEW_FLAGS = {
     "spcoef_strength", "spcoef_norm", "lr_schedule", "warmup_steps", "clip_grad", "patience", "precision", "seed",
     "resume", "checkpoint_every", "keep_checkpoints", "peer_timeout_min", "log_every", "captions_path", "vocabulary_path", "split", "folds", "fold", "split_seed",
     "input_scale", "accumulate", "time_embed_resize", "checkpoint_activations", "ema", "compile", "tensorboard",
-    "batch_norm", "bn_group", "bn_windows", "nesterov", "backbone_lr_scale", "lr_steps", "lr_gamma",
+    "batch_norm", "bn_group", "bn_windows", "nesterov", "backbone_lr_scale", "lr_steps", "lr_gamma", "geometry",
 }  # fmt: skip
 
 # what belongs to --model timesformer and --method regression, the defaults

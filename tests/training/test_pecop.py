@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data_preparation.common.errors import UserError
 from tests.conftest import SHARED
 from tests.golden import fan_in_state, follow, golden, recipe_tensor
-from tests.small import DIVES, config_of, tiny_config
+from tests.small import DIVES, NoFrames, config_of, tiny_config
 from training.backbones.base import Backbone
 from training.backbones.i3d.network import ADAPTER, I3D, Adapter, Mixed, Pool, Unit
 from training.data.batch import Batch
@@ -211,25 +211,18 @@ def test_frames_are_the_originals_up_to_the_end_of_the_segment(shared: Path):
         assert frames[: min([same, *jumps])] == known[: min([same, *jumps])]
 
 
-class Frames:
-    """A source without files."""
-
-    def plan_frames(self, action, frames, rng):
-        return frames, None if rng is None else rng.random()
-
-
 def test_labels_are_draws_that_fit_the_action():
     config = vspp_config()
     method = VSPP(config, 8)
 
     def sample(action, epoch: int, augment: bool = True):
-        return method.sample(action, Plan(action, Frames(), DIVES, config.seed, epoch, augment))
+        return method.sample(action, Plan(action, NoFrames(), DIVES, config.seed, epoch, augment))
 
     seen = set()
     for epoch in range(40):
         for action in DIVES:
             planned = sample(action, epoch)
-            frames = planned.clips["clip"][0]
+            frames = planned.clips["clip"].frames
             assert action.start_frame <= frames[0]
             assert frames[-1] <= action.end_frame
             seen.add((int(planned.labels["speed"]), int(planned.labels["segment"])))

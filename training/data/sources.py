@@ -88,8 +88,9 @@ class FrameSource:
         return self.plan_frames(action, tuple(frames.tolist()), rng)
 
     def plan_frames(self, action: Dive, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
-        size = self.config.spatial_size
-        return ClipSpec(action, frames, crop_view(size, rng) if self.config.data_aug else squash_view(size))
+        c = self.config
+        view = crop_view(c.spatial_size, rng, c.geometry) if c.data_aug else squash_view(c.spatial_size)
+        return ClipSpec(action, frames, view)
 
     def _frames_after(self, action: Dive) -> int:
         """How many frames follow the action's end on disk without a gap, at most END_SHIFT."""
