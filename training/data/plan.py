@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Action
 
 Arrays = dict[str, np.ndarray]
 
@@ -20,13 +20,14 @@ Arrays = dict[str, np.ndarray]
 class View:
     """The geometric transform of a clip, for pixels and for boxes.
 
-    Frames are resized to `resize` (height, width), then cropped to `crop` (top, left, height, width), then with `flip`
-    flipped left to right.
+    Frames are resized to `resize` (height, width), bilinear with antialiasing or with `nearest` to the nearest pixel, then
+    cropped to `crop` (top, left, height, width), then with `flip` flipped left to right.
     """
 
     resize: tuple[int, int]
     crop: tuple[int, int, int, int]
     flip: bool = False
+    nearest: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,7 +46,7 @@ class View:
 class ClipSpec:
     """One clip of a sample. `frames` are 1-based frame numbers; if the backbone reads features, there are none."""
 
-    action: Dive
+    action: Action
     frames: tuple[int, ...]
     view: View | None
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from data_preparation.dives import Dive, DiveKey
+from data_preparation.actions import Action, ActionKey
+from data_preparation.common.errors import UserError
 from training.backbones.base import Backbone
 from training.data.batch import Rows, Tensors, concat
 from training.data.dataset import Plan
@@ -36,7 +37,16 @@ class Method(nn.Module):
     # train by one call of `fit` on the features of all actions, without gradient steps
     fits_features: bool = False
 
-    def sample(self, action: Dive, plan: Plan) -> Sample:
+    def observe(self, train_actions: Sequence[Action]) -> None:
+        """Compute buffers from the training actions, such as the edges of groups. Called once, before the optimizer is built.
+
+        The buffers must be a pure function of the actions. When a run resumes, those of the checkpoint replace them.
+
+        Raises:
+            UserError: the method cannot train on these actions.
+        """
+
+    def sample(self, action: Action, plan: Plan) -> Sample:
         """The clips, given values and labels of an action. Take every random generator from `plan.rng(purpose)`.
 
         Raises:
@@ -44,11 +54,11 @@ class Method(nn.Module):
         """
         return Sample({"clip": plan.clip(action)}, self.given(action), self.labels(action))
 
-    def given(self, action: Dive) -> Arrays:
+    def given(self, action: Action) -> Arrays:
         """Inputs of a prediction besides the clip (difficulty, kind, boxes), without the batch dimension."""
         return {}
 
-    def labels(self, action: Dive) -> Arrays:
+    def labels(self, action: Action) -> Arrays:
         """Targets of the loss for an action, without the batch dimension.
 
         Raises:
@@ -98,7 +108,21 @@ class Method(nn.Module):
         """Group the trained parameters of the model for the optimizer; each name belongs to one group."""
         return [ParameterGroup(names)]
 
-    def repeats(self, actions: Sequence[Dive]) -> Sequence[int] | None:
+    def load_pretrained(self, state: Tensors) -> list[str]:
+        """Load what a weight file of --pretrained_model holds besides the backbone; return one log message per part.
+
+        By default the tensors are ignored.
+
+        Raises:
+            UserError: the tensors do not fit.
+        """
+        return []
+
+    def notes(self) -> list[str]:
+        """What a reader of the results must know about the predictions, such as that an annotated value is an input."""
+        return []
+
+    def repeats(self, actions: Sequence[Action]) -> Sequence[int] | None:
         """How often each training action occurs in an epoch; None means once.
 
         Must be a pure function of the labels, such as data.sampling.balancing_repeats.
@@ -110,7 +134,7 @@ class Method(nn.Module):
 class Bank:
     """Encoded references of a ComparingMethod: tensors (references, ...) with one row for each of `keys`."""
 
-    keys: list[DiveKey]
+    keys: list[ActionKey]
     encoded: Tensors
     labels: Tensors
 
@@ -118,6 +142,10 @@ class Bank:
         """A bank with the references of this one, then those of `other`."""
         encoded, labels = (concat([a, b]) for a, b in ((self.encoded, other.encoded), (self.labels, other.labels)))
         return Bank([*self.keys, *other.keys], encoded, labels)
+
+    def on_cpu(self) -> Bank:
+        """This bank with all tensors on the CPU; a checkpoint may have been loaded to another device."""
+        return Bank(self.keys, *({n: t.cpu() for n, t in part.items()} for part in (self.encoded, self.labels)))
 
 
 class ComparingMethod(Method):
@@ -134,8 +162,14 @@ class ComparingMethod(Method):
         """Store the encoded references for `predict`."""
         self.bank = bank
 
+    def _filled_bank(self) -> Bank:
+        """The encoded references. Raises UserError: there are none."""
+        if self.bank is None:
+            raise UserError("the method has no encoded references to compare with: train it for at least one epoch")
+        return self.bank
+
     def get_extra_state(self) -> dict | None:
         return None if self.bank is None else dict(self.bank.__dict__)
 
     def set_extra_state(self, state: dict | None) -> None:
-        self.bank = None if state is None else Bank(**state)
+        self.bank = None if state is None else Bank(**state).on_cpu()
