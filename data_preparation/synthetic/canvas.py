@@ -35,7 +35,7 @@ Plan = TypeVar("Plan")
 SKINS: tuple[Colour, ...] = ((246, 200, 164), (226, 172, 130), (198, 140, 98))
 
 
-def random_stream(seed: int, purpose: int, video: str = "0", number: int = 0) -> np.random.Generator:
+def random_stream(seed: int, purpose: int, video: int | str = 0, number: int = 0) -> np.random.Generator:
     """The random generator of one purpose for one action (or one video, or the whole set)."""
     return np.random.default_rng((seed, purpose, int(video), number))
 

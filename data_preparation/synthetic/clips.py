@@ -3,25 +3,24 @@
     python -m data_preparation.synthetic --task fall --dataset DIR
     python -m data_preparation.synthetic --task actions --sheet actions.png
 
-    DIR/whole_videos/NAME.mp4        one clip each, H.264, 25 frames per second
-    DIR/annotations/actions.csv      video, start_frame, end_frame, label, group (the performer)
-    DIR/annotations/train.csv, test.csv   the split; performers of one list are not in the other
-    DIR/annotations/boxes.json       NAME -> for each frame the corners x1, y1, ..., x4, y4 of a rectangle around the figure
-    DIR/annotations/decisive.json    NAME -> the frames that decide the class, and the box that holds the figure in them
-    DIR/annotations/synthetic.json   the flags of this set
+    DIR/whole_videos/NAME.mp4    one clip each, H.264, 25 frames per second
+    DIR/annotations/             table.csv (video, start_frame, end_frame, label, group: the performer), classes.txt,
+                                 train_split_0.pkl, test_split_0.pkl: performers of one list are not in the other,
+                                 decisive.json (NAME -> the frames that decide the class, and the box that holds the
+                                 figure in all of them: left, top, right, bottom), synthetic.json (the flags of this set)
+    DIR/boxes/NAME.csv           a rectangle around the figure for each frame (boxes.py)
 
-Boxes are in pixels of the video: x to the right and y down from its upper left corner. All random numbers are a function
-of (seed, clip), those of looks a function of (seed, performer): the same flags give the same bytes with any number of
-workers. A second call with the same flags makes only the missing clips.
+Boxes are in pixels of the video. All random numbers are a function of (seed, clip), those of looks a function of (seed,
+performer): the same flags give the same bytes with any number of workers. A second call with the same flags makes only the
+missing clips.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data_preparation.boxes import Boxes, boxes_file, write_boxes
 from data_preparation.common.command_line import flag, parse
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_file, write_atomic
@@ -49,9 +49,11 @@ from data_preparation.synthetic.canvas import (
     write_missing,
 )
 from data_preparation.synthetic.figure import draw_figure, place, quad, sample_looks
+from data_preparation.text_tables import CLASS_NAMES
 
 DRAWING = 1  # increase when the same flags give other pixels or labels
 TEST_FRACTION = 0.25
+SOFT_EDGE = 1.0  # pixels that boxes are wider on each side: averaging blurs the figure's edge
 SCENES: dict[str, ModuleType] = {"fall": skating, "actions": movements}
 
 # purposes of the random streams
@@ -186,7 +188,10 @@ class Film:
     def quad(self, index: int) -> np.ndarray:
         """The corners (4, 2) of the rectangle around the figure, in pixels of the video, clockwise if the figure stands."""
         corners = quad(self.figures[index])
-        return np.array([self._to_pixels(index, (x, y)) for x, y in corners.tolist()]) / SUPERSAMPLE
+        pixels = np.array([self._to_pixels(index, (x, y)) for x, y in corners.tolist()]) / SUPERSAMPLE
+        width, height = pixels[1] - pixels[0], pixels[2] - pixels[1]
+        across, down = (SOFT_EDGE * side / np.hypot(*side) for side in (width, height))
+        return pixels + np.stack([-across - down, across - down, across + down, down - across])
 
     def decisive(self) -> tuple[int, int]:
         """The first and last frame index that decide the class."""
@@ -222,54 +227,42 @@ def write_clip(config: ClipsConfig, plan: ClipPlan, path: Path, progress: Callab
     encode_video(render(config, plan), path, (config.width, config.height), config.fps, progress)
 
 
-# ------------------------------------------------------------------------------------------------------------ side files
+# ---------------------------------------------------------------------------------------------------- annotation files
 
 
-def whole_pixels(corners: np.ndarray) -> list[int]:
-    """x1, y1, ..., x4, y4 of a rectangle (4, 2), moved outwards to whole pixels and one more, for soft edges."""
-    outwards = np.sign(corners - corners.mean(axis=0))
-    return [int(v) for v in np.where(outwards >= 0, np.ceil(corners + 1), np.floor(corners - 1)).ravel()]
+def clip_boxes(config: ClipsConfig, film: Film) -> Boxes:
+    """The rectangle around the figure in each frame."""
+    corners = np.stack([film.quad(index) for index in range(film.frames)])  # (N, 4, 2)
+    return Boxes(np.arange(1, film.frames + 1), np.round(corners, 2), config.width, config.height)
 
 
-def side_files(config: ClipsConfig, plans: Sequence[ClipPlan]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(boxes, decisive): see the top of this file."""
-    boxes, decisive = {}, {}
-    for plan in plans:
-        film = Film(config, plan)
-        quads = [whole_pixels(film.quad(index)) for index in range(plan.frames)]
-        first, last = film.decisive()
-        corners = np.array(quads[first : last + 1]).reshape(-1, 2)
-        box = [
-            *corners.min(axis=0).clip(0).tolist(),
-            *corners.max(axis=0).clip(None, (config.width, config.height)).tolist(),
-        ]
-        boxes[plan.name] = quads
-        decisive[plan.name] = {"first_frame": first + 1, "last_frame": last + 1, "box": box}
-    return boxes, decisive
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    """A CSV file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue().encode()
+def decisive_part(config: ClipsConfig, film: Film) -> dict[str, Any]:
+    """The frames of a clip that decide its class, and the box that holds the figure in all of them."""
+    first, last = film.decisive()
+    corners = np.concatenate([film.quad(index) for index in range(first, last + 1)])
+    low, high = (np.clip(c, 0, (config.width, config.height)) for c in (corners.min(axis=0), corners.max(axis=0)))
+    box = [*np.floor(low).astype(int).tolist(), *np.ceil(high).astype(int).tolist()]
+    return {"first_frame": first + 1, "last_frame": last + 1, "box": box}
 
 
 def write_annotations(config: ClipsConfig, plans: Sequence[ClipPlan], layout: DatasetLayout) -> None:
     """Write the table, the lists and the side files."""
-    folder = layout.annotations
-    train, test = split_plans(plans, config.seed)
-    header = ("video", "start_frame", "end_frame", "label", "group")
-    rows = [(plan.name, 1, plan.frames, plan.label, plan.group) for plan in plans]
-    boxes, decisive = side_files(config, plans)
-    for name, content in (
-        ("boxes.json", json.dumps(boxes).encode()),
-        ("decisive.json", json.dumps(decisive).encode()),
-        ("train.csv", table(["video"], [[plan.name] for plan in train])),
-        ("test.csv", table(["video"], [[plan.name] for plan in test])),
-        ("actions.csv", table(header, rows)),
+    films = {plan.name: Film(config, plan) for plan in plans}
+    for name, film in films.items():
+        write_boxes(boxes_file(layout.root / "boxes", name), clip_boxes(config, film))
+    decisive = {name: decisive_part(config, film) for name, film in films.items()}
+    rows = ["video,start_frame,end_frame,label,group"]
+    rows += [f"{plan.name},1,{plan.frames},{plan.label},{plan.group}" for plan in plans]
+    classes = SCENES[config.task].CLASSES
+    train, test = ([(plan.name, 1) for plan in part] for part in split_plans(plans, config.seed))
+    for path, content in (
+        (layout.annotations / "decisive.json", (json.dumps(decisive, indent=1) + "\n").encode()),
+        (layout.annotations / CLASS_NAMES, ("\n".join(classes) + "\n").encode()),
+        (layout.train_file, pickle.dumps(train, protocol=3)),
+        (layout.test_file, pickle.dumps(test, protocol=3)),
+        (layout.annotations / "table.csv", ("\n".join(rows) + "\n").encode()),
     ):
-        write_atomic(folder / name, content)
+        write_atomic(path, content)
 
 
 # ----------------------------------------------------------------------------------------------------------- whole set

@@ -8,7 +8,7 @@ smooth landing, toys on the ice, and a camera that follows imprecisely.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -115,7 +115,8 @@ class Skate:
 def perform(label: str, rng: np.random.Generator) -> Skate:
     """Plan a clip of a class."""
     takeoff = rng.uniform(0.26, 0.34)
-    planned = dict(
+    smooth = Skate(
+        fallen="",
         way=int(rng.choice((-1, 1))),
         speed=rng.uniform(3.0, 4.5),
         takeoff=takeoff,
@@ -128,11 +129,11 @@ def perform(label: str, rng: np.random.Generator) -> Skate:
         sway=rng.uniform(0, 8),
         mirrored=bool(rng.integers(2)),
         collapse=rng.uniform(0.16, 0.24),
-        lag=tuple(rng.uniform((0.1, 0.4, 0.0), (0.5, 1.2, 1.0)).tolist()),
+        lag=(rng.uniform(0.1, 0.5), rng.uniform(0.4, 1.2), rng.uniform(0, 1)),
         zoom_shift=rng.uniform(-0.06, 0.12),
     )
     fallen = tuple(FALLEN)[rng.integers(len(FALLEN))]
-    return Skate(fallen=fallen if label == "fall" else "", **planned)
+    return replace(smooth, fallen=fallen) if label == "fall" else smooth
 
 
 # -------------------------------------------------------------------------------------------------------------- arena
