@@ -56,6 +56,8 @@ class MethodFlags:
     "tokens"    features (B, N, D) whose N vectors are in temporal order, after one of the whole clip if the backbone has one
     "stages"    the network split into stem, tail and pool (backbones.base.Staged)
     "maps"      named feature maps together with the features (backbones.base.Mapped)
+
+    `task` is what the method predicts: the name of a file in training/tasks.
     """
 
     TINY: ClassVar[Sequence[str]] = ()
@@ -67,6 +69,10 @@ class MethodFlags:
     @property
     def needs(self) -> str:
         return "vectors"
+
+    @property
+    def task(self) -> str:
+        return "score"
 
     def method_faults(self) -> list[str]:
         """Check the flags of this method; return one sentence per error. `self` also has the common flags."""
