@@ -89,10 +89,10 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predicted: Arrays, truth: Truth) -> dict[str, float]:
-        """All metrics of a set of predictions; the one that chooses is among them."""
+        """All metrics of a set of predictions."""
 
     def validation_metrics(self, predicted: Arrays, truth: Truth, losses: Mapping[str, float]) -> dict[str, float]:
-        """The metrics of a validation; `losses` are those of the whole validation set, by name."""
+        """The metrics of a validation, with the one that chooses; `losses` are those of the whole validation set, by name."""
         return self.metrics(predicted, truth)
 
     def warning(self, predicted: Arrays) -> str | None:
