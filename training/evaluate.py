@@ -88,10 +88,10 @@ def open_test_split(
         summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
         columns = model.method.columns(rows.outputs)
         with reporting_write_errors(run.predictions_file):
-            text = predictions_csv(task, predicted, splits.test, (), columns)
+            text = predictions_csv(task, predicted, splits.test, splits.facts.classes, columns)
             write_atomic(run.predictions_file, text.encode())
         title = f"{run.title}: {result_lines(summary)[0]}"
-        task.draw(predicted, splits.test, (), run.path / task.plot_file, title)
+        task.draw(predicted, splits.test, splits.facts.classes, run.path / task.plot_file, title)
         write_json(run.summary_file, summary)
         summary = run.summary()
     return gather_objects(summary)[0]
@@ -102,7 +102,7 @@ def summarise(task: Task, predicted: Arrays, splits: Splits, position: Position)
     return {
         "task": task.name,
         "checkpoint": {"epoch": position.best_epoch, f"val_{task.metric.key}": position.best},
-        **task.summary(predicted, splits.known, splits.test, ()),
+        **task.summary(predicted, splits.known, splits.test, splits.facts.classes),
     }
 
 
@@ -167,9 +167,11 @@ def main(argv: Sequence[str]) -> int:
     start_server(config.loader_workers)
     splits = load_splits(config)
     source = source_of(config)
+    if faults := task_of(config.task).faults([*splits.known, *splits.test], splits.facts.classes):
+        raise UserError.of(faults)
     folder.check_splits(splits.record() | source.record(splits.known))
     device = collectives.choose_device(options.gpu, ranks)
-    model = build_model(config).to(device)
+    model = build_model(config, splits.facts).to(device)
     if faults := source.faults(splits.test) + label_faults(splits.test, model.method):
         raise UserError.of(faults)
     check_machine(config, model, ranks, device, splits, trains=False)

@@ -45,6 +45,7 @@ from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
+from training.tasks import task_of
 
 log = logging.getLogger("training")
 
@@ -104,10 +105,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
     source = source_of(config)
-    if faults := source.faults(used):
+    if faults := task_of(config.task).faults(used, splits.facts.classes) + source.faults(used):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
-    model = build_model(config)
+    model = build_model(config, splits.facts)
     if faults := label_faults(used, model.method):
         raise UserError.of(faults)
     model.method.observe(splits.train)
@@ -116,7 +117,9 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status, device):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
-    collectives.on_first_rank(partial(open_run, run, config, splits.record() | source.record(splits.known)))
+    collectives.on_first_rank(
+        partial(open_run, run, config, splits.record() | source.record(splits.known), splits.facts.record())
+    )
     with record_failure(run, failure_text) if ranks.is_first else nullcontext():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
@@ -164,8 +167,9 @@ def warn_of_time_limit(ranks: Ranks) -> None:
             log.warning(warning)
 
 
-def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any]) -> None:
-    """Create and lock the run folder; if it holds a run, check that it can resume. `data` is the content of splits.json.
+def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Create and lock the run folder; if it holds a run, check that it can resume. `data` is the content of splits.json,
+    `facts` that of data.json.
 
     Raises:
         UserError: the folder holds a run of other flags or data, or holds a run and --resume is False.
@@ -182,6 +186,7 @@ def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any]) -> None:
         run.check_splits(data)
     run.create(config)
     write_json(run.splits_file, data)
+    write_json(run.facts_file, facts)
 
 
 def log_setup(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
 from training.config import TrainConfig
 from training.data.batch import Batch, Rows, Tensors
 from training.data.dataset import ActionDataset
@@ -123,7 +123,7 @@ def as_arrays(tensors: Tensors) -> Arrays:
     return {name: tensor.double().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def validation_metrics(model: ScoringModel, task: Task, rows: Rows, actions: Sequence[Dive]) -> dict[str, float]:
+def validation_metrics(model: ScoringModel, task: Task, rows: Rows, actions: Sequence[Action]) -> dict[str, float]:
     """Metrics of the outputs for the validation actions, each named "val_...": the losses of the whole set as one batch,
     the metrics of the task, and the method's own metrics.
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_preparation.dives import Dive, DiveKey
+from data_preparation.actions import Action, ActionKey
 
 Arrays = dict[str, np.ndarray]
 
@@ -58,7 +58,7 @@ class Predictions:
 
     name: str  # of the run
     task: Task
-    keys: list[DiveKey]
+    keys: list[ActionKey]
     truth: Truth
     predicted: Arrays  # as Method.predict returns it
     classes: tuple[str, ...] = ()
@@ -80,11 +80,11 @@ class Task(ABC):
         return type(self).__module__.rpartition(".")[2]
 
     @abstractmethod
-    def faults(self, actions: Sequence[Dive], classes: Sequence[str]) -> list[str]:
+    def faults(self, actions: Sequence[Action], classes: Sequence[str]) -> list[str]:
         """Messages about actions that lack what this task needs."""
 
     @abstractmethod
-    def truth(self, actions: Sequence[Dive]) -> Truth:
+    def truth(self, actions: Sequence[Action]) -> Truth:
         """What is true of these actions."""
 
     @abstractmethod
@@ -102,7 +102,7 @@ class Task(ABC):
     # what follows is for tasks with a test split
 
     def summary(
-        self, predicted: Arrays, known: Sequence[Dive], test: Sequence[Dive], classes: Sequence[str]
+        self, predicted: Arrays, known: Sequence[Action], test: Sequence[Action], classes: Sequence[str]
     ) -> dict[str, Any]:
         """The parts "test" (metrics with 95 % intervals), "baselines" (metrics of predictions without video, by name) and
         "groups" of summary.json. The labels of `known` actions may be used by baselines."""
@@ -112,11 +112,13 @@ class Task(ABC):
         """The result of summary.json in one line, then warnings and baselines, one line each."""
         raise NotImplementedError
 
-    def draw(self, predicted: Arrays, actions: Sequence[Dive], classes: Sequence[str], path: Path, title: str) -> None:
+    def draw(
+        self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], path: Path, title: str
+    ) -> None:
         """Write the plot of the test split as PNG."""
         raise NotImplementedError
 
-    def columns(self, predicted: Arrays, actions: Sequence[Dive], classes: Sequence[str]) -> dict[str, Sequence[Any]]:
+    def columns(self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str]) -> dict[str, Sequence[Any]]:
         """The columns of predictions.csv: name -> a value for each action."""
         raise NotImplementedError
 

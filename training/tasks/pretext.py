@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Action
 from training.tasks.base import Arrays, Column, Metric, Task, Truth
 
 
@@ -22,10 +22,10 @@ class PretextTask(Task):
     table = (Column("negative_loss", "negative loss", 3),)
     has_test = False
 
-    def faults(self, actions: Sequence[Dive], classes: Sequence[str]) -> list[str]:
+    def faults(self, actions: Sequence[Action], classes: Sequence[str]) -> list[str]:
         return []
 
-    def truth(self, actions: Sequence[Dive]) -> Truth:
+    def truth(self, actions: Sequence[Action]) -> Truth:
         return Truth(np.zeros(len(actions)), [""] * len(actions))
 
     def metrics(self, predicted: Arrays, truth: Truth) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Action, list_names
 from training.metrics import (
     RowsStatistic,
     baselines,
@@ -27,7 +27,7 @@ from training.metrics import (
     score_metrics,
     spearman_rows,
 )
-from training.plots import TRAIN, new_figure, save_figure
+from training.plots import new_figure, save_figure
 from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth, number_text
 
 _CORRELATIONS = ("spearman", "pearson")
@@ -96,16 +96,17 @@ class ScoreTask(Task):
     table = (Column("spearman", "Spearman", 3), Column("r_l2_x100", "R-l2 x100", 2), Column("mae", "MAE (points)", 2))
     plot_file = "scores.png"
 
-    def faults(self, actions: Sequence[Dive], classes: Sequence[str]) -> list[str]:
-        without = [action.name for action in actions if action.final_score is None]
+    def faults(self, actions: Sequence[Action], classes: Sequence[str]) -> list[str]:
+        without = [action.key for action in actions if action.final_score is None]
         if not without:
             return []
-        listed = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-        return [f"{len(without)} actions have no final score ({listed}): add their scores, or choose another --method"]
+        return [
+            f"{len(without)} actions have no final score ({list_names(without)}): add their scores, or choose a --method that needs none"
+        ]
 
-    def truth(self, actions: Sequence[Dive]) -> Truth:
-        scores = np.array([action.final_score for action in actions], np.float64)
-        return Truth(scores, [getattr(action, "kind", "") for action in actions])
+    def truth(self, actions: Sequence[Action]) -> Truth:
+        scores = np.array([action.need("final_score") for action in actions], np.float64)
+        return Truth(scores, [action.kind for action in actions])
 
     def metrics(self, predicted: Arrays, truth: Truth) -> dict[str, float]:
         kinds = kinds_of(truth)
@@ -123,7 +124,7 @@ class ScoreTask(Task):
         return constant_prediction_warning(predicted_range(predicted["score"]))
 
     def summary(
-        self, predicted: Arrays, known: Sequence[Dive], test: Sequence[Dive], classes: Sequence[str]
+        self, predicted: Arrays, known: Sequence[Action], test: Sequence[Action], classes: Sequence[str]
     ) -> dict[str, Any]:
         truth, scores = self.truth(test), predicted["score"]
         groups: dict[str, Any] = group_metrics(scores, test)
@@ -137,7 +138,7 @@ class ScoreTask(Task):
                 "spearman_ci95": interval(scores, truth, "spearman"),
                 "r_l2_x100_ci95": interval(scores, truth, "r_l2_x100"),
             },
-            "baselines": baselines(known, test),
+            "baselines": self._baselines(known, test),
             "groups": groups,
         }
 
@@ -146,6 +147,23 @@ class ScoreTask(Task):
         one_kind = Truth(true, [""] * len(true))
         intervals = {f"{key}_ci95": interval(predicted, one_kind, key) for key in _STATISTICS}
         return {"dives": len(true), **score_metrics(predicted, true), **intervals}
+
+    def _baselines(self, known: Sequence[Action], test: Sequence[Action]) -> dict[str, dict[str, float]]:
+        """training.metrics.baselines; with several kinds, each predicts within a kind, and the metrics are averaged."""
+        kinds = kinds_of(self.truth(test))
+        if not kinds:
+            return baselines(known, test)
+        of_kinds = [
+            baselines([action for action in known if action.kind == kind] or known, [test[i] for i in rows])
+            for kind, rows in kinds.items()
+        ]
+        shared = [name for name in of_kinds[0] if all(name in found for found in of_kinds)]
+        return {
+            name: {
+                key: float(_mean_over_kinds(key, [found[name][key] for found in of_kinds])) for key in of_kinds[0][name]
+            }
+            for name in shared
+        }
 
     def result_lines(self, summary: Mapping[str, Any]) -> list[str]:
         test, more = summary["test"], summary["method_metrics"]
@@ -172,20 +190,22 @@ class ScoreTask(Task):
             for name, values in summary["baselines"].items()
         ]
 
-    def draw(self, predicted: Arrays, actions: Sequence[Dive], classes: Sequence[str], path: Path, title: str) -> None:
+    def draw(
+        self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], path: Path, title: str
+    ) -> None:
         """Predicted over true final scores, coloured by difficulty if all actions have one."""
         scores = predicted["score"]
-        true = [d.final_score for d in actions]
+        true = self.truth(actions).values.tolist()
         low, high = min([*true, *scores]) - 2, max([*true, *scores]) + 2
         figure = new_figure(7.5, 6.5)
         axes = figure.subplots()
         figure.suptitle(textwrap.fill(title, 110), fontsize=9)
         axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="predicted = true")
-        if all(action.difficulty is not None for action in actions):
-            points = axes.scatter(true, scores, c=[d.difficulty for d in actions], cmap="viridis", s=16, alpha=0.8)
+        difficulties = [action.difficulty for action in actions if action.difficulty is not None]
+        colours: dict[str, Any] = {"c": difficulties, "cmap": "viridis"} if len(difficulties) == len(true) else {}
+        points = axes.scatter(true, scores, s=16, alpha=0.8, **colours)
+        if colours:
             figure.colorbar(points, ax=axes, label="difficulty")
-        else:
-            axes.scatter(true, scores, color=TRAIN, s=16, alpha=0.8)
         axes.set(xlabel="true final score (points)", ylabel="predicted final score (points)", aspect="equal")
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
@@ -193,7 +213,7 @@ class ScoreTask(Task):
         axes.legend(loc="upper left")
         save_figure(figure, path)
 
-    def columns(self, predicted: Arrays, actions: Sequence[Dive], classes: Sequence[str]) -> dict[str, Sequence[Any]]:
+    def columns(self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str]) -> dict[str, Sequence[Any]]:
         kinds = self.truth(actions).kinds
         return {
             **({"kind": kinds} if any(kinds) else {}),
