@@ -68,7 +68,7 @@ class ClipsConfig:
     dataset: Path | None = flag(None, "Folder to write; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     clips: int = flag(600, "Number of clips.", minimum=2)
     performers: int = flag(40, "Number of performers; a quarter of them is for testing.", minimum=2)
-    width: int = flag(96, "Width of the videos in pixels (even).", minimum=32)
+    width: int = flag(72, "Width of the videos in pixels (even).", minimum=32)
     height: int = flag(72, "Height of the videos in pixels (even).", minimum=32)
     fps: int = flag(25, "Frames per second.", minimum=1)
     min_frames: int = flag(32, "Frames of the shortest clip.", minimum=16)
@@ -299,7 +299,7 @@ SHEET_FRAMES = 8
 SHEET_CLIPS = 6
 
 
-def contact_sheet(config: ClipsConfig, width: int = 144, height: int = 108) -> Image.Image:
+def contact_sheet(config: ClipsConfig, width: int = 120, height: int = 120) -> Image.Image:
     """Draw a few clips of each class in turn: eight evenly spaced frames each, beside their class. Frames that decide the
     class are framed in red, and the box of the figure is drawn in yellow."""
     gap, column = 4, 110
