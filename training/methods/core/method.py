@@ -6,7 +6,7 @@ The network sees the action and an exemplar whose score is known, and predicts t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
+from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Tensors
@@ -189,14 +190,11 @@ class CoRe(ComparingMethod):
 
     # ------------------------------------------------------------------------------------------ weight files, results
 
-    def load_pretrained(self, state: Tensors) -> list[str]:
-        from training.backbones._weights import load_strict
-
-        own = {n.removeprefix("regressor."): t for n, t in state.items() if n.startswith("regressor.")}
-        if not own:
+    def load_pretrained(self, parts: Mapping[str, Tensors]) -> list[str]:
+        if "regressor" not in parts:
             return []
-        load_strict(self.tree, own)
-        return ["regression tree of CoRe loaded"]
+        load_strict(self.tree, parts["regressor"])
+        return ["regression tree loaded"]
 
     def notes(self) -> list[str]:
         return [
