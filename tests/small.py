@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from data_preparation.common.command_line import parse
+from data_preparation.common.errors import UserError
 from data_preparation.dives import Dive
 from training import plugins
 from training.config import TrainConfig, config_class
@@ -50,6 +51,17 @@ def tiny_config(model: str, method: str, **flags) -> TrainConfig:
     return dataclasses.replace(parse(TrainConfig, tiny_argv(model, method)), **flags)
 
 
+def fits(model: str, method: str) -> bool:
+    """Whether a backbone offers what a method needs."""
+    try:
+        tiny_config(model, method)
+    except UserError as error:
+        if f"--method {method} needs" not in str(error):
+            raise
+        return False
+    return True
+
+
 def labels_of(method: Method, actions: Sequence[Dive], part: str = "labels") -> dict[str, torch.Tensor]:
     """The labels (or with `part="given"` the given values) of some actions, stacked as in a batch."""
     return default_collate([{n: torch.as_tensor(v) for n, v in getattr(method, part)(a).items()} for a in actions])
@@ -66,6 +78,9 @@ class NoFrames:
 
     def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
         return ClipSpec(action, (), None)
+
+    def plan_frames(self, action: Dive, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
+        return ClipSpec(action, frames, None)
 
 
 def sampled_batch(

@@ -363,9 +363,10 @@ def _restored(values: dict[str, Any]) -> TrainConfig:
 def config_faults(c: TrainConfig) -> list[str]:
     """Check combinations of flags; return one error message per fault."""
     faults = [*c.backbone_faults(), *c.method_faults()]
-    if c.needs not in c.offers:
+    offers = c.offers | ({"frames"} if c.reads == "video" else set())
+    if c.needs not in offers:
         faults.append(
-            f"--method {c.method} needs {c.needs} of the backbone and --model {c.model} offers {', '.join(sorted(c.offers))}: choose another --model"
+            f"--method {c.method} needs {c.needs} of the backbone and --model {c.model} offers {', '.join(sorted(offers))}: choose another --model"
         )
     if not 0 < c.train_val_split_ratio < 1:
         faults.append(
