@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,24 +16,27 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data_preparation.annotations import load_annotations, load_split, select
-from data_preparation.dives import Dive
+from data_preparation.dives import Dive, dive_name
 from tests.conftest import SHARED
 from tests.golden import difference, golden, recipe_state, recipe_tensor
-from tests.small import actions_of, config_of, labels_of
+from tests.small import NoFrames, actions_of, config_of, labels_of, sampled_batch
 from training.backbones.base import Backbone
 from training.backbones.features.network import Features
 from training.backbones.i3d.network import I3D
 from training.backbones.windows import LAYOUTS
 from training.data.batch import Batch, Tensors
+from training.data.dataset import Plan
 from training.engine.step import Step
 from training.methods.base import Bank
 from training.methods.core.method import CoRe
 from training.methods.core.tree import RegressionTree
 from training.methods.grouping import Groups, group_edges, pair_differences
-from training.metrics import score_metrics
-from training.model import ScoringModel
+from training.metrics import score_metrics, spearman
+from training.model import ScoringModel, build_model
 from training.rows import RowBatchNorm
+from training.runtime import checkpoint
 from training.runtime.ranks import Ranks
+from training.runtime.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 PAIRS = {"difficulty": "difficulty", "dive_number": "number", "final_score": "free"}
@@ -48,7 +52,9 @@ def edges_of(intervals: Sequence[Sequence[float]]) -> torch.Tensor:
     return torch.tensor([left for left, _ in intervals[8:]] + [intervals[-1][1]], dtype=torch.float64)
 
 
-def original(pairs: str, intervals: Sequence[Sequence[float]], scale: float, dtype: torch.dtype = torch.float32) -> CoRe:
+def original(
+    pairs: str, intervals: Sequence[Sequence[float]], scale: float, dtype: torch.dtype = torch.float32
+) -> CoRe:
     """CoRe at its published size with the weights and intervals of a golden file."""
     method = CoRe(config_of("features", "core", pairs=pairs, voters="all"), 1024)
     names = {name: list(t.shape) for name, t in method.tree.state_dict().items()}
@@ -63,7 +69,9 @@ def dive(label: float, difficulty: float, pairs: str = "difficulty", number: int
     return Dive(1, number, 1, 103, difficulty, score, dive_number="107B")
 
 
-def pair_batch(method: CoRe, clips: Sequence[torch.Tensor], actions: Sequence[Dive], exemplars: Sequence[Dive]) -> Batch:
+def pair_batch(
+    method: CoRe, clips: Sequence[torch.Tensor], actions: Sequence[Dive], exemplars: Sequence[Dive]
+) -> Batch:
     """The batch of these pairs; `clips` are those of the actions and of the exemplars."""
     given_values = labels_of(method, actions, "given")
     given_values["exemplar_label"] = labels_of(method, exemplars)["label"]
@@ -96,7 +104,9 @@ def test_the_network_and_its_loss_are_the_originals(shared: Path, index: int):
         deltas = np.subtract(case["label_2"], case["label_1"])
         assert (np.abs(deltas) >= method.pairing.span).any()
         leaves = method.groups.place(torch.from_numpy(deltas))[0].tolist()
-        assert all(leaf == (15 if delta > 0 else 0) for leaf, delta in zip(leaves, deltas, strict=True) if abs(delta) >= 30)
+        assert all(
+            leaf == (15 if delta > 0 else 0) for leaf, delta in zip(leaves, deltas, strict=True) if abs(delta) >= 30
+        )
         return
     assert losses["nll"].item() == pytest.approx(sum(case["nll_per_direction"]), rel=1e-4)
     assert losses["position"].item() == pytest.approx(case["mse_sum"], rel=1e-4)
@@ -156,7 +166,9 @@ def test_videos_to_a_score_as_the_original(shared: Path):
 
     remember(method, encoded("exemplars", 2)["features"], exemplars_of(case, "difficulty"))
     given_values = labels_of(method, [dive(0.0, case["difficulty"])], "given")
-    assert method.predict(encoded("target", 1), given_values)["score"].tolist() == pytest.approx([case["score"]], rel=1e-4)
+    assert method.predict(encoded("target", 1), given_values)["score"].tolist() == pytest.approx(
+        [case["score"]], rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -281,7 +293,7 @@ def test_edges_ascend_and_only_leftover_groups_are_empty(differences: list[int],
 def test_no_difference_gives_the_scores_of_the_difficulty(shared: Path):
     """Every predicted difference is 0, so each test dive gets the mean execution of the train dives of its difficulty."""
     train, test = real_dives()
-    method = CoRe(config_of("features", "core", voters="all"), 4)
+    method = CoRe(config_of("features", "core", voters="all", tree_width=8), 4)
     method.observe(train)
     for parameter in method.parameters():
         parameter.data.zero_()
@@ -294,3 +306,171 @@ def test_no_difference_gives_the_scores_of_the_difficulty(shared: Path):
     assert metrics["spearman"] == pytest.approx(0.5763, abs=5e-5)
     assert metrics["mse"] == pytest.approx(219.67, abs=5e-3)
     assert metrics["r_l2_x100"] == pytest.approx(2.012, abs=5e-4)
+
+
+def test_an_exemplar_is_another_training_dive_of_the_difficulty(shared: Path):
+    train, _ = real_dives()
+    alone = next(each for each in train if sum(other.difficulty == each.difficulty for other in train) == 1)
+    pool = sorted(train, key=lambda each: each.key)
+    for pairs in ("difficulty", "number", "free"):
+        method = CoRe(config_of("features", "core", pairs=pairs), 4)
+        plans = [
+            Plan(action, NoFrames(), pool, 3, epoch, True) for action in [*train[::40], alone] for epoch in range(3)
+        ]
+        samples = [method.sample(plan.action, plan) for plan in plans]
+        drawn = [sample.clips["exemplar"].action for sample in samples]
+        again = [method.sample(plan.action, plan).clips["exemplar"].action for plan in reversed(plans)]
+        assert drawn == again[::-1]
+        assert (
+            len({(plan.action.key, exemplar.key) for plan, exemplar in zip(plans, drawn, strict=True)}) > len(plans) / 2
+        )
+        for plan, exemplar, sample in zip(plans, drawn, samples, strict=True):
+            assert exemplar.key != plan.action.key
+            if pairs == "difficulty":
+                nearest = min(abs(o.difficulty - plan.action.difficulty) for o in train if o is not plan.action)
+                assert abs(exemplar.difficulty - plan.action.difficulty) == pytest.approx(nearest)
+            others = {other.dive_number for other in train if other is not plan.action}
+            if pairs == "number" and plan.action.dive_number in others:
+                assert exemplar.dive_number == plan.action.dive_number
+            assert float(sample.given["exemplar_label"]) == method.pairing.label(exemplar)
+        assert set(method.sample(alone, Plan(alone, NoFrames(), pool, 3, 0, False)).clips) == {"clip"}
+
+
+def test_voters_are_a_function_of_the_split_seed_and_the_dive(shared: Path):
+    train, test = real_dives()
+    method = CoRe(config_of("features", "core", voters="10"), 4)
+    given_values = labels_of(method, [*test, train[0]], "given")
+    bank = Bank([each.key for each in train], {}, labels_of(method, train))
+    chosen = method.pairing.voters(given_values, bank)
+    sizes = [sum(other.difficulty == each.difficulty for other in train) for each in test]
+    assert [len(each) for each in chosen[:-1]] == [
+        min(size, 10) or len(each) for size, each in zip(sizes, chosen, strict=False)
+    ]
+    assert all(
+        train[row].difficulty == each.difficulty for each, rows in zip(test, chosen, strict=False) for row in rows
+    )
+    assert train[0].key not in {train[row].key for row in chosen[-1]}
+    # of a bank in another order, for one dive alone
+    order = np.random.default_rng(0).permutation(len(train))
+    shuffled = Bank([train[i].key for i in order], {}, labels_of(method, [train[i] for i in order]))
+    one = {name: values[5:6] for name, values in given_values.items()}
+    assert {train[order[row]].key for row in method.pairing.voters(one, shuffled)[0]} == {
+        train[row].key for row in chosen[5]
+    }
+    other_seed = CoRe(config_of("features", "core", voters="10", split_seed=1), 4)
+    others = other_seed.pairing.voters(labels_of(other_seed, test, "given"), bank)
+    assert any(set(a) != set(b) for a, b in zip(chosen, others, strict=False))
+    # with a predicted difficulty: the references of the nearest one; nothing else is known of the dive
+    predicting = CoRe(config_of("features", "core", voters="all", difficulty="predicted"), 4)
+    seeds = labels_of(predicting, test[:1], "given")
+    assert set(seeds) == {"voter_seed"}
+    (rows,) = predicting.pairing.voters(seeds, bank, torch.tensor([3.04]))
+    assert {train[row].difficulty for row in rows} == {3.0}
+
+
+def test_the_swapped_pair_has_the_opposite_target():
+    """The loss of a pair does not depend on which of the two is the exemplar, and both directions are trained."""
+    actions = actions_of(6)
+    method = CoRe(config_of("features", "core", pairs="free", tree_depth=3, tree_width=8), 12)
+    clips = [recipe_tensor(name, [3, 2, 12], 1.0) for name in ("a", "b")]
+    losses, outputs = [], []
+    for order in (1, -1):
+        sides = (actions[:3], actions[3:])[::order]
+        batch = pair_batch(method, clips[::order], *sides)
+        outputs.append(method(Features(12), batch.clips, batch.given, batch.labels))
+        losses.append(method.loss(outputs[-1], batch.given, batch.labels)["loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for name in outputs[0]:
+        assert torch.allclose(outputs[0][name], outputs[1][name].flip(1), atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+def features_of(dataset: Path, folder: Path) -> tuple[Path, list[Dive]]:
+    """A file of features that tell the score, and the dives."""
+    dives = list(load_annotations(dataset / "annotations" / "final_annotations_dict.pkl").values())
+    draws = np.random.default_rng(0)
+    rows = {each.name: draws.normal(size=(2, 6)) * 0.2 + each.final_score / each.difficulty / 10 for each in dives}
+    np.savez(folder / "f.npz", **rows)
+    return folder / "f.npz", dives
+
+
+FLAGS = ["--model", "features", "--method", "core", "--tree_depth", 3, "--tree_width", 16, "--batch_size", 8, "--learning_rate", 0.003]  # fmt: skip
+
+
+def test_a_run_encodes_each_dive_once_and_its_best_checkpoint_scores_alone(
+    dataset: Path, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file, dives = features_of(dataset, tmp_path)
+    encoded: list[int] = []
+    encode = CoRe.encode
+    monkeypatch.setattr(
+        CoRe, "encode", lambda self, backbone, clip: encoded.append(len(clip)) or encode(self, backbone, clip)
+    )
+    run = tmp_path / "runs" / "a"
+    flags = [*FLAGS, "--features", file, "--run_name", "a"]
+    train(*flags, "--epochs", 1)
+    splits = json.loads((run / "splits.json").read_text())
+    known = len(splits["train"]) + len(splits["val"])
+    assert sum(encoded) == known
+    encoded.clear()
+    train(
+        *flags, "--epochs", 2, "--evaluate", "True"
+    )  # resumes; the test adds the validation dives, encoded with best.pt
+    assert sum(encoded) == known + len(splits["val"]) + len(splits["test"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["notes"] == ["difficulty given"]
+
+    # references after the resume equal a fresh encoding with the weights of the checkpoint
+    config = RunFolder(run).existing_config()
+    model = build_model(config).eval()
+    model.load_state_dict(checkpoint.load(run / "checkpoints" / "best.pt")["model"])
+    bank = model.method.bank
+    assert bank.keys == sorted(map(tuple, splits["train"]))
+    rows = np.load(file)
+    fresh = torch.stack([torch.from_numpy(rows[dive_name(key)]).float() for key in bank.keys])
+    assert torch.equal(bank.encoded["features"], encode(model.method, model.backbone, fresh)["features"])
+    # a dive that no list has, from best.pt alone
+    unknown = dataclasses.replace(dives[0], video=99, final_score=0.0)
+    score = model.method.predict(
+        encode(model.method, model.backbone, fresh[:1]), labels_of(model.method, [unknown], "given")
+    )
+    assert 0 < score["score"].item() < 130
+
+
+@pytest.mark.parametrize("difficulty", ["given", "predicted"])
+def test_what_is_there_is_learned_and_permuted_labels_give_no_correlation(difficulty: str):
+    """Of the execution alone, since the difficulty of a dive stays known. The execution is a sum of many features: by chance
+    one feature alone would correlate with permuted labels."""
+    draws, count, width = np.random.default_rng(1), 150, 24
+    clips = torch.tensor(draws.normal(size=(2 * count, 1, width)), dtype=torch.float32)
+    executions = 20 + clips[:, 0, 4:].sum(dim=1).double().numpy()
+    difficulties = draws.choice([2.8, 3.0, 3.2], 2 * count)
+    clips[:, 0, 0] = torch.tensor(difficulties)
+    dives = [
+        dive(execution, dd, number=i) for i, (execution, dd) in enumerate(zip(executions, difficulties, strict=True))
+    ]
+    rows = {each.key: clip for each, clip in zip(dives, clips, strict=True)}
+    config = config_of("features", "core", optimizer="AdamW", batch_size=count, tree_depth=3, tree_width=16, difficulty=difficulty)  # fmt: skip
+    correlations = []
+    for order in (np.arange(count), draws.permutation(count)):
+        shown = [dive(executions[j], difficulties[i], number=i) for i, j in enumerate(order)]
+        torch.manual_seed(0)
+        model = ScoringModel(Features(width), CoRe(config, width))
+        model.method.observe(shown)
+        step = Step(model, config, Ranks(), CPU)
+        model.train()
+        of = [
+            sampled_batch(config, model.method, shown, lambda each: rows[each.key], epoch=epoch) for epoch in range(4)
+        ]
+        for number in range(100):
+            step(of[number % 4], 1e-2, number)
+        model.eval()
+        with torch.no_grad():
+            remember(model.method, model.method.encode(Features(width), clips[:count])["features"], shown)
+            outputs = model.method.encode(Features(width), clips[count:])
+        found = model.method.predict(outputs, labels_of(model.method, dives[count:], "given"))["score"].numpy()
+        correlations.append(spearman(found / difficulties[count:], executions[count:]))
+    assert correlations[0] > 0.8
+    assert abs(correlations[1]) < 0.2
