@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from data_preparation.annotations import load_annotations, load_split, select
-from data_preparation.dives import Dive, dive_name
+from data_preparation.actions import Dive, action_name, video_name
+from data_preparation.annotations import load_annotations, load_split
 from tests.conftest import SHARED
 from tests.golden import difference, golden, recipe_state, recipe_tensor
 from tests.small import NoFrames, actions_of, config_of, labels_of, sampled_batch
@@ -66,7 +66,7 @@ def original(
 def dive(label: float, difficulty: float, pairs: str = "difficulty", number: int = 1) -> Dive:
     """A dive with this label."""
     score = label if pairs == "free" else label * difficulty
-    return Dive(1, number, 1, 103, difficulty, score, dive_number="107B")
+    return Dive("01", number, 1, 103, difficulty=difficulty, final_score=score, dive_number="107B")
 
 
 def pair_batch(
@@ -191,7 +191,9 @@ def test_the_groups_of_the_released_annotations_are_the_originals(shared: Path, 
         assert groups.difference(leaf, position).item() == pytest.approx(case["delta"], abs=1e-9)
     known = {each.key: each for each in train}
     for case in reference()["real_pairs"][name]:
-        labels = [method.pairing.label(known[tuple(case[part])]) for part in ("target", "exemplar")]
+        labels = [
+            method.pairing.label(known[video_name(case[part][0]), case[part][1]]) for part in ("target", "exemplar")
+        ]
         assert labels[0] - labels[1] == pytest.approx(case["delta"], abs=1.01e-4)
 
 
@@ -263,7 +265,7 @@ def real_dives() -> tuple[list[Dive], list[Dive]]:
     """The train and the test list of MTL-AQA."""
     folder = SHARED / "mtl_aqa"
     dives = load_annotations(folder / "final_annotations_dict_with_dive_number.pkl")
-    return tuple(select(dives, load_split(folder / f"{part}_split_0.pkl"), part) for part in ("train", "test"))
+    return tuple([dives[key] for key in load_split(folder / f"{part}_split_0.pkl")] for part in ("train", "test"))
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=40), st.sampled_from([2, 4, 8]), st.sampled_from([10.0, 30.0]))
@@ -427,12 +429,12 @@ def test_a_run_encodes_each_dive_once_and_its_best_checkpoint_scores_alone(
     model = build_model(config).eval()
     model.load_state_dict(checkpoint.load(run / "checkpoints" / "best.pt")["model"])
     bank = model.method.bank
-    assert bank.keys == sorted(map(tuple, splits["train"]))
+    assert bank.keys == sorted((video_name(video), number) for video, number in splits["train"])
     rows = np.load(file)
-    fresh = torch.stack([torch.from_numpy(rows[dive_name(key)]).float() for key in bank.keys])
+    fresh = torch.stack([torch.from_numpy(rows[action_name(key)]).float() for key in bank.keys])
     assert torch.equal(bank.encoded["features"], encode(model.method, model.backbone, fresh)["features"])
     # a dive that no list has, from best.pt alone
-    unknown = dataclasses.replace(dives[0], video=99, final_score=0.0)
+    unknown = dataclasses.replace(dives[0], video="99", final_score=0.0)
     score = model.method.predict(
         encode(model.method, model.backbone, fresh[:1]), labels_of(model.method, [unknown], "given")
     )
@@ -454,7 +456,7 @@ def test_what_is_there_is_learned_and_permuted_labels_give_no_correlation(diffic
     rows = {each.key: clip for each, clip in zip(dives, clips, strict=True)}
     config = config_of("features", "core", optimizer="AdamW", batch_size=count, tree_depth=3, tree_width=16, difficulty=difficulty)  # fmt: skip
     correlations = []
-    for order in (np.arange(count), draws.permutation(count)):
+    for order in (np.arange(count), *(draws.permutation(count) for _ in range(3))):
         shown = [dive(executions[j], difficulties[i], number=i) for i, j in enumerate(order)]
         torch.manual_seed(0)
         model = ScoringModel(Features(width), CoRe(config, width))
@@ -464,7 +466,7 @@ def test_what_is_there_is_learned_and_permuted_labels_give_no_correlation(diffic
         of = [
             sampled_batch(config, model.method, shown, lambda each: rows[each.key], epoch=epoch) for epoch in range(4)
         ]
-        for number in range(100):
+        for number in range(60):
             step(of[number % 4], 1e-2, number)
         model.eval()
         with torch.no_grad():
@@ -473,4 +475,4 @@ def test_what_is_there_is_learned_and_permuted_labels_give_no_correlation(diffic
         found = model.method.predict(outputs, labels_of(model.method, dives[count:], "given"))["score"].numpy()
         correlations.append(spearman(found / difficulties[count:], executions[count:]))
     assert correlations[0] > 0.8
-    assert abs(correlations[1]) < 0.2
+    assert abs(np.mean(correlations[1:])) < 0.25

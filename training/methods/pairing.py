@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_preparation.actions import ATTRIBUTE_CLASSES, Action, sort_key
 from data_preparation.common.errors import UserError
-from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from training.data.batch import Tensors
 from training.data.dataset import Plan
 from training.data.plan import Arrays
@@ -31,7 +31,7 @@ class Pairing:
     def __init__(self, config: Any) -> None:
         self.pairs, self.voter_count, self.split_seed = config.pairs, config.voter_count, config.split_seed
         self.difficulty_given = config.difficulty == "given"
-        self._pool: tuple[Sequence[Dive], np.ndarray, np.ndarray] | None = None
+        self._pool: tuple[Sequence[Action], np.ndarray, np.ndarray] | None = None
 
     @property
     def uses_difficulty(self) -> bool:
@@ -44,7 +44,7 @@ class Pairing:
 
     # ------------------------------------------------------------------------------------------ values of an action
 
-    def given(self, action: Dive) -> Arrays:
+    def given(self, action: Action) -> Arrays:
         """What a prediction needs to know of an action. `scale` (2,) turns a label into a score: scale[0] + scale[1] * label.
 
         Raises:
@@ -56,7 +56,7 @@ class Pairing:
         scale = np.array(self._scale(action))
         return {**seed, "scale": scale, **self._place(action)}
 
-    def labels(self, action: Dive) -> Arrays:
+    def labels(self, action: Action) -> Arrays:
         """The label, pool and difficulty of an action whose score is known.
 
         Raises:
@@ -64,35 +64,32 @@ class Pairing:
         """
         return {"label": np.array(self.label(action)), **self._place(action)}
 
-    def label(self, action: Dive) -> float:
-        if action.final_score is None:
-            raise UserError(f"dive {action.name} has no final score: choose other lists")
+    def label(self, action: Action) -> float:
         offset, factor = self._scale(action)
-        return round((action.final_score - offset) / factor, DECIMALS)
+        return round((action.need("final_score") - offset) / factor, DECIMALS)
 
-    def pool(self, action: Dive) -> int:
+    def pool(self, action: Action) -> int:
         """A number that is equal for actions that may be compared."""
         return derive_seed("pool", *self._pool_parts(action))
 
-    def _place(self, action: Dive) -> Arrays:
+    def _place(self, action: Action) -> Arrays:
         difficulty = self._difficulty(action) if self.uses_difficulty else 0.0
         return {"pool": np.array(self.pool(action), np.int64), "difficulty": np.array(difficulty)}
 
-    def _scale(self, action: Any) -> tuple[float, float]:
+    def _scale(self, action: Action) -> tuple[float, float]:
         if self.pairs == "free":
             return 0.0, 1.0
         if self.pairs == "kind":
-            return action.rules.low, (action.rules.high - action.rules.low) / SCORE_SPAN
+            rules = action.need("rules")
+            return rules.low, (rules.high - rules.low) / SCORE_SPAN
         return 0.0, self._difficulty(action)
 
-    def _difficulty(self, action: Dive) -> float:
+    def _difficulty(self, action: Action) -> float:
         if action.difficulty is None:
-            raise UserError(
-                f"dive {action.name} has no difficulty, which --pairs {self.pairs} needs: give --pairs kind"
-            )
+            raise UserError(f"{action.title} has no difficulty, which --pairs {self.pairs} needs: give --pairs kind")
         return round(action.difficulty, DECIMALS)
 
-    def _pool_parts(self, action: Any) -> tuple:
+    def _pool_parts(self, action: Action) -> tuple:
         if self.pairs == "difficulty":
             return (self._difficulty(action),)
         if self.pairs == "kind":
@@ -103,14 +100,14 @@ class Pairing:
         number = getattr(action, "dive_number", None)
         if number is None and None in attributes:
             raise UserError(
-                f"dive {action.name} has no dive number, which --pairs number needs: give annotations with dive numbers, or --pairs difficulty"
+                f"{action.title} has no dive number, which --pairs number needs: give annotations with dive numbers, or --pairs difficulty"
             )
         # together the attributes determine the dive number
         return (number,) if number is not None else attributes
 
     # ----------------------------------------------------------------------------------------------- pairs and voters
 
-    def exemplar(self, plan: Plan) -> Dive | None:
+    def exemplar(self, plan: Plan) -> Action | None:
         """The other action of a training pair: a draw from the pool of `plan.action`, a function of (seed, epoch, action).
         None without augmentation.
 
@@ -130,11 +127,11 @@ class Pairing:
         candidates = self._candidates(others, pools == place["pool"], difficulties, float(place["difficulty"]))
         if not len(candidates):
             raise UserError(
-                f"dive {plan.action.name} has no other action to be compared with: use more --videos, or another --pairs"
+                f"{plan.action.title} has no other action to be compared with: use more --videos, or another --pairs"
             )
         return actions[int(candidates[rng.integers(len(candidates))])]
 
-    def differences_of(self, actions: Sequence[Dive]) -> tuple[list[float], list[int]]:
+    def differences_of(self, actions: Sequence[Action]) -> tuple[list[float], list[int]]:
         """The labels and pools of actions, for grouping.pair_differences."""
         return [self.label(action) for action in actions], [self.pool(action) for action in actions]
 
@@ -147,7 +144,7 @@ class Pairing:
             UserError: the bank has no reference of the action's kind.
         """
         # in the order of the keys, so that a draw does not depend on the order of the bank
-        order = np.array(sorted(range(len(bank.keys)), key=lambda row: bank.keys[row]))
+        order = np.array(sorted(range(len(bank.keys)), key=lambda row: sort_key(bank.keys[row])))
         own = np.array([derive_seed(self.split_seed, "voters", *bank.keys[row]) for row in order])
         pools, difficulties = (bank.labels[name].cpu().numpy()[order] for name in ("pool", "difficulty"))
         seeds = given["voter_seed"].tolist()
@@ -178,7 +175,7 @@ class Pairing:
         return np.flatnonzero(others & (distance == distance[others].min()))
 
 
-def voter_seed(split_seed: int, action: Dive) -> int:
+def voter_seed(split_seed: int, action: Action) -> int:
     """The seed of an action's voters; it identifies the action, too."""
     return derive_seed(split_seed, "voters", *action.key)
 

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Tensors
 from training.data.dataset import Plan
+from training.data.facts import DataFacts
 from training.data.plan import Arrays, Sample
 from training.methods.base import ComparingMethod
 from training.methods.core.tree import RegressionTree
@@ -26,7 +27,7 @@ from training.methods.grouping import Groups, group_losses, label_difference, pa
 from training.methods.pairing import Pairing, in_parts, mean_vote, pairs_of
 
 
-def build(config: TrainConfig, feature_dim: int) -> CoRe:
+def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> CoRe:
     return CoRe(config, feature_dim)
 
 
@@ -50,7 +51,7 @@ class CoRe(ComparingMethod):
 
     # ------------------------------------------------------------------------------------------------------- samples
 
-    def observe(self, train_actions: Sequence[Dive]) -> None:
+    def observe(self, train_actions: Sequence[Action]) -> None:
         labels, pools = self.pairing.differences_of(train_actions)
         differences = pair_differences(labels, pools)
         if not len(differences):
@@ -62,7 +63,7 @@ class CoRe(ComparingMethod):
             known = np.array([action.difficulty for action in train_actions])
             self.difficulty_mean_and_deviation.copy_(torch.tensor([known.mean(), max(known.std(), 0.1)]))
 
-    def sample(self, action: Dive, plan: Plan) -> Sample:
+    def sample(self, action: Action, plan: Plan) -> Sample:
         exemplar = self.pairing.exemplar(plan)
         given, labels = self.given(action), self.labels(action)
         clips = {"clip": plan.clip(action)}
@@ -73,10 +74,10 @@ class CoRe(ComparingMethod):
                 labels["exemplar_difficulty"] = self.pairing.labels(exemplar)["difficulty"]
         return Sample(clips, given, labels)
 
-    def given(self, action: Dive) -> Arrays:
+    def given(self, action: Action) -> Arrays:
         return self.pairing.given(action)
 
-    def labels(self, action: Dive) -> Arrays:
+    def labels(self, action: Action) -> Arrays:
         return self.pairing.labels(action)
 
     # ------------------------------------------------------------------------------------------------------- network
