@@ -1,4 +1,4 @@
-"""Read annotation files and split lists into Dive records, and summarise them.
+"""Read annotation files and split lists of dives, and summarise the annotations of any data set.
 
     python -m data_preparation.annotations summary --dataset DIR
     python -m data_preparation.annotations disjoint --train_path small.pkl --test_path test.pkl --output train.pkl
@@ -10,17 +10,14 @@ once, one per line.
 
 from __future__ import annotations
 
-import codecs
-import csv
 import difflib
 import functools
 import hashlib
-import io
 import json
 import pickle
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,34 +25,35 @@ from typing import Any
 
 import numpy as np
 
-from data_preparation.common.command_line import flag, parse_command, run
-from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import reporting_write_errors, write_atomic
-from data_preparation.dives import (
+from data_preparation import datasets
+from data_preparation.actions import (
     ATTRIBUTE_CLASSES,
     POSITION_LETTERS,
     POSITIONS,
     ROTATION_TYPES,
+    ActionKey,
     Dive,
-    DiveKey,
     VideoFacts,
-    dive_faults,
-    dive_name,
-    judge_exceptions,
-    judged_score,
+    action_name,
     list_names,
     overlap_faults,
+    plain_key,
+    sort_key,
+    video_name,
+    video_order,
 )
-from data_preparation.file_types import file_type_hint
+from data_preparation.common.command_line import flag, parse_command, run
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.layout import DatasetLayout, default_dataset
 from data_preparation.pickles import load_pickle
 from data_preparation.similar_files import similar_files_hint
+from data_preparation.summary import summary
+from data_preparation.text_tables import csv_cells, load_json, read_text
 
-_REQUIRED = ("start_frame", "end_frame", "difficulty", "final_score")
-_VIDEO_COLUMNS, _DIVE_COLUMNS = ("video", "video_num"), ("dive", "number")
+_VIDEO_COLUMNS = ("video", "video_num")
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 _SUFFIXES = (".pkl", ".pickle", ".csv", ".tsv", ".json")
-_MAX_ROW_FAULTS = 50  # reported of rows with the wrong number of cells
 _ATTRIBUTE_WORDS = {
     "position": {
         **{w: i for i, w in enumerate(POSITIONS)},
@@ -64,73 +62,58 @@ _ATTRIBUTE_WORDS = {
     "rotation_type": {w: i for i, w in enumerate(ROTATION_TYPES)},
     "armstand": {"false": 0, "no": 0, "true": 1, "yes": 1},
 }
-_KNOWN_COLUMNS = {
-    *_VIDEO_COLUMNS, *_DIVE_COLUMNS, *_REQUIRED, *ATTRIBUTE_CLASSES, "judge_scores", "dive_number", "caption",
-    "frames_per_second", "video_frames",
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of the annotations of a kind of action.
+
+    `noun` is what a row is called in messages, and `number` are the names of the column with its number in the video. Every row
+    has the `required` columns. `converters` has the parser of each column but those that say which action or video it is.
+    """
+
+    noun: str
+    number: tuple[str, ...]
+    required: tuple[str, ...]
+    converters: Mapping[str, Callable[[Any], Any]] = field(hash=False)
+
+    @functools.cached_property
+    def known(self) -> frozenset[str]:
+        return frozenset({*_VIDEO_COLUMNS, *self.number, *self.converters, *_VIDEO_CONVERTERS})
+
+    @property
+    def text(self) -> str:
+        """The columns that every row has, for messages."""
+        return ", ".join(("video", self.number[0], *self.required))
 
 
 # ------------------------------------------------------------------------------------------------------- file -> rows
 
 
-def _read_text(path: Path) -> str:
-    if hint := file_type_hint(Path(path), wanted={"text", "utf-16", "json", "empty"}):
-        raise UserError(f"{path} cannot be read as text: {hint}")
-    try:
-        content = Path(path).read_bytes()
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
-            return content.decode("utf-16").lstrip("\ufeff")
-        return content.decode("utf-8-sig")  # spreadsheet programs write a byte order mark
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a text file in UTF-8") from None
-    except UnicodeDecodeError as error:
+def _csv_rows(path: Path, columns: Columns) -> list[dict[str, str]]:
+    header, rows, longer = csv_cells(path)
+    if header and all(re.fullmatch(r"[0-9.]+", name) for name in header):
         raise UserError(
-            f"{path} cannot be read ({first_line(error)}): it is not text in UTF-8; save it again as UTF-8 (Excel: 'CSV UTF-8'), or convert it: iconv -f WINDOWS-1252 -t UTF-8"
-        ) from None
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    lines = io.StringIO(_read_text(path), newline="")
-    first = lines.readline()
-    start, above = 0, 1  # position of the header, number of lines above the first row
-    # Excel may write a first line that names the separator
-    if excel := re.fullmatch(r"\"?sep=(.)\"?[,;\t\s]*", first, re.IGNORECASE):
-        start, above, delimiter = lines.tell(), 2, excel[1]
-    else:
-        delimiter = next((d for d in ",;\t" if d in first), ",")
-    lines.seek(start)
-    try:
-        header, *rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)) or [[]]
-    except csv.Error as error:
-        raise UserError(f"{path} is not a readable CSV ({first_line(error)}): check its quotes") from None
-    if header and all(re.fullmatch(r"[0-9.]+", name.strip()) for name in header):
-        raise UserError(
-            f"{path}: its first line has numbers instead of column names: insert the line video,dive,... above it"
+            f"{path}: its first line has numbers instead of column names: insert the line video,{columns.number[0]},... above it"
         )
-    header = [_column_name(name.strip()) for name in header]
+    header = [_column_name(name, columns.known) for name in header]
     faults = [
         f"{path}: column '{name}' occurs {n} times: keep one" for name, n in Counter(header).items() if n > 1 and name
     ]
-    longer = [(number, row) for number, row in enumerate(rows, start=above + 1) if len(row) > len(header)]
-    trailing = len(longer) == sum(any(row) for row in rows)  # separators at the end of every row: no cell is shifted
-    faults += [
-        f"{path}, row {number}: {len(row)} cells for {len(header)} columns (is there a comma inside a number or a text? Write a decimal point, or put the cell in quotes)"
-        for number, row in longer
-        if any(row[len(header) :]) or (any(row) and not trailing)
-    ]
-    if faults:
-        raise UserError.of(faults[:_MAX_ROW_FAULTS])
-    filled = [{k: v.strip() for k, v in zip(header, row, strict=False) if k and v.strip()} for row in rows]
-    return [row for row in filled if row]
+    if faults or longer:
+        raise UserError.of([*faults, *longer])
+    return [{k: v for k, v in zip(header, row, strict=False) if k and v} for _, row in rows]
 
 
 def _json_rows(path: Path) -> list[Any]:
     try:
-        rows = json.loads(_read_text(path))
+        rows, repeated = load_json(read_text(path))
     except ValueError as error:
         cause = first_line(error)
         fix = "put the objects of its lines into one list, [...] with commas" if "Extra data" in cause else "correct it"
         raise UserError(f"{path} is not JSON ({cause}): {fix}") from None
+    if repeated:
+        raise UserError(f"{path}: an object has {', '.join(map(repr, repeated[:5]))} twice: keep one of each")
     if not isinstance(rows, list):
         found = (
             f" but an object with {', '.join(map(repr, list(rows)[:3]))}, ..."
@@ -143,19 +126,20 @@ def _json_rows(path: Path) -> list[Any]:
     return rows
 
 
-def _column_name(name: str) -> str:
+@functools.lru_cache
+def _column_name(name: str, known: frozenset[str]) -> str:
     """The standard name of a column or field: 'Start Frame', 'START_FRAME' and 'startFrame' become start_frame."""
     plain = re.sub(r"[\s\-]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).lower()
-    return plain if plain in _KNOWN_COLUMNS else name
+    return plain if plain in known else name
 
 
-def _with_known_names(row: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+def _with_known_names(row: Mapping[Any, Any], where: str, columns: Columns) -> dict[Any, Any]:
     """The row with standard field names.
 
     Raises:
         UserError: two fields of the row get the same name.
     """
-    named = {_column_name(name) if isinstance(name, str) else name: value for name, value in row.items()}
+    named = {_column_name(name, columns.known) if isinstance(name, str) else name: value for name, value in row.items()}
     if len(named) < len(row):
         raise UserError(f"{where} has a field twice ({', '.join(map(str, row))}): keep one of each")
     return named
@@ -186,54 +170,54 @@ def _load_npy(path: Path) -> Any:
         ) from None
 
 
-def _parse_key(raw: Any, where: str) -> DiveKey:
+def _parse_key(raw: Any, where: str, columns: Columns | None = None) -> ActionKey:
     try:
         if isinstance(raw, dict):  # {"video": 1, "dive": 2}
-            ((key, _),) = _with_keys([raw], where)
+            ((key, _),) = _with_keys([raw], where, columns or DIVES)
             return key
         if isinstance(raw, (str, bytes, set, frozenset)):
             raise TypeError("not a pair")
         video, number = _to_list(raw)
-        return (_parse_int(video), _parse_int(number))  # numpy.uint8 and numpy.int64 occur in released files
+        return (_parse_video(video), _parse_int(number))  # numpy.uint8 and numpy.int64 occur in released files
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: '{raw}' is not a (video, dive) pair") from None
 
 
-def _with_keys(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[str, Any]]]:
+def _with_keys(rows: Iterable[Any], where: str, columns: Columns) -> Iterator[tuple[ActionKey, Mapping[str, Any]]]:
     """Yield the rows of a CSV or JSON file with their keys.
 
-    Dives without a number are numbered in the order of the file, starting from 1 in each video.
+    Actions without a number are numbered in the order of the file, starting from 1 in each video.
     """
-    counted: Counter[int] = Counter()
+    counted: Counter[str] = Counter()
     unnumbered = False
     for position, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"{where}, entry {position} is not a set of named fields: write one object per dive")
-        row = _with_known_names(row, f"{where}, entry {position}")
+            raise UserError(
+                f"{where}, entry {position} is not a set of named fields: write one object per {columns.noun}"
+            )
+        row = _with_known_names(row, f"{where}, entry {position}", columns)
         video = next((row[name] for name in _VIDEO_COLUMNS if name in row), None)
         if video is None:
             raise UserError(
-                f"{where}, entry {position} has no 'video': name the columns video, dive and, for annotations, {', '.join(_REQUIRED)}"
+                f"{where}, entry {position} has no 'video': name the columns video, {columns.number[0]} and, for annotations, {', '.join(columns.required)}"
             )
-        number = next((row[name] for name in _DIVE_COLUMNS if name in row), None)
+        number = next((row[name] for name in columns.number if name in row), None)
         if position > 1 and (number is None) != unnumbered:
-            raise UserError(f"{where}, entry {position}: give every dive a number in the column 'dive', or none")
+            raise UserError(
+                f"{where}, entry {position}: give every {columns.noun} a number in the column '{columns.number[0]}', or none"
+            )
         unnumbered = number is None
         try:
-            key = (_parse_int(video), 0 if number is None else _parse_int(number))
+            key = (_parse_video(video), 0 if number is None else _parse_int(number))
         except (TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{where}, entry {position}: video '{video}', dive '{number}': write whole numbers (video 7 is the file 07.mp4)"
+                f"{where}, entry {position}: video '{video}', {columns.number[0]} '{number}': write the name of the video without suffix (7 is the file 07.mp4), and a whole number for the {columns.noun}"
             ) from None
         counted[key[0]] += 1
         yield (key if number is not None else (key[0], counted[key[0]])), row
 
 
-def _columns_text() -> str:
-    return "video, dive, " + ", ".join(_REQUIRED)
-
-
-def _rows(path: Path) -> list[tuple[DiveKey, Mapping[str, Any]]]:
+def _rows(path: Path, columns: Columns) -> list[tuple[ActionKey, Mapping[str, Any]]]:
     """(key, fields) of every entry of an annotation file, in the file's order."""
     path = Path(path)
     if not path.is_file():
@@ -243,21 +227,23 @@ def _rows(path: Path) -> list[tuple[DiveKey, Mapping[str, Any]]]:
     _reject_spreadsheet(path)
     suffix = path.suffix.lower()
     if suffix in (*_TEXT_SUFFIXES, ".json"):
-        rows = _json_rows(path) if suffix == ".json" else _csv_rows(path)
+        rows = _json_rows(path) if suffix == ".json" else _csv_rows(path, columns)
         if not rows:
-            raise UserError(f"{path} has no dives: write one row per dive with the columns {_columns_text()}")
-        return list(_with_keys(rows, str(path)))
+            raise UserError(
+                f"{path} has no {columns.noun}s: write one row per {columns.noun} with the columns {columns.text}"
+            )
+        return list(_with_keys(rows, str(path), columns))
     raw = _to_list(load_pickle(path))
     if isinstance(raw, (list, tuple)) and raw and all(isinstance(row, dict) for row in raw):  # the same layout as JSON
-        return list(_with_keys(raw, str(path)))
+        return list(_with_keys(raw, str(path), columns))
     if not isinstance(raw, dict) or not raw:
         raise UserError(
-            f"{path} holds {_content_text(raw)}, not a dictionary of dives: give MTL-AQA's final_annotations_dict.pkl or a file like it"
+            f"{path} holds {_content_text(raw)}, not a dictionary of {columns.noun}s: give MTL-AQA's final_annotations_dict.pkl or a file like it"
         )
     return [
         (
             _parse_key(key, str(path)),
-            _with_known_names(fields, f"{path}, dive {key}") if isinstance(fields, dict) else fields,
+            _with_known_names(fields, f"{path}, {columns.noun} {key}", columns) if isinstance(fields, dict) else fields,
         )
         for key, fields in raw.items()
     ]
@@ -293,6 +279,15 @@ def _parse_int(value: Any) -> int:
     if number != int(number):
         raise ValueError("not a whole number")
     return int(number)
+
+
+def _parse_video(value: Any) -> str:
+    """The name of a video from a number, or from a text that is a number or a name."""
+    if isinstance(value, str) and not re.fullmatch(r"[-+0-9.,' \u00a0\u202f]+", value.strip()):
+        return video_name(value.strip())
+    if (number := _parse_int(value)) < 0:
+        raise ValueError("write a number of 0 or more")
+    return video_name(number)
 
 
 def _parse_attribute(value: Any, name: str) -> int:
@@ -334,15 +329,13 @@ def _parse_caption(value: Any) -> tuple[str, ...]:
     return ("<sos>", *value.lower().split(), "<eos>") if isinstance(value, str) else tuple(map(str, value))
 
 
-_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+# those that any action may have
+COMMON_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "start_frame": _parse_int,
     "end_frame": _parse_int,
     "difficulty": _parse_float,
     "final_score": _parse_float,
     "judge_scores": _parse_judges,
-    "dive_number": str,
-    "caption": _parse_caption,
-    **{name: functools.partial(_parse_attribute, name=name) for name in ATTRIBUTE_CLASSES},
 }
 
 _VIDEO_CONVERTERS: dict[str, Callable[[Any], Any]] = {
@@ -350,10 +343,24 @@ _VIDEO_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "video_frames": _parse_frame_count,
 }
 
+DIVES = Columns(
+    "dive",
+    ("dive", "number"),
+    ("start_frame", "end_frame", "difficulty", "final_score"),
+    {
+        **COMMON_CONVERTERS,
+        "dive_number": str,
+        "caption": _parse_caption,
+        **{name: functools.partial(_parse_attribute, name=name) for name in ATTRIBUTE_CLASSES},
+    },
+)
 
-def _video_facts(rows: Iterable[tuple[DiveKey, Any]], where: str) -> tuple[dict[int, VideoFacts], list[str]]:
+
+def _video_facts(
+    rows: Iterable[tuple[ActionKey, Any]], where: str, noun: str
+) -> tuple[dict[str, VideoFacts], list[str]]:
     """What the rows state about the video files that were labelled, by video; and the faults: unparsable and contradictory values."""
-    stated: dict[tuple[int, str], Any] = {}
+    stated: dict[tuple[str, str], Any] = {}
     faults: dict[str, None] = {}
     for key, fields in rows:
         for name, convert in _VIDEO_CONVERTERS.items():
@@ -362,43 +369,90 @@ def _video_facts(rows: Iterable[tuple[DiveKey, Any]], where: str) -> tuple[dict[
             try:
                 value = convert(fields[name])
             except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-                faults[f"dive {dive_name(key)}: {name} '{fields[name]}' cannot be parsed: {first_line(error)}"] = None
+                faults[f"{noun} {action_name(key)}: {name} '{fields[name]}' cannot be parsed: {first_line(error)}"] = (
+                    None
+                )
                 continue
             if (earlier := stated.setdefault((key[0], name), value)) != value:
                 faults[
-                    f"video {key[0]:02d}: {name} is {earlier} in one row and {value} in another (dive {dive_name(key)}): a video file has only one, correct them"
+                    f"video {key[0]}: {name} is {earlier} in one row and {value} in another ({noun} {action_name(key)}): a video file has only one, correct them"
                 ] = None
     videos = {video for video, _ in stated}
     facts = {
         v: VideoFacts(stated.get((v, "frames_per_second")), stated.get((v, "video_frames")), where)
-        for v in sorted(videos)
+        for v in sorted(videos, key=video_order)
     }
     return facts, list(faults)
 
 
-def _make_dive(key: DiveKey, fields: Mapping[str, Any]) -> tuple[Dive | None, list[str]]:
-    """(the dive or None, all faults of its fields)."""
+@dataclass(frozen=True)
+class ParsedRows:
+    """The parsed fields of each row, by key; the keys of all rows; the faults; and what the rows state about the source
+    videos, with the faults of that."""
+
+    values: dict[ActionKey, dict[str, Any]]
+    keys: frozenset[ActionKey]
+    faults: list[str]
+    facts: dict[str, VideoFacts]
+    fact_faults: list[str]
+
+
+def parse_rows(path: Path, columns: Columns) -> ParsedRows:
+    """Parse the rows of an annotation file (.pkl, .csv, .json), in its order.
+
+    Raises:
+        UserError: the file as a whole is unreadable or has no rows.
+    """
+    rows = _rows(path, columns)
+    faults = _column_faults([fields for _, fields in rows if isinstance(fields, dict)], columns)
+    named = Counter(key for key, _ in rows)
+    faults += [f"{columns.noun} {action_name(key)}: given {count} times" for key, count in named.items() if count > 1]
+    absent = {name for name in columns.required if not any(isinstance(f, dict) and name in f for _, f in rows)}
+    values: dict[ActionKey, dict[str, Any]] = {}
+    for key, fields in rows:
+        if not isinstance(fields, dict):
+            faults.append(f"{columns.noun} {action_name(key)}: {type(fields).__name__} instead of named fields")
+            continue
+        parsed, own_faults = _parse_fields(fields, columns)
+        # _column_faults already reports columns that no row has
+        own_faults += [
+            f"{name} is missing" for name in columns.required if fields.get(name) is None and name not in absent
+        ]
+        faults += [f"{columns.noun} {action_name(key)}: {fault}" for fault in own_faults]
+        if not own_faults and not absent:
+            values[key] = parsed
+    facts, fact_faults = _video_facts(rows, Path(path).name, columns.noun)
+    ends = {key: v["end_frame"] for key, v in values.items() if "end_frame" in v}
+    fact_faults += [
+        f"{columns.noun} {action_name(key)}: ends at frame {end}, but video_frames states that its video has {frames}"
+        for key, end in ends.items()
+        if key[0] in facts and (frames := facts[key[0]].frames) and end > frames
+    ]
+    return ParsedRows(values, frozenset(named), faults, facts, fact_faults)
+
+
+def _parse_fields(fields: Mapping[str, Any], columns: Columns) -> tuple[dict[str, Any], list[str]]:
+    """(the parsed fields of one row, a message for each that cannot be parsed)."""
     values, faults = {}, []
-    for name, convert in _CONVERTERS.items():
+    for name, convert in columns.converters.items():
         if fields.get(name) is not None:
             try:
                 values[name] = convert(fields[name])
             except (TypeError, ValueError, OverflowError) as error:
                 faults.append(f"{name} '{fields[name]}' cannot be parsed: {first_line(error)}")
-    faults += [f"{name} is missing" for name in _REQUIRED if fields.get(name) is None]
-    return (None if faults else Dive(key[0], key[1], **values)), [f"dive {dive_name(key)}: {f}" for f in faults]
+    return values, faults
 
 
-def _column_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _column_faults(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[str]:
     """Faults of required columns that no row has, and of columns that look like misspelt ones."""
-    columns = dict.fromkeys(name for row in rows for name in row)
-    known = _KNOWN_COLUMNS
+    given = dict.fromkeys(name for row in rows for name in row)
+    known = columns.known
     faults = [
-        f"no dive has '{name}'; the columns are {', '.join(map(str, columns))}"
-        for name in _REQUIRED
-        if name not in columns
+        f"no {columns.noun} has '{name}'; the columns are {', '.join(map(str, given))}"
+        for name in columns.required
+        if name not in given
     ]
-    for name in columns:
+    for name in given:
         close = difflib.get_close_matches(str(name).lower(), known, 1, cutoff=0.65)
         if name not in known and name != "primary_view" and close:
             faults.append(f"column '{name}' is unknown; did you mean {close[0]}? Rename or remove it")
@@ -413,10 +467,10 @@ class Annotations:
     what the file states about the video files that were labelled, by video.
     """
 
-    dives: dict[DiveKey, Dive]
-    keys: frozenset[DiveKey]
+    dives: dict[ActionKey, Dive]
+    keys: frozenset[ActionKey]
     faults: tuple[str, ...]
-    facts: dict[int, VideoFacts] = field(default_factory=dict)
+    facts: dict[str, VideoFacts] = field(default_factory=dict)
 
 
 def read_annotations(path: Path) -> Annotations:
@@ -442,35 +496,15 @@ def _digest(path: Path) -> bytes:
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, digest: bytes) -> Annotations:
     """What `read_annotations` returns, cached by the digest of the content: a modification time can miss a change."""
-    rows = _rows(path)
-    dives: dict[DiveKey, Dive] = {}
-    faults = _column_faults([fields for _, fields in rows if isinstance(fields, dict)])
-    named = Counter(key for key, _ in rows)
-    faults += [f"dive {dive_name(key)}: given {count} times" for key, count in named.items() if count > 1]
-    absent = {name for name in _REQUIRED if not any(isinstance(f, dict) and name in f for _, f in rows)}
-    for key, fields in rows:
-        if not isinstance(fields, dict):
-            faults.append(f"dive {dive_name(key)}: {type(fields).__name__} instead of named fields")
-            continue
-        dive, own_faults = _make_dive(key, fields)
-        # _column_faults already reports columns that no row has
-        faults += [f for f in own_faults if not any(f.endswith(f": {name} is missing") for name in absent)]
-        if dive is not None:
-            dives[key] = dive
-    for dive in dives.values():
-        faults += dive_faults(dive)
+    rows = parse_rows(path, DIVES)
+    dives = {key: Dive(*key, **values) for key, values in rows.values.items()}
+    faults = [*rows.faults, *(fault for dive in dives.values() for fault in dive.faults())]
     faults += overlap_faults(d for d in dives.values() if d.start_frame <= d.end_frame)
-    facts, fact_faults = _video_facts(rows, Path(path).name)
-    faults += fact_faults
-    faults += [
-        f"dive {d.name}: ends at frame {d.end_frame}, but video_frames states that its video has {frames}"
-        for d in dives.values()
-        if d.video in facts and (frames := facts[d.video].frames) and d.end_frame > frames
-    ]
-    return Annotations(dives, frozenset(named), tuple(f"{path}: {fault}" for fault in faults), facts)
+    faults += rows.fact_faults
+    return Annotations(dives, rows.keys, tuple(f"{path}: {fault}" for fault in faults), rows.facts)
 
 
-def load_annotations(path: Path, captions_path: Path | None = None) -> dict[DiveKey, Dive]:
+def load_annotations(path: Path, captions_path: Path | None = None) -> dict[ActionKey, Dive]:
     """Load all dives of an annotation file (.pkl, .csv, .json), in its order, with captions if their file is given.
 
     Raises:
@@ -483,7 +517,7 @@ def load_annotations(path: Path, captions_path: Path | None = None) -> dict[Dive
     return {key: replace(dive, caption=captions[key]) if key in captions else dive for key, dive in read.dives.items()}
 
 
-def load_captions(path: Path) -> dict[DiveKey, tuple[str, ...]]:
+def load_captions(path: Path) -> dict[ActionKey, tuple[str, ...]]:
     """Load the caption tokens of each dive, `<sos>` first and `<eos>` last.
 
     Raises:
@@ -508,7 +542,7 @@ def load_vocabulary(path: Path) -> list[str]:
         UserError: the file is unreadable or has no complete 'ix_to_word'.
     """
     try:
-        words = json.loads(_read_text(path))["ix_to_word"]
+        words = json.loads(read_text(path))["ix_to_word"]
         listed = [words[str(index)] for index in range(len(words))]
         if not listed or not all(isinstance(word, str) for word in listed):
             raise TypeError("a word is not text")
@@ -524,7 +558,7 @@ def load_vocabulary(path: Path) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- split lists
 
 
-def load_split(path: Path) -> list[DiveKey]:
+def load_split(path: Path) -> list[ActionKey]:
     """Load the (video, dive) pairs of a split list.
 
     Formats: .pkl, .csv with the columns video and dive, .json, and .npy of shape (N, 2). The order is that of the file;
@@ -541,16 +575,16 @@ def load_split(path: Path) -> list[DiveKey]:
     _reject_spreadsheet(path)
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
-        rows = _csv_rows(path)
-        if not all(any(name in row for name in _DIVE_COLUMNS) for row in rows):
+        rows = _csv_rows(path, DIVES)
+        if not all(any(name in row for name in DIVES.number) for row in rows):
             raise UserError(f"{path}: a split list needs the columns video and dive, filled in every row")
-        raw: Any = [key for key, _ in _with_keys(rows, str(path))]
+        raw: Any = [key for key, _ in _with_keys(rows, str(path), DIVES)]
     elif suffix == ".json":
         raw = _json_rows(path)
     else:
         raw = _to_list(_load_npy(path) if suffix == ".npy" else load_pickle(path))
     if isinstance(raw, (set, frozenset)):  # a set has no order, but the random train/validation split needs one
-        return sorted(_parse_key(item, str(path)) for item in raw)
+        return sorted((_parse_key(item, str(path)) for item in raw), key=sort_key)
     if isinstance(raw, dict) and raw:
         keys_are_pairs = all(isinstance(key, tuple) for key in raw)
         raise UserError(
@@ -566,54 +600,10 @@ def load_split(path: Path) -> list[DiveKey]:
             f"{path} holds 2 rows of {len(raw[0])} numbers: save it transposed, one row (video, dive) per dive"
         )
     keys = [_parse_key(item, str(path)) for item in raw]
-    twice = sorted(key for key, count in Counter(keys).items() if count > 1)
+    twice = sorted((key for key, count in Counter(keys).items() if count > 1), key=sort_key)
     if twice:
         raise UserError(f"{path} names {len(twice)} dives twice ({list_names(twice)}): remove the duplicates")
     return keys
-
-
-def list_faults(annotated: Container[DiveKey], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> list[str]:
-    """The faults of a pair of split lists: entries without annotation, and dives that are in both."""
-    faults = []
-    for keys, name in ((train, "train"), (test, "test")):
-        unannotated = [key for key in keys if key not in annotated]
-        if unannotated:
-            faults.append(_unannotated_text(unannotated, f"the {name} list"))
-    shared = sorted(set(train) & set(test))
-    if shared:
-        faults.append(
-            f"the train and test lists share {len(shared)} dives ({list_names(shared)}), so the test result would be meaningless (MTL-AQA's smaller training sets overlap its test list like this): write a disjoint train list with python -m data_preparation.annotations disjoint"
-        )
-    return faults
-
-
-def _unannotated_text(keys: Sequence[DiveKey], where: str) -> str:
-    return f"{where} names {len(keys)} dives without annotation ({list_names(keys)}): use lists and annotations of the same data set"
-
-
-def select(dives: Mapping[DiveKey, Dive], keys: Iterable[DiveKey], where: str) -> list[Dive]:
-    """The dives that a split list names, in the order of the list.
-
-    Raises:
-        UserError: the list names dives that have no annotation.
-    """
-    keys = list(keys)
-    unannotated = [key for key in keys if key not in dives]
-    if unannotated:
-        raise UserError(_unannotated_text(unannotated, where))
-    return [dives[key] for key in keys]
-
-
-def check_disjoint(train: Iterable[DiveKey], test: Iterable[DiveKey]) -> None:
-    """Check that the train and test lists share no dive.
-
-    Raises:
-        UserError: they do; the message has their number and the fix.
-    """
-    train, test = list(train), list(test)
-    faults = list_faults(dict.fromkeys([*train, *test]), train, test)
-    if faults:
-        raise UserError.of(faults)
 
 
 # -------------------------------------------------------------------------------------------------------- command lines
@@ -624,9 +614,16 @@ class SummaryConfig:
     """Print a summary of a data set's annotations; exit with status 2 if they have faults."""
 
     dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
-    annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none uses the data set's own.")
+    annotation_path: Path | None = flag(
+        None, "Annotation file (.pkl, .csv, .json), or the folder of the released files; none uses the data set's own."
+    )
     train_path: Path | None = flag(None, "Train list; none uses the data set's own.")
     test_path: Path | None = flag(None, "Test list; none uses the data set's own.")
+    dataset_kind: str = flag(
+        datasets.DEFAULT,
+        "Format of the annotations (data_preparation/datasets); mtl_aqa also reads CSV and JSON files of dives.",
+        choices=datasets.names(),
+    )
 
     def path(self, name: str) -> Path:
         """The file that --NAME_path names, or else that of the data set.
@@ -642,13 +639,16 @@ class SummaryConfig:
             raise UserError(
                 f"--{name}_path and --dataset are missing: give one, or source job_files/environment.sh first"
             )
-        return getattr(DatasetLayout(folder), f"{name}_file")
+        layout = DatasetLayout(folder)
+        return layout.annotations_of(self.dataset_kind) if name == "annotation" else getattr(layout, f"{name}_file")
 
 
-_WRITERS: dict[str, Callable[[list[DiveKey]], bytes]] = {
-    ".pkl": lambda keys: pickle.dumps(keys, protocol=3),  # the protocol of MTL-AQA's lists
-    ".csv": lambda keys: "".join(["video,dive\n", *(f"{video},{dive}\n" for video, dive in keys)]).encode(),
-    ".json": lambda keys: json.dumps(keys).encode(),
+_WRITERS: dict[str, Callable[[list[ActionKey]], bytes]] = {
+    ".pkl": lambda keys: pickle.dumps([plain_key(key) for key in keys], protocol=3),  # the protocol of MTL-AQA's lists
+    ".csv": lambda keys: "".join(
+        ["video,dive\n", *(f"{video},{dive}\n" for video, dive in map(plain_key, keys))]
+    ).encode(),
+    ".json": lambda keys: json.dumps([plain_key(key) for key in keys]).encode(),
 }
 
 
@@ -667,71 +667,19 @@ class DisjointConfig:
             raise UserError(f"--output {self.output}: give a name that ends in {', '.join(_WRITERS)}")
 
 
-def _spread(values: Iterable[float], digits: int = 1) -> str:
-    low, median, high = np.percentile(list(values), [0, 50, 100])
-    return f"{low:.{digits}f} to {high:.{digits}f}, median {median:.{digits}f}"
-
-
-def _counts(dives: Iterable[Dive], name: str, words: Sequence[str] = ()) -> str:
-    counted = sorted(Counter(getattr(d, name) for d in dives).items())
-    return ", ".join(f"{words[value] if words else value}: {count}" for value, count in counted)
-
-
-def summary(dives: Mapping[DiveKey, Dive], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> str:
-    """A summary of a data set: size, range of the targets, labels, judges, and a row for each video."""
-    everything = list(dives.values())
-    lines = [
-        f"dives          {len(everything)} in {len({d.video for d in everything})} videos; {len(train)} in the train list, {len(test)} in the test list, {len(set(dives) - set(train) - set(test))} in neither",
-        f"frames         {sum(d.frame_count for d in everything)} in dives; a dive has {_spread((d.frame_count for d in everything), 0)}",
-        f"final score    {_spread(d.final_score for d in everything)}; {len({d.final_score for d in everything})} distinct",
-        f"difficulty     {_spread(d.difficulty for d in everything)}; {len({d.difficulty for d in everything})} distinct",
-    ]
-    for name, words in (("position", POSITIONS), ("rotation_type", ROTATION_TYPES)):
-        if all(getattr(d, name) is not None for d in everything):
-            lines.append(f"{name:<14} {_counts(everything, name, words)}")
-    for name, text in (("armstand", "armstand"), ("ss_no", "half somersaults"), ("tw_no", "half twists")):
-        if all(getattr(d, name) is not None for d in everything):
-            lines.append(f"{name:<14} {_counts(everything, name)} ({text})")
-    if numbers := {d.dive_number for d in everything if d.dive_number}:
-        lines.append(f"dive numbers   {len(numbers)} distinct")
-    if any(d.caption for d in everything):
-        lines.append(f"captions       {sum(d.caption is not None for d in everything)} dives")
-    exceptions: list[Dive] = []
-    if judged := [d for d in everything if judged_score(d) is not None]:
-        exceptions = judge_exceptions(judged)
-        lines.append(
-            f"judges         {len(judged)} dives; the rules give the final score of {len(judged) - len(exceptions)}"
-        )
-    lines.append("\nvideo   dives   train    test   first frame   last frame   frames in dives")
-    in_train, in_test = Counter(v for v, _ in train), Counter(v for v, _ in test)
-    for video in sorted({d.video for d in everything}):
-        in_video = [d for d in everything if d.video == video]
-        lines.append(
-            f"{video:>5} {len(in_video):>7} {in_train[video]:>7} {in_test[video]:>7} {min(d.start_frame for d in in_video):>13} {max(d.end_frame for d in in_video):>12} {sum(d.frame_count for d in in_video):>17}"
-        )
-    if exceptions:
-        lines.append(
-            f"\nwarning: the judges' scores of {len(exceptions)} dives do not give the final score (training uses the final score):"
-        )
-    lines += [
-        f"  {d.name}  {' '.join(f'{j:g}' for j in d.judge_scores or ())} at difficulty {d.difficulty:g} give {judged_score(d):.2f}, not {d.final_score:.2f}"
-        for d in exceptions
-    ]
-    return "\n".join(lines)
-
-
 def _summary(config: SummaryConfig) -> None:
-    read = read_annotations(config.path("annotation"))
-    dives, faults = read.dives, list(read.faults)
-    if (folder := config.dataset or default_dataset()) and (found := DatasetLayout(folder).captions_file).exists():
-        captions = load_captions(found)
-        dives = {key: replace(dive, caption=dive.caption or captions.get(key)) for key, dive in dives.items()}
-    train, test = load_split(config.path("train")), load_split(config.path("test"))
-    faults += list_faults(read.keys, train, test)
-    if dives:
-        print(summary(dives, train, test))
-    if faults:
-        raise UserError.of(faults)
+    kind, annotations = config.dataset_kind, config.path("annotation")
+    lists = (config.path("train"), config.path("test")) if datasets.reads_lists(kind) else (None, None)
+    folder = config.dataset or default_dataset()
+    captions = DatasetLayout(folder).captions_file if folder and kind == datasets.DEFAULT else None
+    files = datasets.AnnotationFiles(
+        annotations, lists[0], lists[1], captions if captions and captions.exists() else None
+    )
+    data = datasets.read(kind, files)
+    if data.actions:
+        print(summary(data))
+    if data.faults:
+        raise UserError.of(data.faults)
 
 
 def _disjoint(config: DisjointConfig) -> None:

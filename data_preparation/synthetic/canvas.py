@@ -21,6 +21,7 @@ from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_file, write_atomic
 from data_preparation.common.workers import check_workers
 from data_preparation.layout import DatasetLayout
+from data_preparation.similar_files import names_in
 
 TASKS = ("dive", "fall", "actions")  # what --task draws
 SUPERSAMPLE = 2  # frames are drawn at this multiple of their size, then averaged down
@@ -34,9 +35,9 @@ Plan = TypeVar("Plan")
 SKINS: tuple[Colour, ...] = ((246, 200, 164), (226, 172, 130), (198, 140, 98))
 
 
-def random_stream(seed: int, purpose: int, video: int = 0, number: int = 0) -> np.random.Generator:
+def random_stream(seed: int, purpose: int, video: str = "0", number: int = 0) -> np.random.Generator:
     """The random generator of one purpose for one action (or one video, or the whole set)."""
-    return np.random.default_rng((seed, purpose, video, number))
+    return np.random.default_rng((seed, purpose, int(video), number))
 
 
 def ease(value: float, start: float, end: float) -> float:
@@ -90,7 +91,7 @@ def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
                 f"{layout.root} holds a synthetic set made with other flags ({names}): choose another --dataset or delete that folder"
             )
         return
-    if layout.source_videos() or layout.annotation_file.exists():
+    if names_in(layout.videos) or layout.annotation_file.exists():
         raise UserError(
             f"{layout.root} holds a data set that is not synthetic: choose another --dataset for the synthetic one"
         )

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_preparation.dives import POSITIONS, ROTATION_TYPES, Dive
+from data_preparation.actions import POSITIONS, ROTATION_TYPES, Dive
 from data_preparation.synthetic.canvas import SKINS, SUPERSAMPLE, Colour, Point, ToPixels, draw_limb, ease, tint
 
 FRAME_METRES = 3.4  # height of a frame: a diver of 1.75 m fills half of it

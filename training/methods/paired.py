@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Tensors
@@ -70,7 +70,7 @@ class PairedRegression(ComparingMethod):
 
     # ------------------------------------------------------------------------------------------------------- samples
 
-    def observe(self, train_actions: Sequence[Dive]) -> None:
+    def observe(self, train_actions: Sequence[Action]) -> None:
         labels, pools = self.pairing.differences_of(train_actions)
         differences = pair_differences(labels, pools)
         if not len(differences):
@@ -82,7 +82,7 @@ class PairedRegression(ComparingMethod):
             known = np.array([action.difficulty for action in train_actions])
             self.difficulty_mean_and_deviation.copy_(torch.tensor([known.mean(), max(known.std(), 0.1)]))
 
-    def sample(self, action: Dive, plan: Plan) -> Sample:
+    def sample(self, action: Action, plan: Plan) -> Sample:
         exemplar = self.pairing.exemplar(plan)
         given, labels = self.given(action), self.labels(action)
         clips = {"clip": plan.clip(action)}
@@ -93,10 +93,10 @@ class PairedRegression(ComparingMethod):
                 labels["exemplar_difficulty"] = self.pairing.labels(exemplar)["difficulty"]
         return Sample(clips, given, labels)
 
-    def given(self, action: Dive) -> Arrays:
+    def given(self, action: Action) -> Arrays:
         return self.pairing.given(action)
 
-    def labels(self, action: Dive) -> Arrays:
+    def labels(self, action: Action) -> Arrays:
         return self.pairing.labels(action)
 
     # ------------------------------------------------------------------------------------------------------- network

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_preparation.actions import ATTRIBUTE_CLASSES, Action
 from data_preparation.common.errors import UserError
-from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from training.data.batch import Tensors
 from training.data.dataset import Plan
 from training.data.plan import Arrays
@@ -31,7 +31,7 @@ class Pairing:
     def __init__(self, config: Any) -> None:
         self.pairs, self.voter_count, self.split_seed = config.pairs, config.voter_count, config.split_seed
         self.difficulty_given = config.difficulty == "given"
-        self._pool: tuple[Sequence[Dive], np.ndarray, np.ndarray] | None = None
+        self._pool: tuple[Sequence[Action], np.ndarray, np.ndarray] | None = None
 
     @property
     def uses_difficulty(self) -> bool:
@@ -44,7 +44,7 @@ class Pairing:
 
     # ------------------------------------------------------------------------------------------ values of an action
 
-    def given(self, action: Dive) -> Arrays:
+    def given(self, action: Action) -> Arrays:
         """What a prediction needs to know of an action. `scale` (2,) turns a label into a score: scale[0] + scale[1] * label.
 
         Raises:
@@ -56,7 +56,7 @@ class Pairing:
         scale = np.array(self._scale(action))
         return {**seed, "scale": scale, **self._place(action)}
 
-    def labels(self, action: Dive) -> Arrays:
+    def labels(self, action: Action) -> Arrays:
         """The label, pool and difficulty of an action whose score is known.
 
         Raises:
@@ -64,17 +64,17 @@ class Pairing:
         """
         return {"label": np.array(self.label(action)), **self._place(action)}
 
-    def label(self, action: Dive) -> float:
+    def label(self, action: Action) -> float:
         if action.final_score is None:
             raise UserError(f"dive {action.name} has no final score: choose other lists")
         offset, factor = self._scale(action)
         return round((action.final_score - offset) / factor, DECIMALS)
 
-    def pool(self, action: Dive) -> int:
+    def pool(self, action: Action) -> int:
         """A number that is equal for actions that may be compared."""
         return derive_seed("pool", *self._pool_parts(action))
 
-    def _place(self, action: Dive) -> Arrays:
+    def _place(self, action: Action) -> Arrays:
         difficulty = self._difficulty(action) if self.uses_difficulty else 0.0
         return {"pool": np.array(self.pool(action), np.int64), "difficulty": np.array(difficulty)}
 
@@ -85,7 +85,7 @@ class Pairing:
             return action.rules.low, (action.rules.high - action.rules.low) / SCORE_SPAN
         return 0.0, self._difficulty(action)
 
-    def _difficulty(self, action: Dive) -> float:
+    def _difficulty(self, action: Action) -> float:
         if action.difficulty is None:
             raise UserError(
                 f"dive {action.name} has no difficulty, which --pairs {self.pairs} needs: give --pairs kind"
@@ -110,7 +110,7 @@ class Pairing:
 
     # ----------------------------------------------------------------------------------------------- pairs and voters
 
-    def exemplar(self, plan: Plan) -> Dive | None:
+    def exemplar(self, plan: Plan) -> Action | None:
         """The other action of a training pair: a draw from the pool of `plan.action`, a function of (seed, epoch, action).
         None without augmentation.
 
@@ -134,7 +134,7 @@ class Pairing:
             )
         return actions[int(candidates[rng.integers(len(candidates))])]
 
-    def differences_of(self, actions: Sequence[Dive]) -> tuple[list[float], list[int]]:
+    def differences_of(self, actions: Sequence[Action]) -> tuple[list[float], list[int]]:
         """The labels and pools of actions, for grouping.pair_differences."""
         return [self.label(action) for action in actions], [self.pool(action) for action in actions]
 
@@ -178,7 +178,7 @@ class Pairing:
         return np.flatnonzero(others & (distance == distance[others].min()))
 
 
-def voter_seed(split_seed: int, action: Dive) -> int:
+def voter_seed(split_seed: int, action: Action) -> int:
     """The seed of an action's voters; it identifies the action, too."""
     return derive_seed(split_seed, "voters", *action.key)
 

@@ -9,11 +9,12 @@ import torch
 
 from training.config import TrainConfig
 from training.data.batch import Tensors
+from training.data.facts import DataFacts
 from training.methods.core.tree import RegressionTree
 from training.methods.paired import PairedRegression
 
 
-def build(config: TrainConfig, feature_dim: int) -> CoRe:
+def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> CoRe:
     return CoRe(config, feature_dim)
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from training.config import TrainConfig
 from training.data.batch import Tensors
+from training.data.facts import DataFacts
 from training.methods.base import Bank, ParameterGroup
 from training.methods.paired import OtherLoss, PairedRegression
 from training.methods.tpt.decoder import PairEncoder, PartDecoder, ranking_loss, sparsity_loss
@@ -30,7 +31,7 @@ LEAVES = 16
 OUTPUT_HIDDEN = 128
 
 
-def build(config: TrainConfig, feature_dim: int) -> TPT:
+def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> TPT:
     return TPT(config, feature_dim)
 
 

@@ -18,12 +18,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Tensors
 from training.data.dataset import Plan
+from training.data.facts import DataFacts
 from training.data.plan import Arrays, Sample
 from training.methods.base import Method
 from training.rows import RowDropout, full_precision
@@ -51,7 +52,7 @@ def pace_frames(length: int, usual: int, pace: Pace, segments: int) -> np.ndarra
     return pace.start + np.concatenate([[0], steps.cumsum()])
 
 
-def build(config: TrainConfig, feature_dim: int) -> VSPP:
+def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> VSPP:
     return VSPP(config, feature_dim)
 
 
@@ -68,14 +69,14 @@ class VSPP(Method):
         self.speed = nn.Linear(feature_dim, len(classes))
         self.segment = nn.Linear(feature_dim, config.segments)
 
-    def sample(self, action: Dive, plan: Plan) -> Sample:
+    def sample(self, action: Action, plan: Plan) -> Sample:
         unchanging = self._unchanging(action)
         pace = self._draw(action, lambda purpose: plan.rng(purpose) or unchanging(purpose))
         frames = pace_frames(self.config.frame_num, self.config.pace_stride, pace, self.config.segments)
         clip = plan.clip_of(action, tuple(frames.tolist()))
         return Sample({"clip": clip}, self.given(action), self._labels(pace))
 
-    def labels(self, action: Dive) -> Arrays:
+    def labels(self, action: Action) -> Arrays:
         """Those of the validation, where the draws are the same in every epoch."""
         return self._labels(self._draw(action, self._unchanging(action)))
 
@@ -85,10 +86,10 @@ class VSPP(Method):
             "segment": np.array(pace.segment, np.int64),
         }
 
-    def _unchanging(self, action: Dive) -> Callable[[str], np.random.Generator]:
+    def _unchanging(self, action: Action) -> Callable[[str], np.random.Generator]:
         return lambda purpose: generator(self.config.seed, "validation", purpose, *action.key)
 
-    def _draw(self, action: Dive, rng: Callable[[str], np.random.Generator]) -> Pace:
+    def _draw(self, action: Action, rng: Callable[[str], np.random.Generator]) -> Pace:
         """Draw the pace of a clip of this action. A short action gets only strides that fit.
 
         Raises:
@@ -103,7 +104,7 @@ class VSPP(Method):
         fitting = [stride for stride in self.strides if needed[stride] <= action.frame_count]
         if not fitting:
             raise UserError(
-                f"action {action.name} has {action.frame_count} frames and --method vspp needs {min(needed.values())}: leave it out of the lists, or give a smaller --frame_num or --pace_stride"
+                f"{action.title} has {action.frame_count} frames and --method vspp needs {min(needed.values())}: leave it out of the lists, or give a smaller --frame_num or --pace_stride"
             )
         stride = fitting[int(rng("speed").integers(len(fitting)))]
         segment = int(rng("segment").integers(c.segments))
