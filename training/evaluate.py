@@ -95,6 +95,7 @@ def open_test_split(
     if ranks.is_first:
         summary = summarise(predicted, splits, best["position"])
         summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
+        summary["notes"] = model.method.notes()
         columns = model.method.columns(rows.outputs)
         with reporting_write_errors(run.predictions_file):
             write_atomic(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
@@ -128,10 +129,15 @@ def _number(value: float | None) -> str:
 def result_line(summary: dict[str, Any]) -> str:
     """The result in one line."""
     test = summary["test"]
+    about = [
+        f"{test['dives']} dives",
+        *summary.get("notes", []),
+        f"checkpoint of epoch {summary['checkpoint']['epoch']}",
+    ]
     low, high = (_number(value) for value in test["spearman_ci95"])
     return (
         f"Test Spearman {_number(test['spearman'])} (95 % interval {low} to {high}), R-l2 x100 {_number(test['r_l2_x100'])}, "
-        f"{test['dives']} dives, checkpoint of epoch {summary['checkpoint']['epoch']}"
+        + ", ".join(about)
     )
 
 

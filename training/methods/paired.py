@@ -158,6 +158,7 @@ class PairedRegression(ComparingMethod):
     def _device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @torch.no_grad()
     def _against_voters(self, outputs: Tensors, given: Tensors, labels: Tensors) -> tuple[Tensors, torch.Tensor]:
         """What `forward` gives for the pairs of each action with its voters (P, 2, leaves), and their differences (P,)."""
         bank = self._filled_bank()
@@ -174,6 +175,7 @@ class PairedRegression(ComparingMethod):
         found = in_parts(both_directions, rows, references)
         return found, label_difference(label[rows], bank.labels["label"][references])
 
+    @torch.no_grad()
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         bank = self._filled_bank()
         rows, references = pairs_of(self._voters(outputs, given))
@@ -187,8 +189,7 @@ class PairedRegression(ComparingMethod):
             position = found["positions"].gather(1, leaf[:, None])[:, 0]
             return {"label": label + self.groups.difference(leaf, position)}
 
-        with torch.no_grad():
-            votes = in_parts(vote, rows, references)["label"]
+        votes = in_parts(vote, rows, references)["label"]
         label = mean_vote(votes, rows, len(features))
         if self.pairing.difficulty_given:
             offset, factor = given["scale"].cpu().unbind(dim=1)

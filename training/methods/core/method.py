@@ -5,8 +5,11 @@ The features of a clip are averaged over its windows. A tree compares those of a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
+from training.backbones._weights import load_strict
 from training.config import TrainConfig
 from training.data.batch import Tensors
 from training.data.facts import DataFacts
@@ -34,11 +37,8 @@ class CoRe(PairedRegression):
         log_probabilities, positions = self.tree(torch.cat([exemplar, other, scaled[:, None]], dim=1))
         return {"log_probabilities": log_probabilities, "positions": positions}
 
-    def load_pretrained(self, state: Tensors) -> list[str]:
-        from training.backbones._weights import load_strict
-
-        own = {n.removeprefix("regressor."): t for n, t in state.items() if n.startswith("regressor.")}
-        if not own:
+    def load_pretrained(self, parts: Mapping[str, Tensors]) -> list[str]:
+        if "regressor" not in parts:
             return []
-        load_strict(self.tree, own)
-        return ["regression tree of CoRe loaded"]
+        load_strict(self.tree, parts["regressor"])
+        return ["regression tree loaded"]
