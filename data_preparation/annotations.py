@@ -652,6 +652,18 @@ _WRITERS: dict[str, Callable[[list[ActionKey]], bytes]] = {
 }
 
 
+def write_split(path: Path, keys: Sequence[ActionKey]) -> None:
+    """Write a list that `load_split` reads.
+
+    Raises:
+        UserError: the suffix is not .pkl, .csv or .json, or the disk is full or not writable.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise UserError(f"--output {path}: give a name that ends in {', '.join(_WRITERS)}")
+    with reporting_write_errors(path):
+        write_atomic(path, _WRITERS[path.suffix.lower()](list(keys)))
+
+
 @dataclass(frozen=True)
 class DisjointConfig:
     """Write a train list without the dives of a test list."""
@@ -691,8 +703,7 @@ def _disjoint(config: DisjointConfig) -> None:
     remaining = [key for key in train if key not in test]
     if not remaining:
         raise UserError(f"every dive of {config.train_path} is in the test list: give a train list with other dives")
-    with reporting_write_errors(config.output):
-        write_atomic(config.output, _WRITERS[config.output.suffix.lower()](remaining))
+    write_split(config.output, remaining)
     print(
         f"{config.output}: {len(remaining)} dives; {len(train) - len(remaining)} that are in the test list were left out"
     )
