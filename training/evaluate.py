@@ -109,7 +109,8 @@ def summarise(task: Task, predicted: Arrays, splits: Splits, position: Position)
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
     """The result, warnings and the baselines, one line each."""
-    return task_of(summary.get("task", tasks.DEFAULT)).result_lines(summary)
+    first, *more = task_of(summary.get("task", tasks.DEFAULT)).result_lines(summary)
+    return [", ".join([first, *summary.get("notes", [])]), *more]
 
 
 @dataclass(frozen=True)

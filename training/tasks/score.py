@@ -170,10 +170,9 @@ class ScoreTask(Task):
         low, high = (number_text(value) for value in test["spearman_ci95"])
         kinds = summary["groups"].get("kind", {})
         mean = f" (Fisher-z mean of {len(kinds)} kinds)" if kinds else ""
-        notes = "".join(f", {note}" for note in summary.get("notes", []))
         lines = [
             f"Test Spearman {number_text(test['spearman'])}{mean} (95 % interval {low} to {high}), R-l2 x100 {number_text(test['r_l2_x100'])}, "
-            f"{test['dives']} actions{notes}, checkpoint of epoch {summary['checkpoint']['epoch']}"
+            f"{test['dives']} actions, checkpoint of epoch {summary['checkpoint']['epoch']}"
         ]
         for name, found in kinds.items():
             low, high = (number_text(value) for value in found["spearman_ci95"])
