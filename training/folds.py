@@ -62,16 +62,12 @@ def read_fold(path: Path) -> Fold:
 
 
 def check_folds(folds: Sequence[Fold]) -> None:
-    """Check that the runs differ only in the fold, and that each action of the data set is tested once.
+    """Check that each action of the data set is tested once.
 
     Raises:
         UserError: naming every fault.
     """
     faults = []
-    if len(groups := grouped([fold.run for fold in folds])) > 1:
-        faults.append(
-            f"{groups[0][0].name} and {groups[1][0].name} have other flags than --fold and --seed in common: give the folds of one setting"
-        )
     tested: dict[ActionKey, Fold] = {}
     for fold in folds:
         if shared := [key for key in fold.predictions.keys if key in tested]:
@@ -178,6 +174,9 @@ def main(argv: Sequence[str]) -> None:
     seeds: dict[int, list[Fold]] = {}
     for fold in sorted(given, key=lambda fold: fold.number):
         seeds.setdefault(fold.run.config.seed, []).append(fold)
+    if len(groups := grouped([fold.run for fold in given])) > 1:
+        names = " and ".join(group[0].name for group in groups[:2])
+        raise UserError(f"{names} differ in other flags than --fold and --seed: give the folds of one setting")
     for folds in seeds.values():
         check_folds(folds)
     totals = []
