@@ -20,14 +20,15 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
+from data_preparation.actions import chosen_videos, video_name, video_order
 from data_preparation.alignment import Alignment, compare_with_video
 from data_preparation.archive import FrameReader, decode_grey, write_archive
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.extract import merge_ranges
 from data_preparation.frame_numbers import VideoScan, scan_video
-from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
-from data_preparation.similar_files import Numbering, names_in, names_with_number, numberings
+from data_preparation.layout import DatasetLayout, archive_file, dataset_layout
+from data_preparation.similar_files import Numbering, names_in, names_like_video, numberings
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _SAMPLES = 12  # pictures of a video that are compared with the source video
@@ -183,25 +184,23 @@ def _compare(loose: LooseFrames, source: VideoScan) -> Alignment:
     return compare_with_video(source, sorted(chosen), loose.image)
 
 
-def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:
-    """The folder of pictures of each requested video, by video number.
+def video_folders(source: Path, config: AdoptConfig) -> dict[str, Path]:
+    """The folder of pictures of each requested video, by video.
 
     Raises:
         UserError: naming all videos that have no folder or several.
     """
     folders = [name for name in names_in(source) if (source / name).is_dir() and not name.startswith(".")]
-    if [v.lower() for v in config.videos] == ["all"]:
-        asked = sorted({int(d[0]) for name in folders if len(d := re.findall(r"[0-9]+", name)) == 1})
-        if not asked:
+    wanted = chosen_videos(config.videos)
+    if wanted is None:
+        numbered = {video_name(d[0]) for name in folders if len(d := re.findall(r"[0-9]+", name)) == 1}
+        if not numbered:
             raise UserError(f"{source} has no folder named after a video's number, such as {video_name(1)}")
-    elif all(re.fullmatch("[0-9]{1,6}", v) for v in config.videos):
-        asked = sorted({int(v) for v in config.videos})
-    else:
-        raise UserError(f"--videos {' '.join(config.videos)}: give 'all' or video numbers such as 01 02")
+    asked = sorted(numbered if wanted is None else wanted, key=video_order)
     found, faults = {}, []
     for video in asked:
-        exact = [name for name in folders if name == video_name(video)]
-        candidates = exact or names_with_number(folders, video)
+        exact = [name for name in folders if name == video]
+        candidates = exact or names_like_video(folders, video)
         if len(candidates) == 1:
             found[video] = source / candidates[0]
         else:
@@ -210,9 +209,7 @@ def video_folders(source: Path, config: AdoptConfig) -> dict[int, Path]:
                 if candidates
                 else f"no folder (it has {', '.join(folders[:4]) or 'none'})"
             )
-            faults.append(
-                f"video {video_name(video)}: {source} has {problem} for it: name one folder {video_name(video)}"
-            )
+            faults.append(f"video {video}: {source} has {problem} for it: name one folder {video}")
     if faults:
         raise UserError.of(faults)
     return found
@@ -275,7 +272,7 @@ def _packed_from(folder: Path, target: Path) -> bool:
     return packed in (folder.resolve(), *(folder.resolve() / name for name in names_in(folder)))
 
 
-def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: Path, config: AdoptConfig) -> str:
+def adopt_video(layout: DatasetLayout | None, video: str, folder: Path, target: Path, config: AdoptConfig) -> str:
     """Pack the frames of one video; return a one-line summary.
 
     Raises:
@@ -286,7 +283,7 @@ def adopt_video(layout: DatasetLayout | None, video: int, folder: Path, target: 
     if target.exists():
         raise UserError(f"{target} exists and is used instead of {folder}: delete it to pack that folder")
     source = None
-    if layout is not None and video in layout.source_videos():
+    if layout is not None and layout.has_video(video):
         source = scan_video(layout.video_file(video))
     loose = find_loose_frames(folder, config, source)
     encoded = pack(loose, target, config.quality, source)
