@@ -56,7 +56,7 @@ def load_splits(config: TrainConfig) -> Splits:
                 f"{config.train_list} leaves {len(listed)} dives of the videos {' '.join(config.videos)}: training and validation need one each at least"
             )
         splits = Splits(*split_train_val(listed, config.train_val_split_ratio, config.seed), test)
-    splits = replace(splits, facts=DataFacts(data.classes, data.rules))
+    splits = replace(splits, facts=DataFacts.of(data, [*listed, *test]))
     if len(splits.train) < config.batch_size:
         raise UserError(
             f"--batch_size {config.batch_size} is more than the {len(splits.train)} training dives: give {len(splits.train)} or less"
