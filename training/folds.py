@@ -79,9 +79,7 @@ def check_folds(folds: Sequence[Fold]) -> None:
     splits = read_json(RunFolder(folds[0].run.path).splits_file)
     count = sum(len(splits[part]) for part in ("train", "val", "test"))
     if not faults and len(tested) < count:
-        faults.append(
-            f"these {len(folds)} folds test {len(tested)} of {count} actions: give the runs of all folds"
-        )
+        faults.append(f"these {len(folds)} folds test {len(tested)} of {count} actions: give the runs of all folds")
     if faults:
         raise UserError.of(faults)
 

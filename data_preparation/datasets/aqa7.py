@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from data_preparation.actions import Action, ActionKey, ScoreRules
 
+from data_preparation.actions import Action, ActionKey, ScoreRules
 from data_preparation.common.errors import UserError
 from data_preparation.datasets import AnnotationFiles, DataSet, Split
 from data_preparation.number_files import in_points, read_numbers

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from data_preparation.actions import Action, ActionKey, ScoreRules
-
 from data_preparation.clip_lengths import clip_lengths
 from data_preparation.common.errors import UserError
 from data_preparation.datasets import AnnotationFiles, DataSet, Split

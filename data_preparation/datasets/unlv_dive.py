@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from data_preparation.actions import ActionKey, Dive
 
+from data_preparation.actions import ActionKey, Dive
 from data_preparation.common.errors import UserError
 from data_preparation.datasets import AnnotationFiles, DataSet, Split
 from data_preparation.datasets.aqa7 import FRAMES, KINDS, RULES, clip_video, shortened

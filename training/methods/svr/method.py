@@ -26,8 +26,7 @@ from training.data.plan import Arrays
 from training.losses import mse
 from training.methods.base import Method
 from training.methods.scale import ScoreScale
-from training.metrics import spearman
-from training.tasks.score import fisher_mean
+from training.metrics import fisher_mean, spearman
 
 if TYPE_CHECKING:
     from sklearn.svm import SVR
@@ -133,7 +132,9 @@ class ScaledSupportVectorRegression(SupportVectorRegression):
 
     def correlation(self, predicted: np.ndarray, labels: Tensors) -> float:
         kinds, true = labels["kind"].numpy(), labels["final_score"].numpy()
-        return float(fisher_mean([spearman(predicted[kinds == kind], true[kinds == kind]) for kind in np.unique(kinds)]))
+        return float(
+            fisher_mean([spearman(predicted[kinds == kind], true[kinds == kind]) for kind in np.unique(kinds)])
+        )
 
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         return {"score": self.scale.points(self.decision(outputs) / 100, given)}
