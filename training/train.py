@@ -110,6 +110,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     model = build_model(config, splits.facts)
     if faults := label_faults(used, model.method):
         raise UserError.of(faults)
+    model.method.observe(splits.train)
     stop_before_start(interruption, ranks)  # building the model can take long
     check_machine(config, model, ranks, device, splits, trains=True)
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
@@ -205,7 +206,7 @@ def log_setup(
     if ranks.is_first:
         log.info("%s + %s: %s", config.model, config.method, describe_cost(model, config))
         if config.gpu:  # the estimate takes seconds, and only a GPU's memory is likely to run out
-            clips = config.batch_size // ranks.world_size // config.accumulate
+            clips = config.batch_size // ranks.world_size // config.accumulate * config.clips_per_sample
             log.info("Expected memory: %s", describe_memory(model, config, clips, precision != "fp32", ranks))
 
 

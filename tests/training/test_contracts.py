@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from data_preparation.actions import Dive
 from tests.small import DIVES, batch_of, config_of
+from training.config import GEOMETRIES
 from training.data.batch import Rows, Tensors, chunk_batch
 from training.data.dataset import ActionDataset, Plan
-from training.data.plan import Sample
-from training.data.transforms import apply_view, crop_view, squash_view
+from training.data.plan import Sample, View
+from training.data.transforms import apply_view, crop_source_size, crop_view, squash_view
 from training.engine import step as step_module
 from training.engine.prediction import Predictor, validation_metrics
 from training.engine.step import Step
@@ -48,13 +49,14 @@ def model_with(method_of, **flags) -> tuple[ScoringModel, object]:
 
 
 @given(
-    st.integers(20, 60), st.integers(20, 90), st.integers(8, 40), st.integers(0, 99), st.booleans(), st.data(),
+    st.integers(20, 60), st.integers(20, 90), st.integers(8, 40), st.integers(0, 99),
+    st.sampled_from(("squashed", *GEOMETRIES)), st.data(),
 )  # fmt: skip
 def test_points_go_where_the_pixels_go(
-    height: int, width: int, size: int, seed: int, squashed: bool, data: st.DataObject
+    height: int, width: int, size: int, seed: int, geometry: str, data: st.DataObject
 ):
     """A bright square of a frame is where `View.points` says it is, cropped, flipped or squashed."""
-    view = squash_view(size) if squashed else crop_view(size, generator(seed))
+    view = squash_view(size) if geometry == "squashed" else crop_view(size, generator(seed), geometry)
     x, y = data.draw(st.integers(4, width - 5)), data.draw(st.integers(4, height - 5))
     frame = np.zeros((1, height, width, 3), np.uint8)
     frame[:, y - 3 : y + 4, x - 3 : x + 4] = 255
@@ -66,6 +68,22 @@ def test_points_go_where_the_pixels_go(
         columns, rows = torch.arange(size) + 0.5, torch.arange(size) + 0.5
         assert float((seen.sum(0) * columns).sum() / seen.sum()) == pytest.approx(found_x, abs=0.6)
         assert float((seen.sum(1) * rows).sum() / seen.sum()) == pytest.approx(found_y, abs=0.6)
+
+
+def test_geometries_crop_what_they_say():
+    """The standard one draws the numbers of the first edition, so that old runs resume with the same pixels."""
+    draws = generator(5)
+    (height, width), size = crop_source_size(224), 224
+    top, left = (int(draws.integers(0, extent - size + 1)) for extent in (height, width))
+    assert crop_view(size, generator(5)) == View((256, 455), (top, left, size, size), bool(draws.random() < 0.5))
+    swapped, nearest = (crop_view(size, generator(5), name) for name in ("swapped", "swapped_nearest"))
+    assert swapped.resize == nearest.resize == (455, 256)
+    assert not swapped.nearest
+    assert nearest.nearest
+    centred = {crop_view(size, generator(seed), "centre_crop") for seed in range(20)}
+    assert centred == {View((256, 455), (16, 115, size, size), flip) for flip in (False, True)}
+    with pytest.raises(Exception, match="--data_aug True"):
+        config_of(geometry="swapped")
 
 
 class NoFrames:
