@@ -16,7 +16,7 @@ from data_preparation.actions import is_chosen
 from data_preparation.common.command_line import parse, run
 from training.config import TrainConfig
 from training.cost import optimizer_bytes, parameters, step_memory
-from training.data.facts import DataFacts
+from training.data.splits import facts_of
 from training.model import ScoringModel, build_model
 from training.runtime.ranks import Ranks
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     config = parse(TrainConfig, argv[1:], prog="python -m training.forecast")
     data = datasets.load(config.dataset_kind, config.annotation_files)
     chosen = [action for action in data.actions.values() if is_chosen(action.video, config.chosen_videos)]
-    model = build_model(config, DataFacts.of(data, chosen))
+    model = build_model(config, facts_of(data, chosen))
     total, trainable = parameters(model)
     best = 4.0 * total
     averages = best if config.ema else 0.0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_preparation.actions import Action, ScoreRules
-from data_preparation.datasets import DataSet
+from data_preparation.actions import ScoreRules
 
 
 @dataclass(frozen=True)
@@ -21,14 +20,6 @@ class DataFacts:
     classes: tuple[str, ...] = ()
     rules: Mapping[str, ScoreRules] = field(default_factory=dict)
     by_difficulty: bool = True
-
-    @staticmethod
-    def of(data: DataSet, actions: Iterable[Action]) -> DataFacts:
-        """The facts of those actions of a data set that a run uses."""
-        used = list(actions)
-        ranges = {(rules.low, rules.high) for kind in {a.kind for a in used} if (rules := data.rules.get(kind))}
-        by_difficulty = all(a.difficulty is not None for a in used) and len(ranges) < 2
-        return DataFacts(data.classes, data.rules, by_difficulty)
 
     def record(self) -> dict[str, Any]:
         """The facts as JSON types. Of the score rules only the ranges: judges' scores of new videos are not known."""
