@@ -1,8 +1,8 @@
 """JIGSAWS (Gao et al., "JHU-ISI Gesture and Skill Assessment Working Set", M2CAI workshop 2014) with the labels and folds of
 USDL and MUSDL (Tang et al., "Uncertainty-aware Score Distribution Learning for Action Quality Assessment", CVPR 2020).
 
-The folder has their label.pkl (six sub-scores of each clip) and splits.pkl (four folds of each task). The final score is the
-sum of the sub-scores. The labels name clips, "Suturing_B001"; only the left view is used, so the video is
+The folder has their label.pkl (six sub-scores of each clip) and splits.pkl (four folds of each task), and frames.csv with the
+number of frames of each clip (data_preparation.count_frames). The final score is the sum of the sub-scores. The labels name clips, "Suturing_B001"; only the left view is used, so the video is
 "Suturing/Suturing_B001_capture1", and `--videos Suturing` chooses one task. The surgeon is the group: the published folds
 have surgeons in both parts, `--split event` holds out whole surgeons.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data_preparation.actions import Action, ActionKey, ScoreRules
-from data_preparation.clip_lengths import clip_lengths
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, Split
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
+from data_preparation.datasets.clips import COUNTS_FILE, count_command, read_counts
 from data_preparation.pickles import load_pickle
 
 READS_LISTS = False
@@ -74,22 +74,27 @@ def read(files: AnnotationFiles) -> DataSet:
     """
     folder = files.annotations if files.annotations.is_dir() else files.annotations.parent
     paths = {name: folder / f"{name}.pkl" for name in ("label", "splits")}
+    counts_file = folder / COUNTS_FILE
     if missing := [str(path) for path in paths.values() if not path.is_file()]:
         raise UserError(
             f"{' and '.join(missing)} missing: put label.pkl and splits.pkl of USDL (JIGSAWS/data/info) into one folder and give it with --annotation_path"
         )
     labels, label_faults = _labels(_dictionary(paths["label"]))
     folds, fold_faults = _folds(_dictionary(paths["splits"]), labels)
-    lengths, length_faults = clip_lengths(folder, map(clip_video, labels))
+    counts = read_counts(counts_file) if counts_file.is_file() else {}
     faults = [f"{paths['label']}: {fault}" for fault in (*label_faults, *_trial_faults(labels))]
     faults += [f"{paths['splits']}: {fault}" for fault in fold_faults]
+    if uncounted := [clip_video(name) for name in labels if clip_video(name) not in counts]:
+        faults.append(
+            f"{counts_file} lacks the number of frames of {len(uncounted)} clips ({', '.join(uncounted[:3])}): download them all, then count ({count_command('DATASET/whole_videos', counts_file)})"
+        )
     actions: dict[ActionKey, Action] = {}
     for name, sub_scores in labels.items():
         task, surgeon = _parts(name)
         video = clip_video(name)
-        if video in lengths:
+        if video in counts:
             actions[video, 1] = Action(
-                video, 1, 1, lengths[video], final_score=float(sum(sub_scores)), judge_scores=sub_scores,
+                video, 1, 1, counts[video], final_score=float(sum(sub_scores)), judge_scores=sub_scores,
                 kind=task, group=surgeon, rules=_RULES,
             )  # fmt: skip
     keys = {name: (clip_video(name), 1) for name in labels}
@@ -103,7 +108,8 @@ def read(files: AnnotationFiles) -> DataSet:
         actions=actions,
         splits=splits,
         rules=RULES,
-        faults=(*faults, *length_faults),
+        faults=tuple(faults),
+        warnings=tuple(group_warnings(actions, splits)),
         keys=frozenset(keys.values()),
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from data_preparation.actions import ActionKey, Dive
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, Split
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
 from data_preparation.datasets.aqa7 import FRAMES, KINDS, RULES, clip_video, shortened
 from data_preparation.number_files import in_points, read_numbers
 
@@ -84,10 +84,11 @@ def read(files: AnnotationFiles) -> DataSet:
         part: tuple((clip_video(KIND.name, int(n)), 1) for n in numbers.tolist() if n in range(1, DIVES + 1))
         for part, numbers in lists.items()
     }
-    warnings = [] if faults else list(_warnings(lists, list_paths))
+    splits = {"official": Split(keys["train"], keys["test"])}
+    warnings = [] if faults else [*_warnings(lists, list_paths), *group_warnings(actions, splits)]
     return DataSet(
         actions=dict(actions),
-        splits={"official": Split(keys["train"], keys["test"])},
+        splits=splits,
         rules={KIND.name: RULES[KIND.name]},
         faults=tuple(faults),
         warnings=tuple(warnings),

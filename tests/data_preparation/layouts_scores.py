@@ -63,7 +63,7 @@ def write_aqa7(folder: Path, *, hundredfold: bool = False, seed: int = 0) -> dic
 
 
 def write_jigsaws(folder: Path, *, frames: int = 3, seed: int = 0) -> tuple[dict, dict]:
-    """annotations/label.pkl and splits.pkl, and a folder of `frames` empty pictures for each clip."""
+    """annotations/label.pkl, splits.pkl and frames.csv, by which each clip has `frames` frames."""
     rng = np.random.default_rng(seed)
     labels: dict[str, list[int]] = {}
     splits: dict[str, list[list[str]]] = {}
@@ -82,11 +82,8 @@ def write_jigsaws(folder: Path, *, frames: int = 3, seed: int = 0) -> tuple[dict
     annotations.mkdir(parents=True, exist_ok=True)
     for name, content in (("label", labels), ("splits", splits)):
         (annotations / f"{name}.pkl").write_bytes(pickle.dumps(content))
-    for name in labels:
-        clip = folder / "whole_videos_frames" / jigsaws.clip_video(name)
-        clip.mkdir(parents=True, exist_ok=True)
-        for number in range(1, frames + 1):
-            (clip / f"{number:06d}.jpg").touch()
+    rows = [f"{jigsaws.clip_video(name)},{frames}\n" for name in labels]
+    (annotations / "frames.csv").write_text("clip,frames\n" + "".join(rows))
     return labels, splits
 
 

@@ -31,11 +31,11 @@ _ACTIVATIONS = {"ReLU": nn.ReLU, "LeakyReLU": nn.LeakyReLU, "ELU": nn.ELU, "GELU
 
 def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> HeadMethod:
     outputs = 2 if data.by_difficulty else 1
-    head = TokenDecoder(feature_dim, outputs) if config.use_decoder else mlp_head(feature_dim, outputs, config)
+    head = TokenDecoder(feature_dim, outputs) if config.use_decoder else mlp_head(feature_dim, config, outputs)
     return Regression(head, config) if data.by_difficulty else ScaledRegression(head, config, ScoreScale(data))
 
 
-def mlp_head(feature_dim: int, outputs: int, config: TrainConfig) -> nn.Sequential:
+def mlp_head(feature_dim: int, config: TrainConfig, outputs: int = 2) -> nn.Sequential:
     """(B, feature_dim) -> (B, outputs): dropout, linear layer and --activation for each hidden size, then dropout and output
     layer."""
     layers: list[nn.Module] = []
@@ -51,7 +51,7 @@ def mlp_head(feature_dim: int, outputs: int, config: TrainConfig) -> nn.Sequenti
 class TokenDecoder(nn.Module):
     """(B, N, D) -> (B, outputs): a Transformer decoder on the N tokens of each clip; uses its output for the first (class) token."""
 
-    def __init__(self, feature_dim: int, outputs: int, layers: int = 4, heads: int = 8) -> None:
+    def __init__(self, feature_dim: int, outputs: int = 2, layers: int = 4, heads: int = 8) -> None:
         super().__init__()
         heads = max(h for h in range(1, heads + 1) if feature_dim % h == 0)
         self.decoder = nn.TransformerDecoder(RowDecoderLayer(feature_dim, heads), layers)
