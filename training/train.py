@@ -45,6 +45,7 @@ from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
+from training.tasks import task_of
 
 log = logging.getLogger("training")
 
@@ -104,7 +105,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
     source = source_of(config)
-    if faults := source.faults(used):
+    if faults := task_of(config.task).faults(used, splits.facts.classes) + source.faults(used):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
     model = build_model(config, splits.facts)

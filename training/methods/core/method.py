@@ -6,7 +6,7 @@ The network sees the action and an exemplar whose score is known, and predicts t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
+from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Tensors
@@ -143,6 +144,7 @@ class CoRe(ComparingMethod):
         mean, deviation = self.difficulty_mean_and_deviation.to(true.device)
         return (predicted - ((true - mean) / deviation).to(predicted.dtype)).square().mean()
 
+    @torch.no_grad()
     def _against_voters(self, outputs: Tensors, given: Tensors, labels: Tensors) -> tuple[Tensors, torch.Tensor]:
         """What `forward` gives for the pairs of each action with its voters (P, 2, leaves), and their differences (P,)."""
         bank = self._filled_bank()
@@ -158,6 +160,7 @@ class CoRe(ComparingMethod):
 
         return in_parts(compare, rows, references), label_difference(label[rows], bank.labels["label"][references])
 
+    @torch.no_grad()
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         bank = self._filled_bank()
         rows, references = pairs_of(self._voters(outputs, given))
@@ -171,8 +174,7 @@ class CoRe(ComparingMethod):
             position = found["positions"].gather(1, leaf[:, None])[:, 0]
             return {"label": label + self.groups.difference(leaf, position)}
 
-        with torch.no_grad():
-            votes = in_parts(vote, rows, references)["label"]
+        votes = in_parts(vote, rows, references)["label"]
         label = mean_vote(votes, rows, len(features))
         if self.pairing.difficulty_given:
             offset, factor = given["scale"].cpu().unbind(dim=1)
@@ -190,14 +192,11 @@ class CoRe(ComparingMethod):
 
     # ------------------------------------------------------------------------------------------ weight files, results
 
-    def load_pretrained(self, state: Tensors) -> list[str]:
-        from training.backbones._weights import load_strict
-
-        own = {n.removeprefix("regressor."): t for n, t in state.items() if n.startswith("regressor.")}
-        if not own:
+    def load_pretrained(self, parts: Mapping[str, Tensors]) -> list[str]:
+        if "regressor" not in parts:
             return []
-        load_strict(self.tree, own)
-        return ["regression tree of CoRe loaded"]
+        load_strict(self.tree, parts["regressor"])
+        return ["regression tree loaded"]
 
     def notes(self) -> list[str]:
         return [
