@@ -305,7 +305,9 @@ def test_faults_of_lists_are_reported_together(tmp_path: Path):
     (tmp_path / "test.txt").write_text("a 30 0\nm 31 0\n")
     (tmp_path / "classes.txt").write_text("one\ntwo\nthree\n")
     (tmp_path / "frames.csv").write_text("clip,frames\na,29\nk,30\nm,40\n")
-    faults = "\n".join(read_clips(tmp_path).faults)
+    found = read_clips(tmp_path)
+    assert "1 clips have more frames than the lists state (m: 31, has 40)" in found.warnings[0]
+    faults = "\n".join(found.faults)
     for text in (
         "row 2 (0): the clip has no frames", "row 3 (x): the label is not a whole number",
         "2 rows, 4 (it has 2), 5 (it has 4): not 3 columns", "row 6 (/data/g): the path is absolute",
