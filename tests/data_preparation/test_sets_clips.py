@@ -405,6 +405,7 @@ def test_a_table_has_kinds_with_ranges_groups_and_classes(tmp_path: Path):
     assert {kind: (r.low, r.high) for kind, r in found.rules.items()} == {"vault": (12.3, 16.9), "ski": (8, 50)}
     assert found.actions["07", 1].rules == found.rules["ski"]
     assert "1 groups (Smith) have actions in the train list and in the test list" in found.warnings[0]
+    assert found.warnings[1:] == ("1 of 2 classes (fall) have no action in the train list",)
     (tmp_path / "classes.txt").write_text("fall\nclean\n")
     assert [a.label for a in read_table(tmp_path).actions.values()] == [1, 0, 1]
     rows = [{"video": "a", "start_frame": 1, "end_frame": 9, "label": n} for n in (1, 0)]
