@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from data_preparation.actions import Action, VideoFacts
+from data_preparation.actions import Action, Dive, VideoFacts
 from data_preparation.frame_numbers import VideoScan
 
 _DIVE_SECONDS = (1.5, 9.0)  # plausible length of the median dive, from take-off to water; MTL-AQA's is 4
@@ -61,7 +61,7 @@ def version_warnings(scan: VideoScan, dives: Sequence[Action]) -> list[str]:
     warnings, rate = [], scan.rate
     seconds = median(d.frame_count for d in dives) / rate
     last = max(d.end_frame for d in dives)
-    if not _DIVE_SECONDS[0] <= seconds <= _DIVE_SECONDS[1]:
+    if isinstance(dives[0], Dive) and not _DIVE_SECONDS[0] <= seconds <= _DIVE_SECONDS[1]:
         warnings.append(
             f"at its {float(rate):g} frames per second the median dive lasts {float(seconds):.1f} s: the labelled version may have another frame rate; {_CHECK}"
         )
