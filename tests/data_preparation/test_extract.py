@@ -558,8 +558,8 @@ def test_verify_refuses_lists_that_overlap_or_lack_annotation(two_videos: Path):
     layout.train_file.write_bytes(pickle.dumps([(1, 1), (1, 2), (9, 9)], 3))
     checked = run_python("-m", "data_preparation.verify", "--dataset", two_videos, check=False)
     assert checked.returncode == 2
-    assert "the train list names 1 dives without annotation (09/009)" in checked.stderr
-    assert "share 1 dives (01/001)" in checked.stderr
+    assert "the train list names 1 actions without annotation (09/009)" in checked.stderr
+    assert "share 1 actions (01/001)" in checked.stderr
 
 
 def test_an_implausible_frame_rate_is_a_warning(two_videos: Path):
