@@ -84,7 +84,7 @@ class FeatureFit(Trainer):
             draw_losses([record], self.run.plot_file(self.config), title=self.run.title)
             # last, since best.pt marks the fit as done
             best = {"model": self.model.state_dict(), "position": asdict(self.position)}
-            checkpoint.save(self.run.best_checkpoint, best)
+            checkpoint.save(self.run.best_checkpoint, self._with_trained_on(best))
         collectives.barrier()
         log.info("Fitted: validation Spearman %.4f, R-l2 x100 %.3f", spearman, metrics["val_r_l2_x100"])
         self._report("running")

@@ -16,6 +16,7 @@ from training.runtime.interruption import InterruptionFlag
 from training.runtime.progress import Progress, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
+from training.trained_on import ENTRY
 
 
 class Trainer(ABC):
@@ -35,6 +36,7 @@ class Trainer(ABC):
         self.interruption = interruption
         self.progress = Progress(run, ranks, on_progress)
         self.position = Position()
+        self.trained_on: str | None = None  # for the checkpoints: identity.TrainedOn as text
         self.epochs, self.total_steps = config.epochs, 0
 
     @abstractmethod
@@ -60,6 +62,10 @@ class Trainer(ABC):
         Raises:
             StoppedBySignal: a rank received a signal.
         """
+
+    def _with_trained_on(self, content: dict[str, Any]) -> dict[str, Any]:
+        """`content` of a checkpoint with what its weights were trained on."""
+        return content if self.trained_on is None else {**content, ENTRY: self.trained_on}
 
     def report_finished(self) -> None:
         """Set the state in progress.json to finished."""
