@@ -212,7 +212,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     patience: int = flag(
         0,
-        "Stop after this many epochs without a better validation Spearman; 0 never stops early.",
+        "Stop after this many epochs without a better validation result; 0 never stops early.",
         minimum=0,
         may_change=True,
     )

@@ -20,7 +20,7 @@ from training.data.sources import source_of
 from training.data.splits import load_splits
 from training.model import ScoringModel, build_model
 from training.runtime.ranks import Ranks
-from training.trained_on import of_run, of_start
+from training.trained_on import entries_of_run, of_start
 
 
 def step_bytes(model: ScoringModel, config: TrainConfig, ranks: int) -> float:
@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     data = datasets.load(config.dataset_kind, config.annotation_files)
     model = build_model(config, DataFacts(data.classes, data.rules))
     if of_start(config):
-        of_run(config, load_splits(config), source_of(config))  # refuses a test split that holds actions of its weights
+        entries_of_run(
+            config, load_splits(config), source_of(config), frozen=False
+        )  # refuses a test split that holds actions of its weights
     total, trainable = parameters(model)
     best = 4.0 * total
     averages = best if config.ema else 0.0

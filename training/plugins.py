@@ -59,9 +59,11 @@ class MethodFlags:
     "maps"      named feature maps together with the features (backbones.base.Mapped)
     "frames"    features (B, N, D) of video frames that the method chooses; every backbone that reads video offers them
 
-    `clips_per_sample` is the number of clips of a training sample, for forecasts of memory.
+    `clips_per_sample` is the number of clips of a training sample, for forecasts of memory. `task` is what the method predicts:
+    the name of a file in training/tasks.
     """
 
+    task: ClassVar[str] = "score"
     TINY: ClassVar[Sequence[str]] = ()
     clips_per_sample: ClassVar[int] = 1
 

@@ -45,7 +45,8 @@ from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
-from training.trained_on import of_run
+from training.tasks import task_of
+from training.trained_on import entries_of_run
 
 log = logging.getLogger("training")
 
@@ -105,7 +106,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
     source = source_of(config)
-    if faults := source.faults(used):
+    if faults := task_of(config.task).faults(used, splits.facts.classes) + source.faults(used):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
     model = build_model(config, splits.facts)
@@ -117,7 +118,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status, device):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
-    trained_on = collectives.on_first_rank(lambda: of_run(config, splits, source).as_text())
+    trained_on = collectives.on_first_rank(partial(entries_of_run, config, splits, source, frozen=model.frozen))
     collectives.on_first_rank(
         partial(open_run, run, config, splits.record() | source.record(splits.known), splits.facts.record())
     )

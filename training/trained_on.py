@@ -1,14 +1,17 @@
 """The actions that weights were trained on, and the refusal of a run whose test split holds some of them.
 
 Checkpoints and feature files state them in an entry (data_preparation.identity.TrainedOn as text). A run adds its own actions
-to those of its starting weights and features, so the entry covers chains of trainings. What a comparing method refers to (its
-bank) are training actions of the run itself.
+to those of its starting weights and features, so the entry covers chains of trainings. A frozen backbone has an entry of its
+own, because it was not trained on the actions of the run. What a comparing method refers to (its bank) are training actions
+of the run itself.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,12 @@ from training.data.features import feature_file
 from training.data.sources import Source
 from training.data.splits import Splits
 from training.runtime.run_folder import RunFolder
+from training.tasks import task_of
 
 log = logging.getLogger("training")
 
 ENTRY = "trained_on"  # in checkpoints and in FeatureFile.about
+BACKBONE_ENTRY = "backbone_trained_on"  # in checkpoints with a frozen backbone
 _UNCHECKED = "so it is not checked whether the test split holds some of them"
 
 
@@ -45,7 +50,7 @@ def of_start(config: TrainConfig) -> dict[str, TrainedOn]:
 
 
 def of_weight_file(path: Path) -> TrainedOn:
-    """What a weight file was trained on. Published weights state nothing and count as trained on no action.
+    """What the backbone of a weight file was trained on. Published weights state nothing and count as trained on no action.
 
     Raises:
         UserError: the entry is damaged.
@@ -56,7 +61,7 @@ def of_weight_file(path: Path) -> TrainedOn:
         return TrainedOn()
     if not isinstance(content, dict) or not {"model", "position"} <= set(content):
         return TrainedOn()  # not a checkpoint of this project
-    return _parsed(content.get(ENTRY), f"weight file {path}", "an older version wrote it")
+    return _parsed(content.get(BACKBONE_ENTRY, content.get(ENTRY)), f"weight file {path}", "an older version wrote it")
 
 
 def of_features(path: Path) -> TrainedOn:
@@ -89,34 +94,37 @@ def _parsed(text: Any, name: str, why_missing: str) -> TrainedOn:
     return found
 
 
-def of_run(config: TrainConfig, splits: Splits, source: Source) -> TrainedOn:
-    """The training and validation actions of a run, and all actions that its starting weights and features were trained on.
+def entries_of_run(config: TrainConfig, splits: Splits, source: Source, *, frozen: bool) -> dict[str, str]:
+    """The entries of a run's checkpoints: its training and validation actions, and those of its starting weights and features.
+
+    A `frozen` backbone has those of its starting weights only.
 
     Raises:
         UserError: the test split holds some of these actions. leave_out.csv in the run folder then lists them.
     """
-    found = identities(splits.data_set, source.video_hashes([*splits.known, *splits.test]))
+    test = splits.test if task_of(config.task).has_test else []
+    found = identities(splits.data_set, source.video_hashes([*splits.known, *test]))
     own, start = TrainedOn.of(found[action.key] for action in splits.known), of_start(config)
     shared: dict[ActionKey, None] = {}
     problems: list[tuple[str, str]] = []  # (what is wrong, another fix than leaving actions out)
     for name, trained_on in {**start, "": own}.items():
-        if not (seen := [action.key for action in splits.test if trained_on.holds(found[action.key])]):
+        if not (seen := [action.key for action in test if trained_on.holds(found[action.key])]):
             continue
         shared |= dict.fromkeys(seen)
-        which = f"{len(seen)} of the {len(splits.test)} test actions ({list_names(seen)})"
+        which = f"{len(seen)} of the {len(test)} test actions ({list_names(seen)})"
         problems.append(
             (f"{name} was trained on {which}", "other weights")
             if name
             else (f"the train list has {which} under other names", "other lists")
         )
     if problems:
-        fix = _leave_out(config, list(shared)) if len(shared) < len(splits.test) else "another test split"
+        fix = _leave_out(config, list(shared)) if len(shared) < len(test) else "another test split"
         raise UserError.of(
             [f"{what}, so the test result would be meaningless: give {fix}, or {other}" for what, other in problems]
         )
-    for trained_on in start.values():
-        own |= trained_on
-    return own
+    of_weights = reduce(or_, start.values(), TrainedOn())
+    entries = {ENTRY: (own | of_weights).as_text()}
+    return {**entries, BACKBONE_ENTRY: of_weights.as_text()} if frozen else entries
 
 
 def _leave_out(config: TrainConfig, keys: Sequence[ActionKey]) -> str:

@@ -122,15 +122,17 @@ def clip_name(path: str) -> str:
     return video_name(path.removesuffix(suffix) if suffix.lower() in VIDEO_SUFFIXES else path)
 
 
-def _add_row(
-    rows: list[Row],
-    faults: Faults,
-    number: int,
-    path: str,
-    start: Any,
-    frames: Any,
-    label: Any,
-) -> None:
+def _whole(value: Any) -> int:
+    """
+    Raises:
+        ValueError: it is not a whole number, as text or as a number.
+    """
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError("not a whole number")
+    return int(value)
+
+
+def _add_row(rows: list[Row], faults: Faults, number: int, path: str, start: Any, frames: Any, label: Any) -> None:
     """Append a row, or its fault. Numbers may be text; None means not given."""
     try:
         name = clip_name(path)
@@ -143,7 +145,7 @@ def _add_row(
     numbers: list[int | None] = []
     for text, what in ((start, "start"), (frames, "number of frames"), (label, "label")):
         try:
-            numbers.append(None if text is None else int(text))
+            numbers.append(None if text is None else _whole(text))
         except (TypeError, ValueError, OverflowError):
             faults.add(number, f"the {what} is not a whole number", "correct it", str(text)[:40])
             return
@@ -216,8 +218,8 @@ def parse_records(path: Path) -> tuple[list[Row], list[str]]:
         label = record.get("label")
         if isinstance(label, list) and len(label) == 1:
             label = label[0]
-        if isinstance(label, list) or label is None or isinstance(label, (float, bool)):
-            faults.add(number, "it does not have one whole number as label", "several labels are not supported")
+        if isinstance(label, list) or label is None:
+            faults.add(number, "it does not have one label", "write one whole number, since several are not supported")
             continue
         _add_row(rows, faults, number, name, None, record.get("total_frames"), label)
     return rows, faults.sentences()

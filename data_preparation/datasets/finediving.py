@@ -7,6 +7,7 @@ Reads the folder of the released pickles. A video is named as there ("01", "FINA
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from data_preparation.actions import (
     video_name,
 )
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, split_faults
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, split_faults
 from data_preparation.pickles import load_pickle
 
 READS_LISTS = False
@@ -63,6 +64,11 @@ RULES = ScoreRules(0.0, _HIGHEST_SCORE, final_score)
 def is_synchronised(video: str) -> bool:
     """Whether the dives of a video are synchronised ones, by its name."""
     return "ync" in video
+
+
+def event_of(video: str) -> str:
+    """The event of a video, by its name: the videos of an event are its rounds (_r1, _r2, ...), with the same athletes."""
+    return re.sub(r"_r[0-9]+$", "", video)
 
 
 # ------------------------------------------------------------------------------------------------------ files -> fields
@@ -242,7 +248,7 @@ def _make_dive(
     steps = tuple(start + index for index in starts) or None
     dive = Dive(
         *key, start, end, difficulty=difficulty, final_score=score, judge_scores=judges, steps=steps, rules=RULES,
-        dive_number=number,
+        dive_number=number, group=event_of(key[0]),
     )  # fmt: skip
     return dive, faults + _value_faults(dive), warnings
 
@@ -315,13 +321,15 @@ def read(files: AnnotationFiles) -> DataSet:
     faults += split_faults(coarse_entries, train, test)
     if unlisted := sorted(coarse_entries.keys() - set(train) - set(test)):
         warnings.append(f"{len(unlisted)} dives ({list_names(unlisted)}) are in neither list")
+    splits = {"official": Split(train, test)}
+    warnings += group_warnings(dives, splits)
     videos = len({video for video, _ in coarse_entries})
     if (len(coarse_entries), videos) != (_RELEASED_DIVES, _RELEASED_VIDEOS):
         warnings.append(
             f"{folder} has {len(coarse_entries)} dives of {videos} videos; FineDiving as released has {_RELEASED_DIVES} of {_RELEASED_VIDEOS}"
         )
     return DataSet(
-        dict(dives), {"official": Split(train, test)}, (), {"": RULES}, tuple(faults), tuple(warnings), {}, frozenset(coarse_entries)
+        dict(dives), splits, (), {"": RULES}, tuple(faults), tuple(warnings), {}, frozenset(coarse_entries)
     )  # fmt: skip
 
 

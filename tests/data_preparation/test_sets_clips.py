@@ -50,7 +50,10 @@ def test_finediving_has_the_counts_of_the_release(tmp_path: Path):
         assert f"a judge's score of {score} is not one of 0 to 10 in half points" in warnings
     assert warnings.count("do not fit its frame labels") == len(layouts.WRONG_TRANSITIONS)
     assert f"of {sum(layouts.MISSES.values())} of 2997 dives do not give the final score" in warnings
-    assert len(found.warnings) == 3 + len(layouts.WRONG_TRANSITIONS) + 1
+    assert len(found.warnings) == 3 + len(layouts.WRONG_TRANSITIONS) + 2
+    assert (
+        "20 groups (01, 02, 03, 04, 05, ...) have actions in the train list and in the test list" in found.warnings[-1]
+    )
 
 
 def test_steps_of_finediving_are_the_first_frames_of_the_labels(tmp_path: Path):
@@ -178,6 +181,29 @@ def test_boxes_of_frfs_become_side_files(tmp_path: Path, shared: Path):
         assert found.frames.tolist() == list(range(1, 104))
         assert (boxes.areas(found.corners) > 0).all()
         assert found.fingerprint() == boxes.read_boxes(boxes.boxes_file(tmp_path / "boxes", case["name"])).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (("frame,width", "frames,width"), "does not begin with the line frame,width,height,x1"),
+        (("2,640,360,1", "1,640,360,1"), "not in ascending order or given twice"),
+        (("2,640,360,1", "0,640,360,1"), "frame 0: frames are numbered from 1"),
+        (("2,640,360,1", "2,640,361,1"), "has 2 sizes of the picture"),
+        (("2,640,360,1", "2.5,640,360,1"), "1 rows (row 3) are not 11 numbers"),
+        (("2,640,360,1,1,9,1,", "2,640,360,,1,9,1,"), "1 rows (row 3) are not 11 numbers"),
+        (("2,640,360,1,1,9,1,", "2,640,360,inf,1,9,1,"), "frame 2 with corners that are not finite"),
+        (("9,9,1,9\n2,", "9,9,1,9,7\n2,"), "row 2: 12 cells for 11 columns"),
+    ],
+)
+def test_faults_of_a_side_file_are_reported(tmp_path: Path, edit: tuple[str, str], problem: str):
+    text = ",".join(boxes.COLUMNS) + "\n1,640,360,1,1,9,1,9,9,1,9\n2,640,360,1,1,9,1,9,9,1,9\n"
+    (tmp_path / "a.csv").write_text(text)
+    assert boxes.read_boxes(tmp_path / "a.csv").corners[1].tolist() == [[1, 1], [9, 1], [9, 9], [1, 9]]
+    (tmp_path / "a.csv").write_text(text.replace(*edit))
+    with pytest.raises(UserError) as error:
+        boxes.read_boxes(tmp_path / "a.csv")
+    assert problem in str(error.value)
 
 
 def test_faults_of_boxes_are_reported_together(tmp_path: Path):

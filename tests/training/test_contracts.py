@@ -32,6 +32,7 @@ from training.runtime import checkpoint
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import generator
 from training.schedule import learning_rate
+from training.tasks import task_of
 
 SMALL = {"spatial_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2, "frame_num": 4, "topology": (16,), "dropout": (0.0,), "drop_path": 0.0, "batch_size": 8}  # fmt: skip
 CPU = torch.device("cpu")
@@ -200,7 +201,9 @@ def test_references_are_encoded_with_the_weights_and_saved_with_them(tmp_path: P
     assert model.method.bank.keys == [dive.key for dive in DIVES]
     with torch.no_grad():
         rows = Rows(model(batch), batch.given, batch.labels)
-    assert validation_metrics(model, rows, DIVES)["val_mae"] == pytest.approx(0)  # each is nearest to itself
+    assert validation_metrics(model, task_of("score"), rows, DIVES)["val_mae"] == pytest.approx(
+        0
+    )  # each is nearest to itself
     checkpoint.save(tmp_path / "best.pt", {"model": model.state_dict()})
     other, _ = model_with(Nearest)
     other.load_state_dict(checkpoint.load(tmp_path / "best.pt")["model"])

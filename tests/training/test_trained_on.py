@@ -33,7 +33,9 @@ def pretrained(train, dataset: Path, lists, tmp_path: Path) -> Path:
     return tmp_path / "runs" / "first"
 
 
-def test_weights_that_know_test_actions_are_refused_along_a_chain(train, dataset: Path, lists, pretrained: Path, tmp_path: Path):
+def test_weights_that_know_test_actions_are_refused_along_a_chain(
+    train, dataset: Path, lists, pretrained: Path, tmp_path: Path
+):
     weights, runs = pretrained / "checkpoints" / "best.pt", pretrained.parent
     known, test = lists
     found = identities(
@@ -91,6 +93,19 @@ def test_weights_that_state_nothing(train, pretrained: Path, tmp_path: Path):
     done = train("--run_name", "damaged", "--pretrained_model", old, check=False)
     assert done.returncode == 2
     assert "is damaged" in done.stderr
+
+
+def test_a_frozen_backbone_passes_on_what_it_was_trained_on_before(train, lists, pretrained: Path):
+    weights, runs = pretrained / "checkpoints" / "best.pt", pretrained.parent
+    head_first = ["--epochs", 1, "--freeze", "True", "--train_path", pretrained.parent.parent / "train.csv"]
+    head_first += ["--test_path", pretrained.parent.parent / "test.csv"]
+    train("--run_name", "frozen", *head_first)  # random weights, the head is trained on five of the test dives
+    train("--run_name", "next", "--epochs", 1, "--pretrained_model", runs / "frozen" / "checkpoints" / "best.pt")
+    train("--run_name", "frozen-pretrained", *head_first, "--pretrained_model", weights)
+    frozen = runs / "frozen-pretrained" / "checkpoints" / "best.pt"
+    done = train("--run_name", "last", "--epochs", 1, "--pretrained_model", frozen, check=False)
+    assert done.returncode == 2
+    assert "5 of the" in done.stderr
 
 
 def test_features_of_a_network_that_knows_test_actions(dataset: Path, lists, pretrained: Path, tmp_path: Path):

@@ -16,7 +16,7 @@ from training.runtime.interruption import InterruptionFlag
 from training.runtime.progress import Progress, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
-from training.trained_on import ENTRY
+from training.tasks import task_of
 
 
 class Trainer(ABC):
@@ -33,10 +33,11 @@ class Trainer(ABC):
         on_progress: ProgressHook | None = None,
     ) -> None:
         self.model, self.config, self.run, self.ranks, self.device = model, config, run, ranks, device
+        self.task = task_of(config.task)
         self.interruption = interruption
         self.progress = Progress(run, ranks, on_progress)
         self.position = Position()
-        self.trained_on: str | None = None  # for the checkpoints: identity.TrainedOn as text
+        self.trained_on: dict[str, str] = {}  # entries of the checkpoints, see trained_on.entries_of_run
         self.epochs, self.total_steps = config.epochs, 0
 
     @abstractmethod
@@ -63,10 +64,6 @@ class Trainer(ABC):
             StoppedBySignal: a rank received a signal.
         """
 
-    def _with_trained_on(self, content: dict[str, Any]) -> dict[str, Any]:
-        """`content` of a checkpoint with what its weights were trained on."""
-        return content if self.trained_on is None else {**content, ENTRY: self.trained_on}
-
     def report_finished(self) -> None:
         """Set the state in progress.json to finished."""
         self._report("finished")
@@ -81,6 +78,7 @@ class Trainer(ABC):
             step=self.position.global_step,
             steps=self.total_steps,
             best_epoch=self.position.best_epoch,
-            best_spearman=self.position.best_spearman,
+            best=self.position.best,
+            metric=self.task.metric.short,
             peak_memory_gib=peak_memory_gib(self.device),
         )
