@@ -124,7 +124,7 @@ def of_kind(rows: Sequence[dict[str, str]], kind: str) -> tuple[np.ndarray, np.n
 def test_aqa7_is_trained_and_reported_by_kind(tmp_path: Path, method: str):
     write_aqa7(tmp_path / "annotations")
     write_features(read("aqa7", AnnotationFiles(tmp_path / "annotations")), tmp_path / "features.npz")
-    summary = train(tmp_path, "aqa7", "a", "--method", method, "--epochs", 4, "--batch_size", 64)
+    summary = train(tmp_path, "aqa7", "a", "--method", method, "--epochs", 3, "--batch_size", 64)
     rows = predictions(tmp_path, "a")
     rhos = []
     for kind in aqa7.KINDS.values():
