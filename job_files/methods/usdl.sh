@@ -17,7 +17,7 @@
 #
 # AQA-7 (all kinds in one model): --dataset_kind aqa7 --annotation_path FOLDER --frame_method spaced_fixed
 # JIGSAWS, one of four folds: --dataset_kind jigsaws --annotation_path FOLDER --videos Suturing --fold 1 --score_bins 25 \
-#     --target_std 1 --frame_num 160 --frame_method spaced_fixed --window_layout full --bn_windows together --epochs 80
+#     --target_std 1 --frame_num 160 --frame_method spaced_fixed --window_layout full --bn_windows together --epochs 80 (the authors do not resize frames, and take the centre crop)
 #
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
 builtin source "$(dirname -- "${BASH_SOURCE[0]}")/../environment.sh" || [ -n "${DEEPSPORTS_HOME:-}" ] || exit 2 # also refuses Windows line endings
