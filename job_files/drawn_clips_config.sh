@@ -16,7 +16,7 @@ flags=(
 
     --model timesformer
     --spatial_size 48
-    --patch_size 8
+    --patch_size 12
     --embed_dim 64
     --depth 3
     --num_heads 4
@@ -31,7 +31,7 @@ flags=(
     --batch_size 16
     --workers 2
 
-    --epochs 16
+    --epochs 20
     --optimizer AdamW
     --learning_rate 0.001
     --weight_decay 0.01
