@@ -46,10 +46,12 @@ class Column(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What is true of A actions: `values` (A,) are final scores in points or class indices; `kinds` has A names."""
+    """What is true of A actions: `values` (A,) are final scores in points or class indices; `kinds` has A names. `spans` (A,) are
+    the lengths of the ranges of scores, in points, where the metrics need them."""
 
     values: np.ndarray
     kinds: Sequence[str]
+    spans: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,11 @@ def origin_text(summary: Mapping[str, Any]) -> str:
     """What predicted, according to summary.json: the checkpoint of a run, or several runs."""
     checkpoint = summary["checkpoint"]
     members = checkpoint.get("members")  # of training.combine
-    return f"mean of {members} run{'s' if members > 1 else ''}" if members else f"checkpoint of epoch {checkpoint['epoch']}"
+    return (
+        f"mean of {members} run{'s' if members > 1 else ''}"
+        if members
+        else f"checkpoint of epoch {checkpoint['epoch']}"
+    )
 
 
 def number_text(value: float | None) -> str:
