@@ -423,7 +423,7 @@ def _extract_command(
     layout: DatasetLayout, videos: Sequence[str], reports: Sequence[VideoReport], config: VerifyConfig
 ) -> str:
     """The command that extracts videos again, with the settings of most archives."""
-    chosen = ShardConfig(layout.root, tuple(videos), config.annotation_path)
+    chosen = ShardConfig(layout.root, tuple(videos), config.annotation_path, config.dataset_kind)
     usual = Counter(r.settings for r in reports if r.settings).most_common(1)
     flags = [word for name, value in (usual[0][0] if usual else ()) for word in (f"--{name}", value)]
     exists = any(archive_file(layout.frames, video).exists() for video in videos)
