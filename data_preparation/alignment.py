@@ -15,8 +15,8 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
+from data_preparation.actions import Action
 from data_preparation.decoding import decode_ranges, to_image
-from data_preparation.dives import Dive
 from data_preparation.frame_numbers import VideoScan
 
 REACH = 3  # frames before and after that are compared
@@ -63,7 +63,7 @@ def frame_shift(image: np.ndarray, around: Sequence[np.ndarray]) -> int | None:
     return best - len(around) // 2
 
 
-def sample_frames(dives: Sequence[Dive]) -> list[int]:
+def sample_frames(dives: Sequence[Action]) -> list[int]:
     """Choose frame numbers to compare: three quarters into a dive, where the diver moves, for dives across the video."""
     chosen = [dives[i] for i in np.unique(np.linspace(0, len(dives) - 1, _SAMPLES).round().astype(int)).tolist()]
     return sorted({d.start_frame + 3 * d.frame_count // 4 for d in chosen})

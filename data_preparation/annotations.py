@@ -1,4 +1,4 @@
-"""Read annotation files and split lists into Dive records, and summarise them.
+"""Read annotation files and split lists of dives, and summarise the annotations of any data set.
 
     python -m data_preparation.annotations summary --dataset DIR
     python -m data_preparation.annotations disjoint --train_path small.pkl --test_path test.pkl --output train.pkl
@@ -20,7 +20,7 @@ import json
 import pickle
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,28 +28,31 @@ from typing import Any
 
 import numpy as np
 
-from data_preparation.common.command_line import flag, parse_command, run
-from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import reporting_write_errors, write_atomic
-from data_preparation.dives import (
+from data_preparation import datasets
+from data_preparation.actions import (
     ATTRIBUTE_CLASSES,
     POSITION_LETTERS,
     POSITIONS,
     ROTATION_TYPES,
+    ActionKey,
     Dive,
-    DiveKey,
     VideoFacts,
-    dive_faults,
-    dive_name,
-    judge_exceptions,
-    judged_score,
+    action_name,
     list_names,
     overlap_faults,
+    plain_key,
+    sort_key,
+    video_name,
+    video_order,
 )
+from data_preparation.common.command_line import flag, parse_command, run
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.file_types import file_type_hint
 from data_preparation.layout import DatasetLayout, default_dataset
 from data_preparation.pickles import load_pickle
 from data_preparation.similar_files import similar_files_hint
+from data_preparation.summary import summary
 
 _REQUIRED = ("start_frame", "end_frame", "difficulty", "final_score")
 _VIDEO_COLUMNS, _DIVE_COLUMNS = ("video", "video_num"), ("dive", "number")
@@ -186,7 +189,7 @@ def _load_npy(path: Path) -> Any:
         ) from None
 
 
-def _parse_key(raw: Any, where: str) -> DiveKey:
+def _parse_key(raw: Any, where: str) -> ActionKey:
     try:
         if isinstance(raw, dict):  # {"video": 1, "dive": 2}
             ((key, _),) = _with_keys([raw], where)
@@ -194,17 +197,17 @@ def _parse_key(raw: Any, where: str) -> DiveKey:
         if isinstance(raw, (str, bytes, set, frozenset)):
             raise TypeError("not a pair")
         video, number = _to_list(raw)
-        return (_parse_int(video), _parse_int(number))  # numpy.uint8 and numpy.int64 occur in released files
+        return (_parse_video(video), _parse_int(number))  # numpy.uint8 and numpy.int64 occur in released files
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: '{raw}' is not a (video, dive) pair") from None
 
 
-def _with_keys(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mapping[str, Any]]]:
+def _with_keys(rows: Iterable[Any], where: str) -> Iterator[tuple[ActionKey, Mapping[str, Any]]]:
     """Yield the rows of a CSV or JSON file with their keys.
 
     Dives without a number are numbered in the order of the file, starting from 1 in each video.
     """
-    counted: Counter[int] = Counter()
+    counted: Counter[str] = Counter()
     unnumbered = False
     for position, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
@@ -220,10 +223,10 @@ def _with_keys(rows: Iterable[Any], where: str) -> Iterator[tuple[DiveKey, Mappi
             raise UserError(f"{where}, entry {position}: give every dive a number in the column 'dive', or none")
         unnumbered = number is None
         try:
-            key = (_parse_int(video), 0 if number is None else _parse_int(number))
+            key = (_parse_video(video), 0 if number is None else _parse_int(number))
         except (TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{where}, entry {position}: video '{video}', dive '{number}': write whole numbers (video 7 is the file 07.mp4)"
+                f"{where}, entry {position}: video '{video}', dive '{number}': write the name of the video without suffix (7 is the file 07.mp4), and a whole number for the dive"
             ) from None
         counted[key[0]] += 1
         yield (key if number is not None else (key[0], counted[key[0]])), row
@@ -233,7 +236,7 @@ def _columns_text() -> str:
     return "video, dive, " + ", ".join(_REQUIRED)
 
 
-def _rows(path: Path) -> list[tuple[DiveKey, Mapping[str, Any]]]:
+def _rows(path: Path) -> list[tuple[ActionKey, Mapping[str, Any]]]:
     """(key, fields) of every entry of an annotation file, in the file's order."""
     path = Path(path)
     if not path.is_file():
@@ -295,6 +298,15 @@ def _parse_int(value: Any) -> int:
     return int(number)
 
 
+def _parse_video(value: Any) -> str:
+    """The name of a video from a number, or from a text that is a number or a name."""
+    if isinstance(value, str) and not re.fullmatch(r"[-+0-9.,' \u00a0\u202f]+", value.strip()):
+        return video_name(value.strip())
+    if (number := _parse_int(value)) < 0:
+        raise ValueError("write a number of 0 or more")
+    return video_name(number)
+
+
 def _parse_attribute(value: Any, name: str) -> int:
     words = _ATTRIBUTE_WORDS.get(name, {})
     if isinstance(value, str) and value.lower() in words:
@@ -351,9 +363,9 @@ _VIDEO_CONVERTERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _video_facts(rows: Iterable[tuple[DiveKey, Any]], where: str) -> tuple[dict[int, VideoFacts], list[str]]:
+def _video_facts(rows: Iterable[tuple[ActionKey, Any]], where: str) -> tuple[dict[str, VideoFacts], list[str]]:
     """What the rows state about the video files that were labelled, by video; and the faults: unparsable and contradictory values."""
-    stated: dict[tuple[int, str], Any] = {}
+    stated: dict[tuple[str, str], Any] = {}
     faults: dict[str, None] = {}
     for key, fields in rows:
         for name, convert in _VIDEO_CONVERTERS.items():
@@ -362,21 +374,21 @@ def _video_facts(rows: Iterable[tuple[DiveKey, Any]], where: str) -> tuple[dict[
             try:
                 value = convert(fields[name])
             except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-                faults[f"dive {dive_name(key)}: {name} '{fields[name]}' cannot be parsed: {first_line(error)}"] = None
+                faults[f"dive {action_name(key)}: {name} '{fields[name]}' cannot be parsed: {first_line(error)}"] = None
                 continue
             if (earlier := stated.setdefault((key[0], name), value)) != value:
                 faults[
-                    f"video {key[0]:02d}: {name} is {earlier} in one row and {value} in another (dive {dive_name(key)}): a video file has only one, correct them"
+                    f"video {key[0]}: {name} is {earlier} in one row and {value} in another (dive {action_name(key)}): a video file has only one, correct them"
                 ] = None
     videos = {video for video, _ in stated}
     facts = {
         v: VideoFacts(stated.get((v, "frames_per_second")), stated.get((v, "video_frames")), where)
-        for v in sorted(videos)
+        for v in sorted(videos, key=video_order)
     }
     return facts, list(faults)
 
 
-def _make_dive(key: DiveKey, fields: Mapping[str, Any]) -> tuple[Dive | None, list[str]]:
+def _make_dive(key: ActionKey, fields: Mapping[str, Any]) -> tuple[Dive | None, list[str]]:
     """(the dive or None, all faults of its fields)."""
     values, faults = {}, []
     for name, convert in _CONVERTERS.items():
@@ -386,7 +398,7 @@ def _make_dive(key: DiveKey, fields: Mapping[str, Any]) -> tuple[Dive | None, li
             except (TypeError, ValueError, OverflowError) as error:
                 faults.append(f"{name} '{fields[name]}' cannot be parsed: {first_line(error)}")
     faults += [f"{name} is missing" for name in _REQUIRED if fields.get(name) is None]
-    return (None if faults else Dive(key[0], key[1], **values)), [f"dive {dive_name(key)}: {f}" for f in faults]
+    return (None if faults else Dive(*key, **values)), [f"dive {action_name(key)}: {f}" for f in faults]
 
 
 def _column_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -413,10 +425,10 @@ class Annotations:
     what the file states about the video files that were labelled, by video.
     """
 
-    dives: dict[DiveKey, Dive]
-    keys: frozenset[DiveKey]
+    dives: dict[ActionKey, Dive]
+    keys: frozenset[ActionKey]
     faults: tuple[str, ...]
-    facts: dict[int, VideoFacts] = field(default_factory=dict)
+    facts: dict[str, VideoFacts] = field(default_factory=dict)
 
 
 def read_annotations(path: Path) -> Annotations:
@@ -443,14 +455,14 @@ def _digest(path: Path) -> bytes:
 def _parsed(path: Path, digest: bytes) -> Annotations:
     """What `read_annotations` returns, cached by the digest of the content: a modification time can miss a change."""
     rows = _rows(path)
-    dives: dict[DiveKey, Dive] = {}
+    dives: dict[ActionKey, Dive] = {}
     faults = _column_faults([fields for _, fields in rows if isinstance(fields, dict)])
     named = Counter(key for key, _ in rows)
-    faults += [f"dive {dive_name(key)}: given {count} times" for key, count in named.items() if count > 1]
+    faults += [f"dive {action_name(key)}: given {count} times" for key, count in named.items() if count > 1]
     absent = {name for name in _REQUIRED if not any(isinstance(f, dict) and name in f for _, f in rows)}
     for key, fields in rows:
         if not isinstance(fields, dict):
-            faults.append(f"dive {dive_name(key)}: {type(fields).__name__} instead of named fields")
+            faults.append(f"dive {action_name(key)}: {type(fields).__name__} instead of named fields")
             continue
         dive, own_faults = _make_dive(key, fields)
         # _column_faults already reports columns that no row has
@@ -458,7 +470,7 @@ def _parsed(path: Path, digest: bytes) -> Annotations:
         if dive is not None:
             dives[key] = dive
     for dive in dives.values():
-        faults += dive_faults(dive)
+        faults += dive.faults()
     faults += overlap_faults(d for d in dives.values() if d.start_frame <= d.end_frame)
     facts, fact_faults = _video_facts(rows, Path(path).name)
     faults += fact_faults
@@ -470,7 +482,7 @@ def _parsed(path: Path, digest: bytes) -> Annotations:
     return Annotations(dives, frozenset(named), tuple(f"{path}: {fault}" for fault in faults), facts)
 
 
-def load_annotations(path: Path, captions_path: Path | None = None) -> dict[DiveKey, Dive]:
+def load_annotations(path: Path, captions_path: Path | None = None) -> dict[ActionKey, Dive]:
     """Load all dives of an annotation file (.pkl, .csv, .json), in its order, with captions if their file is given.
 
     Raises:
@@ -483,7 +495,7 @@ def load_annotations(path: Path, captions_path: Path | None = None) -> dict[Dive
     return {key: replace(dive, caption=captions[key]) if key in captions else dive for key, dive in read.dives.items()}
 
 
-def load_captions(path: Path) -> dict[DiveKey, tuple[str, ...]]:
+def load_captions(path: Path) -> dict[ActionKey, tuple[str, ...]]:
     """Load the caption tokens of each dive, `<sos>` first and `<eos>` last.
 
     Raises:
@@ -524,7 +536,7 @@ def load_vocabulary(path: Path) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- split lists
 
 
-def load_split(path: Path) -> list[DiveKey]:
+def load_split(path: Path) -> list[ActionKey]:
     """Load the (video, dive) pairs of a split list.
 
     Formats: .pkl, .csv with the columns video and dive, .json, and .npy of shape (N, 2). The order is that of the file;
@@ -550,7 +562,7 @@ def load_split(path: Path) -> list[DiveKey]:
     else:
         raw = _to_list(_load_npy(path) if suffix == ".npy" else load_pickle(path))
     if isinstance(raw, (set, frozenset)):  # a set has no order, but the random train/validation split needs one
-        return sorted(_parse_key(item, str(path)) for item in raw)
+        return sorted((_parse_key(item, str(path)) for item in raw), key=sort_key)
     if isinstance(raw, dict) and raw:
         keys_are_pairs = all(isinstance(key, tuple) for key in raw)
         raise UserError(
@@ -566,54 +578,10 @@ def load_split(path: Path) -> list[DiveKey]:
             f"{path} holds 2 rows of {len(raw[0])} numbers: save it transposed, one row (video, dive) per dive"
         )
     keys = [_parse_key(item, str(path)) for item in raw]
-    twice = sorted(key for key, count in Counter(keys).items() if count > 1)
+    twice = sorted((key for key, count in Counter(keys).items() if count > 1), key=sort_key)
     if twice:
         raise UserError(f"{path} names {len(twice)} dives twice ({list_names(twice)}): remove the duplicates")
     return keys
-
-
-def list_faults(annotated: Container[DiveKey], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> list[str]:
-    """The faults of a pair of split lists: entries without annotation, and dives that are in both."""
-    faults = []
-    for keys, name in ((train, "train"), (test, "test")):
-        unannotated = [key for key in keys if key not in annotated]
-        if unannotated:
-            faults.append(_unannotated_text(unannotated, f"the {name} list"))
-    shared = sorted(set(train) & set(test))
-    if shared:
-        faults.append(
-            f"the train and test lists share {len(shared)} dives ({list_names(shared)}), so the test result would be meaningless (MTL-AQA's smaller training sets overlap its test list like this): write a disjoint train list with python -m data_preparation.annotations disjoint"
-        )
-    return faults
-
-
-def _unannotated_text(keys: Sequence[DiveKey], where: str) -> str:
-    return f"{where} names {len(keys)} dives without annotation ({list_names(keys)}): use lists and annotations of the same data set"
-
-
-def select(dives: Mapping[DiveKey, Dive], keys: Iterable[DiveKey], where: str) -> list[Dive]:
-    """The dives that a split list names, in the order of the list.
-
-    Raises:
-        UserError: the list names dives that have no annotation.
-    """
-    keys = list(keys)
-    unannotated = [key for key in keys if key not in dives]
-    if unannotated:
-        raise UserError(_unannotated_text(unannotated, where))
-    return [dives[key] for key in keys]
-
-
-def check_disjoint(train: Iterable[DiveKey], test: Iterable[DiveKey]) -> None:
-    """Check that the train and test lists share no dive.
-
-    Raises:
-        UserError: they do; the message has their number and the fix.
-    """
-    train, test = list(train), list(test)
-    faults = list_faults(dict.fromkeys([*train, *test]), train, test)
-    if faults:
-        raise UserError.of(faults)
 
 
 # -------------------------------------------------------------------------------------------------------- command lines
@@ -624,9 +592,16 @@ class SummaryConfig:
     """Print a summary of a data set's annotations; exit with status 2 if they have faults."""
 
     dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
-    annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none uses the data set's own.")
+    annotation_path: Path | None = flag(
+        None, "Annotation file (.pkl, .csv, .json), or the folder of the released files; none uses the data set's own."
+    )
     train_path: Path | None = flag(None, "Train list; none uses the data set's own.")
     test_path: Path | None = flag(None, "Test list; none uses the data set's own.")
+    dataset_kind: str = flag(
+        datasets.DEFAULT,
+        "Format of the annotations (data_preparation/datasets); mtl_aqa also reads CSV and JSON files of dives.",
+        choices=datasets.names(),
+    )
 
     def path(self, name: str) -> Path:
         """The file that --NAME_path names, or else that of the data set.
@@ -642,13 +617,16 @@ class SummaryConfig:
             raise UserError(
                 f"--{name}_path and --dataset are missing: give one, or source job_files/environment.sh first"
             )
-        return getattr(DatasetLayout(folder), f"{name}_file")
+        layout = DatasetLayout(folder)
+        return layout.annotations_of(self.dataset_kind) if name == "annotation" else getattr(layout, f"{name}_file")
 
 
-_WRITERS: dict[str, Callable[[list[DiveKey]], bytes]] = {
-    ".pkl": lambda keys: pickle.dumps(keys, protocol=3),  # the protocol of MTL-AQA's lists
-    ".csv": lambda keys: "".join(["video,dive\n", *(f"{video},{dive}\n" for video, dive in keys)]).encode(),
-    ".json": lambda keys: json.dumps(keys).encode(),
+_WRITERS: dict[str, Callable[[list[ActionKey]], bytes]] = {
+    ".pkl": lambda keys: pickle.dumps([plain_key(key) for key in keys], protocol=3),  # the protocol of MTL-AQA's lists
+    ".csv": lambda keys: "".join(
+        ["video,dive\n", *(f"{video},{dive}\n" for video, dive in map(plain_key, keys))]
+    ).encode(),
+    ".json": lambda keys: json.dumps([plain_key(key) for key in keys]).encode(),
 }
 
 
@@ -667,71 +645,19 @@ class DisjointConfig:
             raise UserError(f"--output {self.output}: give a name that ends in {', '.join(_WRITERS)}")
 
 
-def _spread(values: Iterable[float], digits: int = 1) -> str:
-    low, median, high = np.percentile(list(values), [0, 50, 100])
-    return f"{low:.{digits}f} to {high:.{digits}f}, median {median:.{digits}f}"
-
-
-def _counts(dives: Iterable[Dive], name: str, words: Sequence[str] = ()) -> str:
-    counted = sorted(Counter(getattr(d, name) for d in dives).items())
-    return ", ".join(f"{words[value] if words else value}: {count}" for value, count in counted)
-
-
-def summary(dives: Mapping[DiveKey, Dive], train: Sequence[DiveKey], test: Sequence[DiveKey]) -> str:
-    """A summary of a data set: size, range of the targets, labels, judges, and a row for each video."""
-    everything = list(dives.values())
-    lines = [
-        f"dives          {len(everything)} in {len({d.video for d in everything})} videos; {len(train)} in the train list, {len(test)} in the test list, {len(set(dives) - set(train) - set(test))} in neither",
-        f"frames         {sum(d.frame_count for d in everything)} in dives; a dive has {_spread((d.frame_count for d in everything), 0)}",
-        f"final score    {_spread(d.final_score for d in everything)}; {len({d.final_score for d in everything})} distinct",
-        f"difficulty     {_spread(d.difficulty for d in everything)}; {len({d.difficulty for d in everything})} distinct",
-    ]
-    for name, words in (("position", POSITIONS), ("rotation_type", ROTATION_TYPES)):
-        if all(getattr(d, name) is not None for d in everything):
-            lines.append(f"{name:<14} {_counts(everything, name, words)}")
-    for name, text in (("armstand", "armstand"), ("ss_no", "half somersaults"), ("tw_no", "half twists")):
-        if all(getattr(d, name) is not None for d in everything):
-            lines.append(f"{name:<14} {_counts(everything, name)} ({text})")
-    if numbers := {d.dive_number for d in everything if d.dive_number}:
-        lines.append(f"dive numbers   {len(numbers)} distinct")
-    if any(d.caption for d in everything):
-        lines.append(f"captions       {sum(d.caption is not None for d in everything)} dives")
-    exceptions: list[Dive] = []
-    if judged := [d for d in everything if judged_score(d) is not None]:
-        exceptions = judge_exceptions(judged)
-        lines.append(
-            f"judges         {len(judged)} dives; the rules give the final score of {len(judged) - len(exceptions)}"
-        )
-    lines.append("\nvideo   dives   train    test   first frame   last frame   frames in dives")
-    in_train, in_test = Counter(v for v, _ in train), Counter(v for v, _ in test)
-    for video in sorted({d.video for d in everything}):
-        in_video = [d for d in everything if d.video == video]
-        lines.append(
-            f"{video:>5} {len(in_video):>7} {in_train[video]:>7} {in_test[video]:>7} {min(d.start_frame for d in in_video):>13} {max(d.end_frame for d in in_video):>12} {sum(d.frame_count for d in in_video):>17}"
-        )
-    if exceptions:
-        lines.append(
-            f"\nwarning: the judges' scores of {len(exceptions)} dives do not give the final score (training uses the final score):"
-        )
-    lines += [
-        f"  {d.name}  {' '.join(f'{j:g}' for j in d.judge_scores or ())} at difficulty {d.difficulty:g} give {judged_score(d):.2f}, not {d.final_score:.2f}"
-        for d in exceptions
-    ]
-    return "\n".join(lines)
-
-
 def _summary(config: SummaryConfig) -> None:
-    read = read_annotations(config.path("annotation"))
-    dives, faults = read.dives, list(read.faults)
-    if (folder := config.dataset or default_dataset()) and (found := DatasetLayout(folder).captions_file).exists():
-        captions = load_captions(found)
-        dives = {key: replace(dive, caption=dive.caption or captions.get(key)) for key, dive in dives.items()}
-    train, test = load_split(config.path("train")), load_split(config.path("test"))
-    faults += list_faults(read.keys, train, test)
-    if dives:
-        print(summary(dives, train, test))
-    if faults:
-        raise UserError.of(faults)
+    kind, annotations = config.dataset_kind, config.path("annotation")
+    lists = (config.path("train"), config.path("test")) if datasets.reads_lists(kind) else (None, None)
+    folder = config.dataset or default_dataset()
+    captions = DatasetLayout(folder).captions_file if folder and kind == datasets.DEFAULT else None
+    files = datasets.AnnotationFiles(
+        annotations, lists[0], lists[1], captions if captions and captions.exists() else None
+    )
+    data = datasets.read(kind, files)
+    if data.actions:
+        print(summary(data))
+    if data.faults:
+        raise UserError.of(data.faults)
 
 
 def _disjoint(config: DisjointConfig) -> None:

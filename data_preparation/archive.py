@@ -28,9 +28,9 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import atomic_file, reporting_write_errors
 from data_preparation.common.limits import limit_error_text
 from data_preparation.file_types import unreadable_file_error
-from data_preparation.layout import ARCHIVE_SUFFIX, archive_file, frame_name, loose_dir, prepared_videos, video_name
+from data_preparation.layout import ARCHIVE_SUFFIX, archive_file, archived_videos, frame_name, loose_dir
 from data_preparation.loose_frames import LooseFrames, clip_folders, find_loose_frames, is_frame_file
-from data_preparation.similar_files import names_in, names_with_number, numberings
+from data_preparation.similar_files import names_in, names_like_video, numberings
 
 PROVENANCE = "provenance.json"
 _MAX_OPEN_READERS = 256
@@ -220,10 +220,10 @@ def max_open_readers() -> int:
     return _MAX_OPEN_READERS if soft == resource.RLIM_INFINITY else max(min(soft // 4, _MAX_OPEN_READERS), 1)
 
 
-def recorded_rates(frames_dir: Path) -> dict[int, Fraction]:
+def recorded_rates(frames_dir: Path) -> dict[str, Fraction]:
     """Frames per second of the source videos of all archives in a folder, by video. Skips unreadable archives."""
     rates = {}
-    for video in prepared_videos(frames_dir):
+    for video in archived_videos(frames_dir):
         with suppress(UserError):
             if rate := source_rate(open_frames(frames_dir, video).provenance):
                 rates[video] = rate
@@ -247,7 +247,7 @@ def decode_grey(jpeg: bytes, height: int) -> np.ndarray:
     return simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=height, min_width=1, min_factor=1)[:, :, 0]
 
 
-def open_frames(frames_dir: Path, video: int) -> FrameReader:
+def open_frames(frames_dir: Path, video: str) -> FrameReader:
     """Open the frames of a video: its archive or, if there is none, its folder of loose frames.
 
     Raises:
@@ -306,34 +306,32 @@ def _describe_images(folder: Path) -> str:
     return ""
 
 
-def extract_first(video: int) -> str:
+def extract_first(video: str) -> str:
     """The fix for a video that was not extracted yet."""
-    return f"extract the video first (python -m data_preparation.extract --videos {video_name(video)})"
+    return f"extract the video first (python -m data_preparation.extract --videos {video})"
 
 
-def missing_text(frames_dir: Path, video: int) -> str:
+def missing_text(frames_dir: Path, video: str) -> str:
     """The message about a video without archive and folder of frames. Names a file or folder that may be meant."""
     wanted, names = archive_file(frames_dir, video), names_in(frames_dir)
     if not names:
         return f"{wanted} is missing ({frames_dir} {'is empty' if frames_dir.is_dir() else 'does not exist'}): {extract_first(video)}"
-    for name in names_with_number(names, video):
+    for name in names_like_video(names, video):
         candidate = frames_dir / name
         images = _describe_images(candidate) if candidate.is_dir() else ""
         if images and not any(map(is_frame_file, names_in(candidate))):
             command = adopt_command(loose_dir(frames_dir, video))
             return f"{wanted} is missing, but {images}: {command} packs them with the right names"
         if images:
-            return f"{wanted} is missing, but {images}: rename the folder ({_rename_command(candidate, video_name(video))}), or extract the video"
+            return f"{wanted} is missing, but {images}: rename the folder ({_rename_command(candidate, loose_dir(frames_dir, video).name)}), or extract the video"
         if name.lower().endswith(".zip"):
             return f"{wanted} is missing, but {candidate} exists: rename it ({_rename_command(candidate, wanted.name)})"
         if candidate.is_file() and name.lower().endswith((".tar", ".tgz", ".tar.gz", ".7z", ".rar")):
-            return (
-                f"{wanted} is missing, but {candidate} exists: unpack it into a folder {video_name(video)} next to it"
-            )
+            return f"{wanted} is missing, but {candidate} exists: unpack it into a folder {video} next to it"
     if "whole_videos_frames" in names:
         return f"{wanted} is missing: give the folder {frames_dir / 'whole_videos_frames'} instead of {frames_dir}"
     if found := numberings(names):
-        return f"{wanted} is missing, but {frames_dir} itself has {found[0].text}: move those of video {video_name(video)} into a subfolder {video_name(video)}"
+        return f"{wanted} is missing, but {frames_dir} itself has {found[0].text}: move those of video {video} into a subfolder {video}"
     return f"{wanted} is missing: {extract_first(video)}"
 
 

@@ -33,7 +33,7 @@ from data_preparation.common.command_line import flag, parse_command, run
 from data_preparation.common.errors import UserError
 from data_preparation.decoding import decode_ranges, to_jpeg
 from data_preparation.frame_numbers import scan_video
-from data_preparation.layout import DatasetLayout, archive_file, frame_name, video_name
+from data_preparation.layout import DatasetLayout, archive_file, archived_videos, frame_name
 
 _DIVE_FRAMES = 106  # MTL-AQA's mean
 _CLIP_FRAMES = 48
@@ -304,10 +304,10 @@ def timeline(config: TimelineConfig) -> None:
             seconds = _run_timed(command)
             rows.append((name, f"{seconds:.1f}", f"{_size_and_files(made)[0] / 1e6:.1f}", f"{_peak_memory_mb():.0f}"))
             print(f"{name}: {seconds:.1f} s", flush=True)
-        videos = layout.source_videos()
+        videos = archived_videos(layout.frames)
         total = sum(FrameReader(archive_file(layout.frames, v)).provenance["source"]["frames"] for v in videos)
         stored = sum(len(FrameReader(archive_file(layout.frames, v)).numbers) for v in videos)
-    print(f"{len(videos)} videos ({' '.join(map(video_name, videos))}), {total} frames, {stored} of them stored")
+    print(f"{len(videos)} videos ({' '.join(videos)}), {total} frames, {stored} of them stored")
     print(_table(rows))
 
 

@@ -10,8 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from data_preparation.actions import VideoFacts, video_name
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.dives import VideoFacts
 from data_preparation.file_types import POINTERS_AND_COMPRESSED, VIDEO_BOXES, file_type_of
 from data_preparation.layout import DatasetLayout
 
@@ -128,13 +128,15 @@ def _facts(fields: dict[str, str], where: str) -> VideoFacts:
     return VideoFacts(_fraction(rate) if rate else None, int(frames) if frames else None, where)
 
 
-def catalogue_facts(path: Path = CATALOGUE) -> dict[int, VideoFacts]:
-    """What a catalogue states about the video files, by video number; videos without such entries are left out.
+def catalogue_facts(path: Path = CATALOGUE) -> dict[str, VideoFacts]:
+    """What a catalogue states about the video files, by video; videos without such entries are left out.
 
     Raises:
         UserError: as `load_catalogue`.
     """
-    numbered = {int(Path(a.name).stem): a.facts for a in load_catalogue(path) if re.fullmatch(r"[0-9]+\.\w+", a.name)}
+    numbered = {
+        video_name(Path(a.name).stem): a.facts for a in load_catalogue(path) if re.fullmatch(r"[0-9]+\.\w+", a.name)
+    }
     return {video: facts for video, facts in numbered.items() if facts.frames_per_second or facts.frames}
 
 

@@ -24,12 +24,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_preparation.actions import video_name
 from data_preparation.catalogue import CATALOGUE, KINDS, Artefact, content_fault, load_catalogue
 from data_preparation.common.command_line import flag, parse_command, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import Cancelled, exclusive_lock, lock, sha256, write_atomic, write_error
 from data_preparation.file_types import HEAD_BYTES
-from data_preparation.layout import DatasetLayout, default_dataset, video_name
+from data_preparation.layout import DatasetLayout, default_dataset
 from data_preparation.transfer import DiskSpace, PartialFile, SourceError, Transfer, fetch, size_text
 
 
@@ -230,7 +231,7 @@ def select_artefacts(artefacts: Sequence[Artefact], kind: str, only: Sequence[st
         UserError: a name is not in the catalogue.
     """
     of_kind = [a for a in artefacts if kind in ("all", a.kind)]
-    only = [video_name(int(name)) if name.isdigit() else name for name in only]
+    only = [video_name(name) if name.isdigit() else name for name in only]
     unknown = [name for name in only if not any(name in (a.name, Path(a.name).stem) for a in of_kind)]
     if unknown:
         raise UserError(

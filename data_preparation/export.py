@@ -6,7 +6,6 @@ python -m data_preparation.export --dataset DIR [--videos 01 02] [--output FOLDE
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_preparation.actions import chosen_videos, is_chosen
 from data_preparation.archive import PROVENANCE, FrameReader
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_folder, reporting_write_errors
-from data_preparation.layout import archive_file, dataset_layout, frame_name, loose_dir, prepared_videos, video_name
+from data_preparation.layout import archive_file, archived_videos, dataset_layout, frame_name, loose_dir
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ def export_video(archive: Path, folder: Path) -> int:
 def main(argv: Sequence[str]) -> int:
     config = parse(ExportConfig, argv, prog="python -m data_preparation.export", description=__doc__.splitlines()[0])
     frames = dataset_layout(config.dataset).frames
-    archived = [video for video in prepared_videos(frames) if archive_file(frames, video).exists()]
-    names = [video_name(v) for v in archived] if [v.lower() for v in config.videos] == ["all"] else config.videos
-    unknown = [name for name in names if not (re.fullmatch("[0-9]{1,6}", name) and int(name) in archived)]
+    archived = archived_videos(frames)
+    wanted = chosen_videos(config.videos)
+    unknown = [name for name in wanted or () if not any(is_chosen(video, {name}) for video in archived)]
     if unknown or not archived:
         raise UserError(
-            f"{frames} has no archive of {' '.join(unknown) or 'any video'}; it has {' '.join(map(video_name, archived)) or 'none'}"
+            f"{frames} has no archive of {' '.join(unknown) or 'any video'}; it has {' '.join(archived) or 'none'}"
         )
     faults = []
-    for video in sorted({int(name) for name in names}):
+    for video in (video for video in archived if is_chosen(video, wanted)):
         try:
             folder = loose_dir(config.output or frames, video)
             print(f"{folder}: {export_video(archive_file(frames, video), folder)} frames")

@@ -26,6 +26,7 @@ import av
 import simplejpeg
 from tqdm import tqdm
 
+from data_preparation.actions import Action, VideoFacts, list_names
 from data_preparation.archive import FrameReader, decode_grey, recorded_rates, source_rate, write_archive
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
@@ -33,9 +34,8 @@ from data_preparation.common.files import Cancelled, sha256
 from data_preparation.common.limits import limit_error_text
 from data_preparation.common.workers import check_workers, init_worker, kill_workers
 from data_preparation.decoding import Decoder, FrameRange, FrameRequest, request_frames, to_jpeg
-from data_preparation.dives import Dive, VideoFacts, list_names
 from data_preparation.frame_numbers import VideoScan, scan_video
-from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
+from data_preparation.layout import DatasetLayout, archive_file, dataset_layout
 from data_preparation.rates import RepeatWatch, fact_faults, rate_warnings, repeat_warning, version_warnings
 from data_preparation.running_extractions import announce_extraction
 from data_preparation.shards import ShardConfig, command_text
@@ -83,7 +83,7 @@ def merge_ranges(ranges: Iterable[FrameRange]) -> list[FrameRange]:
     return result
 
 
-def needed_ranges(dives: Iterable[Dive], window: int, after: int, last_frame: int) -> list[FrameRange]:
+def needed_ranges(dives: Iterable[Action], window: int, after: int, last_frame: int) -> list[FrameRange]:
     """The frames to store for some dives, as merged ranges within 1..last_frame.
 
     A dive needs the frames from its start, or `window` frames before its end if that is earlier, to `after` frames
@@ -102,7 +102,7 @@ def split_ranges(ranges: Iterable[FrameRange]) -> Iterator[FrameRange]:
             yield start, min(start + _CHUNK - 1, last)
 
 
-def check_length(scan: VideoScan, dives: Sequence[Dive]) -> None:
+def check_length(scan: VideoScan, dives: Sequence[Action]) -> None:
     """Check that a video does not end before its last annotated dive.
 
     Raises:
@@ -241,7 +241,7 @@ def stored_ranges(path: Path, source: Path, settings: dict[str, int]) -> tuple[l
     return [(first, last) for first, last in record["ranges"]], made_from["frames"]
 
 
-def is_adopted(path: Path, dives: Sequence[Dive]) -> bool:
+def is_adopted(path: Path, dives: Sequence[Action]) -> bool:
     """Whether an archive was packed by data_preparation.adopt and has all frames of these dives."""
     if not path.exists():
         return False
@@ -263,8 +263,8 @@ class Outcome:
 
 def extract_video(
     layout: DatasetLayout,
-    video: int,
-    dives: Sequence[Dive],
+    video: str,
+    dives: Sequence[Action],
     config: ExtractConfig,
     pool: DecodingPool,
     on_frame: Callable[[], None],
@@ -355,10 +355,10 @@ def provenance(
 
 def extract_videos(
     layout: DatasetLayout,
-    work: dict[int, list[Dive]],
+    work: dict[str, list[Action]],
     config: ExtractConfig,
-    facts: Mapping[int, Sequence[VideoFacts]] = MappingProxyType({}),
-) -> dict[int, Outcome]:
+    facts: Mapping[str, Sequence[VideoFacts]] = MappingProxyType({}),
+) -> dict[str, Outcome]:
     """Extract several videos with `config.processes` worker processes and a progress bar in frames."""
     expected = sum(
         last - first + 1
@@ -372,20 +372,18 @@ def extract_videos(
     def on_frame() -> None:
         bar.update()
 
-    def extract_one(video: int) -> Outcome:
+    def extract_one(video: str) -> Outcome:
         """Never raises: an error in one video must not stop the others."""
         try:
             return extract_video(layout, video, work[video], config, pool, on_frame, facts.get(video, ()))
         except UserError as error:
             return Outcome(False, str(error))
         except Cancelled:
-            return Outcome(False, f"video {video_name(video)}: interrupted")
+            return Outcome(False, f"video {video}: interrupted")
         except Exception as error:
             if text := limit_error_text(error):
-                return Outcome(False, f"video {video_name(video)}: {text}")
-            return Outcome(
-                False, f"video {video_name(video)}: unexpected error, please report it\n{traceback.format_exc()}"
-            )
+                return Outcome(False, f"video {video}: {text}")
+            return Outcome(False, f"video {video}: unexpected error, please report it\n{traceback.format_exc()}")
 
     received: list[int] = []  # signals
 
@@ -400,7 +398,7 @@ def extract_videos(
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, stop)
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     announced = announce_extraction(layout.frames, work, config.shard_count)
     with announced, bar, ThreadPoolExecutor(min(config.processes, len(work))) as threads:
         pending = {threads.submit(extract_one, video): video for video in work}
@@ -409,11 +407,9 @@ def extract_videos(
                 for future in wait(pending, return_when="FIRST_COMPLETED").done:
                     video = pending.pop(future)
                     outcomes[video] = outcome = future.result()
-                    bar.write(
-                        f"video {video_name(video)}: {outcome.text if outcome.succeeded else 'failed'}", sys.stdout
-                    )
+                    bar.write(f"video {video}: {outcome.text if outcome.succeeded else 'failed'}", sys.stdout)
                     for warning in outcome.warnings:
-                        bar.write(f"video {video_name(video)}: warning: {warning}", sys.stdout)
+                        bar.write(f"video {video}: warning: {warning}", sys.stdout)
         except BaseException:  # Ctrl-C or a signal: discard partial archives and start no further video
             pool.stop()
             threads.shutdown(wait=True, cancel_futures=True)
@@ -426,7 +422,7 @@ def extract_videos(
 
 def main(argv: Sequence[str]) -> int:
     config = parse(ExtractConfig, argv, prog="python -m data_preparation.extract", description=__doc__.splitlines()[0])
-    layout, work = dataset_layout(config.dataset), config.dives_by_video()
+    layout, work = dataset_layout(config.dataset), config.actions_by_video()
     if not work:
         print("This shard has no video: nothing to do.")
         return 0
@@ -436,18 +432,16 @@ def main(argv: Sequence[str]) -> int:
     stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
     for video, warning in rate_warnings(recorded_rates(layout.frames)).items():
         if video in work and video not in stated:
-            print(f"video {video_name(video)}: warning: {warning}")
+            print(f"video {video}: warning: {warning}")
     print(f"extracted {len(outcomes) - len(failed)} of {len(outcomes)} videos to {layout.frames}")
     extracted = {video: work[video] for video, outcome in outcomes.items() if outcome.succeeded}
     if config.verify and extracted:
         reports = verify(layout, extracted, VerifyConfig(workers=config.workers), facts)
         print(report_text(reports))
         print(mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults]))
-        failed |= {
-            r.video: "\n".join(f"video {video_name(r.video)}: {f}" for f in r.faults) for r in reports if r.faults
-        }
+        failed |= {r.video: "\n".join(f"video {r.video}: {f}" for f in r.faults) for r in reports if r.faults}
     if failed:
-        names = tuple(map(video_name, sorted(failed)))
+        names = tuple(sorted(failed))
         retry = replace(config, dataset=layout.root, videos=names, again=config.verify, shard_index=0, shard_count=1)
         raise UserError.of([*failed.values(), f"when fixed, run: {command_text('extract', retry)}"])
     return 0

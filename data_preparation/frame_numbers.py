@@ -16,8 +16,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from data_preparation.actions import LAST_FRAME
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.dives import LAST_FRAME
 from data_preparation.file_types import file_type_hint
 
 DEFAULT_DISPOSITION_BONUS = 5_000_000  # pixels; how much ffmpeg prefers a stream that is marked as default

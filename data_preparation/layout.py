@@ -1,7 +1,7 @@
-"""Names and paths of a prepared data set (imports only common.errors and similar_files).
+"""Names and paths of a prepared data set (imports only actions, common.errors and similar_files).
 
 DeepSports_dataset/
-    whole_videos/NN.mp4             the source videos
+    whole_videos/NN.mp4             the source videos; those of clips may lie in folders (diving/054.avi)
     whole_videos_frames/NN.zip      the frames that the dives need (archive.py)
     whole_videos_frames/NN/000001.jpg   or loose frames, as in the original code
     annotations/                    pickles, vocabulary (annotations.py)
@@ -12,22 +12,17 @@ DeepSports_dataset/
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_preparation.actions import video_order
 from data_preparation.common.errors import UserError
-from data_preparation.similar_files import names_in, names_with_number
+from data_preparation.similar_files import names_in, names_like_video
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg")
 ARCHIVE_SUFFIX = ".zip"
 _UNFINISHED = (".part", ".tmp", ".ytdl", ".crdownload", ".download")
-
-
-def video_name(video: int) -> str:
-    """The file stem and folder name of a video: two digits or more, as in MTL-AQA ('07')."""
-    return f"{video:02d}"
 
 
 def frame_name(number: int) -> str:
@@ -70,6 +65,10 @@ class DatasetLayout:
     def annotation_file(self) -> Path:
         return self.annotations / "final_annotations_dict.pkl"
 
+    def annotations_of(self, kind: str) -> Path:
+        """The annotations of a data set of a kind (--dataset_kind): MTL-AQA's file; of others, the whole folder."""
+        return self.annotation_file if kind == "mtl_aqa" else self.annotations
+
     @property
     def train_file(self) -> Path:
         return self.annotations / "train_split_0.pkl"
@@ -86,14 +85,21 @@ class DatasetLayout:
     def vocabulary_file(self) -> Path:
         return self.annotations / "vocab.json"
 
-    def video_file(self, video: int) -> Path:
+    def video_file(self, video: str) -> Path:
         """The source video, in any container format.
 
         Raises:
-            UserError: there is no file with that number, or more than one.
+            UserError: there is no file of that name, or more than one.
         """
-        name = video_name(video)
-        found = [p for p in self._videos() if p.stem == name and p.exists()]
+        name = video
+        folder = (self.videos / video).parent
+        found = [
+            path
+            for file in names_in(folder)
+            if (path := folder / file).stem == Path(video).name
+            and path.suffix.lower() in VIDEO_SUFFIXES
+            and path.exists()
+        ]
         if len(found) == 1:
             return found[0]
         if found:
@@ -103,21 +109,20 @@ class DatasetLayout:
         missing = f"video {name} is missing: {self.videos} has no {name}.mp4 (or {', '.join(VIDEO_SUFFIXES[1:])})"
         raise UserError(f"{missing}{self._missing_video_hint(video)}")
 
-    def source_videos(self) -> list[int]:
-        """The sorted numbers of the existing source videos."""
-        return sorted({int(p.stem) for p in self._videos() if p.stem == video_name(int(p.stem))})
+    def has_video(self, video: str) -> bool:
+        """Whether the source video exists."""
+        folder = (self.videos / video).parent
+        return any(
+            Path(file).stem == Path(video).name and Path(file).suffix.lower() in VIDEO_SUFFIXES
+            for file in names_in(folder)
+        )
 
-    def _videos(self) -> list[Path]:
-        """The files whose name is a number and a video suffix, in lower or upper case."""
-        paths = [self.videos / name for name in names_in(self.videos)]
-        return [p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES and re.fullmatch(r"[0-9]+", p.stem)]
-
-    def _missing_video_hint(self, video: int) -> str:
+    def _missing_video_hint(self, video: str) -> str:
         """The end of the message about a missing video: the file that is probably meant, and the command that fixes it."""
-        name = video_name(video)
+        name = video
         inner = [path for f in (self.videos, self.root) for n in names_in(f) if (path := f / n).is_dir()]
         for folder in (self.videos, self.root, *(f for f in inner if f not in (self.videos, self.frames))):
-            for found in names_with_number(names_in(folder), video, VIDEO_SUFFIXES):
+            for found in names_like_video(names_in(folder), video, VIDEO_SUFFIXES):
                 path = folder / found
                 if path.is_symlink() and not path.exists():
                     return f", and {path} is a link to {os.readlink(path)}, which does not exist: make the link again"
@@ -133,29 +138,26 @@ class DatasetLayout:
         return f": download it (python -m data_preparation.download videos --only {name})"
 
 
-def archive_file(frames_dir: Path, video: int) -> Path:
+def archive_file(frames_dir: Path, video: str) -> Path:
     """The frame archive of one video."""
-    return frames_dir / (video_name(video) + ARCHIVE_SUFFIX)
+    return frames_dir / (video + ARCHIVE_SUFFIX)
 
 
-def loose_dir(frames_dir: Path, video: int) -> Path:
+def loose_dir(frames_dir: Path, video: str) -> Path:
     """The folder of loose frames of one video, as in the original code."""
-    return frames_dir / video_name(video)
+    return frames_dir / video
 
 
-def prepared_videos(frames_dir: Path) -> list[int]:
-    """The sorted numbers of the videos that have an archive or a folder of loose frames."""
-    if not frames_dir.is_dir():
-        return []
-    return sorted(
-        {
-            int(p.stem)
-            for p in frames_dir.iterdir()
-            if re.fullmatch(r"[0-9]+", p.stem)
-            and p.name in (video_name(int(p.stem)), archive_file(frames_dir, int(p.stem)).name)
-            and (p.is_dir() or p.suffix == ARCHIVE_SUFFIX)
-        }
-    )
+def is_prepared(frames_dir: Path, video: str) -> bool:
+    """Whether a video has an archive or a folder of loose frames."""
+    return archive_file(frames_dir, video).exists() or loose_dir(frames_dir, video).is_dir()
+
+
+def archived_videos(frames_dir: Path) -> list[str]:
+    """The names of the videos that have an archive, in order (`video_order`)."""
+    paths = (path.relative_to(frames_dir) for path in frames_dir.rglob(f"*{ARCHIVE_SUFFIX}"))
+    names = (str(path.with_suffix("")) for path in paths if not any(part.startswith(".") for part in path.parts))
+    return sorted(names, key=video_order)
 
 
 def default_dataset() -> Path | None:

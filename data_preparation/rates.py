@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from data_preparation.dives import Dive, VideoFacts
+from data_preparation.actions import Action, VideoFacts
 from data_preparation.frame_numbers import VideoScan
 
 _DIVE_SECONDS = (1.5, 9.0)  # plausible length of the median dive, from take-off to water; MTL-AQA's is 4
@@ -56,7 +56,7 @@ def fact_faults(
     return faults
 
 
-def version_warnings(scan: VideoScan, dives: Sequence[Dive]) -> list[str]:
+def version_warnings(scan: VideoScan, dives: Sequence[Action]) -> list[str]:
     """Signs in a single file that it is not the version that was labelled. Not needed if its rate is stated."""
     warnings, rate = [], scan.rate
     seconds = median(d.frame_count for d in dives) / rate
@@ -136,7 +136,7 @@ class RepeatWatch:
         return None
 
 
-def rate_warnings(rates: Mapping[int, Fraction]) -> dict[int, str]:
+def rate_warnings(rates: Mapping[str, Fraction]) -> dict[str, str]:
     """Warnings, by video, about frame rates that differ from those of most other videos of the data set."""
     counted = Counter(rates.values()).most_common()
     if len(counted) < 2:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_preparation.actions import video_name
 from data_preparation.common.files import is_writer_alive, remove_stale_temporaries
 
 _TOUCH_INTERVAL = 20  # seconds
@@ -28,12 +29,12 @@ class Extraction:
 
     host: str
     pid: int
-    videos: frozenset[int]
+    videos: frozenset[str]
     shards: int
 
 
 @contextmanager
-def announce_extraction(frames_dir: Path, videos: Iterable[int], shards: int) -> Iterator[None]:
+def announce_extraction(frames_dir: Path, videos: Iterable[str], shards: int) -> Iterator[None]:
     """Announce to other processes, while the block runs, that these videos are being extracted.
 
     If the folder cannot be written to, there is no announcement; writing the first archive reports the error.
@@ -70,6 +71,6 @@ def running_extractions(frames_dir: Path) -> list[Extraction]:
             ):
                 with suppress(OSError, ValueError, KeyError, TypeError):
                     content = json.loads(path.read_text())
-                    videos = frozenset(map(int, content["videos"]))
+                    videos = frozenset(map(video_name, content["videos"]))
                     extractions.append(Extraction(match["host"], int(match["pid"]), videos, int(content["shares"])))
     return extractions

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.annotations import load_annotations, read_annotations
+from data_preparation import datasets
+from data_preparation.actions import Action, VideoFacts, chosen_videos, is_chosen, video_order
 from data_preparation.catalogue import catalogue_facts
 from data_preparation.common.command_line import flag, to_argv
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive, VideoFacts
-from data_preparation.layout import dataset_layout, video_name
+from data_preparation.layout import dataset_layout
+
+_MAX_LISTED = 40  # videos in a message
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,18 @@ class ShardConfig:
 
     dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     videos: tuple[str, ...] = flag(
-        ("all",), "Videos to process: all (those with annotated dives), or numbers.", allowed="all, or video numbers"
+        ("all",),
+        "Videos to process: all (those with annotated actions), or names, or folders of videos.",
+        allowed="all, or names such as 01 or diving/054",
     )
-    annotation_path: Path | None = flag(None, "Annotation file (.pkl, .csv, .json); none uses the data set's own.")
+    annotation_path: Path | None = flag(
+        None, "Annotation file (.pkl, .csv, .json), or the folder of the released files; none uses the data set's own."
+    )
+    dataset_kind: str = flag(
+        datasets.DEFAULT,
+        "Format of the annotations (data_preparation/datasets); mtl_aqa also reads CSV and JSON files of dives.",
+        choices=datasets.names(),
+    )
     workers: int = flag(0, "Worker processes; 0 means one per CPU core of the job.", minimum=0, maximum=1024)
     shard_index: int = flag(0, "Shard of the videos to process, from 0 (a task of a job array).", minimum=0)
     shard_count: int = flag(1, "Number of shards.", minimum=1)
@@ -34,44 +44,54 @@ class ShardConfig:
             raise UserError(
                 f"--shard_index {self.shard_index} must be less than --shard_count {self.shard_count}: shards count from 0"
             )
-        if not self.all_videos and not all(re.fullmatch("[0-9]{1,6}", v) for v in self.videos):
-            raise UserError(f"--videos {' '.join(self.videos)}: give 'all' or video numbers such as 01 02")
+        chosen_videos(self.videos)
 
     @property
-    def all_videos(self) -> bool:
-        return [v.lower() for v in self.videos] == ["all"]
+    def annotation_files(self) -> datasets.AnnotationFiles:
+        """The annotations without split lists.
+
+        Raises:
+            UserError: neither --annotation_path nor a data set folder is given.
+        """
+        found = self.annotation_path or dataset_layout(self.dataset).annotations_of(self.dataset_kind)
+        return datasets.AnnotationFiles(found)
 
     @property
     def processes(self) -> int:
         """Number of worker processes: `workers`, or the CPU cores that this process may use."""
         return self.workers or len(os.sched_getaffinity(0))
 
-    def dives_by_video(self) -> dict[int, list[Dive]]:
-        """All annotated dives of the videos of this shard, videos ascending.
+    def actions_by_video(self) -> dict[str, list[Action]]:
+        """All annotated actions of the videos of this shard, videos ascending.
 
         Raises:
             UserError: the annotations cannot be read, or a video has no annotated dive.
         """
-        by_video: dict[int, list[Dive]] = {}
-        for dive in load_annotations(self.annotation_path or dataset_layout(self.dataset).annotation_file).values():
-            by_video.setdefault(dive.video, []).append(dive)
-        chosen = sorted(by_video) if self.all_videos else sorted({int(v) for v in self.videos})
-        if unknown := [video_name(v) for v in chosen if v not in by_video]:
+        by_video: dict[str, list[Action]] = {}
+        for action in datasets.load(self.dataset_kind, self.annotation_files).actions.values():
+            by_video.setdefault(action.video, []).append(action)
+        every = sorted(by_video, key=video_order)
+        wanted = chosen_videos(self.videos)
+        if unknown := [name for name in sorted(wanted or ()) if not any(is_chosen(v, {name}) for v in every)]:
+            shown = " ".join(every[:_MAX_LISTED]) + (" ..." if len(every) > _MAX_LISTED else "")
             raise UserError(
-                f"--videos {' '.join(unknown)}: these videos have no annotated dive; those that have are {' '.join(map(video_name, sorted(by_video)))}"
+                f"--videos {' '.join(unknown)}: these videos have no annotated dive; those that have are {shown}"
             )
+        chosen = [video for video in every if is_chosen(video, wanted)]
         return {video: by_video[video] for video in chosen[self.shard_index :: self.shard_count]}
 
-    def stated_facts(self) -> dict[int, list[VideoFacts]]:
+    def stated_facts(self) -> dict[str, list[VideoFacts]]:
         """What annotations and catalogue state about the video files that were labelled, by video.
 
         Raises:
             UserError: annotations or catalogue cannot be read.
         """
         layout = dataset_layout(self.dataset)
-        annotated = read_annotations(self.annotation_path or layout.annotation_file).facts
+        annotated = datasets.read(self.dataset_kind, self.annotation_files).facts
+        if self.dataset_kind != datasets.DEFAULT:  # the catalogue lists MTL-AQA's videos
+            return {video: [facts] for video, facts in annotated.items()}
         synthetic = layout.synthetic_file.exists()  # its video numbers are also those of the catalogue's videos
-        stated: dict[int, list[VideoFacts]] = {}
+        stated: dict[str, list[VideoFacts]] = {}
         for facts in (annotated, {} if synthetic else catalogue_facts()):
             for video, of_video in facts.items():
                 stated.setdefault(video, []).append(of_video)

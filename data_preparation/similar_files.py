@@ -68,6 +68,15 @@ def names_in(folder: Path) -> list[str]:
         return []
 
 
+def names_like_video(names: Iterable[str], video: str, suffixes: Iterable[str] | None = None) -> list[str]:
+    """The names that may be meant for a video: `names_with_number` of a numbered video; of others, similar names."""
+    if video.isdigit():
+        return names_with_number(names, int(video), suffixes)
+    stem = video.rsplit("/", 1)[-1]
+    ending = tuple(suffixes or ())
+    return [name for name in similar_names(stem, names) if not ending or name.lower().endswith(ending)]
+
+
 def names_with_number(names: Iterable[str], number: int, suffixes: Iterable[str] | None = None) -> list[str]:
     """The names that contain `number` ('video 1.mp4', '001.mp4', '01_final.mp4' for 1) and, if given, have one of `suffixes`."""
     found = []

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_preparation.common.files import write_atomic
-from data_preparation.layout import archive_file, loose_dir, video_name
+from data_preparation.layout import archive_file, loose_dir
 
 
 def cache_folder() -> Path | None:
@@ -28,7 +28,7 @@ def cache_folder() -> Path | None:
         return None
 
 
-def _state(frames_dir: Path, video: int) -> str:
+def _state(frames_dir: Path, video: str) -> str:
     """A text that changes when a video is extracted again, or when loose frames are added or removed."""
     path = archive_file(frames_dir, video)
     status = (path if path.exists() else loose_dir(frames_dir, video)).stat()
@@ -48,7 +48,7 @@ def _places(frames_dir: Path) -> list[Path]:
     return places
 
 
-def mark_verified(frames_dir: Path, video: int) -> Path:
+def mark_verified(frames_dir: Path, video: str) -> Path:
     """Record that this video, in its present state, was verified; return the folder with the marker.
 
     Raises:
@@ -58,15 +58,15 @@ def mark_verified(frames_dir: Path, video: int) -> Path:
     *first, last = _places(frames_dir)
     for place in first:
         try:
-            write_atomic(place / video_name(video), state)
+            write_atomic(place / video, state)
             return place
         except OSError:
             pass  # read-only, owned by another user, or full: try the next folder
-    write_atomic(last / video_name(video), state)
+    write_atomic(last / video, state)
     return last
 
 
-def mark_videos_verified(frames_dir: Path, videos: Iterable[int]) -> str:
+def mark_videos_verified(frames_dir: Path, videos: Iterable[str]) -> str:
     """Record that videos were verified; return a sentence with the folder, or with the reason why it failed."""
     places: dict[Path, None] = {}
     for video in videos:
@@ -80,13 +80,13 @@ def mark_videos_verified(frames_dir: Path, videos: Iterable[int]) -> str:
     return f"Verification recorded in {' and '.join(map(str, places))}." if places else ""
 
 
-def unverified(frames_dir: Path, videos: Iterable[int]) -> list[int]:
+def unverified(frames_dir: Path, videos: Iterable[str]) -> list[str]:
     """The videos that were not verified, or that changed after they were verified."""
     places = _places(frames_dir)
 
-    def verified(video: int) -> bool:
+    def verified(video: str) -> bool:
         state = _state(frames_dir, video)
-        return any(_read_marker(place / video_name(video)) == state for place in places)
+        return any(_read_marker(place / video) == state for place in places)
 
     return [video for video in videos if not verified(video)]
 

@@ -25,17 +25,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from data_preparation import datasets
+from data_preparation.actions import Action, VideoFacts
 from data_preparation.alignment import compare_with_video, sample_frames
-from data_preparation.annotations import list_faults, load_split
 from data_preparation.archive import FrameReader, adopt_command, extract_first, is_frame_file, open_frames, source_rate
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_file, reporting_write_errors, sha256, write_atomic
 from data_preparation.common.workers import check_workers, init_worker
 from data_preparation.decoding import stored_size
-from data_preparation.dives import Dive, VideoFacts
 from data_preparation.frame_numbers import scan_video
-from data_preparation.layout import DatasetLayout, archive_file, dataset_layout, video_name
+from data_preparation.layout import DatasetLayout, archive_file, dataset_layout
 from data_preparation.rates import fact_faults, rate_warnings
 from data_preparation.running_extractions import Extraction, running_extractions
 from data_preparation.shards import ShardConfig, command_text
@@ -63,7 +63,7 @@ class VerifyConfig(ShardConfig):
 class VideoReport:
     """Result of verifying one video."""
 
-    video: int
+    video: str
     dives: int
     frames: int = 0
     size_bytes: int = 0
@@ -79,7 +79,7 @@ class VideoReport:
     extraction_state: str = ""  # set if a running extraction explains why frames are missing
 
 
-def dive_frame_faults(reader: FrameReader, dives: Sequence[Dive]) -> list[str]:
+def dive_frame_faults(reader: FrameReader, dives: Sequence[Action]) -> list[str]:
     """Errors of dives that lack frames: a sentence each for the first few, and the number of the others."""
     faults: list[str] = []
     present = set(reader.numbers.tolist())
@@ -98,7 +98,7 @@ def dive_frame_faults(reader: FrameReader, dives: Sequence[Dive]) -> list[str]:
 
 
 def alignment_faults(
-    layout: DatasetLayout, video: int, reader: FrameReader, dives: Sequence[Dive]
+    layout: DatasetLayout, video: str, reader: FrameReader, dives: Sequence[Action]
 ) -> tuple[list[str], list[str]]:
     """(errors, warnings) about frames that another tool numbered, from a comparison with the source video if it exists."""
     try:
@@ -144,7 +144,7 @@ def record_faults(reader: FrameReader, record: dict[str, Any], shapes: Counter[t
     return faults
 
 
-def source_faults(layout: DatasetLayout, video: int, record: dict[str, Any]) -> list[str]:
+def source_faults(layout: DatasetLayout, video: str, record: dict[str, Any]) -> list[str]:
     """The error if the source video is no longer the one that the archive was made from."""
     source = layout.video_file(video)
     made_from = record.get("source", {})
@@ -153,7 +153,7 @@ def source_faults(layout: DatasetLayout, video: int, record: dict[str, Any]) -> 
     return []
 
 
-def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], config: VerifyConfig) -> VideoReport:
+def verify_video(layout: DatasetLayout, video: str, dives: Sequence[Action], config: VerifyConfig) -> VideoReport:
     """Verify one video: read and decode all stored frames and, with --sheets, draw the contact sheet."""
     try:
         reader = open_frames(layout.frames, video)
@@ -185,9 +185,9 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
                 faults += source_faults(layout, video, record)
     except UserError as error:
         return VideoReport(video, len(dives), faults=tuple(str(error).splitlines()))
-    drawable: list[Dive] = []
+    drawable: list[Action] = []
     if config.sheets and (drawable := _drawable(reader, dives, faults)):
-        sheet = config.sheets / f"{video_name(video)}.png"
+        sheet = config.sheets / f"{video}.png"
         with reporting_write_errors(sheet), atomic_file(sheet) as temporary:
             contact_sheet(reader, drawable).save(temporary, format="PNG")
     source = record.get("source", {})
@@ -204,7 +204,7 @@ def verify_video(layout: DatasetLayout, video: int, dives: Sequence[Dive], confi
 # -------------------------------------------------------------------------------------------------------- contact sheet
 
 
-def _drawable(reader: FrameReader, dives: Sequence[Dive], faults: Sequence[str]) -> list[Dive]:
+def _drawable(reader: FrameReader, dives: Sequence[Action], faults: Sequence[str]) -> list[Action]:
     if not faults:
         return list(dives)
     drawable = []
@@ -218,11 +218,11 @@ def _drawable(reader: FrameReader, dives: Sequence[Dive], faults: Sequence[str])
     return drawable
 
 
-def _sheet_frames(dive: Dive) -> tuple[int, int, int]:
+def _sheet_frames(dive: Action) -> tuple[int, int, int]:
     return dive.start_frame, (dive.start_frame + dive.end_frame) // 2, dive.end_frame
 
 
-def contact_sheet(reader: FrameReader, dives: Sequence[Dive]) -> Image.Image:
+def contact_sheet(reader: FrameReader, dives: Sequence[Action]) -> Image.Image:
     """Draw the first, middle and last frame of each dive under its label."""
 
     def thumbnail(number: int) -> Image.Image:
@@ -232,7 +232,7 @@ def contact_sheet(reader: FrameReader, dives: Sequence[Dive]) -> Image.Image:
     strips = []
     for d in dives:
         images = [thumbnail(n) for n in _sheet_frames(d)]
-        label = f"{d.name}  {d.dive_number or ''}  DD {d.difficulty:g}  score {d.final_score:g}  frames {d.start_frame}-{d.end_frame}"
+        label = f"{d.name}  {d.label_text}  frames {d.start_frame}-{d.end_frame}"
         width = max(sum(i.width for i in images), int(ImageDraw.Draw(images[0]).textlength(label))) + _GAP
         strip = Image.new("RGB", (width, _SHEET_HEIGHT + _LABEL_HEIGHT + 4), "white")
         ImageDraw.Draw(strip).text((2, 4), label, fill="black")
@@ -254,9 +254,9 @@ def contact_sheet(reader: FrameReader, dives: Sequence[Dive]) -> Image.Image:
 
 def verify(
     layout: DatasetLayout,
-    work: dict[int, list[Dive]],
+    work: dict[str, list[Action]],
     config: VerifyConfig,
-    facts: Mapping[int, Sequence[VideoFacts]] = MappingProxyType({}),
+    facts: Mapping[str, Sequence[VideoFacts]] = MappingProxyType({}),
 ) -> list[VideoReport]:
     """Verify several videos, `config.processes` at a time, with a progress bar.
 
@@ -310,7 +310,7 @@ def height_faults(reports: Sequence[VideoReport]) -> list[str]:
         return []
     usual = Counter(heights.values()).most_common(1)[0][0]
     return [
-        f"video {video_name(video)}: frames of height {height}, and those of most videos have {usual}"
+        f"video {video}: frames of height {height}, and those of most videos have {usual}"
         for video, height in heights.items()
         if height != usual
     ]
@@ -335,7 +335,7 @@ def report_text(reports: Sequence[VideoReport]) -> str:
     for r in reports:
         size = "x".join(map(str, reversed(r.shapes[0]))) if len(r.shapes) == 1 else "?"
         lines.append(
-            f"{video_name(r.video):>5} {r.dives:>7} {r.frames:>9} {size:>8} {r.size_bytes / 1e6:>8.1f}   {r.origin}{_state(r)}"
+            f"{r.video:>5} {r.dives:>7} {r.frames:>9} {size:>8} {r.size_bytes / 1e6:>8.1f}   {r.origin}{_state(r)}"
         )
     lines.append(
         f"total {sum(r.dives for r in reports):>7} {sum(r.frames for r in reports):>9} {'':>8} {sum(r.size_bytes for r in reports) / 1e6:>8.1f}"
@@ -345,31 +345,30 @@ def report_text(reports: Sequence[VideoReport]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     config = parse(VerifyConfig, argv, prog="python -m data_preparation.verify", description=__doc__.splitlines()[0])
-    layout, work = dataset_layout(config.dataset), config.dives_by_video()
+    layout, work = dataset_layout(config.dataset), config.actions_by_video()
     if not work:
         print("This shard has no video: nothing to do.")
         return 0
-    train, test = load_split(config.train_path or layout.train_file), load_split(config.test_path or layout.test_file)
-    annotated = ShardConfig(dataset=config.dataset, annotation_path=config.annotation_path).dives_by_video()
-    lists = list_faults({d.key: d for dives in annotated.values() for d in dives}, train, test)
+    files = config.annotation_files
+    if datasets.reads_lists(config.dataset_kind):
+        train_file, test_file = config.train_path or layout.train_file, config.test_path or layout.test_file
+        files = replace(files, train=train_file, test=test_file)
+    data = datasets.read(config.dataset_kind, files)
     facts = config.stated_facts()
     reports = verify(layout, work, config, facts)
     remembered = mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults])
     other_heights = height_faults(reports)
     unfinished = [r for r in reports if r.extraction_state]
     faulty = [r for r in reports if r.faults and not r.extraction_state]
-    text = (
-        report_text(reports)
-        + f"\n{len(work)} videos, {sum(r.dives for r in reports)} dives; the lists name {len(train)} to train and {len(test)} to test"
-    )
+    text = report_text(reports) + f"\n{len(work)} videos, {sum(r.dives for r in reports)} dives; {data.splits_text}"
     if warnings := all_warnings(reports, facts):
         text += "\n" + "\n".join(warnings)
     absent = [r.video for r in faulty if is_absent(r)]
-    faults = [*lists, *_absent_faults(absent, len(reports), layout)]
-    faults += [f"video {video_name(r.video)}: {fault}" for r in faulty if r.video not in absent for fault in r.faults]
+    faults = [*data.faults, *_absent_faults(absent, len(reports), layout)]
+    faults += [f"video {r.video}: {fault}" for r in faulty if r.video not in absent for fault in r.faults]
     faults += other_heights
     for state in dict.fromkeys(r.extraction_state for r in unfinished):
-        names = " ".join(video_name(r.video) for r in unfinished if r.extraction_state == state)
+        names = " ".join(r.video for r in unfinished if r.extraction_state == state)
         faults.append(f"video {names}: {state}: verify again when the extraction has ended")
     if faults:
         text += "\n\n" + "\n".join(faults)
@@ -393,22 +392,22 @@ def main(argv: Sequence[str]) -> int:
     raise UserError.of(faults)
 
 
-def all_warnings(reports: Sequence[VideoReport], facts: Mapping[int, Sequence[VideoFacts]]) -> list[str]:
+def all_warnings(reports: Sequence[VideoReport], facts: Mapping[str, Sequence[VideoFacts]]) -> list[str]:
     """All warnings, a line each: those of the videos, and those about frame rates that differ between videos."""
     of_rates = rate_warnings({r.video: r.rate for r in reports if r.rate})
     stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
     lines = []
     for r in reports:
         of_rate = [of_rates[r.video]] if r.video in of_rates and r.video not in stated else []
-        lines += [f"video {video_name(r.video)}: warning: {warning}" for warning in (*r.warnings, *of_rate)]
+        lines += [f"video {r.video}: warning: {warning}" for warning in (*r.warnings, *of_rate)]
     return lines
 
 
-def _absent_faults(videos: Sequence[int], total: int, layout: DatasetLayout) -> list[str]:
+def _absent_faults(videos: Sequence[str], total: int, layout: DatasetLayout) -> list[str]:
     """The error about videos that were not extracted yet, in one sentence."""
     if not videos:
         return []
-    names = " ".join(map(video_name, videos))
+    names = " ".join(videos)
     return [
         f"{len(videos)} of {total} videos are not extracted ({names}; no {archive_file(layout.frames, videos[0]).name} in {layout.frames}): if job_files/prepare_dataset.job is in the queue (squeue --me), verify again when it has ended"
     ]
@@ -421,10 +420,10 @@ def _extraction_helps(report: VideoReport) -> bool:
 
 
 def _extract_command(
-    layout: DatasetLayout, videos: Sequence[int], reports: Sequence[VideoReport], config: VerifyConfig
+    layout: DatasetLayout, videos: Sequence[str], reports: Sequence[VideoReport], config: VerifyConfig
 ) -> str:
     """The command that extracts videos again, with the settings of most archives."""
-    chosen = ShardConfig(layout.root, tuple(map(video_name, videos)), config.annotation_path)
+    chosen = ShardConfig(layout.root, tuple(videos), config.annotation_path)
     usual = Counter(r.settings for r in reports if r.settings).most_common(1)
     flags = [word for name, value in (usual[0][0] if usual else ()) for word in (f"--{name}", value)]
     exists = any(archive_file(layout.frames, video).exists() for video in videos)

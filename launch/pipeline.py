@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preparation.annotations import load_annotations
+from data_preparation import datasets
+from data_preparation.actions import video_order
 from data_preparation.common.command_line import flag, run
 from data_preparation.common.errors import UserError
-from data_preparation.layout import DatasetLayout, prepared_videos, video_name
+from data_preparation.layout import DatasetLayout, is_prepared
 from data_preparation.verified import unverified
 from launch import preflight, slurm, snapshot, submit
 from launch.config import REPOSITORY, LaunchConfig
@@ -54,9 +55,9 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
     """All stages in order."""
     folder = RunFolder(training.run_dir)
     layout = DatasetLayout(Path(site["DEEPSPORTS_DATASET"]).resolve())
-    videos = annotated_videos(training)
-    prepared = sorted(videos & set(prepared_videos(layout.frames)))
-    missing = sorted(videos - set(prepared))
+    videos = annotated_frames(training)
+    prepared = [video for video in videos if is_prepared(layout.frames, video)]
+    missing = [video for video in videos if video not in set(prepared)]
     progress, saved = folder.progress(), folder.saved_config()
     is_finished = progress is not None and progress.state == "finished"
     trained = is_finished and saved is not None and saved.epochs >= training.epochs
@@ -130,8 +131,12 @@ def site_options(launch: LaunchConfig) -> list[str]:
     return [f"--{name}={value}" for name in names if (value := getattr(launch, name))]
 
 
-def annotated_videos(training: TrainConfig) -> set[int]:
-    return {dive.video for dive in load_annotations(training.annotation_path).values()}
+def annotated_frames(training: TrainConfig) -> dict[str, int]:
+    """The videos with annotated actions, in order, and the number of frames in the actions of each."""
+    frames: dict[str, int] = {}
+    for action in datasets.load(training.dataset_kind, training.annotation_files).actions.values():
+        frames[action.video] = frames.get(action.video, 0) + action.frame_count
+    return dict(sorted(frames.items(), key=lambda item: video_order(item[0])))
 
 
 def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str]) -> list[str]:
@@ -146,18 +151,18 @@ def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping
     if found:
         return found
     try:
-        videos = annotated_videos(training)
+        videos = annotated_frames(training)
         preflight.used_videos(training)
     except UserError as error:
         return str(error).splitlines()
-    missing = sorted(videos - set(prepared_videos(layout.frames)))
-    absent = [video for video in missing if video not in layout.source_videos()]
+    missing = [video for video in videos if not is_prepared(layout.frames, video)]
+    absent = [video for video in missing if not layout.has_video(video)]
     if absent:
-        names = " ".join(map(video_name, absent))
+        names = " ".join(absent)
         found.append(
             f"{len(absent)} source videos are not in {layout.videos} ({names}): run python -m data_preparation.download videos"
         )
-    frames = sum(d.frame_count for d in load_annotations(training.annotation_path).values() if d.video in missing)
+    frames = sum(videos[video] for video in missing)
     if missing:  # a prepared data set may be read-only
         found += preflight.space_faults(layout.root, frames * _MAX_FRAME_BYTES, "scratch (DEEPSPORTS_DATASET)")
     return found

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_preparation.annotations import check_disjoint, load_annotations, load_split, load_vocabulary, select
+from data_preparation import datasets
+from data_preparation.actions import is_chosen, video_order
+from data_preparation.annotations import load_vocabulary
 from data_preparation.common.command_line import to_argv
 from data_preparation.common.errors import UserError
-from data_preparation.layout import DatasetLayout, prepared_videos, video_name
+from data_preparation.layout import DatasetLayout, is_prepared
 from data_preparation.verified import unverified
 from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
@@ -162,20 +164,17 @@ def excess_of(request: Request) -> list[str]:
     return excess(request, parse_nodes(nodes), parse_partitions(partitions))
 
 
-def used_videos(training: TrainConfig) -> set[int]:
+def used_videos(training: TrainConfig) -> set[str]:
     """The videos of this training's train and test lists.
 
     Raises:
         UserError: annotations or lists cannot be read or contradict each other.
     """
-    dives = load_annotations(training.annotation_path, training.captions_file)
     if training.vocabulary_file:
         load_vocabulary(training.vocabulary_file)
-    train, test = load_split(training.train_path), load_split(training.test_path)
-    check_disjoint(train, test)
-    used = select(dives, train, str(training.train_path)) + select(dives, test, str(training.test_path))
-    wanted = training.video_numbers
-    return {d.video for d in used if wanted is None or d.video in wanted}
+    data = datasets.load(training.dataset_kind, training.annotation_files)
+    train, test = data.parts("official" if training.split == "event" else training.split, training.fold)
+    return {action.video for action in (*train, *test) if is_chosen(action.video, training.chosen_videos)}
 
 
 def data_faults(training: TrainConfig) -> list[str]:
@@ -188,22 +187,26 @@ def data_faults(training: TrainConfig) -> list[str]:
         return []
     root = training.root_dir
     layout = DatasetLayout(root.parent)
-    data = [("dataset", layout.root)] if root == layout.frames else []
-    if training.annotation_path != layout.annotation_file:
+    data: list[tuple[str, Path | str]] = [("dataset", layout.root)] if root == layout.frames else []
+    if training.annotation_path != layout.annotations_of(training.dataset_kind):
         data.append(("annotation_path", training.annotation_path))
+    if training.dataset_kind != datasets.DEFAULT:
+        data.append(("dataset_kind", training.dataset_kind))
     lists = [("train_path", training.train_path), ("test_path", training.test_path)]
-    if [path for _, path in lists] == [layout.train_file, layout.test_file]:
+    if [path for _, path in lists] == [layout.train_file, layout.test_file] or not datasets.reads_lists(
+        training.dataset_kind
+    ):
         lists = []
     flags, list_flags = (
         "".join(f" --{name} {shlex.quote(str(path))}" for name, path in part) for part in (data, lists)
     )
-    missing = sorted(videos - set(prepared_videos(root)))
+    missing = [video for video in sorted(videos, key=video_order) if not is_prepared(root, video)]
     found = [
-        f"video {video_name(v)} has no frames in {root}: run python -m data_preparation.extract{flags} --videos {video_name(v)}"
+        f"video {v} has no frames in {root}: run python -m data_preparation.extract{flags} --videos {v}"
         for v in missing
     ]
-    if odd := unverified(root, sorted(videos - set(missing))):
-        names = " ".join(map(video_name, odd))
+    if odd := unverified(root, sorted(videos - set(missing), key=video_order)):
+        names = " ".join(odd)
         found.append(
             f"the frames of {len(odd)} videos in {root} were not verified since they were extracted ({names}): run python -m data_preparation.verify{flags}{list_flags}"
         )

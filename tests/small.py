@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import default_collate
 
+from data_preparation.actions import Dive
 from data_preparation.common.command_line import parse
-from data_preparation.dives import Dive
 from training import plugins
 from training.config import TrainConfig, config_class
 from training.data.batch import Batch
@@ -22,7 +22,19 @@ VIDEO_MODELS = tuple(name for name in MODELS if plugins.flags_of(plugins.BACKBON
 def actions_of(count: int) -> list[Dive]:
     """Different dives of one video."""
     return [
-        Dive(1, i, 1 + 100 * i, 80 + 100 * i, 2.0 + i / 8, 30.0 + 5 * i, i % 3, i % 2, i % 4, i % 10, i % 8)
+        Dive(
+            "01",
+            i,
+            1 + 100 * i,
+            80 + 100 * i,
+            difficulty=2.0 + i / 8,
+            final_score=30.0 + 5 * i,
+            position=i % 3,
+            armstand=i % 2,
+            rotation_type=i % 4,
+            ss_no=i % 10,
+            tw_no=i % 8,
+        )
         for i in range(count)
     ]
 

@@ -38,7 +38,7 @@ NEW_FLAGS = {
     "spcoef_strength", "spcoef_norm", "lr_schedule", "warmup_steps", "clip_grad", "patience", "precision", "seed",
     "resume", "checkpoint_every", "keep_checkpoints", "peer_timeout_min", "log_every", "captions_path", "vocabulary_path", "split", "folds", "fold", "split_seed",
     "input_scale", "accumulate", "time_embed_resize", "checkpoint_activations", "ema", "compile", "tensorboard",
-    "batch_norm", "bn_group", "bn_windows", "nesterov", "backbone_lr_scale", "lr_steps", "lr_gamma",
+    "dataset_kind", "batch_norm", "bn_group", "bn_windows", "nesterov", "backbone_lr_scale", "lr_steps", "lr_gamma",
 }  # fmt: skip
 
 # what belongs to --model timesformer and --method regression, the defaults
@@ -86,7 +86,7 @@ def test_every_original_flag_is_understood(short_form: bool):
     assert config.frame_method == "spaced_varied"
     assert config.dropout == (0.1, 0.2, 0.3)
     assert config.loss_mse_weight == -1
-    assert config.video_numbers == {1, 2}
+    assert config.chosen_videos == {"01", "02"}
     assert config.weight_file is None
     assert not config.gpu
     unchanged = {n for n, (_, default) in ORIGINAL_FLAGS.items() if getattr(config, n) == default}
@@ -108,7 +108,7 @@ def test_every_original_flag_is_understood(short_form: bool):
         (["--spatial_size", "100"], ["--patch_size"]),
         (["--embed_dim", "100"], ["--num_heads"]),
         (["--model", "c3d"], ["--frame_num"]),
-        (["--videos", "first"], ["--videos"]),
+        (["--videos", "../first"], ["--videos"]),
         (["--run_name", "a/b"], ["--run_name"]),
         (["--model", "resnet"], ["c3d, features, i3d, timesformer"]),
         (["stray"], ["stray"]),

@@ -23,14 +23,16 @@ LEAVES = {
     "data_preparation/common/command_line.py": {COMMON + "errors", COMMON + "limits"},
     "data_preparation/common/files.py": ERRORS,
     "data_preparation/common/workers.py": ERRORS | {COMMON + "limits"},
-    "data_preparation/layout.py": ERRORS | {"data_preparation.similar_files"},
+    "data_preparation/layout.py": ERRORS | {"data_preparation.actions", "data_preparation.similar_files"},
     "data_preparation/similar_files.py": set(),
-    "data_preparation/dives.py": set(),
+    "data_preparation/actions.py": ERRORS,
     "data_preparation/file_types.py": ERRORS,
     "data_preparation/pickles.py": ERRORS | {"data_preparation.file_types"},
-    "training/plugins.py": set(),
-    "training/config.py": ERRORS | {COMMON + "command_line", "training", "training.plugins"},
-    "training/data/plan.py": {"data_preparation.dives"},
+    "training/plugins.py": {"data_preparation.datasets"},
+    "training/config.py": ERRORS
+    | {COMMON + "command_line", "data_preparation", "data_preparation.actions", "training", "training.plugins"},
+    "training/data/facts.py": {"data_preparation.actions"},
+    "training/data/plan.py": {"data_preparation.actions"},
     "training/data/batch.py": set(),
     "training/runtime/statuses.py": set(),
     "training/runtime/interruption.py": ERRORS | {"training.runtime.statuses"},
@@ -38,7 +40,7 @@ LEAVES = {
     "training/runtime/run_progress.py": set(),
     "training/rows.py": set(),
     "training/losses.py": set(),
-    "training/metrics.py": {"data_preparation.dives"},
+    "training/metrics.py": {"data_preparation.actions"},
 }
 
 

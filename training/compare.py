@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_preparation.actions import ActionKey, sort_key, video_name
 from data_preparation.common.command_line import run
 from data_preparation.common.errors import UserError
 from training.metrics import paired_interval, relative_l2_rows, score_metrics, spearman_rows
@@ -27,7 +28,7 @@ class Predictions:
     """The content of a run's predictions.csv: dives, true and predicted final scores in points."""
 
     name: str
-    dives: list[tuple[int, int]]
+    dives: list[ActionKey]
     true: np.ndarray
     predicted: np.ndarray
 
@@ -43,12 +44,12 @@ def read_predictions(path: Path) -> Predictions:
         rows = list(csv.DictReader(file.read_text().splitlines()))
         if len({(row["video"], row["dive"]) for row in rows}) < max(len(rows), 3):
             raise ValueError("fewer than three dives, or a dive occurs twice")
-        rows.sort(key=lambda row: (int(row["video"]), int(row["dive"])))
+        rows.sort(key=lambda row: sort_key(_key(row)))
         if not all(math.isfinite(float(row[name])) for row in rows for name in ("true_score", "predicted_score")):
             raise ValueError("a score is not a finite number")
         return Predictions(
             path.name,
-            [(int(row["video"]), int(row["dive"])) for row in rows],
+            list(map(_key, rows)),
             np.array([float(row["true_score"]) for row in rows]),
             np.array([float(row["predicted_score"]) for row in rows]),
         )
@@ -60,6 +61,10 @@ def read_predictions(path: Path) -> Predictions:
         raise UserError(
             f"{file} is damaged ({type(error).__name__}: {error}): restore it from a copy, because a test split is opened only once"
         ) from None
+
+
+def _key(row: dict[str, str]) -> ActionKey:
+    return (video_name(row["video"]), int(row["dive"]))
 
 
 def check_comparable(a: Predictions, b: Predictions) -> None:

@@ -20,6 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data_preparation import datasets
+from data_preparation.actions import chosen_videos
 from data_preparation.common.command_line import flag, to_argv
 from data_preparation.common.errors import UserError
 from training import plugins
@@ -51,7 +53,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     annotation_path: Path = flag(
         Path("./final_annotations_dict.pkl"),
-        "Annotation file (.pkl, .csv, .json).",
+        "Annotation file (.pkl, .csv, .json), or the folder of the released files.",
         short="-ann",
         may_change=True,
         path=True,
@@ -61,6 +63,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     test_path: Path = flag(
         Path("./test_split_0.pkl"), "Test list (.pkl, .csv, .json).", short="-te", may_change=True, path=True
+    )
+    dataset_kind: str = flag(
+        datasets.DEFAULT,
+        "Format of the annotations (data_preparation/datasets); mtl_aqa also reads CSV and JSON files of dives.",
+        choices=datasets.names(),
     )
     captions_path: str = flag(
         "none",
@@ -73,7 +80,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "none", "Vocabulary of the captions (vocab.json).", allowed="path, none", may_change=True, path=True
     )
     videos: tuple[str, ...] = flag(
-        ("all",), "Videos to use: all, or numbers such as 01 02.", short="-vid", allowed="all, or video numbers"
+        ("all",),
+        "Videos to use: all, or names such as 01 02, or folders of videos.",
+        short="-vid",
+        allowed="all, or names of videos",
     )
     runs_dir: Path = flag(Path("./runs"), "Folder that holds the run folders.", may_change=True, path=True)
     run_name: str = flag("default", "Name of the run folder. A stopped run of that name is resumed.", may_change=True)
@@ -94,11 +104,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     split: str = flag(
         "official",
-        "official uses the two lists; event holds out whole events (videos) of both lists for test and validation.",
-        choices=("official", "event"),
+        "official uses the two lists, or fold --fold of the published folds; event holds out whole events (groups or videos) of both lists for test and validation. A data set may have further splits.",
+        allowed="official, event, or the name of a split of the data set",
     )
     folds: int = flag(5, "Number of folds of --split event.", minimum=2)
-    fold: int = flag(1, "The fold (from 1) that --split event uses as test set.", minimum=1)
+    fold: int = flag(1, "The fold (from 1) that --split event uses as test set, or the published fold.", minimum=1)
     split_seed: int = flag(
         0, "Seed of the folds of --split event, independent of --seed; keep it the same for all folds.", minimum=0
     )
@@ -307,9 +317,25 @@ class TrainConfig(BackboneFlags, MethodFlags):
         return None if self.vocabulary_path.lower() == "none" else Path(self.vocabulary_path)
 
     @property
-    def video_numbers(self) -> frozenset[int] | None:
-        """The videos to use, or None for all."""
-        return None if [v.lower() for v in self.videos] == ["all"] else frozenset(int(v) for v in self.videos)
+    def chosen_videos(self) -> frozenset[str] | None:
+        """The videos (or folders of videos) to use, or None for all."""
+        return chosen_videos(self.videos)
+
+    @property
+    def annotation_files(self) -> datasets.AnnotationFiles:
+        """The annotation files; the split lists only if the data set reads them."""
+        lists = (self.train_path, self.test_path) if datasets.reads_lists(self.dataset_kind) else (None, None)
+        return datasets.AnnotationFiles(self.annotation_path, lists[0], lists[1], self.captions_file)
+
+    @property
+    def train_list(self) -> Path:
+        """The file that lists the training actions, for messages."""
+        return self.annotation_files.train or self.annotation_path
+
+    @property
+    def test_list(self) -> Path:
+        """The file that lists the test actions, for messages."""
+        return self.annotation_files.test or self.annotation_path
 
 
 def _chosen(name: str, argv: Sequence[str]) -> str:
@@ -371,8 +397,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(
             f"--run_name '{c.run_name}' is not a valid folder name: use up to 100 letters, digits, '-', '_', '+', '=' and '.', and do not start with '-' or '.'"
         )
-    if [v.lower() for v in c.videos] != ["all"] and not all(v.isdigit() for v in c.videos):
-        faults.append(f"--videos {' '.join(c.videos)}: give 'all' or video numbers such as 01 02")
+    try:
+        chosen_videos(c.videos)
+    except UserError as error:
+        faults.append(str(error))
     if c.batch_size % c.accumulate:
         faults.append(
             f"--batch_size {c.batch_size} cannot be split into --accumulate {c.accumulate} parts: give a multiple of {c.accumulate}"
@@ -437,8 +465,9 @@ def reopened(saved: TrainConfig, options: Any) -> TrainConfig:
 
 def missing_data(c: TrainConfig) -> dict[str, Path]:
     """The missing files and folders of the data set, by flag name."""
-    files: dict[str, Path | None] = {name: getattr(c, name) for name in ("annotation_path", "train_path", "test_path")}
-    files |= {"captions_path": c.captions_file, "vocabulary_path": c.vocabulary_file}
+    used = c.annotation_files
+    files: dict[str, Path | None] = {"annotation_path": used.annotations, "train_path": used.train}
+    files |= {"test_path": used.test, "captions_path": c.captions_file, "vocabulary_path": c.vocabulary_file}
     own = {name: str(getattr(c, name)) for name in plugin_paths() if hasattr(c, name)}
     files |= {name: Path(path) for name, path in own.items() if path.lower() not in NO_WEIGHTS}
     missing = {name: file for name, file in files.items() if file and not file.exists()}

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
+from data_preparation.actions import Action, plain_key
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import reporting_write_errors, write_atomic
-from data_preparation.dives import Dive
 from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
@@ -106,7 +106,7 @@ def open_test_split(
 
 def summarise(predicted: Sequence[float], splits: Splits, position: dict[str, Any]) -> dict[str, Any]:
     """The content of summary.json: metrics with 95 % intervals, baselines that do not use the video, metrics by group."""
-    true = [d.final_score for d in splits.test]
+    true = [d.need("final_score") for d in splits.test]
     return {
         "checkpoint": {"epoch": position["best_epoch"], "val_spearman": position["best_spearman"]},
         "test": {
@@ -153,14 +153,14 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def predictions_csv(predicted: Sequence[float], dives: Sequence[Dive], columns: Mapping[str, Sequence[Any]]) -> str:
+def predictions_csv(predicted: Sequence[float], dives: Sequence[Action], columns: Mapping[str, Sequence[Any]]) -> str:
     """One line per dive: true and predicted score in points, then the additional columns of the method."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = ["video", "dive", "start_frame", "end_frame", "difficulty", "true_score", "predicted_score"]
     writer.writerow([*header, *columns])
     for score, d, *more in zip(predicted, dives, *columns.values(), strict=True):
-        written = [d.video, d.number, d.start_frame, d.end_frame, d.difficulty, d.final_score, f"{score:.6f}"]
+        written = [*plain_key(d.key), d.start_frame, d.end_frame, d.difficulty, d.final_score, f"{score:.6f}"]
         writer.writerow([*written, *more])
     return text.getvalue()
 
@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
     source = source_of(config)
     folder.check_splits(splits.record() | source.record(splits.known))
     device = collectives.choose_device(options.gpu, ranks)
-    model = build_model(config).to(device)
+    model = build_model(config, splits.facts).to(device)
     if faults := source.faults(splits.test) + label_faults(splits.test, model.method):
         raise UserError.of(faults)
     check_machine(config, model, ranks, device, splits, trains=False)

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_preparation.annotations import load_annotations
+from data_preparation import datasets
+from data_preparation.actions import Action
 from data_preparation.common.command_line import flag, parse, run, split_flags, to_argv
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import reporting_write_errors, write_atomic
-from data_preparation.dives import Dive
 from training import plugins
 from training.config import TrainConfig, as_record, differences, path_faults
 from training.data.dataset import ActionDataset, Plan
@@ -67,20 +67,20 @@ class FeaturesConfig:
 class ClipAlone:
     """Planner of data sets that hold one clip per action and no labels, whatever the method."""
 
-    def sample(self, action: Dive, plan: Plan) -> Sample:
+    def sample(self, action: Action, plan: Plan) -> Sample:
         return Sample({"clip": plan.clip(action)})
 
-    def given(self, action: Dive) -> Arrays:
+    def given(self, action: Action) -> Arrays:
         return {}
 
-    def labels(self, action: Dive) -> Arrays:
+    def labels(self, action: Action) -> Arrays:
         return {}
 
-    def repeats(self, actions: Sequence[Dive]) -> None:
+    def repeats(self, actions: Sequence[Action]) -> None:
         return None
 
 
-def fingerprint(config: TrainConfig, model: ScoringModel, precision: str, actions: Sequence[Dive]) -> str:
+def fingerprint(config: TrainConfig, model: ScoringModel, precision: str, actions: Sequence[Action]) -> str:
     """Hash of everything that the features depend on: backbone, weights, normalisation, sampled frames, frame ranges."""
     digest = hashlib.sha256()
     own = [field.name for field in dataclasses.fields(plugins.flags_of(plugins.BACKBONES, config.model))]
@@ -153,7 +153,7 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
     Raises:
         UserError: frames or files are missing, the weights do not fit, or the disk is full.
     """
-    actions = list(load_annotations(config.annotation_path).values())
+    actions = list(datasets.load(config.dataset_kind, config.annotation_files).actions.values())
     if faults := source_of(config).faults(actions):
         raise UserError.of(faults)
     device = collectives.choose_device(config.gpu, ranks)
@@ -175,7 +175,7 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
     return collectives.on_first_rank(partial(join_parts, options.output, parts, len(batches), actions))
 
 
-def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Dive]) -> str:
+def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Action]) -> str:
     """Join all parts into one file, in the order of the annotations, and delete the parts."""
     arrays: dict[str, np.ndarray] = {}
     for number in range(count):

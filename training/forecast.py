@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from data_preparation import datasets
 from data_preparation.common.command_line import parse, run
 from training.config import TrainConfig
 from training.cost import optimizer_bytes, parameters, step_memory
+from training.data.facts import DataFacts
 from training.model import ScoringModel, build_model
 from training.runtime.ranks import Ranks
 
@@ -28,7 +30,8 @@ def step_bytes(model: ScoringModel, config: TrainConfig, ranks: int) -> float:
 def main(argv: Sequence[str]) -> int:
     ranks = int(argv[0])
     config = parse(TrainConfig, argv[1:], prog="python -m training.forecast")
-    model = build_model(config)
+    data = datasets.load(config.dataset_kind, config.annotation_files)
+    model = build_model(config, DataFacts(data.classes, data.rules))
     total, trainable = parameters(model)
     best = 4.0 * total
     averages = best if config.ema else 0.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from data_preparation.dives import POSITIONS, Dive
+from data_preparation.actions import POSITIONS, Action, Dive, has_field
 
 Scores = Sequence[float] | np.ndarray
 
@@ -158,21 +158,21 @@ def difficulty_band(difficulty: float) -> str:
     return f"{low:.1f} to {low + 0.4:.1f}"
 
 
-def _position_name(dive: Dive) -> str:
-    assert dive.position is not None
-    return POSITIONS[dive.position]
+def _position_name(dive: Action) -> str:
+    return POSITIONS[dive.need("position")]
 
 
-def group_metrics(predicted: Scores, dives: Sequence[Dive]) -> dict[str, dict[str, dict[str, float]]]:
+def group_metrics(predicted: Scores, dives: Sequence[Action]) -> dict[str, dict[str, dict[str, float]]]:
     """Metrics per event (video), difficulty band and, if all dives have one, position: grouping -> group -> metrics.
 
     Metrics: number of dives, Spearman, MAE and bias (mean of predicted minus true), in points.
     """
-    groupings: dict[str, Callable[[Dive], str]] = {
-        "event": lambda d: f"{d.video:02d}",
-        "difficulty": lambda d: difficulty_band(d.difficulty),
+    groupings: dict[str, Callable[[Action], str]] = {
+        "event": lambda d: d.video,
     }
-    if all(d.position is not None for d in dives):
+    if all(d.difficulty is not None for d in dives):
+        groupings["difficulty"] = lambda d: difficulty_band(d.need("difficulty"))
+    if all(has_field(d, "position") for d in dives):
         groupings["position"] = _position_name
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, of in groupings.items():
@@ -182,7 +182,7 @@ def group_metrics(predicted: Scores, dives: Sequence[Dive]) -> dict[str, dict[st
         result[name] = {}
         for group in sorted(rows):
             p = np.array([predicted[i] for i in rows[group]], np.float64)
-            y = np.array([dives[i].final_score for i in rows[group]], np.float64)
+            y = np.array([dives[i].need("final_score") for i in rows[group]], np.float64)
             result[name][group] = {
                 "dives": len(y),
                 "spearman": spearman(p, y),
@@ -195,41 +195,39 @@ def group_metrics(predicted: Scores, dives: Sequence[Dive]) -> dict[str, dict[st
 # --------------------------------------------------------------------------------------------------------- baselines
 
 
-def _group_means(train: Sequence[Dive], of: Callable[[Dive], Hashable]) -> Callable[[Dive], float]:
+def _group_means(train: Sequence[Action], of: Callable[[Action], Hashable]) -> Callable[[Action], float]:
     """A predictor: the mean training score of a dive's group, or of all dives if the group has no training dive."""
     groups: dict[Hashable, list[float]] = {}
     for dive in train:
-        groups.setdefault(of(dive), []).append(dive.final_score)
-    overall = float(np.mean([d.final_score for d in train]))
+        groups.setdefault(of(dive), []).append(dive.need("final_score"))
+    overall = float(np.mean([d.need("final_score") for d in train]))
     return lambda dive: float(np.mean(groups[of(dive)])) if of(dive) in groups else overall
 
 
-def _first_judge_score(dive: Dive) -> float:
+def _first_judge_score(dive: Action) -> float:
     """The final score if all three counted judges gave the score of the first judge."""
-    assert dive.judge_scores is not None
-    return 3 * dive.judge_scores[0] * dive.difficulty
+    return 3 * dive.need("judge_scores")[0] * dive.need("difficulty")
 
 
-def baselines(train: Sequence[Dive], test: Sequence[Dive]) -> dict[str, dict[str, float]]:
+def baselines(train: Sequence[Action], test: Sequence[Action]) -> dict[str, dict[str, float]]:
     """Metrics on the test dives of predictors that use no video: name -> metrics.
 
     `train` holds all dives whose scores may be used (training and validation). Predictors that need dive numbers or judge
     scores are included if every dive has them.
     """
-    true = [d.final_score for d in test]
-    difficulty_score = float(np.mean([d.final_score / d.difficulty for d in train]))
-    predictors: dict[str, Callable[[Dive], float]] = {
-        "train mean": _group_means(train, lambda d: 0),
-        "difficulty alone": lambda d: d.difficulty * difficulty_score,
-        "event mean": _group_means(train, lambda d: d.video),
-    }
+    true = [d.need("final_score") for d in test]
     known = [*train, *test]
-    if all(d.dive_number is not None for d in known):
-        predictors["dive number mean"] = _group_means(train, lambda d: d.dive_number)
-    elif all(d.rotation_type is not None for d in known):  # together the attributes determine the dive number
-        predictors["dive number mean"] = _group_means(
-            train, lambda d: (d.position, d.armstand, d.rotation_type, d.ss_no, d.tw_no)
-        )
-    if all(d.judge_scores for d in test):
+    predictors: dict[str, Callable[[Action], float]] = {
+        "train mean": _group_means(train, lambda d: 0),
+    }
+    if all(d.difficulty is not None for d in known):
+        execution = float(np.mean([d.need("final_score") / d.need("difficulty") for d in train]))
+        predictors["difficulty alone"] = lambda d: d.need("difficulty") * execution
+    predictors["event mean"] = _group_means(train, lambda d: d.held_together)
+    if all(has_field(d, "dive_number") for d in known):
+        predictors["dive number mean"] = _group_means(train, lambda d: d.need("dive_number"))
+    elif all(has_field(d, "rotation_type") for d in known):  # together the attributes determine the dive number
+        predictors["dive number mean"] = _group_means(train, lambda d: d.attributes()[:-1])
+    if all(isinstance(d, Dive) and d.judge_scores for d in test):
         predictors["one judge alone"] = _first_judge_score
     return {name: score_metrics([predict(d) for d in test], true) for name, predict in predictors.items()}

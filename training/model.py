@@ -12,6 +12,7 @@ from training.backbones._weights import read_state_dict
 from training.backbones.base import Backbone
 from training.config import INPUT_SCALES, TrainConfig
 from training.data.batch import Batch, Tensors
+from training.data.facts import NO_FACTS, DataFacts
 from training.methods import build_method
 from training.methods.base import Method, ParameterGroup
 from training.rows import freeze_batch_norm, set_batch_norm
@@ -78,7 +79,7 @@ class ScoringModel(nn.Module):
         return self.method(self.backbone, clips, batch.given, batch.labels)
 
 
-def build_model(config: TrainConfig) -> ScoringModel:
+def build_model(config: TrainConfig, data: DataFacts = NO_FACTS) -> ScoringModel:
     """Build the model with its initial weights, which are the same on every rank.
 
     Raises:
@@ -87,7 +88,7 @@ def build_model(config: TrainConfig) -> ScoringModel:
     seed_all(config.seed, "weights")
     with one_thread():
         backbone = build_backbone(config)
-        method = build_method(config, backbone.feature_dim)
+        method = build_method(config, backbone.feature_dim, data)
     saved_scale: Tensors = {}
     if config.weight_file:
         state = read_state_dict(config.weight_file)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_preparation.actions import Action
 from data_preparation.common.files import atomic_file, reporting_write_errors
-from data_preparation.dives import Dive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,16 +74,19 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
     _save(figure, path)
 
 
-def draw_scores(predicted: Sequence[float], dives: Sequence[Dive], path: Path, title: str) -> None:
+def draw_scores(predicted: Sequence[float], dives: Sequence[Action], path: Path, title: str) -> None:
     """Plot predicted against true final scores of the test dives, coloured by difficulty."""
-    true = [d.final_score for d in dives]
+    true = [d.need("final_score") for d in dives]
     low, high = min([*true, *predicted]) - 2, max([*true, *predicted]) + 2
     figure = _figure(7.5, 6.5)
     axes = figure.subplots()
     figure.suptitle(textwrap.fill(title, 110), fontsize=9)
     axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="predicted = true")
-    points = axes.scatter(true, predicted, c=[d.difficulty for d in dives], cmap="viridis", s=16, alpha=0.8)
-    figure.colorbar(points, ax=axes, label="difficulty")
+    difficulties = [d.difficulty for d in dives if d.difficulty is not None]
+    colours: dict[str, Any] = {"c": difficulties, "cmap": "viridis"} if len(difficulties) == len(true) else {}
+    points = axes.scatter(true, predicted, s=16, alpha=0.8, **colours)
+    if colours:
+        figure.colorbar(points, ax=axes, label="difficulty")
     axes.set(xlabel="true final score (points)", ylabel="predicted final score (points)", aspect="equal")
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)

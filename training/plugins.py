@@ -3,7 +3,7 @@
     training/backbones/NAME/    flags.py    the flags of --model NAME: a dataclass `Flags`, without torch (optional)
                                 network.py  build(config) -> Backbone
     training/methods/NAME/      flags.py    the flags of --method NAME (optional)
-                                method.py   build(config, feature_dim) -> Method
+                                method.py   build(config, feature_dim, data) -> Method
 
 The environment variable DEEPSPORTS_PLUGINS may name a folder with more of them, as backbones/NAME and methods/NAME.
 There is no other list of backbones and methods: the command line, the README tables and the tests use this module.
@@ -20,7 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-VARIABLE = "DEEPSPORTS_PLUGINS"
+from data_preparation.datasets import PLUGINS as VARIABLE
+
 BACKBONES, METHODS = "backbones", "methods"
 FLAG_OF = {BACKBONES: "model", METHODS: "method"}  # the flag that chooses one of each kind
 _MODULE_OF = {BACKBONES: "network", METHODS: "method"}  # the file with build()

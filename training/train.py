@@ -107,7 +107,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     if faults := source.faults(used):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
-    model = build_model(config)
+    model = build_model(config, splits.facts)
     if faults := label_faults(used, model.method):
         raise UserError.of(faults)
     stop_before_start(interruption, ranks)  # building the model can take long
@@ -115,7 +115,9 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status, device):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
-    collectives.on_first_rank(partial(open_run, run, config, splits.record() | source.record(splits.known)))
+    collectives.on_first_rank(
+        partial(open_run, run, config, splits.record() | source.record(splits.known), splits.facts.record())
+    )
     with record_failure(run, failure_text) if ranks.is_first else nullcontext():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
@@ -163,8 +165,9 @@ def warn_of_time_limit(ranks: Ranks) -> None:
             log.warning(warning)
 
 
-def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any]) -> None:
-    """Create and lock the run folder; if it holds a run, check that it can resume. `data` is the content of splits.json.
+def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Create and lock the run folder; if it holds a run, check that it can resume. `data` is the content of splits.json,
+    `facts` that of data.json.
 
     Raises:
         UserError: the folder holds a run of other flags or data, or holds a run and --resume is False.
@@ -181,6 +184,7 @@ def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any]) -> None:
         run.check_splits(data)
     run.create(config)
     write_json(run.splits_file, data)
+    write_json(run.facts_file, facts)
 
 
 def log_setup(

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_preparation.dives import POSITIONS, ROTATION_TYPES, Dive
+from data_preparation.actions import POSITIONS, ROTATION_TYPES, Dive
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]

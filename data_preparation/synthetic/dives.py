@@ -35,13 +35,24 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from data_preparation.actions import (
+    ATTRIBUTE_CLASSES,
+    POSITIONS,
+    ROTATION_TYPES,
+    ActionKey,
+    Dive,
+    plain_key,
+    sort_key,
+    video_name,
+    video_order,
+)
 from data_preparation.annotations import load_annotations, load_split
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_file, write_atomic
 from data_preparation.common.workers import check_workers
-from data_preparation.dives import ATTRIBUTE_CLASSES, POSITIONS, ROTATION_TYPES, Dive, DiveKey
-from data_preparation.layout import DatasetLayout, default_dataset, video_name
+from data_preparation.layout import DatasetLayout, default_dataset
+from data_preparation.similar_files import names_in
 from data_preparation.synthetic.diver import BOARDS, FILLERS, Board, Performance, Stage, make_performance, sample_look
 
 DRAWING = 1  # increase when the same flags give other pixels or labels
@@ -235,9 +246,9 @@ def judge_scores_for_total(total: float, rng: np.random.Generator) -> tuple[floa
     return tuple(scores[i] for i in rng.permutation(7))
 
 
-def random_stream(seed: int, purpose: int, video: int = 0, number: int = 0) -> np.random.Generator:
+def random_stream(seed: int, purpose: int, video: str = "0", number: int = 0) -> np.random.Generator:
     """The random generator of one purpose for one dive (or one video, or the whole set)."""
-    return np.random.default_rng((seed, purpose, video, number))
+    return np.random.default_rng((seed, purpose, int(video), number))
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -247,13 +258,13 @@ def random_stream(seed: int, purpose: int, video: int = 0, number: int = 0) -> n
 class VideoPlan:
     """One video: its dives in order, the board of each dive, and its number of frames."""
 
-    video: int
+    video: str
     dives: tuple[Dive, ...]
     boards: tuple[Board, ...]
     frames: int
 
 
-def sample_dive(config: SyntheticConfig, video: int, number: int) -> tuple[Dive, Board]:
+def sample_dive(config: SyntheticConfig, video: str, number: int) -> tuple[Dive, Board]:
     """Sample a dive of the repertoire and its board. Its frames start at 1; `lay_out` moves them to their place."""
     rng = random_stream(config.seed, DIVE, video, number)
     weights = np.array([entry.weight for entry in REPERTOIRE])
@@ -290,7 +301,7 @@ def sample_plan(config: SyntheticConfig) -> list[VideoPlan]:
     plans = []
     for video in range(1, config.total_videos + 1):
         count = (config.total_dives + config.total_videos - video) // config.total_videos
-        sampled = [sample_dive(config, video, number) for number in range(1, count + 1)]
+        sampled = [sample_dive(config, video_name(video), number) for number in range(1, count + 1)]
         dives = lay_out([dive for dive, _ in sampled], config.filler)
         plans.append(_video_plan(dives, [board for _, board in sampled], config.filler))
     return plans
@@ -300,7 +311,7 @@ def _video_plan(dives: Sequence[Dive], boards: Sequence[Board], filler: int) -> 
     return VideoPlan(dives[0].video, tuple(dives), tuple(boards), dives[-1].end_frame + filler)
 
 
-def thin_out(keys: Sequence[DiveKey], count: int) -> list[DiveKey]:
+def thin_out(keys: Sequence[ActionKey], count: int) -> list[ActionKey]:
     """Select `count` of the keys at even distances, so that every video keeps its proportion."""
     return [keys[i * len(keys) // count] for i in range(min(count, len(keys)))]
 
@@ -319,8 +330,8 @@ def plan_like(config: SyntheticConfig) -> list[VideoPlan]:
             f"{config.like} has no {', '.join(ATTRIBUTE_CLASSES)} for dive {incomplete[0]}, which are needed to draw "
             "it: give MTL-AQA's final_annotations_dict.pkl or a file like it"
         )
-    videos = sorted({video for video, _ in dives})[: config.videos]
-    keys = sorted(key for key in dives if key[0] in videos)
+    videos = sorted({video for video, _ in dives}, key=video_order)[: config.videos]
+    keys = sorted((key for key in dives if key[0] in videos), key=sort_key)
     keys = keys if config.dives is None else thin_out(keys, config.dives)
     plans = []
     for video in videos:
@@ -431,18 +442,20 @@ def render_frames(config: SyntheticConfig, plan: VideoPlan) -> Iterator[Image.Im
     yield from _filler_frames(config, stage, plan.video, 0, plan.frames - next_frame + 1)
 
 
-def make_stage(config: SyntheticConfig, video: int) -> Stage:
+def make_stage(config: SyntheticConfig, video: str) -> Stage:
     """The scenery of one video."""
     rng = random_stream(config.seed, LOOK, video)
     return Stage(sample_look(rng), config.width, config.height, rng)
 
 
-def _filler_frames(config: SyntheticConfig, stage: Stage, video: int, before: int, count: int) -> Iterator[Image.Image]:
+def _filler_frames(config: SyntheticConfig, stage: Stage, video: str, before: int, count: int) -> Iterator[Image.Image]:
     """Yield the filler before dive `before` (0: after the last). A replay shows an unrelated dive, so it leaks no label."""
     rng = random_stream(config.seed, FILLER, video, before)
     kind = FILLERS[rng.integers(len(FILLERS))]
     listed = REPERTOIRE[rng.integers(len(REPERTOIRE))]
-    replayed = Dive(video, 0, 1, 1, 1.0, 30 * rng.beta(*EXECUTION_BETA), **attributes(listed.number))
+    replayed = Dive(
+        video, 0, 1, 1, difficulty=1.0, final_score=30 * rng.beta(*EXECUTION_BETA), **attributes(listed.number)
+    )
     performed: Performance = make_performance(replayed, choose_board(listed.kind, listed.difficulty), rng)
     for i in range(count):
         yield stage.filler_frame(kind, performed, i / max(count - 1, 1))
@@ -488,10 +501,10 @@ def extended_annotation(dive: Dive) -> dict[str, Any]:
     return {**annotation(dive), "judge_scores": np.array(dive.judge_scores), "dive_number": dive.dive_number}
 
 
-def split_keys(plans: Sequence[VideoPlan], seed: int) -> tuple[list[DiveKey], list[DiveKey]]:
+def split_keys(plans: Sequence[VideoPlan], seed: int) -> tuple[list[ActionKey], list[ActionKey]]:
     """(train, test) keys, both shuffled: a quarter of each video's dives is for testing."""
-    train: list[DiveKey] = []
-    test: list[DiveKey] = []
+    train: list[ActionKey] = []
+    test: list[ActionKey] = []
     for plan in plans:
         keys = [plan.dives[i].key for i in random_stream(seed, SPLIT, plan.video).permutation(len(plan.dives))]
         tested = min(max(round(TEST_FRACTION * len(keys)), 1), len(keys) - 1)
@@ -503,7 +516,7 @@ def split_keys(plans: Sequence[VideoPlan], seed: int) -> tuple[list[DiveKey], li
 
 def _splits(
     config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout
-) -> tuple[list[DiveKey], list[DiveKey]]:
+) -> tuple[list[ActionKey], list[ActionKey]]:
     """The split lists next to the file --like if they fit, else a random split."""
     if config.like is not None:
         lists = [config.like.with_name(p.name) for p in (layout.train_file, layout.test_file)]
@@ -517,16 +530,16 @@ def _splits(
 
 def write_annotations(config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout) -> None:
     """Write all annotation files of the set."""
-    dives = sorted((dive for plan in plans for dive in plan.dives), key=lambda dive: dive.key)
-    captions = {dive.key: list(dive.caption or ()) for dive in dives}
+    dives = sorted((dive for plan in plans for dive in plan.dives), key=lambda dive: sort_key(dive.key))
+    captions = {plain_key(dive.key): list(dive.caption or ()) for dive in dives}
     train, test = _splits(config, plans, layout)
     numbered = layout.annotation_file.with_name("final_annotations_dict_with_dive_number.pkl")
     for path, content, protocol in (
-        (layout.annotation_file, {dive.key: annotation(dive) for dive in dives}, 3),
-        (numbered, {dive.key: extended_annotation(dive) for dive in dives}, 4),
+        (layout.annotation_file, {plain_key(dive.key): annotation(dive) for dive in dives}, 3),
+        (numbered, {plain_key(dive.key): extended_annotation(dive) for dive in dives}, 4),
         (layout.captions_file, captions, 3),
-        (layout.train_file, train, 3),
-        (layout.test_file, test, 3),
+        (layout.train_file, list(map(plain_key, train)), 3),
+        (layout.test_file, list(map(plain_key, test)), 3),
     ):
         write_atomic(path, pickle.dumps(content, protocol=protocol))
     words = json.dumps(vocabulary(list(captions.values())))
@@ -563,7 +576,7 @@ def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
                 f"{layout.root} holds a synthetic set made with other flags ({names}): choose another --dataset or delete that folder"
             )
         return
-    if layout.source_videos() or layout.annotation_file.exists():
+    if names_in(layout.videos) or layout.annotation_file.exists():
         raise UserError(
             f"{layout.root} holds a data set that is not synthetic: choose another --dataset for the synthetic one"
         )
@@ -595,7 +608,7 @@ def _progress_bar(frames: int) -> tqdm:
 
 def write_videos(config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout) -> None:
     """Write the missing videos, one per worker, longest first."""
-    paths = {plan.video: layout.videos / f"{video_name(plan.video)}.mp4" for plan in plans}
+    paths = {plan.video: layout.videos / f"{plan.video}.mp4" for plan in plans}
     todo = sorted((p for p in plans if not paths[p.video].exists()), key=lambda p: -p.frames)
     if not todo:
         return

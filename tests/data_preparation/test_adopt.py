@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_preparation.actions import Dive
 from data_preparation.adopt import AdoptConfig, find_numbering, to_frame
 from data_preparation.alignment import REACH, frame_shift
 from data_preparation.archive import FrameReader, open_frames, record_fault
 from data_preparation.common.command_line import parse
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
-from data_preparation.layout import DatasetLayout, prepared_videos
+from data_preparation.layout import DatasetLayout, is_prepared
 from data_preparation.similar_files import numberings
 from tests.conftest import run_python
 from training.config import TrainConfig
@@ -79,7 +79,10 @@ def adopt(*flags: object):
 
 
 def training_faults(layout: DatasetLayout) -> list[str]:
-    dives = [Dive(1, 1, 90, 129, 3.0, 60.0), Dive(1, 2, 150, 189, 3.0, 60.0)]
+    dives = [
+        Dive("01", 1, 90, 129, difficulty=3.0, final_score=60.0),
+        Dive("01", 2, 150, 189, difficulty=3.0, final_score=60.0),
+    ]
     return frame_faults(dives, TrainConfig(root_dir=layout.frames, frame_num=4, frame_method="spaced_fixed"))
 
 
@@ -216,7 +219,7 @@ def test_the_message_about_missing_frames_names_similar_files(tmp_path: Path, fi
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=words):
         open_frames(tmp_path, 1)
-    assert 1 not in prepared_videos(tmp_path) or (tmp_path / "01").is_dir()
+    assert not is_prepared(tmp_path, "01") or (tmp_path / "01").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_odd_files_are_named_once(tmp_path: Path):
     assert both.returncode == 2
     assert "are both video 03: keep one of them" in both.stderr
     assert "video 2: write a video's name with letters" in both.stderr
-    assert "no video file and no folder of numbered pictures" in run_main(
-        ADOPT, "--source", tmp_path / "out", "--output", tmp_path / "x", check=False
-    ).stderr
+    assert (
+        "no video file and no folder of numbered pictures"
+        in run_main(ADOPT, "--source", tmp_path / "out", "--output", tmp_path / "x", check=False).stderr
+    )

@@ -17,17 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preparation import annotations
+from data_preparation.actions import Dive, judge_exceptions, judged_score, overlap_faults, video_name
 from data_preparation.annotations import (
-    check_disjoint,
-    list_faults,
     load_annotations,
     load_split,
     load_vocabulary,
     read_annotations,
-    select,
 )
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive, dive_faults, judge_exceptions, judged_score, overlap_faults
+from data_preparation.datasets import split_faults
 from data_preparation.pickles import load_pickle
 
 
@@ -36,10 +34,10 @@ def test_the_official_files_load_completely(shared: Path):
     dives = load_annotations(folder / "final_annotations_dict.pkl", folder / "final_captions_dict.pkl")
     train, test = load_split(folder / "train_split_0.pkl"), load_split(folder / "test_split_0.pkl")
     assert (len(dives), len(train), len(test)) == (1412, 1059, 353)
-    assert train[0] == (18, 67)
-    check_disjoint(train, test)
-    assert {d.key for d in [*select(dives, train, "train"), *select(dives, test, "test")]} == set(dives)
-    first = dives[(1, 1)]
+    assert train[0] == ("18", 67)
+    assert split_faults(dives, train, test) == []
+    assert {*train, *test} == set(dives)
+    first = dives[("01", 1)]
     assert (first.start_frame, first.end_frame, first.frame_count) == (7377, 7462, 86)
     assert (first.difficulty, first.final_score, first.position, first.rotation_type) == (3.2, 88.0, 2, 2)
     assert first.caption[0] == "<sos>"
@@ -52,13 +50,13 @@ def test_the_official_files_load_completely(shared: Path):
 def test_files_with_judges_and_the_unlv_lists_load(shared: Path):
     folder = shared / "mtl_aqa"
     dives = load_annotations(folder / "final_annotations_dict_with_dive_number.pkl")
-    assert dives[(1, 1)].dive_number == "407C"
-    assert dives[(1, 1)].judge_scores == (9.5, 9.0, 9.5, 9.0, 8.5, 9.5, 8.5)
+    assert dives[("01", 1)].dive_number == "407C"
+    assert dives[("01", 1)].judge_scores == (9.5, 9.0, 9.5, 9.0, 8.5, 9.5, 8.5)
     unlv = load_split(folder / "unlv_train_split_370_4.pkl")  # numpy.uint8
     assert len(unlv) == 300
-    assert all(type(part) is int for key in unlv for part in key)
-    with pytest.raises(UserError, match=r"1 dives without annotation \(01/064\)"):
-        select(dives, unlv, "the UNLV list")
+    assert all(type(number) is int for _, number in unlv)
+    (fault,) = split_faults(dives, unlv, [])
+    assert "1 actions without annotation (01/064)" in fault
 
 
 class Malicious:
@@ -171,8 +169,8 @@ def test_every_fault_of_a_row_is_reported(tmp_path: Path):
         "dive 01/001: final_score 'x' cannot be parsed: could not convert string to float: 'x'",
         "dive 01/002: difficulty is missing",
     ]
-    assert read.keys == {(1, 1), (1, 2)}
-    assert list_faults(read.keys, [(1, 1)], [(1, 2)]) == []
+    assert read.keys == {("01", 1), ("01", 2)}
+    assert split_faults(read.keys, [("01", 1)], [("01", 2)]) == []
 
 
 @pytest.mark.parametrize("content", [{}, [], "text", [(1, 2, 3)], [5], [(1, 2), (1, 2)]])
@@ -185,9 +183,10 @@ def test_malformed_lists_are_refused(tmp_path: Path, content):
 
 
 def test_overlapping_splits_are_refused():
-    with pytest.raises(UserError, match=r"share 1 dives \(01/002\).*annotations disjoint"):
-        check_disjoint([(1, 1), (1, 2)], [(1, 2)])
-    check_disjoint([(1, 1)], [(1, 2)])
+    first, second = ("01", 1), ("01", 2)
+    (fault,) = split_faults([first, second], [first, second], [second])
+    assert re.search(r"share 1 actions \(01/002\).*annotations disjoint", fault)
+    assert split_faults([first, second], [first], [second]) == []
 
 
 # -------------------------------------------------------------------------------------------------- a user's own files
@@ -204,7 +203,7 @@ CSV = """\ufeffvideo_num;start_frame;end_frame;difficulty;final_score;position;r
 def test_a_users_own_csv_becomes_dives(tmp_path: Path):
     (tmp_path / "own.csv").write_text(CSV)
     dives = load_annotations(tmp_path / "own.csv")
-    assert list(dives) == [(1, 1), (1, 2), (2, 1)]
+    assert list(dives) == [("01", 1), ("01", 2), ("02", 1)]
     first, second, third = dives.values()
     assert (first.position, first.rotation_type, first.armstand, first.dive_number) == (2, 2, 0, "407C")
     assert first.judge_scores == (9.5, 9.0, 9.5, 9.0, 8.5, 9.5, 8.5)
@@ -214,8 +213,8 @@ def test_a_users_own_csv_becomes_dives(tmp_path: Path):
     (tmp_path / "train.csv").write_text("video,dive\n1,1\n2,1\n")
     (tmp_path / "test.json").write_text("[[1, 2]]")
     train, test = load_split(tmp_path / "train.csv"), load_split(tmp_path / "test.json")
-    check_disjoint(train, test)
-    assert [d.key for d in select(dives, [*train, *test], "own lists")] == [(1, 1), (2, 1), (1, 2)]
+    assert split_faults(dives, train, test) == []
+    assert [*train, *test] == [("01", 1), ("02", 1), ("01", 2)]
 
 
 def test_csv_and_json_hold_what_the_official_pickle_holds(shared: Path, tmp_path: Path):
@@ -224,7 +223,7 @@ def test_csv_and_json_hold_what_the_official_pickle_holds(shared: Path, tmp_path
         {
             "video": d.video,
             "dive": d.number,
-            **{k: v for k, v in vars(d).items() if k not in ("video", "number", "caption")},
+            **{k: v for k, v in vars(d).items() if k not in ("video", "number", "caption", "rules")},
         }
         for d in official.values()
     ]
@@ -254,7 +253,7 @@ def test_csv_and_json_hold_what_the_official_pickle_holds(shared: Path, tmp_path
         ("a.json", "{", "is not JSON"),
         ("a.json", "{}", "is not a JSON list"),
         ("a.json", "[5]", "entry 1 is not a set of named fields"),
-        ("a.json", '[{"video": "x", "dive": 1}]', "video 'x', dive '1': write whole numbers"),
+        ("a.json", '[{"video": "../x", "dive": 1}]', "video '../x', dive '1': write the name of the video"),
         ("a.csv", b"\xff\xfe\x00", "cannot be read"),
     ],
 )  # fmt: skip
@@ -278,6 +277,7 @@ PAIRS = [(2, 1), (1, 4), (1, 2)]
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_split_lists_in_any_container_load(tmp_path: Path, saved: object, expected: list, protocol: int):
     (tmp_path / "l.pkl").write_bytes(pickle.dumps(saved, protocol))
+    expected = [(video_name(video), number) for video, number in expected]
     assert load_split(tmp_path / "l.pkl") == expected
     if isinstance(saved, np.ndarray):
         np.save(tmp_path / "l.npy", saved)
@@ -317,7 +317,7 @@ SPREADSHEET_CSVS = {
 def test_csvs_as_spreadsheets_write_them_load(tmp_path: Path, content: str, encoding: str):
     (tmp_path / "a.csv").write_bytes(content.encode(encoding))
     (dive,) = load_annotations(tmp_path / "a.csv").values()
-    assert (dive.key, dive.start_frame, dive.difficulty, dive.final_score) == ((1, 1), 5, 3.4, 88.5)
+    assert (dive.key, dive.start_frame, dive.difficulty, dive.final_score) == (("01", 1), 5, 3.4, 88.5)
 
 
 def test_json_and_pickles_with_capitals_or_lists_of_objects_load(tmp_path: Path):
@@ -325,10 +325,10 @@ def test_json_and_pickles_with_capitals_or_lists_of_objects_load(tmp_path: Path)
     (tmp_path / "a.json").write_text(json.dumps([row]))
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([row]))
     (tmp_path / "b.pkl").write_bytes(pickle.dumps({(1, 1): row}))
-    loaded = [load_annotations(tmp_path / name)[(1, 1)] for name in ("a.json", "a.pkl", "b.pkl")]
+    loaded = [load_annotations(tmp_path / name)[("01", 1)] for name in ("a.json", "a.pkl", "b.pkl")]
     assert {(d.start_frame, d.difficulty, d.final_score) for d in loaded} == {(5, 3.4, 88.5)}
     (tmp_path / "l.json").write_text(json.dumps([{"Video": 1, "Dive": 4}, {"Video": 2, "Dive": 1}]))
-    assert load_split(tmp_path / "l.json") == [(1, 4), (2, 1)]
+    assert load_split(tmp_path / "l.json") == [("01", 4), ("02", 1)]
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_json_and_pickles_with_capitals_or_lists_of_objects_load(tmp_path: Path)
 def test_judges_scores_are_parsed_if_their_commas_are_unambiguous(tmp_path: Path, judges: str, expected: tuple | None):
     (tmp_path / "a.csv").write_text(f'{HEADER};judge_scores\n1;1;5;9;3,4;60;"{judges}"\n')
     if expected is not None:
-        assert load_annotations(tmp_path / "a.csv")[(1, 1)].judge_scores == expected
+        assert load_annotations(tmp_path / "a.csv")[("01", 1)].judge_scores == expected
         return
     with pytest.raises(UserError, match="Put spaces between the scores"):
         load_annotations(tmp_path / "a.csv")
@@ -384,8 +384,8 @@ def test_facts_of_videos_are_read_and_must_agree(tmp_path: Path):
     path = tmp_path / "a.csv"
     path.write_text(rows.format(HEADER.replace(";", ","), "29.97"))
     facts = read_annotations(path).facts
-    assert list(facts) == [1]
-    assert (float(facts[1].frames_per_second), facts[1].frames, facts[1].stated_by) == (29.97, 100, "a.csv")
+    assert list(facts) == ["01"]
+    assert (float(facts["01"].frames_per_second), facts["01"].frames, facts["01"].stated_by) == (29.97, 100, "a.csv")
     for other, words in (
         ("25", r"video 01: frames_per_second is .* in one row and 25 in another \(dive 01/002\)"),
         ("fast", "frames_per_second 'fast' cannot be parsed"),
@@ -406,8 +406,8 @@ def test_the_judges_rule_holds_for_all_but_27_of_the_real_dives(shared: Path):
     dives = load_annotations(shared / "mtl_aqa" / "final_annotations_dict_with_dive_number.pkl")
     exceptions = judge_exceptions(dives.values())
     assert len(exceptions) == 27
-    assert {(1, 70), (2, 1), (26, 39)} <= {d.key for d in exceptions}
-    assert judged_score(dives[(1, 70)]) == pytest.approx(37.95)
+    assert {("01", 70), ("02", 1), ("26", 39)} <= {d.key for d in exceptions}
+    assert judged_score(dives[("01", 70)]) == pytest.approx(37.95)
 
 
 @given(
@@ -416,15 +416,18 @@ def test_the_judges_rule_holds_for_all_but_27_of_the_real_dives(shared: Path):
 )
 def test_a_score_by_the_rules_has_no_fault_and_is_not_an_exception(judges: list[float], difficulty: float):
     score = sum(sorted(judges)[2:5]) * difficulty
-    dive = Dive(1, 1, 1, 9, difficulty, score, judge_scores=tuple(judges))
-    assert dive_faults(dive) == []
+    dive = Dive("01", 1, 1, 9, difficulty=difficulty, final_score=score, judge_scores=tuple(judges))
+    assert dive.faults() == []
     assert judge_exceptions([dive]) == []
     assert judge_exceptions([replace(dive, final_score=score + 1)]) != []
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(1, 60), st.integers(0, 20)), max_size=7, unique=True))
 def test_overlap_faults_are_exactly_the_dives_that_share_frames(spans: list[tuple[int, int, int]]):
-    dives = [Dive(v, i, start, start + length, 3.0, 60.0) for i, (v, start, length) in enumerate(spans)]
+    dives = [
+        Dive(video_name(v), i, start, start + length, difficulty=3.0, final_score=60.0)
+        for i, (v, start, length) in enumerate(spans)
+    ]
     shared = {
         max(a, b, key=lambda d: (d.start_frame, d.end_frame)).name
         for a, b in itertools.combinations(dives, 2)
@@ -455,7 +458,7 @@ def test_overlapping_lists_are_refused_and_can_be_made_disjoint(
     (tmp_path / "small.pkl").write_bytes(pickle.dumps([*train[:107], *test[:36]]))
     numbered, listed = str(folder / "final_annotations_dict.pkl"), ["--test_path", str(folder / "test_split_0.pkl")]
     small = ["--train_path", str(tmp_path / "small.pkl")]
-    with pytest.raises(UserError, match=r"share 36 dives .*smaller training sets"):
+    with pytest.raises(UserError, match=r"share 36 actions .*smaller training sets"):
         annotations.main(["summary", "--annotation_path", numbered, *small, *listed])
     annotations.main(["disjoint", *small, *listed, "--output", str(tmp_path / "clean.pkl")])
     assert "107 dives; 36 that are in the test list were left out" in capsys.readouterr().out
@@ -483,5 +486,5 @@ def test_a_file_is_parsed_once_until_it_changes(tmp_path: Path, monkeypatch: pyt
     times = path.stat()
     path.write_text(CSV.replace("88.0", "87.0"))  # same size and same modification time
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert load_annotations(path)[(1, 1)].final_score == 87.0
+    assert load_annotations(path)[("01", 1)].final_score == 87.0
     assert len(parsed) == 2

@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_preparation.actions import Dive, video_name
 from data_preparation.archive import FrameReader, open_frames, write_archive
 from data_preparation.common.errors import UserError
 from data_preparation.decoding import decode_ranges, to_image
-from data_preparation.dives import Dive
 from data_preparation.extract import check_length, needed_ranges
 from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import DatasetLayout
@@ -253,7 +253,10 @@ def test_seeking_decodes_few_frames(tmp_path: Path):
     st.integers(0, 120), st.integers(0, 5), st.integers(1100, 1200),
 )  # fmt: skip
 def test_ranges_cover_every_dive_and_its_window_without_overlap(spans, window, after, last):
-    dives = [Dive(1, i, start, start + length, 3.0, 60.0) for i, (start, length) in enumerate(spans)]
+    dives = [
+        Dive("01", i, start, start + length, difficulty=3.0, final_score=60.0)
+        for i, (start, length) in enumerate(spans)
+    ]
     ranges = needed_ranges(dives, window, after, last)
     stored = [n for first, end in ranges for n in range(first, end + 1)]
     assert len(set(stored)) == len(stored)
@@ -293,7 +296,11 @@ def extract(folder: Path, *flags: object):
 @pytest.fixture
 def two_videos(tmp_path: Path) -> Path:
     video = encode(tmp_path / "v.mp4", [4 * i for i in range(400)])
-    dives = [Dive(v, d, 100 * d, 100 * d + 30, 3.0, 60.0) for v in (1, 2) for d in (1, 2, 3)]
+    dives = [
+        Dive(video_name(v), d, 100 * d, 100 * d + 30, difficulty=3.0, final_score=60.0)
+        for v in (1, 2)
+        for d in (1, 2, 3)
+    ]
     return make_dataset(tmp_path / "set", {1: video, 2: video}, dives)
 
 
@@ -432,7 +439,12 @@ def processes_of(folder: Path) -> list[int]:
 def test_a_killed_extraction_leaves_no_archive_and_no_process(tmp_path: Path, number: int):
     video = encode(tmp_path / "v.mp4", [4 * i for i in range(3000)])
     folder = make_dataset(
-        tmp_path / "set", {1: video}, [Dive(1, 1, 10, 2990, 3.0, 60.0), Dive(1, 2, 2995, 2999, 3.0, 60.0)]
+        tmp_path / "set",
+        {1: video},
+        [
+            Dive("01", 1, 10, 2990, difficulty=3.0, final_score=60.0),
+            Dive("01", 2, 2995, 2999, difficulty=3.0, final_score=60.0),
+        ],
     )
     command = [sys.executable, "-m", "data_preparation.extract", "--dataset", str(folder), "--height", "1080"]
     running = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -578,7 +590,11 @@ def test_bad_files_are_reported_and_good_ones_extracted(tmp_path: Path):
     bad = [*bad_files(tmp_path / "bad").values(), *(p for p in CLIPS if p.parent.name == "broken")]
     good = encode(tmp_path / "good.mp4", [4 * i for i in range(200)])
     videos = {1: good, **{i + 2: path for i, path in enumerate(bad)}}
-    folder = make_dataset(tmp_path / "set", videos, [Dive(v, 1, 40, 49, 3.0, 60.0) for v in [*videos, 90, 91]])
+    folder = make_dataset(
+        tmp_path / "set",
+        videos,
+        [Dive(video_name(v), 1, 40, 49, difficulty=3.0, final_score=60.0) for v in [*videos, 90, 91]],
+    )
     (folder / "whole_videos" / "91.mp4").mkdir()
     done = extract(folder, "--height", 24, "--window", 0)
     assert done.returncode == 2
@@ -624,7 +640,13 @@ def test_unreadable_files_and_unwritable_folders_are_reported(two_videos: Path):
 def test_a_short_video_is_refused_with_the_dives_that_would_be_lost(tmp_path: Path):
     found = scan_video(encode(tmp_path / "v.mp4", [4 * i for i in range(50)]))
     with pytest.raises(UserError, match=r"1 dives would be lost \(01/002\)"):
-        check_length(found, [Dive(1, 1, 5, 50, 3.0, 60.0), Dive(1, 2, 40, 51, 3.0, 60.0)])
+        check_length(
+            found,
+            [
+                Dive("01", 1, 5, 50, difficulty=3.0, final_score=60.0),
+                Dive("01", 2, 40, 51, difficulty=3.0, final_score=60.0),
+            ],
+        )
 
 
 def test_extract_without_a_data_set():

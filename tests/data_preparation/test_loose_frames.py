@@ -47,7 +47,9 @@ def test_a_folder_is_read_with_any_one_pattern_of_names(tmp_path: Path, name: st
     assert reader.loose and reader.loose.from_zero == (first == 0)
 
 
-@pytest.mark.parametrize("name", ["07/{clip}/{frame:08d}.jpg", "07_{clip:02d}/{frame:05d}.jpg", "07/{clip}/{frame}.jpg"])
+@pytest.mark.parametrize(
+    "name", ["07/{clip}/{frame:08d}.jpg", "07_{clip:02d}/{frame:05d}.jpg", "07/{clip}/{frame}.jpg"]
+)
 @pytest.mark.parametrize("from_zero", [False, True])
 def test_clips_are_read_with_the_numbers_of_the_whole_video(tmp_path: Path, name: str, from_zero: bool):
     """As in FineDiving (video/instance) and in MTL-AQA's clips (VV_DD). Clip 1 begins with file 0 if files count from 0."""

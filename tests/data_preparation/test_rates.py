@@ -11,10 +11,10 @@ import av
 import numpy as np
 import pytest
 
+from data_preparation.actions import Dive, VideoFacts
 from data_preparation.annotations import load_annotations
 from data_preparation.catalogue import catalogue_facts
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive, VideoFacts
 from data_preparation.extract import check_facts
 from data_preparation.frame_numbers import VideoScan
 from data_preparation.layout import DatasetLayout

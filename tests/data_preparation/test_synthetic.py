@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from av.video.frame import PictureType
 
+from data_preparation.actions import ATTRIBUTE_CLASSES, Dive
 from data_preparation.annotations import (
-    check_disjoint,
     load_annotations,
     load_captions,
     load_split,
@@ -24,7 +24,6 @@ from data_preparation.annotations import (
 )
 from data_preparation.common.command_line import parse, to_argv
 from data_preparation.common.errors import UserError
-from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from data_preparation.layout import DatasetLayout
 from data_preparation.pickles import load_pickle
 from data_preparation.synthetic import dives as synthetic
@@ -79,7 +78,7 @@ def frames(path: Path) -> Iterator[np.ndarray]:
 @pytest.mark.parametrize("listed", REPERTOIRE, ids=lambda listed: f"{listed.number}-{listed.kind}")
 def test_repertoire(listed):
     fields = synthetic.attributes(listed.number)
-    dive = Dive(1, 1, 1, 50, listed.difficulty, 60.0, **fields)
+    dive = Dive("01", 1, 1, 50, difficulty=listed.difficulty, final_score=60.0, **fields)
     assert synthetic.dive_number(dive) == listed.number
     assert 1.5 <= listed.difficulty <= 4.1
     assert all(0 <= fields[name] < classes for name, classes in ATTRIBUTE_CLASSES.items())
@@ -158,7 +157,7 @@ def test_vocabulary_covers_the_captions(made, dives):
 
 def test_splits(made, dives):
     train, test = load_split(made.train_file), load_split(made.test_file)
-    check_disjoint(train, test)
+    assert not set(train) & set(test)
     assert set(train) | set(test) == set(dives)
     assert {video for video, _ in train} == {video for video, _ in test} == {1, 2}
     assert len(test) / len(dives) == pytest.approx(0.25, abs=0.06)
@@ -228,7 +227,7 @@ def test_better_dives_splash_less():
     stage = synthetic.make_stage(SMALL, 1)
     foam = []
     for execution in (0.95, 0.75, 0.5, 0.2):
-        dive = Dive(1, 1, 1, 50, 3.2, execution * 96, **synthetic.attributes("407C"))
+        dive = Dive("01", 1, 1, 50, difficulty=3.2, final_score=execution * 96, **synthetic.attributes("407C"))
         plan = synthetic.make_performance(dive, BOARDS[-1], np.random.default_rng(0))
         foam.append(int((np.asarray(stage.dive_frame(plan, 0.8)).min(axis=2) > 235).sum()))
     assert foam == sorted(foam)
@@ -238,7 +237,7 @@ def test_better_dives_splash_less():
 @pytest.mark.parametrize("kind", FILLERS)
 def test_every_filler_is_drawn(kind):
     stage = synthetic.make_stage(SMALL, 1)
-    dive = Dive(1, 1, 1, 50, 3.2, 80.0, **synthetic.attributes("5253B"))
+    dive = Dive("01", 1, 1, 50, difficulty=3.2, final_score=80.0, **synthetic.attributes("5253B"))
     plan = synthetic.make_performance(dive, BOARDS[0], np.random.default_rng(0))
     for share in (0.0, 0.5, 1.0):
         assert stage.filler_frame(kind, plan, share).size == (SMALL.width, SMALL.height)
@@ -352,7 +351,9 @@ def test_keep_timeline_keeps_all_frame_numbers(real_file):
 
 
 def test_like_refuses_overlapping_dives(tmp_path):
-    fields = synthetic.annotation(Dive(1, 1, 10, 60, 3.2, 80.0, **synthetic.attributes("407C")))
+    fields = synthetic.annotation(
+        Dive("01", 1, 10, 60, difficulty=3.2, final_score=80.0, **synthetic.attributes("407C"))
+    )
     path = tmp_path / "overlap.pkl"
     path.write_bytes(pickle.dumps({(1, 1): fields, (1, 2): {**fields, "start_frame": 60, "end_frame": 90}}))
     with pytest.raises(UserError, match=r"dive 01/002: .* overlap those of dive 01/001"):

@@ -39,41 +39,41 @@ def read_only(monkeypatch: pytest.MonkeyPatch, *folders: Path, error: int = errn
 
 
 def test_the_record_is_beside_the_frames_if_they_are_writable(frames: Path, tmp_path: Path):
-    assert unverified(frames, [1, 2]) == [1, 2]
-    assert mark_videos_verified(frames, [1]) == f"Verification recorded in {frames / '.verified'}."
-    assert unverified(frames, [1, 2]) == [2]
+    assert unverified(frames, ["01", "02"]) == ["01", "02"]
+    assert mark_videos_verified(frames, ["01"]) == f"Verification recorded in {frames / '.verified'}."
+    assert unverified(frames, ["01", "02"]) == ["02"]
     assert not (tmp_path / "cache").exists()
     (frames / "01.zip").write_bytes(b"other frames")
-    assert unverified(frames, [1, 2]) == [1, 2]
+    assert unverified(frames, ["01", "02"]) == ["01", "02"]
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT])
 def test_the_record_of_a_read_only_data_set_is_in_the_cache(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ):
-    mark_verified(frames, 1)
+    mark_verified(frames, "01")
     (frames / "01.zip").write_bytes(b"other frames")  # the marker beside the frames is of an earlier state
     read_only(monkeypatch, frames, error=error)
-    text = mark_videos_verified(frames, [1, 2])
+    text = mark_videos_verified(frames, ["01", "02"])
     assert text.startswith(f"Verification recorded in {tmp_path / 'cache' / 'verified'}")
-    assert unverified(frames, [1, 2]) == []
+    assert unverified(frames, ["01", "02"]) == []
     link = tmp_path / "link"
     link.symlink_to(frames.parent)
-    assert unverified(link / "whole_videos_frames", [1, 2]) == []  # another path to the same folder
+    assert unverified(link / "whole_videos_frames", ["01", "02"]) == []  # another path to the same folder
     shutil.copytree(frames, tmp_path / "copy" / "whole_videos_frames")
-    assert unverified(tmp_path / "copy" / "whole_videos_frames", [1, 2]) == [1, 2]
+    assert unverified(tmp_path / "copy" / "whole_videos_frames", ["01", "02"]) == ["01", "02"]
     (frames / "02.zip").write_bytes(b"other frames")
-    assert unverified(frames, [1, 2]) == [2]
+    assert unverified(frames, ["01", "02"]) == ["02"]
 
 
 def test_a_record_that_cannot_be_written_is_reported_with_the_fix(
     frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     read_only(monkeypatch, frames, tmp_path / "cache")
-    text = mark_videos_verified(frames, [1, 2])
+    text = mark_videos_verified(frames, ["01", "02"])
     assert "could not be recorded (Read-only file system" in text
     assert "set DEEPSPORTS_CACHE to a writable folder" in text
-    assert unverified(frames, [1, 2]) == [1, 2]
+    assert unverified(frames, ["01", "02"]) == ["01", "02"]
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -96,9 +96,9 @@ def test_a_user_without_a_home_folder_gets_no_traceback(frames: Path, monkeypatc
     monkeypatch.delenv("DEEPSPORTS_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
-    assert unverified(frames, [1]) == [1]
+    assert unverified(frames, ["01"]) == ["01"]
     read_only(monkeypatch, frames)
-    assert "set DEEPSPORTS_CACHE" in mark_videos_verified(frames, [1])
+    assert "set DEEPSPORTS_CACHE" in mark_videos_verified(frames, ["01"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder read-only needs root")
@@ -108,7 +108,7 @@ def test_a_data_set_mounted_read_only_is_verified_only_once(dataset: Path, tmp_p
     shutil.copytree(dataset, copied, ignore=shutil.ignore_patterns(".verified"))
     check = (
         "import sys; from launch.preflight import data_faults; from training.config import TrainConfig; "
-        "from data_preparation.layout import DatasetLayout; from pathlib import Path; d = DatasetLayout(Path(sys.argv[1])); "
+        "from data_preparation.layout import DatasetLayout; from pathlib import Path; d = DatasetLayout(Path(sys.argv["01"])); "
         "print(data_faults(TrainConfig(root_dir=d.frames, annotation_path=d.annotation_file, train_path=d.train_file, test_path=d.test_file)))"
     )
     python, flags = sys.executable, f"--dataset {copied}"
@@ -137,5 +137,5 @@ def test_a_data_set_mounted_read_only_is_verified_only_once(dataset: Path, tmp_p
     before, _, after = done.stdout.partition("All frames of all dives exist and decode; the splits are disjoint.\n")
     assert f"not verified since they were extracted (01 02): run python -m data_preparation.verify {flags}" in before
     assert after.startswith(f"Verification recorded in {tmp_path / 'cache' / 'verified'}")
-    assert after.splitlines()[1] == "[]"  # no fault any more
+    assert after.splitlines()["01"] == "[]"  # no fault any more
     assert not (copied / "whole_videos_frames" / ".verified").exists()

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Dive, video_name
 from tests.conftest import run_main
 from training.evaluate import predictions_csv
 from training.metrics import difficulty_band, group_metrics, paired_interval, score_metrics
 
 TRUE = np.random.default_rng(0).normal(65, 15, 200).clip(0, 100)
-DIVES = [Dive(1 + i % 3, i, 1, 9, 2.0 + (i % 20) / 10, float(y), i % 3) for i, y in enumerate(TRUE)]
+DIVES = [
+    Dive(video_name(1 + i % 3), i, 1, 9, difficulty=2.0 + (i % 20) / 10, final_score=float(y), position=i % 3)
+    for i, y in enumerate(TRUE)
+]
 
 
 def noisy(noise: float, seed: int = 1) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Dive
 from tests.small import METHODS, MODELS, VIDEO_MODELS, actions_of, batch_of, labels_of, tiny_config
 from training import plugins
 from training.config import TrainConfig
@@ -213,7 +213,19 @@ def unexplained(method: str, folder: Path, permuted: bool) -> float:
     score."""
     draws = np.random.default_rng(1)
     dives = [
-        Dive(1, i, 1 + 100 * i, 80 + 100 * i, 2.0 + i % 9 / 8, 30.0 + i * 37 % 60, i % 3, i % 2, i % 4, i % 10, i % 8)
+        Dive(
+            "01",
+            i,
+            1 + 100 * i,
+            80 + 100 * i,
+            difficulty=2.0 + i % 9 / 8,
+            final_score=30.0 + i * 37 % 60,
+            position=i % 3,
+            armstand=i % 2,
+            rotation_type=i % 4,
+            ss_no=i % 10,
+            tw_no=i % 8,
+        )
         for i in range(128)
     ]
     rows = torch.tensor(draws.normal(size=(128, 1, 12)) * 0.1, dtype=torch.float32)

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Dive
 from tests.small import DIVES, batch_of, config_of
 from training.data.batch import Rows, Tensors, chunk_batch
 from training.data.dataset import ActionDataset, Plan

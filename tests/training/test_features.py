@@ -14,9 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_preparation.actions import Dive
 from data_preparation.common.command_line import parse
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
 from tests.conftest import data_flags, run_main, run_python, tiny_model
 from training import extract_features
 from training.config import TrainConfig
@@ -30,7 +30,7 @@ from training.runtime.ranks import Ranks
 
 CPU = torch.device("cpu")
 
-DIVES = [Dive(1, i, 1 + 100 * i, 80 + 100 * i, 3.0, 60.0) for i in range(1, 6)]
+DIVES = [Dive("01", i, 1 + 100 * i, 80 + 100 * i, difficulty=3.0, final_score=60.0) for i in range(1, 6)]
 
 
 def matrix(vectors: int = 3, width: int = 4) -> np.ndarray:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
+from data_preparation.actions import Dive, video_name
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
 from tests.small import DIVES, labels_of, tiny_config
+from training.data.facts import DataFacts
 from training.losses import average_ranks, soft_spearman
 from training.methods import build_method
 from training.metrics import (
@@ -62,7 +63,7 @@ def test_the_gradient_orders_the_batch(norm):
 @pytest.mark.parametrize("method", ["regression", "multitask"])
 def test_torchsort_is_needed_only_for_the_spearman_loss(method, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchsort", None)  # as if it were not installed
-    learned = build_method(tiny_config("timesformer", method), feature_dim=8)
+    learned = build_method(tiny_config("timesformer", method), 8, DataFacts())
     labels = labels_of(learned, DIVES)
     outputs = learned(lambda clip: torch.ones(len(DIVES), 1, 8), {"clip": torch.empty(0)}, {}, labels)
     assert "soft_spearman" not in learned.loss(outputs, {}, labels)
@@ -149,7 +150,20 @@ def test_the_interval_covers_the_true_value_at_its_nominal_rate():
 
 def test_baselines_use_no_frame():
     def dive(number: int, video: int, difficulty: float, score: float) -> Dive:
-        return Dive(video, number, 1, 9, difficulty, score, 1, 0, 1, 3, 0, judge_scores=(score / 3 / difficulty,) * 7)
+        return Dive(
+            video_name(video),
+            number,
+            1,
+            9,
+            difficulty=difficulty,
+            final_score=score,
+            position=1,
+            armstand=0,
+            rotation_type=1,
+            ss_no=3,
+            tw_no=0,
+            judge_scores=(score / 3 / difficulty,) * 7,
+        )
 
     train = [dive(1, 1, 2.0, 40), dive(2, 1, 3.0, 60), dive(3, 2, 3.0, 80)]
     test = [dive(4, 1, 2.0, 45), dive(5, 2, 3.0, 75), dive(6, 2, 3.5, 90)]
@@ -162,11 +176,11 @@ def test_baselines_use_no_frame():
 
 def test_baselines_of_the_official_split(shared):
     """The figures that were measured on MTL-AQA when the method sheets were written."""
-    from data_preparation.annotations import load_annotations, load_split, select
+    from data_preparation.annotations import load_annotations, load_split
 
     dives = load_annotations(shared / "mtl_aqa/final_annotations_dict_with_dive_number.pkl")
-    train = select(dives, load_split(shared / "mtl_aqa/train_split_0.pkl"), "train")
-    test = select(dives, load_split(shared / "mtl_aqa/test_split_0.pkl"), "test")
+    train = [dives[key] for key in load_split(shared / "mtl_aqa/train_split_0.pkl")]
+    test = [dives[key] for key in load_split(shared / "mtl_aqa/test_split_0.pkl")]
     found = baselines(train, test)
     assert found["train mean"]["mse"] == pytest.approx(329.8, abs=0.1)
     assert found["train mean"]["r_l2_x100"] == pytest.approx(3.02, abs=0.01)

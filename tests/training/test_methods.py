@@ -13,18 +13,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.svm import SVR
 
+from data_preparation.actions import ATTRIBUTE_CLASSES, Dive
 from data_preparation.common.errors import UserError
-from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from tests.golden import difference, golden, recipe_state, recipe_tensor
 from tests.small import labels_of
 from training.config import TrainConfig
 from training.data.batch import Rows
+from training.data.facts import DataFacts
 from training.methods.multitask.method import Multitask, caption_metrics, caption_nll
 from training.methods.multitask.s2vt import S2VT, caption_mask, encode_caption
 from training.methods.svr.method import SupportVectorRegression
 from training.runtime import checkpoint
 
-DIVE = Dive(1, 7, 100, 200, 3.2, 80.0, 2, 0, 2, 7, 0, caption=("<sos>", "a", "dive", "<eos>"))
+DIVE = Dive(
+    "01",
+    7,
+    100,
+    200,
+    difficulty=3.2,
+    final_score=80.0,
+    position=2,
+    armstand=0,
+    rotation_type=2,
+    ss_no=7,
+    tw_no=0,
+    caption=("<sos>", "a", "dive", "<eos>"),
+)
 
 # C3D-AVG-MTL's names -> ours
 NAMES = {
@@ -100,7 +114,7 @@ def multitask(tmp_path: Path, words: list[str]) -> Multitask:
     from training.methods.multitask.method import build
 
     paths = {"captions_path": str(tmp_path / "c.pkl"), "vocabulary_path": str(tmp_path / "vocab.json")}
-    return build(TrainConfig(method="multitask", **paths), 24)
+    return build(TrainConfig(method="multitask", **paths), 24, DataFacts())
 
 
 def test_the_multitask_loss_is_the_papers(tmp_path: Path):

@@ -19,7 +19,7 @@ from training.config import TrainConfig, as_record, config_class, differences, f
 METHOD = '''
 import numpy as np, torch
 from training.methods.base import Method
-def build(config, feature_dim): return Points(config, feature_dim)
+def build(config, feature_dim, data): return Points(config, feature_dim)
 class Points(Method):
     def __init__(self, config, feature_dim):
         super().__init__()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Dive
 from training.config import FRAME_METHODS
 from training.data.sampling import balancing_repeats, clip_frames, epoch_order, needed_frames, rank_rows
 from training.data.splits import split_train_val
@@ -17,7 +17,7 @@ BINNED = [m for m in FRAME_METHODS if m not in ("random", "end_aligned")]
 
 
 def dives(count: int) -> list[Dive]:
-    return [Dive(1, i + 1, 100 * i + 1, 100 * i + 80, 3.0, 60.0) for i in range(count)]
+    return [Dive("01", i + 1, 100 * i + 1, 100 * i + 80, difficulty=3.0, final_score=60.0) for i in range(count)]
 
 
 @given(

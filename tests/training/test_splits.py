@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_preparation.actions import Dive, video_name
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
 from training.config import TrainConfig
 from training.data.splits import data_fingerprint, split_events
 
@@ -17,7 +17,11 @@ sizes = st.lists(st.integers(1, 9), min_size=4, max_size=15)
 
 
 def dives_of(sizes: list[int]) -> list[Dive]:
-    return [Dive(v, n, 1, 9, 3.0, 60.0) for v, size in enumerate(sizes, 1) for n in range(size)]
+    return [
+        Dive(video_name(v), n, 1, 9, difficulty=3.0, final_score=60.0)
+        for v, size in enumerate(sizes, 1)
+        for n in range(size)
+    ]
 
 
 @given(sizes, st.integers(2, 4), st.integers(0, 1000), st.floats(0.3, 0.9))
@@ -58,7 +62,20 @@ def test_too_few_events_are_named(flags: dict, words: str | None):
 
 
 def test_the_fingerprint_sees_every_label():
-    dive = Dive(1, 1, 1, 9, 3.0, 60.0, 1, 0, 2, 3, 0, caption=("a",))
+    dive = Dive(
+        "01",
+        1,
+        1,
+        9,
+        difficulty=3.0,
+        final_score=60.0,
+        position=1,
+        armstand=0,
+        rotation_type=2,
+        ss_no=3,
+        tw_no=0,
+        caption=("a",),
+    )
     changes = [{"end_frame": 10}, {"final_score": 61.0}, {"difficulty": 3.1}, {"position": 2}, {"caption": ("b",)}]
     prints = {data_fingerprint([dataclasses.replace(dive, **change)]) for change in [{}, *changes]}
     assert len(prints) == 6

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from data_preparation.actions import Action, ActionKey, plain_key, sort_key
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive, DiveKey
 from training.config import TrainConfig
 from training.data.batch import Batch
 from training.data.plan import Arrays, ClipSpec, Sample
@@ -23,13 +23,13 @@ from training.runtime.seeding import generator
 class Planner(Protocol):
     """The part of methods.base.Method that a data set uses."""
 
-    def sample(self, action: Dive, plan: Plan) -> Sample: ...
+    def sample(self, action: Action, plan: Plan) -> Sample: ...
 
-    def given(self, action: Dive) -> Arrays: ...
+    def given(self, action: Action) -> Arrays: ...
 
-    def labels(self, action: Dive) -> Arrays: ...
+    def labels(self, action: Action) -> Arrays: ...
 
-    def repeats(self, actions: Sequence[Dive]) -> Sequence[int] | None: ...
+    def repeats(self, actions: Sequence[Action]) -> Sequence[int] | None: ...
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Plan:
     nothing is random.
     """
 
-    action: Dive
+    action: Action
     source: Source
-    pool: Sequence[Dive]
+    pool: Sequence[Action]
     seed: int
     epoch: int
     augment: bool
@@ -50,9 +50,9 @@ class Plan:
     def rng(self, purpose: str) -> np.random.Generator | None:
         """A new generator seeded by (seed, purpose, epoch, action), or None without augmentation. A second call with the
         same purpose returns the same random numbers."""
-        return generator(self.seed, purpose, self.epoch, *self.action.key) if self.augment else None
+        return generator(self.seed, purpose, self.epoch, *plain_key(self.action.key)) if self.augment else None
 
-    def clip(self, action: Dive, name: str = "clip") -> ClipSpec:
+    def clip(self, action: Action, name: str = "clip") -> ClipSpec:
         """A clip of `action`, augmented by the generator `rng(name)`."""
         return self.source.plan(action, self.rng(name))
 
@@ -68,10 +68,16 @@ class ActionDataset:
     """The samples of a list of actions, each a function of (epoch, index). Without `augment` every epoch has the same ones."""
 
     def __init__(
-        self, actions: Sequence[Dive], config: TrainConfig, method: Planner, *, augment: bool, pool: Sequence[Dive] = ()
+        self,
+        actions: Sequence[Action],
+        config: TrainConfig,
+        method: Planner,
+        *,
+        augment: bool,
+        pool: Sequence[Action] = (),
     ) -> None:
         self.actions, self.config, self.method, self.augment = list(actions), config, method, augment
-        self.pool = sorted(pool, key=lambda action: action.key)
+        self.pool = sorted(pool, key=lambda action: sort_key(action.key))
         self.source = source_of(config)
         self.reader = ClipReader(self.source)
 
@@ -88,7 +94,7 @@ class ActionDataset:
         """The pool without augmentation: the references of a comparing method."""
         return ActionDataset(self.pool, self.config, self.method, augment=False)
 
-    def without(self, keys: Collection[DiveKey]) -> ActionDataset:
+    def without(self, keys: Collection[ActionKey]) -> ActionDataset:
         """This data set without the actions with these keys."""
         actions = [action for action in self.actions if action.key not in keys]
         return ActionDataset(actions, self.config, self.method, augment=self.augment, pool=self.pool)
@@ -120,7 +126,7 @@ class ClipReader(Dataset):
         return Batch(clips, given, labels, torch.tensor(planned.action_index))
 
 
-def label_faults(actions: Sequence[Dive], method: Planner) -> list[str]:
+def label_faults(actions: Sequence[Action], method: Planner) -> list[str]:
     """Actions that lack a label that the method needs: a message for each of the first ten."""
     faults = []
     for action in actions:

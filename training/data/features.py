@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_preparation.actions import Action, ActionKey, action_name, list_names, video_name
 from data_preparation.annotations import load_split
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.dives import Dive, DiveKey, dive_name, list_names
 
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5")
 
@@ -40,7 +40,7 @@ class FeatureFile:
         self.path = path
 
     @cached_property
-    def rows(self) -> dict[DiveKey, np.ndarray]:
+    def rows(self) -> dict[ActionKey, np.ndarray]:
         """The features of every action by key, each (N, D) float32.
 
         Raises:
@@ -67,18 +67,18 @@ class FeatureFile:
         """D, the length of a vector."""
         return next(iter(self.rows.values())).shape[1]
 
-    def row(self, key: DiveKey) -> np.ndarray:
+    def row(self, key: ActionKey) -> np.ndarray:
         """(N, D) float32."""
         return self.rows[key]
 
-    def fingerprint(self, actions: Sequence[Dive]) -> str:
+    def fingerprint(self, actions: Sequence[Action]) -> str:
         """A short hash of these actions' features."""
         digest = hashlib.sha256()
         for action in sorted(actions, key=lambda action: action.key):
             digest.update(repr((action.key, self.row(action.key).shape)).encode() + self.row(action.key).tobytes())
         return digest.hexdigest()[:16]
 
-    def faults(self, actions: Sequence[Dive]) -> list[str]:
+    def faults(self, actions: Sequence[Action]) -> list[str]:
         """Messages about actions that the file lacks, and about those whose features are not finite."""
         faults = []
         if missing := [action.key for action in actions if action.key not in self.rows]:
@@ -95,7 +95,7 @@ class FeatureFile:
         return {"path": self.path}
 
 
-def _read(path: Path) -> Iterator[tuple[DiveKey, np.ndarray]]:
+def _read(path: Path) -> Iterator[tuple[ActionKey, np.ndarray]]:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         if not path.with_suffix(".csv").is_file():
@@ -123,18 +123,20 @@ def _hdf5(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
         yield found
 
 
-def _arrays(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[DiveKey, np.ndarray]]:
+def _arrays(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[ActionKey, np.ndarray]]:
     if "features" in arrays and "keys" in arrays:
-        yield from _matrix([(int(video), int(number)) for video, number in arrays["keys"]], arrays["features"])
+        yield from _matrix(
+            [(video_name(str(v)), int(number)) for v, number in arrays["keys"].tolist()], arrays["features"]
+        )
         return
     for name in arrays:
-        video, slash, number = name.partition("/")
-        if not (slash and video.isdigit() and number.isdigit()):
-            raise ValueError(f"array '{name}' is not named after an action, such as {dive_name((3, 55))}")
-        yield (int(video), int(number)), _vectors(arrays[name])
+        video, slash, number = name.rpartition("/")
+        if not (slash and number.isdigit()):
+            raise ValueError(f"array '{name}' is not named after an action, such as {action_name(('03', 55))}")
+        yield (video_name(video), int(number)), _vectors(arrays[name])
 
 
-def _matrix(keys: Sequence[DiveKey], features: np.ndarray) -> Iterator[tuple[DiveKey, np.ndarray]]:
+def _matrix(keys: Sequence[ActionKey], features: np.ndarray) -> Iterator[tuple[ActionKey, np.ndarray]]:
     if len(keys) != len(features):
         raise ValueError(f"{len(keys)} keys for {len(features)} rows")
     if len(set(keys)) < len(keys):

@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
 from data_preparation.common.limits import (
     ResourceLimits,
@@ -19,7 +20,6 @@ from data_preparation.common.limits import (
     temporary_folder_faults,
     temporary_folder_warning,
 )
-from data_preparation.dives import Dive
 from training.config import TrainConfig
 from training.data.loader import EVALUATION_BATCH, steps_per_epoch
 from training.data.splits import Splits
@@ -69,8 +69,8 @@ def needs(
     model: ScoringModel,
     ranks: Ranks,
     device: torch.device,
-    training: list[Dive],
-    evaluated: list[Dive],
+    training: list[Action],
+    evaluated: list[Action],
 ) -> ResourceNeeds:
     """The minimum that a training needs on this machine; an evaluation if `training` is empty."""
     here = ranks_on_node(ranks)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Action
 
 Arrays = dict[str, np.ndarray]
 
@@ -45,7 +45,7 @@ class View:
 class ClipSpec:
     """One clip of a sample. `frames` are 1-based frame numbers; if the backbone reads features, there are none."""
 
-    action: Dive
+    action: Action
     frames: tuple[int, ...]
     view: View | None
 

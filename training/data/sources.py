@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from data_preparation.actions import Action, video_order
 from data_preparation.archive import FrameReader, missing_text, open_frames
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
-from data_preparation.layout import prepared_videos, video_name
+from data_preparation.layout import is_prepared
 from training.config import TrainConfig
 from training.data.features import feature_file
 from training.data.plan import ClipSpec
@@ -23,15 +23,15 @@ from training.data.transforms import apply_view, crop_view, squash_view
 class Source(Protocol):
     """Plans clips in the training process and, pickled, reads them in the workers."""
 
-    def faults(self, actions: Sequence[Dive]) -> list[str]:
+    def faults(self, actions: Sequence[Action]) -> list[str]:
         """Messages about files of these actions that are missing; reads indexes only."""
         ...
 
-    def record(self, actions: Sequence[Dive]) -> dict[str, str]:
+    def record(self, actions: Sequence[Action]) -> dict[str, str]:
         """What splits.json records about these actions' data besides labels."""
         ...
 
-    def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
+    def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         """Choose the frames and the view of a clip. `rng` is None for validation and test.
 
         Raises:
@@ -58,20 +58,20 @@ class FrameSource:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self._readers: dict[int, FrameReader] = {}  # by video; each worker opens its own
+        self._readers: dict[str, FrameReader] = {}  # by video; each worker opens its own
 
-    def _reader(self, video: int) -> FrameReader:
+    def _reader(self, video: str) -> FrameReader:
         if video not in self._readers:
             self._readers[video] = open_frames(self.config.root_dir, video)
         return self._readers[video]
 
-    def faults(self, actions: Sequence[Dive]) -> list[str]:
+    def faults(self, actions: Sequence[Action]) -> list[str]:
         return frame_faults(actions, self.config)
 
-    def record(self, actions: Sequence[Dive]) -> dict[str, str]:
+    def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {}  # the labels identify the videos, and thereby the frames
 
-    def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
+    def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
         # only end_aligned uses frames after the action's end; do not open the archive for the others
         frames_after = self._frames_after(action) if c.frame_method == "end_aligned" else 0
@@ -84,7 +84,7 @@ class FrameSource:
         view = crop_view(c.spatial_size, rng) if c.data_aug else squash_view(c.spatial_size)
         return ClipSpec(action, tuple(frames.tolist()), view)
 
-    def _frames_after(self, action: Dive) -> int:
+    def _frames_after(self, action: Action) -> int:
         """How many frames follow the action's end on disk without a gap, at most END_SHIFT."""
         on_disk = np.isin(action.end_frame + np.arange(1, END_SHIFT + 1), self._reader(action.video).numbers)
         return int(on_disk.cumprod().sum())
@@ -104,49 +104,50 @@ class FeatureSource:
     def __init__(self, config: TrainConfig) -> None:
         self.file = feature_file(Path(config.features))
 
-    def faults(self, actions: Sequence[Dive]) -> list[str]:
+    def faults(self, actions: Sequence[Action]) -> list[str]:
         return self.file.faults(actions)
 
-    def record(self, actions: Sequence[Dive]) -> dict[str, str]:
+    def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {"features": self.file.fingerprint(actions)}
 
-    def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
+    def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         return ClipSpec(action, (), None)
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
         return torch.from_numpy(self.file.row(clip.action.key))
 
 
-def frame_faults(dives: Sequence[Dive], config: TrainConfig) -> list[str]:
-    """Messages about frames of these dives that are missing, one per video; reads indexes only, decodes nothing."""
+def frame_faults(actions: Sequence[Action], config: TrainConfig) -> list[str]:
+    """Messages about frames of these actions that are missing, one per video; reads indexes only, decodes nothing."""
+    by_video: dict[str, list[Action]] = {}
+    for action in actions:
+        by_video.setdefault(action.video, []).append(action)
+    return [fault for video in sorted(by_video, key=video_order) for fault in _video_faults(by_video[video], config)]
+
+
+def _video_faults(actions: Sequence[Action], config: TrainConfig) -> list[str]:
+    """Messages about missing frames of one video."""
+    video = actions[0].video
+    if not is_prepared(config.root_dir, video):
+        return [f"video {video} has no frames: {missing_text(config.root_dir, video)}"]
     faults = []
-    prepared = set(prepared_videos(config.root_dir))
-    for video in sorted({d.video for d in dives}):
-        name = video_name(video)
-        fix = f"run python -m data_preparation.extract --videos {name}"
-        if video not in prepared:
-            faults.append(f"video {name} has no frames: {missing_text(config.root_dir, video)}")
-            continue
-        if config.frame_method == "random":
-            short = [d.name for d in dives if d.video == video and d.frame_count < config.frame_num]
-            if short:
-                faults.append(
-                    f"video {name} has {len(short)} dives of fewer than {config.frame_num} frames ({short[0]}, ...), too few for --frame_method random: give a smaller --frame_num or another --frame_method"
-                )
-        try:
-            on_disk = open_frames(config.root_dir, video).numbers
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        lacking = [d.name for d in dives if d.video == video and not _has_frames(d, config, on_disk)]
-        if lacking:
-            listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-            faults.append(
-                f"video {name} lacks frames of {len(lacking)} dives ({listed}) for --frame_method {config.frame_method}: {fix}"
-            )
+    short = [a.name for a in actions if config.frame_method == "random" and a.frame_count < config.frame_num]
+    if short:
+        faults.append(
+            f"video {video} has {len(short)} dives of fewer than {config.frame_num} frames ({short[0]}, ...), too few for --frame_method random: give a smaller --frame_num or another --frame_method"
+        )
+    try:
+        on_disk = open_frames(config.root_dir, video).numbers
+    except UserError as error:
+        return [*faults, str(error)]
+    if lacking := [a.name for a in actions if not _has_frames(a, config, on_disk)]:
+        listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        faults.append(
+            f"video {video} lacks frames of {len(lacking)} dives ({listed}) for --frame_method {config.frame_method}: run python -m data_preparation.extract --videos {video}"
+        )
     return faults
 
 
-def _has_frames(dive: Dive, config: TrainConfig, on_disk: np.ndarray) -> bool:
+def _has_frames(dive: Action, config: TrainConfig, on_disk: np.ndarray) -> bool:
     first, last = needed_frames(dive.start_frame, dive.end_frame, config.frame_num, config.frame_method)
     return bool(np.isin(np.arange(first, last + 1), on_disk).all())

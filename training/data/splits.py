@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from data_preparation.annotations import check_disjoint, load_annotations, load_split, select
+import numpy as np
+
+from data_preparation import datasets
+from data_preparation.actions import Action, is_chosen, plain_key, sort_key
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive, DiveKey
 from training.config import TrainConfig
+from training.data.facts import DataFacts
 from training.runtime.seeding import derive_seed, generator
 
 
@@ -19,18 +21,19 @@ from training.runtime.seeding import derive_seed, generator
 class Splits:
     """The dives of a run, in disjoint lists."""
 
-    train: list[Dive]
-    val: list[Dive]
-    test: list[Dive]
+    train: list[Action]
+    val: list[Action]
+    test: list[Action]
+    facts: DataFacts = field(default_factory=DataFacts)
 
     @property
-    def known(self) -> list[Dive]:
+    def known(self) -> list[Action]:
         """The dives whose scores may be known before the test split is opened, ordered by key."""
-        return sorted([*self.train, *self.val], key=lambda d: d.key)
+        return sorted([*self.train, *self.val], key=lambda a: sort_key(a.key))
 
     def record(self) -> dict[str, Any]:
         """The content of splits.json: the keys of each part, and a fingerprint of the training and validation labels."""
-        parts = {name: [d.key for d in getattr(self, name)] for name in ("train", "val", "test")}
+        parts = {name: [plain_key(a.key) for a in getattr(self, name)] for name in ("train", "val", "test")}
         return {"fingerprint": data_fingerprint(self.known), **parts}
 
 
@@ -40,54 +43,92 @@ def load_splits(config: TrainConfig) -> Splits:
     Raises:
         UserError: unreadable files, lists without annotation or that overlap, too few dives or events.
     """
-    dives = load_annotations(config.annotation_path, config.captions_file)
-    train_keys, test_keys = load_split(config.train_path), load_split(config.test_path)
-    check_disjoint(train_keys, test_keys)
-    wanted = config.video_numbers
-
-    def use(keys: list[DiveKey], where: Path) -> list[Dive]:
-        return [d for d in select(dives, keys, str(where)) if wanted is None or d.video in wanted]
-
-    listed, test = use(train_keys, config.train_path), use(test_keys, config.test_path)
+    data = datasets.load(config.dataset_kind, config.annotation_files)
+    listed, test = (
+        [action for action in part if is_chosen(action.video, config.chosen_videos)]
+        for part in data.parts("official" if config.split == "event" else config.split, config.fold)
+    )
     if config.split == "event":
         splits = split_events([*listed, *test], config)
     else:
         if len(listed) < 2:
             raise UserError(
-                f"{config.train_path} leaves {len(listed)} dives of the videos {' '.join(config.videos)}: training and validation need one each at least"
+                f"{config.train_list} leaves {len(listed)} dives of the videos {' '.join(config.videos)}: training and validation need one each at least"
             )
         splits = Splits(*split_train_val(listed, config.train_val_split_ratio, config.seed), test)
+    splits = replace(splits, facts=DataFacts(data.classes, data.rules))
     if len(splits.train) < config.batch_size:
         raise UserError(
             f"--batch_size {config.batch_size} is more than the {len(splits.train)} training dives: give {len(splits.train)} or less"
         )
     if config.evaluate and not splits.test:
         raise UserError(
-            f"{config.test_path} has no dive of the videos {' '.join(config.videos)}: use more videos, or give --evaluate False"
+            f"{config.test_list} has no dive of the videos {' '.join(config.videos)}: use more videos, or give --evaluate False"
         )
     return splits
 
 
-def split_train_val(dives: Sequence[Dive], ratio: float, seed: int) -> tuple[list[Dive], list[Dive]]:
-    """A seeded split of the train list; each part keeps the list's order and has at least one dive."""
-    train_count = min(max(round(len(dives) * ratio), 1), len(dives) - 1)
-    chosen = set(generator(seed, "split").permutation(len(dives))[:train_count].tolist())
-    train = [dive for i, dive in enumerate(dives) if i in chosen]
-    val = [dive for i, dive in enumerate(dives) if i not in chosen]
+def split_train_val(actions: Sequence[Action], ratio: float, seed: int) -> tuple[list[Action], list[Action]]:
+    """A seeded split of the train list; each part keeps the list's order and has at least one action.
+
+    Groups are not split, and with labels both parts have the classes in equal proportion as far as possible.
+    """
+    count = len(actions)
+    if any(a.group for a in actions) or all(a.label is not None for a in actions):
+        chosen = _balanced_choice(actions, ratio, seed)
+    else:
+        train_count = min(max(round(count * ratio), 1), count - 1)
+        chosen = set(generator(seed, "split").permutation(count)[:train_count].tolist())
+    train = [action for i, action in enumerate(actions) if i in chosen]
+    val = [action for i, action in enumerate(actions) if i not in chosen]
     return train, val
 
 
-def split_events(dives: Sequence[Dive], config: TrainConfig) -> Splits:
+def _balanced_choice(actions: Sequence[Action], ratio: float, seed: int) -> set[int]:
+    """The indices of whole groups, each class in the proportion `ratio`, chosen by a seed.
+
+    Takes the groups in random order, large ones first, and gives each to the part (training or validation) whose classes are
+    then nearest to their wanted counts. An action without a group is a group of its own.
+
+    Raises:
+        UserError: all actions are of one group.
+    """
+    groups: dict[str | int, list[int]] = {}
+    for i, action in enumerate(actions):
+        groups.setdefault(action.group or i, []).append(i)
+    if len(groups) < 2:
+        raise UserError(
+            f"all {len(actions)} actions of the train list are of one group ({actions[0].group}), which is never split: list actions of two groups or more"
+        )
+    classes = sorted({action.label for action in actions}, key=repr)
+    counts = {g: np.array([sum(actions[i].label == c for i in rows) for c in classes]) for g, rows in groups.items()}
+    total = sum(counts.values())
+    wanted = np.stack([total * ratio, total * (1 - ratio)])  # (2 parts, classes)
+    shuffled = [list(groups)[i] for i in generator(seed, "split").permutation(len(groups))]
+    given = np.zeros_like(wanted)
+    parts: tuple[list, list] = ([], [])
+    for group in sorted(shuffled, key=lambda g: -len(groups[g])):
+        missing = ((wanted - given) * counts[group]).sum(axis=1) / np.maximum(wanted.sum(axis=1), 1e-9)
+        part = int(missing[1] > missing[0])
+        given[part] += counts[group]
+        parts[part].append(group)
+    for part, other in ((0, 1), (1, 0)):  # neither part may stay empty
+        if not parts[part]:
+            parts[part].append(parts[other].pop())
+    return {i for group in parts[0] for i in groups[group]}
+
+
+def split_events(dives: Sequence[Action], config: TrainConfig) -> Splits:
     """Whole events for the test (part --fold of --folds) and, of the others, whole events for validation.
 
-    An event is a video. Each dive is in the test part of exactly one fold.
+    An event is a group of actions, or a video if they have no groups. Each dive is in the test part of exactly one fold.
 
     Raises:
         UserError: fewer events than parts, or none left to validate on.
     """
     from sklearn.model_selection import GroupKFold, GroupShuffleSplit  # here, because the import takes a second
 
-    events = [d.video for d in dives]
+    events = [d.held_together for d in dives]
     count = len(set(events))
     if count < max(config.folds, 3):
         raise UserError(
@@ -107,10 +148,9 @@ def split_events(dives: Sequence[Dive], config: TrainConfig) -> Splits:
     return Splits([dives[rest[i]] for i in train], [dives[rest[i]] for i in val], [dives[i] for i in held_out])
 
 
-def data_fingerprint(dives: Iterable[Dive]) -> str:
-    """A short hash of dives, their frame ranges, scores and other labels."""
+def data_fingerprint(actions: Iterable[Action]) -> str:
+    """A short hash of actions, their frame ranges, scores and other labels."""
     digest = hashlib.sha256()
-    for d in sorted(dives, key=lambda d: d.key):
-        labels = (d.position, d.armstand, d.rotation_type, d.ss_no, d.tw_no, d.caption)
-        digest.update(repr((d.key, d.start_frame, d.end_frame, d.difficulty, d.final_score, labels)).encode())
+    for action in sorted(actions, key=lambda a: sort_key(a.key)):
+        digest.update(repr(action.identity()).encode())
     return digest.hexdigest()[:16]

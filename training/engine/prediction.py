@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
-from data_preparation.dives import Dive
 from training.config import TrainConfig
 from training.data.batch import Batch, Rows, Tensors
 from training.data.dataset import ActionDataset
@@ -117,7 +117,7 @@ class Predictor:
         return Rows(*({name: torch.stack([row[g][name] for row in rows]) for name in rows[0][g]} for g in range(3)))
 
 
-def validation_metrics(model: ScoringModel, rows: Rows, actions: Sequence[Dive]) -> dict[str, float]:
+def validation_metrics(model: ScoringModel, rows: Rows, actions: Sequence[Action]) -> dict[str, float]:
     """Metrics of the outputs for the validation actions, each named "val_...": the losses of the whole set as one batch,
     metrics of the final scores, and the method's own metrics.
 
@@ -138,7 +138,7 @@ def validation_metrics(model: ScoringModel, rows: Rows, actions: Sequence[Dive])
         log.info("Validation: %s", ", ".join(f"{name} {value:.3f}" for name, value in method_metrics.items()))
     metrics = {
         **{"loss" if name == "loss" else f"loss_{name}": float(value) for name, value in losses.items()},
-        **score_metrics(scores, [action.final_score for action in actions]),
+        **score_metrics(scores, [action.need("final_score") for action in actions]),
         **method_metrics,
     }
     return {f"val_{name}": value for name, value in metrics.items()}

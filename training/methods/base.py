@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from data_preparation.dives import Dive, DiveKey
+from data_preparation.actions import Action, ActionKey
 from training.backbones.base import Backbone
 from training.data.batch import Rows, Tensors, concat
 from training.data.dataset import Plan
@@ -36,7 +36,7 @@ class Method(nn.Module):
     # train by one call of `fit` on the features of all actions, without gradient steps
     fits_features: bool = False
 
-    def sample(self, action: Dive, plan: Plan) -> Sample:
+    def sample(self, action: Action, plan: Plan) -> Sample:
         """The clips, given values and labels of an action. Take every random generator from `plan.rng(purpose)`.
 
         Raises:
@@ -44,11 +44,11 @@ class Method(nn.Module):
         """
         return Sample({"clip": plan.clip(action)}, self.given(action), self.labels(action))
 
-    def given(self, action: Dive) -> Arrays:
+    def given(self, action: Action) -> Arrays:
         """Inputs of a prediction besides the clip (difficulty, kind, boxes), without the batch dimension."""
         return {}
 
-    def labels(self, action: Dive) -> Arrays:
+    def labels(self, action: Action) -> Arrays:
         """Targets of the loss for an action, without the batch dimension.
 
         Raises:
@@ -98,7 +98,7 @@ class Method(nn.Module):
         """Group the trained parameters of the model for the optimizer; each name belongs to one group."""
         return [ParameterGroup(names)]
 
-    def repeats(self, actions: Sequence[Dive]) -> Sequence[int] | None:
+    def repeats(self, actions: Sequence[Action]) -> Sequence[int] | None:
         """How often each training action occurs in an epoch; None means once.
 
         Must be a pure function of the labels, such as data.sampling.balancing_repeats.
@@ -110,7 +110,7 @@ class Method(nn.Module):
 class Bank:
     """Encoded references of a ComparingMethod: tensors (references, ...) with one row for each of `keys`."""
 
-    keys: list[DiveKey]
+    keys: list[ActionKey]
     encoded: Tensors
     labels: Tensors
 

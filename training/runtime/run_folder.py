@@ -147,6 +147,11 @@ class RunFolder:
         return self.path / "checkpoints" / "best.pt"
 
     @property
+    def facts_file(self) -> Path:
+        """The classes and score ranges of the data set (DataFacts)."""
+        return self.path / "data.json"
+
+    @property
     def predictions_file(self) -> Path:
         return self.path / "predictions.csv"
 

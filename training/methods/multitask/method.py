@@ -20,12 +20,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data_preparation.actions import ATTRIBUTE_CLASSES, Action
 from data_preparation.annotations import load_vocabulary
 from data_preparation.common.errors import UserError
-from data_preparation.dives import ATTRIBUTE_CLASSES, Dive
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Tensors
+from training.data.facts import DataFacts
 from training.data.plan import Arrays
 from training.losses import mse, soft_spearman
 from training.methods.base import Method
@@ -37,7 +38,7 @@ CAPTION_WEIGHT = 0.01
 CAPTION_LENGTH = 100  # words, including <sos> and <eos>
 
 
-def build(config: TrainConfig, feature_dim: int) -> Multitask:
+def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> Multitask:
     words = load_vocabulary(config.vocabulary_file) if config.vocabulary_file else None
     return Multitask(config, feature_dim, words)
 
@@ -58,7 +59,7 @@ class Multitask(Method):
         self.captioner = None if words is None else S2VT(len(words), feature_dim)
         self._numbers = {word: number for number, word in enumerate(words or ())}
 
-    def labels(self, dive: Dive) -> Arrays:
+    def labels(self, dive: Action) -> Arrays:
         if missing := [name for name in ATTRIBUTE_CLASSES if getattr(dive, name) is None]:
             raise UserError(
                 f"dive {dive.name} has no {', '.join(missing)}, which --method multitask requires: add them to the annotations, or choose another --method"
@@ -76,16 +77,17 @@ class Multitask(Method):
                 f"--vocabulary_path {self.config.vocabulary_path} holds other words than the run was trained with: give that vocabulary"
             )
 
-    def _encoded(self, dive: Dive) -> torch.Tensor:
-        if not dive.caption:
+    def _encoded(self, dive: Action) -> torch.Tensor:
+        caption = getattr(dive, "caption", None)
+        if not caption:
             raise UserError(
                 f"dive {dive.name} has no caption: give captions for every dive, or give --captions_path none and --vocabulary_path none"
             )
-        if unknown := sorted(set(dive.caption) - set(self._numbers)):
+        if unknown := sorted(set(caption) - set(self._numbers)):
             raise UserError(
                 f"dive {dive.name}: the vocabulary lacks words of the caption ({', '.join(unknown[:5])}): give the vocabulary of these captions"
             )
-        return encode_caption([self._numbers[word] for word in dive.caption], CAPTION_LENGTH)
+        return encode_caption([self._numbers[word] for word in caption], CAPTION_LENGTH)
 
     def forward(self, backbone: Backbone, clips: Tensors, given: Tensors, labels: Tensors) -> Tensors:
         features_BND = backbone(clips["clip"])

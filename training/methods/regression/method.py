@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Action
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Tensors
+from training.data.facts import DataFacts
 from training.data.plan import Arrays
 from training.losses import mse, soft_spearman
 from training.methods.base import Method
@@ -24,7 +25,7 @@ PERFECT_EXECUTION = 30.0  # points: three judges give 10 each, before the multip
 _ACTIVATIONS = {"ReLU": nn.ReLU, "LeakyReLU": nn.LeakyReLU, "ELU": nn.ELU, "GELU": nn.GELU}
 
 
-def build(config: TrainConfig, feature_dim: int) -> Regression:
+def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> Regression:
     head = TokenDecoder(feature_dim) if config.use_decoder else mlp_head(feature_dim, config)
     return Regression(head, config)
 
@@ -61,8 +62,8 @@ class Regression(Method):
         super().__init__()
         self.head, self.config = head, config
 
-    def labels(self, action: Dive) -> Arrays:
-        execution = action.final_score / action.difficulty / PERFECT_EXECUTION
+    def labels(self, action: Action) -> Arrays:
+        execution = action.need("final_score") / action.need("difficulty") / PERFECT_EXECUTION
         return {
             "execution_and_difficulty": np.array([execution, action.difficulty], np.float32),
             "final_score": np.array(action.final_score, np.float32),

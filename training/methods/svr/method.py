@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from data_preparation.dives import Dive
+from data_preparation.actions import Action
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Rows, Tensors
+from training.data.facts import DataFacts
 from training.data.plan import Arrays
 from training.losses import mse
 from training.methods.base import Method
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 KERNELS, COSTS, EPSILONS = ("linear", "rbf"), (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0), (0.5, 2.0)  # epsilon in points
 
 
-def build(config: TrainConfig, feature_dim: int) -> SupportVectorRegression:
+def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> SupportVectorRegression:
     return SupportVectorRegression()
 
 
@@ -43,7 +44,7 @@ class SupportVectorRegression(Method):
         super().__init__()
         self.fitted: dict[str, Any] = {}
 
-    def labels(self, action: Dive) -> Arrays:
+    def labels(self, action: Action) -> Arrays:
         return {"final_score": np.array(action.final_score, np.float64)}
 
     def encode(self, backbone: Backbone, clip: torch.Tensor) -> Tensors:

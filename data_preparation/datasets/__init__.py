@@ -1,0 +1,150 @@
+"""Data sets: each is a file in this folder, and the file's name is its name for --dataset_kind.
+
+A file has `READS_LISTS` (whether it uses --train_path and --test_path) and `read(files) -> DataSet`. The folder datasets of
+the environment variable DEEPSPORTS_PLUGINS may hold more of them. There is no other list of data sets.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from data_preparation.actions import Action, ActionKey, ScoreRules, VideoFacts, list_names, sort_key
+from data_preparation.common.errors import UserError
+
+DEFAULT = "mtl_aqa"
+PLUGINS = "DEEPSPORTS_PLUGINS"  # the variable with the folder of further data sets, backbones and methods
+
+__path__ = [*__path__, *([str(Path(more).resolve() / "datasets")] if (more := os.environ.get(PLUGINS)) else [])]
+
+
+@dataclass(frozen=True)
+class AnnotationFiles:
+    """The annotation file, or the folder of the released files; the split lists, and the captions if there are any."""
+
+    annotations: Path
+    train: Path | None = None
+    test: Path | None = None
+    captions: Path | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The keys of a train list and of a test list, in their order."""
+
+    train: tuple[ActionKey, ...]
+    test: tuple[ActionKey, ...]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The content of the annotation files of a data set.
+
+    `splits` has "official", or "fold1", "fold2", ... if the published split has folds, and others by name. `classes` are
+    the names of the labels. `rules` are the score rules of each kind. `faults` has one message per fault and `warnings`
+    what is odd but allowed. `facts` is what the files state about the source videos, by video. `keys` are all entries,
+    also those that could not be parsed.
+    """
+
+    actions: dict[ActionKey, Action]
+    splits: dict[str, Split] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    rules: dict[str, ScoreRules] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    facts: dict[str, VideoFacts] = field(default_factory=dict)
+    keys: frozenset[ActionKey] = frozenset()
+
+    @property
+    def splits_text(self) -> str:
+        """The sizes of all splits, for people."""
+        sizes = {
+            name: f"{len(split.train)} to train and {len(split.test)} to test" for name, split in self.splits.items()
+        }
+        if list(sizes) == ["official"]:
+            return f"the lists name {sizes['official']}"
+        return "; ".join(f"{name}: {size}" for name, size in sizes.items()) or "no lists"
+
+    def parts(self, name: str, fold: int = 1) -> tuple[list[Action], list[Action]]:
+        """The actions of the train list and of the test list of a split.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        split = self.split(name, fold)
+        train, test = ([self.actions[key] for key in keys] for keys in (split.train, split.test))
+        return train, test
+
+    def split(self, name: str, fold: int = 1) -> Split:
+        """The split of a name. "official" with folds is that of `fold`.
+
+        Raises:
+            UserError: there is no such split.
+        """
+        folds = [key for key in self.splits if key.startswith("fold")]
+        wanted = f"fold{fold}" if name == "official" and folds else name
+        if wanted not in self.splits:
+            text = f"--fold {fold}" if wanted.startswith("fold") else f"--split {name}"
+            raise UserError(f"the data set has no split for {text}: it has {', '.join(self.splits) or 'none'}")
+        return self.splits[wanted]
+
+
+def names() -> tuple[str, ...]:
+    """The names of all data sets, sorted."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+
+
+def _module(kind: str) -> Any:
+    if kind not in names():
+        raise UserError(f"--dataset_kind {kind}: give one of {', '.join(names())}")
+    return import_module(f"data_preparation.datasets.{kind}")
+
+
+def reads_lists(kind: str) -> bool:
+    """Whether the reader of a data set uses --train_path and --test_path."""
+    return _module(kind).READS_LISTS
+
+
+def read(kind: str, files: AnnotationFiles) -> DataSet:
+    """Read a data set with all its faults.
+
+    Raises:
+        UserError: there is no such kind, or a file as a whole is unreadable.
+    """
+    return _module(kind).read(files)
+
+
+def load(kind: str, files: AnnotationFiles) -> DataSet:
+    """Read a data set.
+
+    Raises:
+        UserError: naming every fault, one per line.
+    """
+    found = read(kind, files)
+    if found.faults:
+        raise UserError.of(found.faults)
+    return found
+
+
+def split_faults(annotated: Iterable[ActionKey], train: Sequence[ActionKey], test: Sequence[ActionKey]) -> list[str]:
+    """The faults of a pair of split lists: entries without annotation, and actions that are in both."""
+    known = set(annotated)
+    faults = []
+    for keys, name in ((train, "train"), (test, "test")):
+        if unannotated := [key for key in keys if key not in known]:
+            faults.append(_unannotated_text(unannotated, f"the {name} list"))
+    shared = sorted(set(train) & set(test), key=sort_key)
+    if shared:
+        faults.append(
+            f"the train and test lists share {len(shared)} actions ({list_names(shared)}), so the test result would be meaningless (MTL-AQA's smaller training sets overlap its test list like this): write a disjoint train list with python -m data_preparation.annotations disjoint"
+        )
+    return faults
+
+
+def _unannotated_text(keys: Sequence[ActionKey], where: str) -> str:
+    return f"{where} names {len(keys)} actions without annotation ({list_names(keys)}): use lists and annotations of the same data set"

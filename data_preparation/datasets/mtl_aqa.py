@@ -1,0 +1,29 @@
+"""MTL-AQA (Parmar and Morris, "What and How Well You Performed? A Multitask Learning Approach to Action Quality
+Assessment", CVPR 2019), and dives in files with the same fields (.pkl, .csv, .json)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from data_preparation.actions import DIVING
+from data_preparation.annotations import load_captions, load_split, read_annotations
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, split_faults
+
+READS_LISTS = True
+
+
+def read(files: AnnotationFiles) -> DataSet:
+    """Read dives, split lists and captions; lists that are not given are left out.
+
+    Raises:
+        UserError: a file as a whole is unreadable.
+    """
+    read = read_annotations(files.annotations)
+    captions = load_captions(files.captions) if files.captions else {}
+    actions = {key: replace(d, caption=captions.get(key, d.caption)) for key, d in read.dives.items()}
+    faults, splits = list(read.faults), {}
+    if files.train and files.test:
+        train, test = load_split(files.train), load_split(files.test)
+        faults += split_faults(read.keys, train, test)
+        splits["official"] = Split(tuple(train), tuple(test))
+    return DataSet(dict(actions), splits, (), {"": DIVING}, tuple(faults), (), read.facts, read.keys)
