@@ -17,7 +17,8 @@ from data_preparation import datasets
 from data_preparation.actions import video_order
 from data_preparation.common.command_line import flag, run
 from data_preparation.common.errors import UserError
-from data_preparation.layout import DatasetLayout, is_prepared
+from data_preparation.layout import DatasetLayout, prepared
+from data_preparation.many_videos import names_text
 from data_preparation.verified import unverified
 from launch import preflight, slurm, snapshot, submit
 from launch.config import REPOSITORY, LaunchConfig
@@ -56,8 +57,8 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
     folder = RunFolder(training.run_dir)
     layout = DatasetLayout(Path(site["DEEPSPORTS_DATASET"]).resolve())
     videos = annotated_frames(training)
-    prepared = [video for video in videos if is_prepared(layout.frames, video)]
-    missing = [video for video in videos if video not in set(prepared)]
+    on_disk = prepared(layout.frames, videos)
+    missing = [video for video in videos if video not in on_disk]
     progress, saved = folder.progress(), folder.saved_config()
     is_finished = progress is not None and progress.state == "finished"
     trained = is_finished and saved is not None and saved.epochs >= training.epochs
@@ -97,7 +98,11 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
 
     return [
         Stage("prepare", not missing, prepare),
-        Stage("verify", not missing and not unverified(layout.frames, prepared), verify),
+        Stage(
+            "verify",
+            not missing and not unverified(layout.frames, [video for video in videos if video in on_disk]),
+            verify,
+        ),
         Stage("train", trained or folder.summary_file.exists(), train),
         Stage("evaluate", folder.summary_file.exists(), evaluate),
     ]
@@ -155,10 +160,11 @@ def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping
         preflight.used_videos(training)
     except UserError as error:
         return str(error).splitlines()
-    missing = [video for video in videos if not is_prepared(layout.frames, video)]
+    on_disk = prepared(layout.frames, videos)
+    missing = [video for video in videos if video not in on_disk]
     absent = [video for video in missing if not layout.has_video(video)]
     if absent:
-        names = " ".join(absent)
+        names = names_text(absent)
         found.append(
             f"{len(absent)} source videos are not in {layout.videos} ({names}): run python -m data_preparation.download videos"
         )

@@ -41,7 +41,8 @@ def test_a_folder_of_clips_becomes_archives_with_their_origin(clip: Path, tmp_pa
     flags = ["--source", source, "--output", frames, "--height", 32, "--workers", 2]
     failed = run_main(ADOPT, *flags, check=False)
     assert failed.returncode == 2
-    assert len(failed.stderr.splitlines()) == 1 and str(source / "broken.mp4") in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    assert str(source / "broken.mp4") in failed.stderr
     assert f"4 of 5 videos are packed in {frames}, {4 * COUNT} frames" in failed.stdout
     assert archived_videos(frames) == ["07", "diving/054", "diving/100", "v_Punch_g03_c01"]
     reader = FrameReader(frames / "diving" / "054.zip")
@@ -71,7 +72,8 @@ def test_shards_and_folders_select_videos(clip: Path, tmp_path: Path):
     run_main(ADOPT, *flags, "--shard_index", 0, "--shard_count", 2)
     assert archived_videos(tmp_path / "out") == ["a/1", "a/2", "b/1", "b/2", "c/1"]
     missing = run_main(ADOPT, *flags, "--videos", "d", "a/1", check=False)
-    assert missing.returncode == 2 and "video d: " in missing.stderr
+    assert missing.returncode == 2
+    assert "video d: " in missing.stderr
 
 
 def found_in(source: Path, **options) -> dict[str, list[int]]:
@@ -129,7 +131,8 @@ def test_clips_numbered_for_themselves_are_placed_by_their_annotations(tmp_path:
     run_main(ADOPT, *flags, "--clip_end", 3)
     reader = FrameReader(frames / "01.zip")
     assert reader.numbers.tolist() == [*range(1205, 1314), *range(1995, 2104)]
-    assert abs(int(reader.image(1310)[0, 0, 0]) - 105) <= 2 and abs(int(reader.image(2103)[0, 0, 0]) - 108) <= 2
+    assert abs(int(reader.image(1310)[0, 0, 0]) - 105) <= 2
+    assert abs(int(reader.image(2103)[0, 0, 0]) - 108) <= 2
     actions = {("01", 1): Action("01", 1, 50, 60)}
     with pytest.raises(UserError) as error:
         find_sources(tmp_path / "in", ends=ClipEnds(actions, 3))

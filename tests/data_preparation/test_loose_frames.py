@@ -10,7 +10,7 @@ import pytest
 
 from data_preparation.archive import FrameReader, FrameReaders, max_open_readers, open_frames, write_archive
 from data_preparation.common.errors import UserError
-from data_preparation.layout import archive_file, is_prepared
+from data_preparation.layout import archive_file, prepared
 
 CLIPS = {1: range(40, 52), 2: range(60, 75), 11: range(90, 99)}  # the frames of three clips, by clip number
 FRAMES = [n for frames in CLIPS.values() for n in frames]
@@ -44,7 +44,8 @@ def test_a_folder_is_read_with_any_one_pattern_of_names(tmp_path: Path, name: st
     reader = open_frames(tmp_path, "07")
     assert reader.numbers.tolist() == list(range(1, 121))
     assert [reader.read(n) for n in (1, 77, 120)] == [content(n) for n in (1, 77, 120)]
-    assert reader.loose and reader.loose.from_zero == (first == 0)
+    assert reader.loose
+    assert reader.loose.from_zero == (first == 0)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,7 @@ def test_clips_are_read_with_the_numbers_of_the_whole_video(tmp_path: Path, name
         for number in frames:
             write(tmp_path / name.format(clip=clip, frame=number - from_zero), number)
     write(tmp_path / "07_old" / "00001.jpg", 1)  # not a clip
-    assert is_prepared(tmp_path, "07")
-    assert not is_prepared(tmp_path, "08")
+    assert prepared(tmp_path, ["07", "08"]) == {"07"}
     reader = open_frames(tmp_path, "07")
     assert reader.numbers.tolist() == [n for frames in clips.values() for n in frames]
     assert all(reader.read(n) == content(n) for n in reader.numbers.tolist())
