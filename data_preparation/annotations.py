@@ -10,12 +10,9 @@ once, one per line.
 
 from __future__ import annotations
 
-import codecs
-import csv
 import difflib
 import functools
 import hashlib
-import io
 import json
 import pickle
 import re
@@ -48,17 +45,15 @@ from data_preparation.actions import (
 from data_preparation.common.command_line import flag, parse_command, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import reporting_write_errors, write_atomic
-from data_preparation.file_types import file_type_hint
 from data_preparation.layout import DatasetLayout, default_dataset
 from data_preparation.pickles import load_pickle
 from data_preparation.similar_files import similar_files_hint
 from data_preparation.summary import summary
+from data_preparation.text_tables import csv_cells, load_json, read_text
 
-_REQUIRED = ("start_frame", "end_frame", "difficulty", "final_score")
-_VIDEO_COLUMNS, _DIVE_COLUMNS = ("video", "video_num"), ("dive", "number")
+_VIDEO_COLUMNS = ("video", "video_num")
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 _SUFFIXES = (".pkl", ".pickle", ".csv", ".tsv", ".json")
-_MAX_ROW_FAULTS = 50  # reported of rows with the wrong number of cells
 _ATTRIBUTE_WORDS = {
     "position": {
         **{w: i for i, w in enumerate(POSITIONS)},
@@ -67,73 +62,58 @@ _ATTRIBUTE_WORDS = {
     "rotation_type": {w: i for i, w in enumerate(ROTATION_TYPES)},
     "armstand": {"false": 0, "no": 0, "true": 1, "yes": 1},
 }
-_KNOWN_COLUMNS = {
-    *_VIDEO_COLUMNS, *_DIVE_COLUMNS, *_REQUIRED, *ATTRIBUTE_CLASSES, "judge_scores", "dive_number", "caption",
-    "frames_per_second", "video_frames",
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of the annotations of a kind of action.
+
+    `noun` is what a row is called in messages, and `number` are the names of the column with its number in the video. Every row
+    has the `required` columns. `converters` has the parser of each column but those that say which action or video it is.
+    """
+
+    noun: str
+    number: tuple[str, ...]
+    required: tuple[str, ...]
+    converters: Mapping[str, Callable[[Any], Any]] = field(hash=False)
+
+    @functools.cached_property
+    def known(self) -> frozenset[str]:
+        return frozenset({*_VIDEO_COLUMNS, *self.number, *self.converters, *_VIDEO_CONVERTERS})
+
+    @property
+    def text(self) -> str:
+        """The columns that every row has, for messages."""
+        return ", ".join(("video", self.number[0], *self.required))
 
 
 # ------------------------------------------------------------------------------------------------------- file -> rows
 
 
-def _read_text(path: Path) -> str:
-    if hint := file_type_hint(Path(path), wanted={"text", "utf-16", "json", "empty"}):
-        raise UserError(f"{path} cannot be read as text: {hint}")
-    try:
-        content = Path(path).read_bytes()
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
-            return content.decode("utf-16").lstrip("\ufeff")
-        return content.decode("utf-8-sig")  # spreadsheet programs write a byte order mark
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a text file in UTF-8") from None
-    except UnicodeDecodeError as error:
+def _csv_rows(path: Path, columns: Columns) -> list[dict[str, str]]:
+    header, rows, longer = csv_cells(path)
+    if header and all(re.fullmatch(r"[0-9.]+", name) for name in header):
         raise UserError(
-            f"{path} cannot be read ({first_line(error)}): it is not text in UTF-8; save it again as UTF-8 (Excel: 'CSV UTF-8'), or convert it: iconv -f WINDOWS-1252 -t UTF-8"
-        ) from None
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    lines = io.StringIO(_read_text(path), newline="")
-    first = lines.readline()
-    start, above = 0, 1  # position of the header, number of lines above the first row
-    # Excel may write a first line that names the separator
-    if excel := re.fullmatch(r"\"?sep=(.)\"?[,;\t\s]*", first, re.IGNORECASE):
-        start, above, delimiter = lines.tell(), 2, excel[1]
-    else:
-        delimiter = next((d for d in ",;\t" if d in first), ",")
-    lines.seek(start)
-    try:
-        header, *rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)) or [[]]
-    except csv.Error as error:
-        raise UserError(f"{path} is not a readable CSV ({first_line(error)}): check its quotes") from None
-    if header and all(re.fullmatch(r"[0-9.]+", name.strip()) for name in header):
-        raise UserError(
-            f"{path}: its first line has numbers instead of column names: insert the line video,dive,... above it"
+            f"{path}: its first line has numbers instead of column names: insert the line video,{columns.number[0]},... above it"
         )
-    header = [_column_name(name.strip()) for name in header]
+    header = [_column_name(name, columns.known) for name in header]
     faults = [
         f"{path}: column '{name}' occurs {n} times: keep one" for name, n in Counter(header).items() if n > 1 and name
     ]
-    longer = [(number, row) for number, row in enumerate(rows, start=above + 1) if len(row) > len(header)]
-    trailing = len(longer) == sum(any(row) for row in rows)  # separators at the end of every row: no cell is shifted
-    faults += [
-        f"{path}, row {number}: {len(row)} cells for {len(header)} columns (is there a comma inside a number or a text? Write a decimal point, or put the cell in quotes)"
-        for number, row in longer
-        if any(row[len(header) :]) or (any(row) and not trailing)
-    ]
-    if faults:
-        raise UserError.of(faults[:_MAX_ROW_FAULTS])
-    filled = [{k: v.strip() for k, v in zip(header, row, strict=False) if k and v.strip()} for row in rows]
-    return [row for row in filled if row]
+    if faults or longer:
+        raise UserError.of([*faults, *longer])
+    return [{k: v for k, v in zip(header, row, strict=False) if k and v} for _, row in rows]
 
 
 def _json_rows(path: Path) -> list[Any]:
     try:
-        rows = json.loads(_read_text(path))
+        rows, repeated = load_json(read_text(path))
     except ValueError as error:
         cause = first_line(error)
         fix = "put the objects of its lines into one list, [...] with commas" if "Extra data" in cause else "correct it"
         raise UserError(f"{path} is not JSON ({cause}): {fix}") from None
+    if repeated:
+        raise UserError(f"{path}: an object has {', '.join(map(repr, repeated[:5]))} twice: keep one of each")
     if not isinstance(rows, list):
         found = (
             f" but an object with {', '.join(map(repr, list(rows)[:3]))}, ..."
@@ -146,19 +126,20 @@ def _json_rows(path: Path) -> list[Any]:
     return rows
 
 
-def _column_name(name: str) -> str:
+@functools.lru_cache
+def _column_name(name: str, known: frozenset[str]) -> str:
     """The standard name of a column or field: 'Start Frame', 'START_FRAME' and 'startFrame' become start_frame."""
     plain = re.sub(r"[\s\-]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)).lower()
-    return plain if plain in _KNOWN_COLUMNS else name
+    return plain if plain in known else name
 
 
-def _with_known_names(row: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+def _with_known_names(row: Mapping[Any, Any], where: str, columns: Columns) -> dict[Any, Any]:
     """The row with standard field names.
 
     Raises:
         UserError: two fields of the row get the same name.
     """
-    named = {_column_name(name) if isinstance(name, str) else name: value for name, value in row.items()}
+    named = {_column_name(name, columns.known) if isinstance(name, str) else name: value for name, value in row.items()}
     if len(named) < len(row):
         raise UserError(f"{where} has a field twice ({', '.join(map(str, row))}): keep one of each")
     return named
@@ -189,10 +170,10 @@ def _load_npy(path: Path) -> Any:
         ) from None
 
 
-def _parse_key(raw: Any, where: str) -> ActionKey:
+def _parse_key(raw: Any, where: str, columns: Columns | None = None) -> ActionKey:
     try:
         if isinstance(raw, dict):  # {"video": 1, "dive": 2}
-            ((key, _),) = _with_keys([raw], where)
+            ((key, _),) = _with_keys([raw], where, columns or DIVES)
             return key
         if isinstance(raw, (str, bytes, set, frozenset)):
             raise TypeError("not a pair")
@@ -202,41 +183,41 @@ def _parse_key(raw: Any, where: str) -> ActionKey:
         raise UserError(f"{where}: '{raw}' is not a (video, dive) pair") from None
 
 
-def _with_keys(rows: Iterable[Any], where: str) -> Iterator[tuple[ActionKey, Mapping[str, Any]]]:
+def _with_keys(rows: Iterable[Any], where: str, columns: Columns) -> Iterator[tuple[ActionKey, Mapping[str, Any]]]:
     """Yield the rows of a CSV or JSON file with their keys.
 
-    Dives without a number are numbered in the order of the file, starting from 1 in each video.
+    Actions without a number are numbered in the order of the file, starting from 1 in each video.
     """
     counted: Counter[str] = Counter()
     unnumbered = False
     for position, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"{where}, entry {position} is not a set of named fields: write one object per dive")
-        row = _with_known_names(row, f"{where}, entry {position}")
+            raise UserError(
+                f"{where}, entry {position} is not a set of named fields: write one object per {columns.noun}"
+            )
+        row = _with_known_names(row, f"{where}, entry {position}", columns)
         video = next((row[name] for name in _VIDEO_COLUMNS if name in row), None)
         if video is None:
             raise UserError(
-                f"{where}, entry {position} has no 'video': name the columns video, dive and, for annotations, {', '.join(_REQUIRED)}"
+                f"{where}, entry {position} has no 'video': name the columns video, {columns.number[0]} and, for annotations, {', '.join(columns.required)}"
             )
-        number = next((row[name] for name in _DIVE_COLUMNS if name in row), None)
+        number = next((row[name] for name in columns.number if name in row), None)
         if position > 1 and (number is None) != unnumbered:
-            raise UserError(f"{where}, entry {position}: give every dive a number in the column 'dive', or none")
+            raise UserError(
+                f"{where}, entry {position}: give every {columns.noun} a number in the column '{columns.number[0]}', or none"
+            )
         unnumbered = number is None
         try:
             key = (_parse_video(video), 0 if number is None else _parse_int(number))
         except (TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{where}, entry {position}: video '{video}', dive '{number}': write the name of the video without suffix (7 is the file 07.mp4), and a whole number for the dive"
+                f"{where}, entry {position}: video '{video}', {columns.number[0]} '{number}': write the name of the video without suffix (7 is the file 07.mp4), and a whole number for the {columns.noun}"
             ) from None
         counted[key[0]] += 1
         yield (key if number is not None else (key[0], counted[key[0]])), row
 
 
-def _columns_text() -> str:
-    return "video, dive, " + ", ".join(_REQUIRED)
-
-
-def _rows(path: Path) -> list[tuple[ActionKey, Mapping[str, Any]]]:
+def _rows(path: Path, columns: Columns) -> list[tuple[ActionKey, Mapping[str, Any]]]:
     """(key, fields) of every entry of an annotation file, in the file's order."""
     path = Path(path)
     if not path.is_file():
@@ -246,21 +227,23 @@ def _rows(path: Path) -> list[tuple[ActionKey, Mapping[str, Any]]]:
     _reject_spreadsheet(path)
     suffix = path.suffix.lower()
     if suffix in (*_TEXT_SUFFIXES, ".json"):
-        rows = _json_rows(path) if suffix == ".json" else _csv_rows(path)
+        rows = _json_rows(path) if suffix == ".json" else _csv_rows(path, columns)
         if not rows:
-            raise UserError(f"{path} has no dives: write one row per dive with the columns {_columns_text()}")
-        return list(_with_keys(rows, str(path)))
+            raise UserError(
+                f"{path} has no {columns.noun}s: write one row per {columns.noun} with the columns {columns.text}"
+            )
+        return list(_with_keys(rows, str(path), columns))
     raw = _to_list(load_pickle(path))
     if isinstance(raw, (list, tuple)) and raw and all(isinstance(row, dict) for row in raw):  # the same layout as JSON
-        return list(_with_keys(raw, str(path)))
+        return list(_with_keys(raw, str(path), columns))
     if not isinstance(raw, dict) or not raw:
         raise UserError(
-            f"{path} holds {_content_text(raw)}, not a dictionary of dives: give MTL-AQA's final_annotations_dict.pkl or a file like it"
+            f"{path} holds {_content_text(raw)}, not a dictionary of {columns.noun}s: give MTL-AQA's final_annotations_dict.pkl or a file like it"
         )
     return [
         (
             _parse_key(key, str(path)),
-            _with_known_names(fields, f"{path}, dive {key}") if isinstance(fields, dict) else fields,
+            _with_known_names(fields, f"{path}, {columns.noun} {key}", columns) if isinstance(fields, dict) else fields,
         )
         for key, fields in raw.items()
     ]
@@ -346,15 +329,13 @@ def _parse_caption(value: Any) -> tuple[str, ...]:
     return ("<sos>", *value.lower().split(), "<eos>") if isinstance(value, str) else tuple(map(str, value))
 
 
-_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+# those that any action may have
+COMMON_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "start_frame": _parse_int,
     "end_frame": _parse_int,
     "difficulty": _parse_float,
     "final_score": _parse_float,
     "judge_scores": _parse_judges,
-    "dive_number": str,
-    "caption": _parse_caption,
-    **{name: functools.partial(_parse_attribute, name=name) for name in ATTRIBUTE_CLASSES},
 }
 
 _VIDEO_CONVERTERS: dict[str, Callable[[Any], Any]] = {
@@ -362,8 +343,22 @@ _VIDEO_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "video_frames": _parse_frame_count,
 }
 
+DIVES = Columns(
+    "dive",
+    ("dive", "number"),
+    ("start_frame", "end_frame", "difficulty", "final_score"),
+    {
+        **COMMON_CONVERTERS,
+        "dive_number": str,
+        "caption": _parse_caption,
+        **{name: functools.partial(_parse_attribute, name=name) for name in ATTRIBUTE_CLASSES},
+    },
+)
 
-def _video_facts(rows: Iterable[tuple[ActionKey, Any]], where: str) -> tuple[dict[str, VideoFacts], list[str]]:
+
+def _video_facts(
+    rows: Iterable[tuple[ActionKey, Any]], where: str, noun: str
+) -> tuple[dict[str, VideoFacts], list[str]]:
     """What the rows state about the video files that were labelled, by video; and the faults: unparsable and contradictory values."""
     stated: dict[tuple[str, str], Any] = {}
     faults: dict[str, None] = {}
@@ -374,11 +369,13 @@ def _video_facts(rows: Iterable[tuple[ActionKey, Any]], where: str) -> tuple[dic
             try:
                 value = convert(fields[name])
             except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-                faults[f"dive {action_name(key)}: {name} '{fields[name]}' cannot be parsed: {first_line(error)}"] = None
+                faults[f"{noun} {action_name(key)}: {name} '{fields[name]}' cannot be parsed: {first_line(error)}"] = (
+                    None
+                )
                 continue
             if (earlier := stated.setdefault((key[0], name), value)) != value:
                 faults[
-                    f"video {key[0]}: {name} is {earlier} in one row and {value} in another (dive {action_name(key)}): a video file has only one, correct them"
+                    f"video {key[0]}: {name} is {earlier} in one row and {value} in another ({noun} {action_name(key)}): a video file has only one, correct them"
                 ] = None
     videos = {video for video, _ in stated}
     facts = {
@@ -388,29 +385,74 @@ def _video_facts(rows: Iterable[tuple[ActionKey, Any]], where: str) -> tuple[dic
     return facts, list(faults)
 
 
-def _make_dive(key: ActionKey, fields: Mapping[str, Any]) -> tuple[Dive | None, list[str]]:
-    """(the dive or None, all faults of its fields)."""
+@dataclass(frozen=True)
+class ParsedRows:
+    """The parsed fields of each row, by key; the keys of all rows; the faults; and what the rows state about the source
+    videos, with the faults of that."""
+
+    values: dict[ActionKey, dict[str, Any]]
+    keys: frozenset[ActionKey]
+    faults: list[str]
+    facts: dict[str, VideoFacts]
+    fact_faults: list[str]
+
+
+def parse_rows(path: Path, columns: Columns) -> ParsedRows:
+    """Parse the rows of an annotation file (.pkl, .csv, .json), in its order.
+
+    Raises:
+        UserError: the file as a whole is unreadable or has no rows.
+    """
+    rows = _rows(path, columns)
+    faults = _column_faults([fields for _, fields in rows if isinstance(fields, dict)], columns)
+    named = Counter(key for key, _ in rows)
+    faults += [f"{columns.noun} {action_name(key)}: given {count} times" for key, count in named.items() if count > 1]
+    absent = {name for name in columns.required if not any(isinstance(f, dict) and name in f for _, f in rows)}
+    values: dict[ActionKey, dict[str, Any]] = {}
+    for key, fields in rows:
+        if not isinstance(fields, dict):
+            faults.append(f"{columns.noun} {action_name(key)}: {type(fields).__name__} instead of named fields")
+            continue
+        parsed, own_faults = _parse_fields(fields, columns)
+        # _column_faults already reports columns that no row has
+        own_faults += [
+            f"{name} is missing" for name in columns.required if fields.get(name) is None and name not in absent
+        ]
+        faults += [f"{columns.noun} {action_name(key)}: {fault}" for fault in own_faults]
+        if not own_faults and not absent:
+            values[key] = parsed
+    facts, fact_faults = _video_facts(rows, Path(path).name, columns.noun)
+    ends = {key: v["end_frame"] for key, v in values.items() if "end_frame" in v}
+    fact_faults += [
+        f"{columns.noun} {action_name(key)}: ends at frame {end}, but video_frames states that its video has {frames}"
+        for key, end in ends.items()
+        if key[0] in facts and (frames := facts[key[0]].frames) and end > frames
+    ]
+    return ParsedRows(values, frozenset(named), faults, facts, fact_faults)
+
+
+def _parse_fields(fields: Mapping[str, Any], columns: Columns) -> tuple[dict[str, Any], list[str]]:
+    """(the parsed fields of one row, a message for each that cannot be parsed)."""
     values, faults = {}, []
-    for name, convert in _CONVERTERS.items():
+    for name, convert in columns.converters.items():
         if fields.get(name) is not None:
             try:
                 values[name] = convert(fields[name])
             except (TypeError, ValueError, OverflowError) as error:
                 faults.append(f"{name} '{fields[name]}' cannot be parsed: {first_line(error)}")
-    faults += [f"{name} is missing" for name in _REQUIRED if fields.get(name) is None]
-    return (None if faults else Dive(*key, **values)), [f"dive {action_name(key)}: {f}" for f in faults]
+    return values, faults
 
 
-def _column_faults(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _column_faults(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[str]:
     """Faults of required columns that no row has, and of columns that look like misspelt ones."""
-    columns = dict.fromkeys(name for row in rows for name in row)
-    known = _KNOWN_COLUMNS
+    given = dict.fromkeys(name for row in rows for name in row)
+    known = columns.known
     faults = [
-        f"no dive has '{name}'; the columns are {', '.join(map(str, columns))}"
-        for name in _REQUIRED
-        if name not in columns
+        f"no {columns.noun} has '{name}'; the columns are {', '.join(map(str, given))}"
+        for name in columns.required
+        if name not in given
     ]
-    for name in columns:
+    for name in given:
         close = difflib.get_close_matches(str(name).lower(), known, 1, cutoff=0.65)
         if name not in known and name != "primary_view" and close:
             faults.append(f"column '{name}' is unknown; did you mean {close[0]}? Rename or remove it")
@@ -454,32 +496,12 @@ def _digest(path: Path) -> bytes:
 @functools.lru_cache(maxsize=4)
 def _parsed(path: Path, digest: bytes) -> Annotations:
     """What `read_annotations` returns, cached by the digest of the content: a modification time can miss a change."""
-    rows = _rows(path)
-    dives: dict[ActionKey, Dive] = {}
-    faults = _column_faults([fields for _, fields in rows if isinstance(fields, dict)])
-    named = Counter(key for key, _ in rows)
-    faults += [f"dive {action_name(key)}: given {count} times" for key, count in named.items() if count > 1]
-    absent = {name for name in _REQUIRED if not any(isinstance(f, dict) and name in f for _, f in rows)}
-    for key, fields in rows:
-        if not isinstance(fields, dict):
-            faults.append(f"dive {action_name(key)}: {type(fields).__name__} instead of named fields")
-            continue
-        dive, own_faults = _make_dive(key, fields)
-        # _column_faults already reports columns that no row has
-        faults += [f for f in own_faults if not any(f.endswith(f": {name} is missing") for name in absent)]
-        if dive is not None:
-            dives[key] = dive
-    for dive in dives.values():
-        faults += dive.faults()
+    rows = parse_rows(path, DIVES)
+    dives = {key: Dive(*key, **values) for key, values in rows.values.items()}
+    faults = [*rows.faults, *(fault for dive in dives.values() for fault in dive.faults())]
     faults += overlap_faults(d for d in dives.values() if d.start_frame <= d.end_frame)
-    facts, fact_faults = _video_facts(rows, Path(path).name)
-    faults += fact_faults
-    faults += [
-        f"dive {d.name}: ends at frame {d.end_frame}, but video_frames states that its video has {frames}"
-        for d in dives.values()
-        if d.video in facts and (frames := facts[d.video].frames) and d.end_frame > frames
-    ]
-    return Annotations(dives, frozenset(named), tuple(f"{path}: {fault}" for fault in faults), facts)
+    faults += rows.fact_faults
+    return Annotations(dives, rows.keys, tuple(f"{path}: {fault}" for fault in faults), rows.facts)
 
 
 def load_annotations(path: Path, captions_path: Path | None = None) -> dict[ActionKey, Dive]:
@@ -520,7 +542,7 @@ def load_vocabulary(path: Path) -> list[str]:
         UserError: the file is unreadable or has no complete 'ix_to_word'.
     """
     try:
-        words = json.loads(_read_text(path))["ix_to_word"]
+        words = json.loads(read_text(path))["ix_to_word"]
         listed = [words[str(index)] for index in range(len(words))]
         if not listed or not all(isinstance(word, str) for word in listed):
             raise TypeError("a word is not text")
@@ -553,10 +575,10 @@ def load_split(path: Path) -> list[ActionKey]:
     _reject_spreadsheet(path)
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
-        rows = _csv_rows(path)
-        if not all(any(name in row for name in _DIVE_COLUMNS) for row in rows):
+        rows = _csv_rows(path, DIVES)
+        if not all(any(name in row for name in DIVES.number) for row in rows):
             raise UserError(f"{path}: a split list needs the columns video and dive, filled in every row")
-        raw: Any = [key for key, _ in _with_keys(rows, str(path))]
+        raw: Any = [key for key, _ in _with_keys(rows, str(path), DIVES)]
     elif suffix == ".json":
         raw = _json_rows(path)
     else:
@@ -630,6 +652,18 @@ _WRITERS: dict[str, Callable[[list[ActionKey]], bytes]] = {
 }
 
 
+def write_split(path: Path, keys: Sequence[ActionKey]) -> None:
+    """Write a list that `load_split` reads.
+
+    Raises:
+        UserError: the suffix is not .pkl, .csv or .json, or the disk is full or not writable.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise UserError(f"--output {path}: give a name that ends in {', '.join(_WRITERS)}")
+    with reporting_write_errors(path):
+        write_atomic(path, _WRITERS[path.suffix.lower()](list(keys)))
+
+
 @dataclass(frozen=True)
 class DisjointConfig:
     """Write a train list without the dives of a test list."""
@@ -669,8 +703,7 @@ def _disjoint(config: DisjointConfig) -> None:
     remaining = [key for key in train if key not in test]
     if not remaining:
         raise UserError(f"every dive of {config.train_path} is in the test list: give a train list with other dives")
-    with reporting_write_errors(config.output):
-        write_atomic(config.output, _WRITERS[config.output.suffix.lower()](remaining))
+    write_split(config.output, remaining)
     print(
         f"{config.output}: {len(remaining)} dives; {len(train) - len(remaining)} that are in the test list were left out"
     )

@@ -30,7 +30,7 @@ def summary(data: DataSet) -> str:
     listed = {key for split in data.splits.values() for key in (*split.train, *split.test)}
     lines = [
         f"{noun + 's':<14} {len(actions)} in {len(videos)} videos; {_lists_text(data)}, {len(set(data.actions) - listed)} in neither",
-        f"frames         {sum(a.frame_count for a in actions)} in {noun}s; a {noun} has {_spread((a.frame_count for a in actions), 0)}",
+        f"frames         {sum(a.frame_count for a in actions)} in {noun}s; {'an' if noun[0] in 'aeiou' else 'a'} {noun} has {_spread((a.frame_count for a in actions), 0)}",
         *_value_lines(actions),
         *_label_lines(data, actions),
         *_dive_lines(actions),
@@ -44,7 +44,7 @@ def summary(data: DataSet) -> str:
     if len(videos) <= _MAX_VIDEOS:
         lines += _video_rows(data, videos)
     if data.warnings:
-        lines += [f"\nwarning: {text}" for text in data.warnings[:_MAX_WARNINGS]]
+        lines += ["", *(f"warning: {text}" for text in data.warnings[:_MAX_WARNINGS])]
         more = len(data.warnings) - _MAX_WARNINGS
         lines += [f"and {more} more warnings"] if more > 0 else []
     elif exceptions:

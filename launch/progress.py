@@ -56,8 +56,13 @@ def fraction_text(done: int, total: int | None) -> str:
 
 
 def best_text(progress: RunProgress) -> str:
-    """The best validation Spearman and its epoch, '0.730@2'; '-' before the first validation."""
-    return f"{number_text(progress.best_spearman)}@{progress.best_epoch}" if progress.best_epoch else "-"
+    """The best validation result and its epoch, '0.730@2'; '-' before the first validation."""
+    return f"{number_text(progress.best)}@{progress.best_epoch}" if progress.best_epoch else "-"
+
+
+def validation_text(progress: RunProgress) -> str:
+    """The name and the value of the validation metric of the last epoch, 'rho 0.710'; '-' before the first validation."""
+    return "-" if progress.val is None else f"{progress.metric or 'val'} {number_text(progress.val)}"
 
 
 def progress_text(progress: RunProgress) -> str:
@@ -67,8 +72,8 @@ def progress_text(progress: RunProgress) -> str:
         f"epoch {fraction_text(progress.epoch, progress.epochs)}",
         f"step {fraction_text(progress.step, progress.steps)}",
     ]
-    if progress.val_spearman is not None:
-        parts.append(f"rho {number_text(progress.val_spearman)}")
+    if progress.val is not None:
+        parts.append(validation_text(progress))
     if progress.best_epoch:
         parts.append(f"best {best_text(progress)}")
     if progress.state == "running":

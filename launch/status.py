@@ -24,16 +24,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from data_preparation.common.command_line import flag, parse, parse_named, run
 from data_preparation.common.errors import UserError, first_line
 from launch import slurm
 from launch.config import site_environment
 from launch.job import OUTPUT, REFUSAL
-from launch.progress import best_text, clock_text, duration_text, fraction_text, number_text, slurm_seconds
+from launch.progress import (
+    best_text,
+    clock_text,
+    duration_text,
+    fraction_text,
+    number_text,
+    slurm_seconds,
+    validation_text,
+)
 from launch.slurm import EndedJob, FailedJob, QueuedJob, SlurmError
 from training.runtime.run_folder import RunFolder, read_json
 from training.runtime.run_progress import RunProgress
+from training.tasks import DEFAULT, task_of
 
 _SILENT_S = 600  # a run without progress for so long has probably died
 _SAVE_S = 180  # time to save after the signal, before a job is cancelled anyway
@@ -58,7 +68,7 @@ ACTIVE = ("running", "starting", "pending", "configuring", "completing", "suspen
 # columns with their priority: a narrow terminal shows those with the lowest numbers
 COLUMNS = {
     "RUN": 0, "STATE": 1, "JOB": 5, "NODES": 14, "TIME": 8, "EPOCH": 2, "STEP": 7, "DIVES/S": 10, "DATA": 11, "LOSS": 13,
-    "RHO": 6, "BEST": 3, "TEST": 9, "ETA": 4, "RESTARTS": 12, "MEMORY": 15, "SEEN": 16,
+    "VAL": 6, "BEST": 3, "TEST": 9, "ETA": 4, "RESTARTS": 12, "MEMORY": 15, "SEEN": 16,
 }  # fmt: skip
 
 
@@ -275,7 +285,7 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
         "JOB": job_id or "-",
         "NODES": place.nodes if place and place.nodes not in ("", "None assigned") else "-",
         "TIME": f"{clock_text(place.elapsed)}/{clock_text(place.limit)}" if place else "-",
-        "TEST": number_text(summary["test"]["spearman"]) if summary else "-",
+        "TEST": test_text(summary) if summary else "-",
     }
     if progress is not None:
         p = progress
@@ -285,7 +295,7 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
             "DIVES/S": number_text(p.dives_per_s, 1),
             "DATA": "-" if p.data_share is None else f"{p.data_share:.0%}",
             "LOSS": number_text(p.train_loss),
-            "RHO": number_text(p.val_spearman),
+            "VAL": validation_text(p),
             "BEST": best_text(p),
             "ETA": duration_text(p.eta_s) if state == "running" else "-",
             "RESTARTS": str(p.restarts),
@@ -296,6 +306,11 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
         return cells, _NEVER_STARTS[job.reason]
     has_no_error = state.startswith((*ACTIVE, "finished", "interrupted", "cancelled", "no progress"))
     return cells, "" if has_no_error else refused or (progress and progress.error) or last_error_line(folder, job_id)
+
+
+def test_text(summary: Mapping[str, Any]) -> str:
+    """The metric of the test split in summary.json that the run's task names first."""
+    return number_text(summary["test"][task_of(summary.get("task", DEFAULT)).metric.key])
 
 
 def table(rows: Sequence[tuple[Mapping[str, str], str]], width: float, height: float = math.inf) -> str:

@@ -36,6 +36,8 @@ from training.config import TrainConfig, path_faults
 from training.plots import draw_sweep
 from training.runtime.run_folder import REPEATS, SWEEP_FILE, RunFolder, resume_faults, sweep_points, write_json
 from training.runtime.run_progress import RunProgress
+from training.tasks import DEFAULT, task_of
+from training.tasks.base import Metric
 
 _IS_LAUNCH_FLAG = "it is a launch flag, and a sweep varies training flags"
 _MAX_POINTS = 1000  # Slurm's default MaxArraySize is 1001
@@ -182,6 +184,8 @@ def submit_sweep(argv: Sequence[str]) -> int:
     trainings = _trainings(base, folder, named)
     if twice := _same_training(trainings):
         raise UserError(f"points {twice[0]} and {twice[1]} are the same training: give each value once")
+    if fault := _task_fault(folder, known, trainings):
+        raise UserError(fault)
     if varied([*known.values(), *named.values()]) - REPEATS:
         trainings = {name: dataclasses.replace(each, evaluate=False) for name, each in trainings.items()}
     trainings = {name: _without_new_epochs(each) for name, each in trainings.items()}
@@ -262,6 +266,16 @@ def _same_training(trainings: Mapping[str, TrainConfig]) -> tuple[str, str] | No
             return seen[bare], name
         seen[bare] = name
     return None
+
+
+def _task_fault(folder: Path, known: Iterable[str], trainings: Mapping[str, TrainConfig]) -> str | None:
+    """The message if the points of a sweep, with those submitted before, do not all have the same task."""
+    saved = {name: RunFolder(folder / name).saved_config() for name in known}
+    point_of = {config.task: name for name, config in {**saved, **trainings}.items() if config is not None}
+    if len(point_of) < 2:
+        return None
+    (a, point_a), (b, point_b), *_ = point_of.items()
+    return f"point {point_a} has the task {a} and point {point_b} the task {b}, and no metric compares them: make a sweep of each"
 
 
 def _again_text(state: str, again: bool) -> str:
@@ -378,8 +392,8 @@ def point_states(folder: Path, points: Iterable[str], to_submit: bool) -> dict[s
 # -------------------------------------------------------------------------------------------------------------- show
 
 
-def sweep_rows(folder: Path, points: Mapping[str, Point]) -> list[dict[str, Any]]:
-    """A record for each point, sorted by its best validation Spearman; points without one are last."""
+def sweep_rows(folder: Path, points: Mapping[str, Point], best: str) -> list[dict[str, Any]]:
+    """A record for each point, sorted by its best validation result; points without one are last."""
     states = point_states(folder, points, to_submit=False)
     rows = []
     for name, point in points.items():
@@ -390,13 +404,17 @@ def sweep_rows(folder: Path, points: Mapping[str, Point]) -> list[dict[str, Any]
                 **{flag_name: " ".join(words) for flag_name, words in point.items()},
                 "state": states[name],
                 "epoch": fraction_text(progress.epoch, progress.epochs),
-                "best_val_spearman": progress.best_spearman if progress.best_epoch else None,
+                best: progress.best if progress.best_epoch else None,
                 "best_epoch": progress.best_epoch or None,
             }
         )
-    return sorted(
-        rows, key=lambda row: -math.inf if row["best_val_spearman"] is None else row["best_val_spearman"], reverse=True
-    )
+    return sorted(rows, key=lambda row: -math.inf if row[best] is None else row[best], reverse=True)
+
+
+def metric_of(folder: Path, points: Iterable[str]) -> Metric:
+    """The validation metric of a sweep, which all points share: that of the first point with a run folder."""
+    configs = (RunFolder(folder / name).saved_config() for name in points)
+    return task_of(next((config.task for config in configs if config is not None), DEFAULT)).metric
 
 
 def _named_sweep(name: str, runs_dir: Path | None) -> tuple[Path, dict[str, Point]]:
@@ -427,7 +445,9 @@ def cancel_sweep(argv: Sequence[str]) -> int:
 def show_sweep(argv: Sequence[str]) -> int:
     name, options = parse_named(ShowConfig, argv, prog="python -m launch.sweep show SWEEP")
     folder, points = _named_sweep(name, options.runs_dir)
-    rows = sweep_rows(folder, points)
+    metric = metric_of(folder, points)
+    best_key = f"best_val_{metric.key}"
+    rows = sweep_rows(folder, points, best_key)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = [c for c in columns if c != "point"]
     cells = [[c.upper().replace("_", " ") for c in shown]]
@@ -445,11 +465,15 @@ def show_sweep(argv: Sequence[str]) -> int:
     with reporting_write_errors(folder / "sweep.csv"):
         write_atomic(folder / "sweep.csv", text.getvalue().encode())
         draw_sweep(
-            rows, sorted(varied(points.values())) or sorted(next(iter(points.values()))), folder / "sweep.png", name
+            rows,
+            sorted(varied(points.values())) or sorted(next(iter(points.values()))),
+            folder / "sweep.png",
+            name,
+            metric,
         )
     print(f"\n{folder / 'sweep.csv'}\n{folder / 'sweep.png'}")
     best = rows[0]
-    if varied(points.values()) - REPEATS and best["best_val_spearman"] is not None:
+    if varied(points.values()) - REPEATS and best[best_key] is not None:
         print(
             f"best by validation: {best['point']}; its test: python -m training.evaluate --run {folder / best['point']}"
         )

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from pathlib import Path
 
+import pytest
 import torch
+
+from training.data.batch import Batch
+from training.engine.step import Step
 
 
 def recipe_tensor(name: str, shape, scale: float) -> torch.Tensor:
@@ -26,6 +31,38 @@ def recipe_state(shapes: dict[str, list[int]], scale: float = 0.05) -> dict[str,
         else:
             state[name] = recipe_tensor(name, shape, scale) + float(name.endswith(".weight") and len(shape) == 1)
     return state
+
+
+def fan_in_state(shapes: dict[str, list[int]], se_scale: float) -> dict[str, torch.Tensor]:
+    """The weights of PECoP's golden outputs: tensors of two or more axes keep the size of signals; adapter scales (se) have
+    a scale of their own."""
+    state = recipe_state(shapes)
+    for name, shape in shapes.items():
+        if name.endswith(".se"):
+            state[name] = recipe_tensor(name, shape, se_scale)
+        elif len(shape) >= 2:
+            state[name] = recipe_tensor(name, shape, (2 * shape[0] / math.prod(shape)) ** 0.5)
+    return state
+
+
+def follow(step: Step, batches: list[Batch], case: dict, own_names: dict[str, str], rates: list[float]) -> None:
+    """Run the optimizer steps of an original's trajectory in float64 and compare loss, gradient norm and every parameter to
+    1e-6. `own_names` maps the original's parameter names to ours."""
+    own = dict(step.model.named_parameters())
+    parameters = {name: own[own_names[name]] for name in case["norms"] if name not in case.get("rounding_noise", ())}
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    step.model.train()
+    for number, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
+        found = step(batch, rate, number)
+        assert found["loss"] == pytest.approx(case["loss"][number], rel=1e-6), number
+        assert found["grad_norm"] == pytest.approx(case["gradient_norm"][number], rel=1e-6), number
+        for name, p in parameters.items():
+            assert float(p.detach().norm()) == pytest.approx(case["norms"][name][number], rel=1e-6, abs=1e-9), name
+            change = float((p.detach() - start[name]).norm())
+            assert change == pytest.approx(case["changes"][name][number], rel=1e-6, abs=1e-9), name
+    for name in case.get("unchanged", ()):
+        if name in own_names and name in parameters:
+            assert torch.equal(parameters[name], start[name])
 
 
 def golden(shared: Path, name: str):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import default_collate
 
 from data_preparation.actions import Dive
 from data_preparation.common.command_line import parse
+from data_preparation.common.errors import UserError
 from training import plugins
 from training.config import TrainConfig, config_class
 from training.data.batch import Batch
+from training.data.dataset import Plan
+from training.data.plan import ClipSpec
 from training.methods.base import Method
 
 MODELS, METHODS = plugins.names(plugins.BACKBONES), plugins.names(plugins.METHODS)
@@ -59,6 +63,17 @@ def tiny_config(model: str, method: str, **flags) -> TrainConfig:
     return dataclasses.replace(parse(TrainConfig, tiny_argv(model, method)), **flags)
 
 
+def fits(model: str, method: str) -> bool:
+    """Whether a backbone offers what a method needs."""
+    try:
+        tiny_config(model, method)
+    except UserError as error:
+        if f"--method {method} needs" not in str(error):
+            raise
+        return False
+    return True
+
+
 def labels_of(method: Method, actions: Sequence[Dive], part: str = "labels") -> dict[str, torch.Tensor]:
     """The labels (or with `part="given"` the given values) of some actions, stacked as in a batch."""
     return default_collate([{n: torch.as_tensor(v) for n, v in getattr(method, part)(a).items()} for a in actions])
@@ -70,8 +85,39 @@ def clips_of(config: TrainConfig, count: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)).byte()
 
 
-def batch_of(config: TrainConfig, method: Method, actions: Sequence[Dive] = DIVES) -> Batch:
-    """A batch of noise clips with the labels of some actions."""
-    clips = {"clip": clips_of(config, len(actions))}
-    given, labels = (labels_of(method, actions, part) for part in ("given", "labels"))
+class NoFrames:
+    """A source that plans clips without a disk."""
+
+    def plan(self, action: Dive, rng: np.random.Generator | None) -> ClipSpec:
+        return ClipSpec(action, (), None)
+
+    def plan_frames(self, action: Dive, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
+        return ClipSpec(action, frames, None)
+
+
+def sampled_batch(
+    config: TrainConfig,
+    method: Method,
+    actions: Sequence[Dive],
+    clip: Callable[[Dive], torch.Tensor],
+    *,
+    augment: bool = True,
+    pool: Sequence[Dive] | None = None,
+) -> Batch:
+    """The batch of the samples that a method plans for some actions; `clip` gives the clip of an action. Pairs are made within
+    `pool`, by default the actions."""
+    pool = sorted(actions if pool is None else pool, key=lambda action: action.key)
+    plans = [Plan(action, NoFrames(), pool, config.seed, 0, augment) for action in actions]
+    samples = [method.sample(action, plan) for action, plan in zip(actions, plans, strict=True)]
+    clips = {name: torch.stack([clip(s.clips[name].action) for s in samples]) for name in samples[0].clips}
+    given, labels = (
+        default_collate([{n: torch.as_tensor(v) for n, v in getattr(s, part).items()} for s in samples])
+        for part in ("given", "labels")
+    )
     return Batch(clips, given, labels, torch.arange(len(actions)))
+
+
+def batch_of(config: TrainConfig, method: Method, actions: Sequence[Dive] = DIVES) -> Batch:
+    """A training batch of noise clips with the labels of some actions."""
+    noise = dict(zip((action.key for action in actions), clips_of(config, len(actions)), strict=True))
+    return sampled_batch(config, method, actions, lambda action: noise[action.key])

@@ -38,7 +38,7 @@ NEW_FLAGS = {
     "spcoef_strength", "spcoef_norm", "lr_schedule", "warmup_steps", "clip_grad", "patience", "precision", "seed",
     "resume", "checkpoint_every", "keep_checkpoints", "peer_timeout_min", "log_every", "captions_path", "vocabulary_path", "split", "folds", "fold", "split_seed",
     "input_scale", "accumulate", "time_embed_resize", "checkpoint_activations", "ema", "compile", "tensorboard",
-    "dataset_kind", "batch_norm", "bn_group", "bn_windows", "nesterov", "backbone_lr_scale", "lr_steps", "lr_gamma",
+    "dataset_kind", "batch_norm", "bn_group", "bn_windows", "nesterov", "backbone_lr_scale", "lr_steps", "lr_gamma", "geometry",
 }  # fmt: skip
 
 # what belongs to --model timesformer and --method regression, the defaults
@@ -220,9 +220,11 @@ def test_the_last_of_repeated_flags_wins():
     assert parse(TrainConfig, ["--epochs", "3", "--epochs", "4"]).epochs == 4
 
 
-@pytest.mark.parametrize(
-    "file", ["model_train_config.sh", "job_files/quickstart_config.sh", "job_files/small_cpu_config.sh"]
-)
+FLAG_FILES = ["model_train_config.sh", "job_files/quickstart_config.sh", "job_files/small_cpu_config.sh"]
+FLAG_FILES += sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("job_files/methods/*.sh"))
+
+
+@pytest.mark.parametrize("file", FLAG_FILES)
 def test_shipped_flag_files_are_understood(file: str):
     parse(TrainConfig, read_flag_file(REPOSITORY / file))
 

@@ -28,6 +28,7 @@ from training import plugins
 from training.plugins import BACKBONES, METHODS, BackboneFlags, MethodFlags
 
 FRAME_METHODS = ("random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", "spaced_varied_new", "end_aligned")
+GEOMETRIES = ("standard", "centre_crop", "swapped", "swapped_nearest")
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
 NO_WEIGHTS = ("none", "scratch")
 
@@ -132,6 +133,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Train on random crops and flips and evaluate on the centre crop; False resizes the whole frame to a square.",
         short="-da",
     )
+    geometry: str = flag(
+        "standard",
+        "Crops of --data_aug True. standard: frames of 455 x 256 (width x height, for --spatial_size 224). centre_crop: in training, too, with random flips (USDL, TSA-Net). swapped: 256 wide and 455 tall, a mistake in the code of TPT; swapped_nearest: the same with the nearest pixel (CoRe, PECoP).",
+        choices=GEOMETRIES,
+    )
     batch_size: int = flag(4, "Dives per optimizer step, over all GPUs together.", short="-bs", minimum=1)
     accumulate: int = flag(
         1,
@@ -199,7 +205,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     patience: int = flag(
         0,
-        "Stop after this many epochs without a better validation Spearman; 0 never stops early.",
+        "Stop after this many epochs without a better validation result; 0 never stops early.",
         minimum=0,
         may_change=True,
     )
@@ -383,9 +389,10 @@ def _restored(values: dict[str, Any]) -> TrainConfig:
 def config_faults(c: TrainConfig) -> list[str]:
     """Check combinations of flags; return one error message per fault."""
     faults = [*c.backbone_faults(), *c.method_faults()]
-    if c.needs not in c.offers:
+    offers = c.offers | ({"frames"} if c.reads == "video" else set())
+    if c.needs not in offers:
         faults.append(
-            f"--method {c.method} needs {c.needs} of the backbone and --model {c.model} offers {', '.join(sorted(c.offers))}: choose another --model"
+            f"--method {c.method} needs {c.needs} of the backbone and --model {c.model} offers {', '.join(sorted(offers))}: choose another --model"
         )
     if not 0 < c.train_val_split_ratio < 1:
         faults.append(
@@ -407,6 +414,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         )
     if c.split == "event" and c.fold > c.folds:
         faults.append(f"--fold {c.fold} is larger than --folds {c.folds}: give 1 to {c.folds}")
+    if c.geometry != "standard" and not c.data_aug:
+        faults.append(
+            f"--geometry {c.geometry} requires crops: give --data_aug True, or leave it out to resize whole frames to a square"
+        )
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
         faults.append(f"--normalize True contradicts --input_scale {c.input_scale}: give one of them")
     if not re.fullmatch(r"\d+|\d+(\.\d+)?min", c.checkpoint_every) or re.fullmatch(r"0+(\.0+)?min", c.checkpoint_every):

@@ -77,6 +77,8 @@ def step_memory(
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")
         backbone = build_backbone(config).train(not model.frozen)
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(not model.frozen and backbone.is_trainable(name))
         freeze_batch_norm(backbone)  # trained ones need about as much memory, but a whole --bn_group of clips
         tracker = MemTracker()
         tracker.track_external(backbone)

@@ -9,12 +9,9 @@ If the test split of the run was opened before, the command prints that result a
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,34 +19,27 @@ from typing import Any
 
 import torch
 
-from data_preparation.actions import Action, plain_key
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import reporting_write_errors, write_atomic
+from training import tasks
 from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
-from training.engine.prediction import Predictor
-from training.metrics import (
-    baselines,
-    bootstrap_interval,
-    constant_prediction_warning,
-    group_metrics,
-    predicted_range,
-    relative_l2_rows,
-    score_metrics,
-    spearman_rows,
-)
+from training.engine.prediction import Predictor, as_arrays
+from training.engine.state import Position
 from training.model import ScoringModel, build_model
-from training.plots import draw_scores
+from training.predictions import predictions_csv
 from training.runtime import checkpoint, collectives
 from training.runtime.collectives import gather_objects
 from training.runtime.logs import start_log
 from training.runtime.ranks import Ranks, read_ranks
 from training.runtime.run_folder import RunFolder, write_json
+from training.tasks import task_of
+from training.tasks.base import Arrays, Task
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +53,7 @@ def open_test_split(
     splits: Splits,
     between_batches: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Score the test dives with best.pt; write predictions.csv, scores.png and summary.json; return the summary.
+    """Score the test dives with best.pt; write predictions.csv, the plot and summary.json; return the summary.
 
     If the test split was opened before, return that result: choosing among several evaluations would be model selection on
     the test set.
@@ -90,79 +80,35 @@ def open_test_split(
     predictor = Predictor(config, ranks, device, between_batches)
     predictor.encode_references(model, data.references, keep_known=True)
     rows = predictor.predict(model, data)
-    predicted = model.method.predict(rows.outputs, rows.given)["score"].tolist()
+    predicted = as_arrays(model.method.predict(rows.outputs, rows.given))
     summary = None
     if ranks.is_first:
-        summary = summarise(predicted, splits, best["position"])
+        task = task_of(config.task)
+        summary = summarise(task, predicted, splits, Position.from_record(best["position"]))
         summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
         columns = model.method.columns(rows.outputs)
         with reporting_write_errors(run.predictions_file):
-            write_atomic(run.predictions_file, predictions_csv(predicted, splits.test, columns).encode())
-        draw_scores(predicted, splits.test, run.scores_plot, title=f"{run.title}: {result_line(summary)}")
+            text = predictions_csv(task, predicted, splits.test, splits.facts.classes, columns)
+            write_atomic(run.predictions_file, text.encode())
+        title = f"{run.title}: {result_lines(summary)[0]}"
+        task.draw(predicted, splits.test, splits.facts.classes, run.path / task.plot_file, title)
         write_json(run.summary_file, summary)
         summary = run.summary()
     return gather_objects(summary)[0]
 
 
-def summarise(predicted: Sequence[float], splits: Splits, position: dict[str, Any]) -> dict[str, Any]:
+def summarise(task: Task, predicted: Arrays, splits: Splits, position: Position) -> dict[str, Any]:
     """The content of summary.json: metrics with 95 % intervals, baselines that do not use the video, metrics by group."""
-    true = [d.need("final_score") for d in splits.test]
     return {
-        "checkpoint": {"epoch": position["best_epoch"], "val_spearman": position["best_spearman"]},
-        "test": {
-            "dives": len(splits.test),
-            **score_metrics(predicted, true),
-            "predicted_range": predicted_range(predicted),
-            "spearman_ci95": bootstrap_interval(predicted, true, spearman_rows),
-            "r_l2_x100_ci95": bootstrap_interval(predicted, true, relative_l2_rows),
-        },
-        "baselines": baselines(splits.known, splits.test),
-        "groups": group_metrics(predicted, splits.test),
+        "task": task.name,
+        "checkpoint": {"epoch": position.best_epoch, f"val_{task.metric.key}": position.best},
+        **task.summary(predicted, splits.known, splits.test, splits.facts.classes),
     }
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def result_line(summary: dict[str, Any]) -> str:
-    """The result in one line."""
-    test = summary["test"]
-    low, high = (_number(value) for value in test["spearman_ci95"])
-    return (
-        f"Test Spearman {_number(test['spearman'])} (95 % interval {low} to {high}), R-l2 x100 {_number(test['r_l2_x100'])}, "
-        f"{test['dives']} dives, checkpoint of epoch {summary['checkpoint']['epoch']}"
-    )
 
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
     """The result, warnings and the baselines, one line each."""
-    more = summary["method_metrics"]
-    worse_than_mean = (summary["test"]["r_l2_x100"] or 0) > (
-        summary["baselines"]["train mean"]["r_l2_x100"] or math.inf
-    )
-    return [
-        result_line(summary),
-        *([f"  {warning}"] if (warning := constant_prediction_warning(summary["test"].get("predicted_range"))) else []),
-        *(["  Worse than predicting the training mean: the model has not learned yet."] if worse_than_mean else []),
-        *([f"  {', '.join(f'{name} {_number(value)}' for name, value in more.items())}"] if more else []),
-        *(
-            f"  without video, {name}: Spearman {_number(values['spearman'])}, R-l2 x100 {_number(values['r_l2_x100'])}"
-            for name, values in summary["baselines"].items()
-        ),
-    ]
-
-
-def predictions_csv(predicted: Sequence[float], dives: Sequence[Action], columns: Mapping[str, Sequence[Any]]) -> str:
-    """One line per dive: true and predicted score in points, then the additional columns of the method."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    header = ["video", "dive", "start_frame", "end_frame", "difficulty", "true_score", "predicted_score"]
-    writer.writerow([*header, *columns])
-    for score, d, *more in zip(predicted, dives, *columns.values(), strict=True):
-        written = [*plain_key(d.key), d.start_frame, d.end_frame, d.difficulty, d.final_score, f"{score:.6f}"]
-        writer.writerow([*written, *more])
-    return text.getvalue()
+    return task_of(summary.get("task", tasks.DEFAULT)).result_lines(summary)
 
 
 @dataclass(frozen=True)
@@ -221,6 +167,8 @@ def main(argv: Sequence[str]) -> int:
     start_server(config.loader_workers)
     splits = load_splits(config)
     source = source_of(config)
+    if faults := task_of(config.task).faults([*splits.known, *splits.test], splits.facts.classes):
+        raise UserError.of(faults)
     folder.check_splits(splits.record() | source.record(splits.known))
     device = collectives.choose_device(options.gpu, ranks)
     model = build_model(config, splits.facts).to(device)

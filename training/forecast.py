@@ -23,7 +23,7 @@ from training.runtime.ranks import Ranks
 def step_bytes(model: ScoringModel, config: TrainConfig, ranks: int) -> float:
     """Estimated bytes of a training step on each GPU."""
     half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and config.gpu)
-    clips = max(config.batch_size // ranks // config.accumulate, 1)
+    clips = max(config.batch_size // ranks // config.accumulate, 1) * config.clips_per_sample
     return step_memory(model, config, clips, half, Ranks(0, ranks))["total"]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from data_preparation.actions import POSITIONS, Action, Dive, has_field
 
 Scores = Sequence[float] | np.ndarray
+RowsStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]  # predicted (R, N) and true (R, N) -> (R,)
 
 _CONSTANT_RANGE = 0.01  # points; judges do not distinguish smaller differences
 RESAMPLES = 2000  # of the bootstrap; with this many the ends of an interval vary by about 1 % of its width
@@ -108,17 +109,28 @@ def constant_prediction_warning(value_range: float | None) -> str | None:
     return f"all predicted scores are the same to {_CONSTANT_RANGE:g} points: the model does not distinguish the dives (train longer, raise --learning_rate, or give --loss_spcoef_weight)"
 
 
+def _resamples(sizes: Sequence[int], seed: int) -> np.ndarray:
+    """Indices (RESAMPLES, sum of sizes), drawn with replacement within consecutive groups of these sizes."""
+    rng = np.random.default_rng(seed)
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.hstack([rng.integers(0, n, size=(RESAMPLES, n)) + s for s, n in zip(starts, sizes, strict=True)])
+
+
 def bootstrap_interval(
     predicted: Scores,
     true: Scores,
-    statistic_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] = spearman_rows,
+    statistic_rows: RowsStatistic = spearman_rows,
     seed: int = 0,
+    sizes: Sequence[int] | None = None,
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a metric over dives; (NaN, NaN) for fewer than three dives."""
+    """95 % percentile bootstrap interval of a metric over actions; (NaN, NaN) for fewer than three actions.
+
+    With `sizes`, the actions are consecutive groups of these sizes, and are resampled within their group.
+    """
     p, y = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
     if len(y) < 3:
         return (math.nan, math.nan)
-    resamples = np.random.default_rng(seed).integers(0, len(y), size=(RESAMPLES, len(y)))
+    resamples = _resamples(sizes or [len(y)], seed)
     values = statistic_rows(p[resamples], y[resamples])
     values = values[np.isfinite(values)]  # a resample that repeats one dive has no correlation
     if not len(values):
@@ -131,16 +143,17 @@ def paired_interval(
     a: Scores,
     b: Scores,
     true: Scores,
-    statistic_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] = spearman_rows,
+    statistic_rows: RowsStatistic = spearman_rows,
     seed: int = 0,
+    sizes: Sequence[int] | None = None,
 ) -> tuple[float, float, float]:
     """Paired bootstrap (Efron and Tibshirani, 1993) of the difference of a metric, B minus A, on the same dives.
 
     Returns (low, high) of the 95 % interval and the fraction of resamples in which B's metric is greater. Both predictions
-    are resampled together, so dives that are hard for both do not widen the interval.
+    are resampled together, so actions that are hard for both do not widen the interval. `sizes` as in `bootstrap_interval`.
     """
     pa, pb, y = (np.asarray(values, np.float64) for values in (a, b, true))
-    resamples = np.random.default_rng(seed).integers(0, len(y), size=(RESAMPLES, len(y)))
+    resamples = _resamples(sizes or [len(y)], seed)
     gains = statistic_rows(pb[resamples], y[resamples]) - statistic_rows(pa[resamples], y[resamples])
     gains = gains[np.isfinite(gains)]
     if len(y) < 3 or not len(gains):

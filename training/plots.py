@@ -1,4 +1,4 @@
-"""The plots of a run: losses, predicted scores and sweeps."""
+"""The plots of losses and of sweeps, and what all plots share. The plot of a test split belongs to its task."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_preparation.actions import Action
 from data_preparation.common.files import atomic_file, reporting_write_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from training.tasks.base import Metric
+
 TRAIN, VALIDATION, BEST, FAILED = "#1f77b4", "#d95f02", "#2ca02c", "#d62728"
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure of a size in inches. It belongs to no window, so it needs no display and no closing.
 
     Matplotlib is imported here, because that takes half a second and most processes draw nothing.
@@ -27,7 +28,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure as PNG. Artists outside the layout make the picture larger instead of being cut off."""
     with reporting_write_errors(path), atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)
@@ -38,32 +39,35 @@ def _short(text: str, most: int = 24) -> str:
     return text if len(text) <= most else f"…{text[-most:]}"
 
 
-def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Plot train and validation loss and validation Spearman of the epochs so far; the best epoch is marked.
+def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str, metric: Metric) -> None:
+    """Plot train and validation loss and the validation metric of the epochs so far; the best epoch is marked.
 
-    `epochs` are the "epoch" records of metrics.jsonl.
+    `epochs` are the "epoch" records of metrics.jsonl, `metric` is the one that chooses.
     """
     if not epochs:
         return
     x = [e["epoch"] for e in epochs]
-    rho = [math.nan if e["val_spearman"] is None else e["val_spearman"] for e in epochs]  # None: undefined
-    known = [i for i, r in enumerate(rho) if not math.isnan(r)]
-    best = max(known, key=lambda i: rho[i]) if known else 0
+    logged = [e[f"val_{metric.key}"] for e in epochs]
+    values = [math.nan if value is None else value for value in logged]  # None: undefined
+    known = [i for i, value in enumerate(values) if not math.isnan(value)]
+    best = max(known, key=lambda i: values[i]) if known else 0
     marker = "o" if len(x) <= 40 else None
 
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(11, 4.5)
+    figure = new_figure(11, 4.5)
     left, right = figure.subplots(1, 2)
     figure.suptitle(textwrap.fill(f"{title}: {len(x)} epoch{'s' if len(x) > 1 else ''}", 110))
     left.plot(x, [e["train_loss"] for e in epochs], color=TRAIN, marker=marker, markersize=3, label="train")
     left.plot(x, [e["val_loss"] for e in epochs], color=VALIDATION, marker=marker, markersize=3, label="validation")
     left.set(title="Loss", xlabel="epoch", ylabel="loss")
-    right.plot(x, rho, color=VALIDATION, marker=marker, markersize=3, label="validation")
-    right.set(title="Spearman correlation of the final score", xlabel="epoch", ylabel="Spearman correlation")
+    right.plot(x, values, color=VALIDATION, marker=marker, markersize=3, label="validation")
+    right.set(title=metric.title, xlabel="epoch", ylabel=metric.label)
     if known:
-        right.plot(x[best], rho[best], "*", color=BEST, markersize=14, label=f"best: {rho[best]:.3f} (epoch {x[best]})")
-        right.set_ylim(min(0, min(rho[i] for i in known)) - 0.02, 1.02)
+        label = f"best: {values[best]:.3f} (epoch {x[best]})"
+        right.plot(x[best], values[best], "*", color=BEST, markersize=14, label=label)
+        if metric.limit is not None:
+            right.set_ylim(min(0, min(values[i] for i in known)) - 0.02, metric.limit + 0.02)
     for axes in (left, right):
         if known:
             axes.axvline(x[best], color=BEST, linewidth=1, linestyle=":")
@@ -71,44 +75,24 @@ def draw_losses(epochs: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
         axes.legend(loc="best")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(min(x) - 0.5, max(x) + 0.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def draw_scores(predicted: Sequence[float], dives: Sequence[Action], path: Path, title: str) -> None:
-    """Plot predicted against true final scores of the test dives, coloured by difficulty."""
-    true = [d.need("final_score") for d in dives]
-    low, high = min([*true, *predicted]) - 2, max([*true, *predicted]) + 2
-    figure = _figure(7.5, 6.5)
-    axes = figure.subplots()
-    figure.suptitle(textwrap.fill(title, 110), fontsize=9)
-    axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="predicted = true")
-    difficulties = [d.difficulty for d in dives if d.difficulty is not None]
-    colours: dict[str, Any] = {"c": difficulties, "cmap": "viridis"} if len(difficulties) == len(true) else {}
-    points = axes.scatter(true, predicted, s=16, alpha=0.8, **colours)
-    if colours:
-        figure.colorbar(points, ax=axes, label="difficulty")
-    axes.set(xlabel="true final score (points)", ylabel="predicted final score (points)", aspect="equal")
-    axes.set_xlim(low, high)
-    axes.set_ylim(low, high)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
-    _save(figure, path)
-
-
-def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Path, title: str) -> None:
-    """Plot a sweep: for each varied flag, the best validation Spearman of every point over the flag's value.
+def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Path, title: str, metric: Metric) -> None:
+    """Plot a sweep: for each varied flag, the best validation result of every point over the flag's value.
 
     Failed points have a marker of their own; points without a result are drawn below all others. A row holds the values of
-    the flags as text, `state` and `best_val_spearman` (None if there is no result yet).
+    the flags as text, `state` and "best_val_" with the key of the metric (None if there is no result yet).
     """
-    done = [row for row in rows if row["best_val_spearman"] is not None]
-    missing = [row for row in rows if row["best_val_spearman"] is None]
+    key = f"best_val_{metric.key}"
+    done = [row for row in rows if row[key] is not None]
+    missing = [row for row in rows if row[key] is None]
     columns = min(len(flags), 3)
     shape = (-(-len(flags) // columns), columns)
-    figure = _figure(5 * columns, 4 * shape[0])
+    figure = new_figure(5 * columns, 4 * shape[0])
     panels = figure.subplots(*shape, squeeze=False, sharey=True)
     figure.suptitle(f"{title}: {len(rows)} points" + (f", {len(missing)} without a result" if missing else ""))
-    numbers = [row["best_val_spearman"] for row in done] or [0.0, 1.0]
+    numbers = [row[key] for row in done] or [0.0, 1.0]
     margin = max(max(numbers) - min(numbers), 0.02) * 0.12
     floor = min(numbers) - 2 * margin  # y position of points without a result
     for axes, flag in zip(panels.flat, flags, strict=False):
@@ -117,14 +101,14 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Pa
         for row in rows:
             x, y = kinds.setdefault(_sweep_mark(row), ([], []))
             x.append(values.index(str(row.get(flag, "default"))))
-            y.append(floor if row["best_val_spearman"] is None else row["best_val_spearman"])
+            y.append(floor if row[key] is None else row[key])
         for kind in (kind for kind in _SWEEP_MARKS if kind in kinds):
             label = None if kind == "finished" else f"{kind}: {len(kinds[kind][0])}"
             axes.plot(*kinds[kind], linestyle="none", alpha=0.8, label=label, **_SWEEP_MARKS[kind])
         if done:
-            best = max(done, key=lambda row: row["best_val_spearman"])
-            label = f"best: {best['best_val_spearman']:.3f}"
-            axes.plot(values.index(str(best.get(flag, "default"))), best["best_val_spearman"], "*", color=BEST, markersize=14, label=label)  # fmt: skip
+            best = max(done, key=lambda row: row[key])
+            label = f"best: {best[key]:.3f}"
+            axes.plot(values.index(str(best.get(flag, "default"))), best[key], "*", color=BEST, markersize=14, label=label)  # fmt: skip
         if missing:
             axes.axhline(floor + margin, color="grey", linewidth=0.8, linestyle=":")
         labels = [_short(value) for value in values]
@@ -137,13 +121,13 @@ def draw_sweep(rows: Sequence[Mapping[str, Any]], flags: Sequence[str], path: Pa
         axes.set_yticks([tick for tick in axes.get_yticks() if lowest < tick < max(numbers) + margin])
         axes.grid(alpha=0.3)
     for axes in panels[:, 0]:
-        axes.set_ylabel("best validation Spearman" + ("\n(below the line: no result)" if missing else ""))
+        axes.set_ylabel(f"best validation {metric.name}" + ("\n(below the line: no result)" if missing else ""))
     for axes in panels.flat[len(flags) :]:
         axes.set_visible(False)
     marks, labels = panels[0, 0].get_legend_handles_labels()
     if labels:
         figure.legend(marks, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 _SWEEP_MARKS: dict[str, dict[str, Any]] = {

@@ -57,9 +57,15 @@ class MethodFlags:
     "tokens"    features (B, N, D) whose N vectors are in temporal order, after one of the whole clip if the backbone has one
     "stages"    the network split into stem, tail and pool (backbones.base.Staged)
     "maps"      named feature maps together with the features (backbones.base.Mapped)
+    "frames"    features (B, N, D) of video frames that the method chooses; every backbone that reads video offers them
+
+    `clips_per_sample` is the number of clips of a training sample, for forecasts of memory. `task` is what the method predicts:
+    the name of a file in training/tasks.
     """
 
+    task: ClassVar[str] = "score"
     TINY: ClassVar[Sequence[str]] = ()
+    clips_per_sample: ClassVar[int] = 1
 
     if TYPE_CHECKING:
 

@@ -1,4 +1,4 @@
-"""Make a table of evaluated runs: mean and standard deviation over seeds, and baselines on the same test dives.
+"""Make a table of evaluated runs: mean and standard deviation over seeds, and baselines on the same test actions.
 
     python -m training.report runs/a-s0 runs/a-s1 runs/b-s0 ...
     python -m training.report runs/<sweep>      all evaluated points of a sweep
@@ -23,6 +23,8 @@ from data_preparation.common.command_line import run
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig, as_record, changeable
 from training.runtime.run_folder import REPEATS, RunFolder, read_json, sweep_points
+from training.tasks import DEFAULT, task_of
+from training.tasks.base import Task
 
 _SUFFIX = re.compile(r"([-_.]?f(old)?\d+)?([-_.]?s(eed)?\d+)?$")
 
@@ -34,7 +36,7 @@ class OpenedRun:
     path: Path
     config: TrainConfig
     summary: dict[str, Any]
-    tested: list[list[int]]  # keys of the test dives
+    tested: list[list[int]]  # keys of the test actions
 
     @property
     def name(self) -> str:
@@ -54,6 +56,10 @@ class OpenedRun:
         return f"{folder.parent.name}/{flags}" if flags else folder.parent.name
 
     @property
+    def task(self) -> str:
+        return self.summary.get("task", DEFAULT)
+
+    @property
     def fold(self) -> int | None:
         return self.config.fold if self.config.split == "event" else None
 
@@ -71,7 +77,7 @@ def read_run(path: Path) -> OpenedRun:
     splits = read_json(folder.splits_file)
     if not isinstance(splits, dict) or "test" not in splits:
         raise UserError(
-            f"{folder.splits_file} is missing or damaged: restore it from a copy, because it lists the test dives"
+            f"{folder.splits_file} is missing or damaged: restore it from a copy, because it lists the test actions"
         )
     return OpenedRun(path, config, summary, sorted(splits["test"]))
 
@@ -181,25 +187,31 @@ def table(runs: Sequence[OpenedRun]) -> str:
     """The Markdown table of the runs and the baselines that do not use the video.
 
     Raises:
-        UserError: the runs were tested on different dives, or a fold is missing.
+        UserError: the runs have different tasks, were tested on different actions, or a fold is missing.
     """
     tested: dict[int | None, list[list[int]]] = {}
     for each in runs:
         if tested.setdefault(each.fold, each.tested) != each.tested or (None in tested and len(tested) > 1):
             raise UserError(
-                f"{runs[0].name} and {each.name} were tested on different dives: give runs with the same data and test split"
+                f"{runs[0].name} and {each.name} were tested on different actions: give runs with the same data and test split"
             )
-    dives = sum(map(len, tested.values()))
-    header = ["run", "model", "method", "seeds", "Spearman", "R-l2 x100", "MAE (points)"]
+    actions = sum(map(len, tested.values()))
+    task = task_of(runs[0].task)
+    if other := next((each for each in runs if each.task != runs[0].task), None):
+        raise UserError(
+            f"{runs[0].name} has the task {runs[0].task} and {other.name} the task {other.task}: make a table of each"
+        )
+    header = ["run", "model", "method", "seeds", *(title for _, title, _ in task.table)]
     lines = [header, ["---"] * len(header)]
     footnotes = [
-        f"\n{dives} test dives" + (f", means over {len(tested)} folds of whole events." if None not in tested else ".")
+        f"\n{actions} test actions"
+        + (f", means over {len(tested)} folds of whole events." if None not in tested else ".")
     ]
     for group in grouped(runs):
         name, config = group[0].line_name, group[0].config
         seeds = by_seed(group, list(tested))
-        tests = [mean_over_folds([_scores(each.summary["test"]) for each in folds]) for folds in seeds]
-        lines.append([name, config.model, config.method, str(len(seeds)), *_figures(tests)])
+        tests = [mean_over_folds([_metrics(task, each.summary["test"]) for each in folds]) for folds in seeds]
+        lines.append([name, config.model, config.method, str(len(seeds)), *_figures(task, tests)])
         if group[0].summary["method_metrics"]:
             other_metrics = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
             listed = ", ".join(
@@ -209,20 +221,17 @@ def table(runs: Sequence[OpenedRun]) -> str:
             footnotes.append(f"\n{name} also predicts: {listed}.")
     first = by_seed(grouped(runs)[0], list(tested))[0]
     for name in first[0].summary["baselines"]:
-        values = mean_over_folds([_scores(each.summary["baselines"][name]) for each in first])
-        lines.append([f"*without video: {name}*", "", "", "", *_figures([values])])
+        values = mean_over_folds([_metrics(task, each.summary["baselines"][name]) for each in first])
+        lines.append([f"*without video: {name}*", "", "", "", *_figures(task, [values])])
     return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + footnotes)
 
 
-_COLUMNS = (("spearman", 3), ("r_l2_x100", 2), ("mae", 2))  # metric and decimal places
+def _metrics(task: Task, result: dict[str, Any]) -> dict[str, float | None]:
+    return {key: result[key] for key, *_ in task.table}
 
 
-def _scores(result: dict[str, Any]) -> dict[str, float | None]:
-    return {key: result[key] for key, _ in _COLUMNS}
-
-
-def _figures(results: Sequence[dict[str, float | None]]) -> list[str]:
-    return [mean_and_std([result[key] for result in results], digits) for key, digits in _COLUMNS]
+def _figures(task: Task, results: Sequence[dict[str, float | None]]) -> list[str]:
+    return [mean_and_std([result[key] for result in results], digits) for key, _, digits in task.table]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -40,6 +40,11 @@ def batch_part(part: int, parts: int, rows: int | None = None, *, recomputing: b
         _part, _parts, _rows, _recomputing = before
 
 
+def full_precision(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float32; float64 stays as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def keep_mask(shape: tuple[int, ...], rate: float, like: torch.Tensor) -> torch.Tensor:
     """Sample a mask of `shape` (rows first): 0 with probability `rate`, else 1 / (1 - rate). Device and dtype are those of `like`."""
     rows = shape[0]
@@ -190,7 +195,7 @@ class RowBatchNorm(nn.Module):
         sets = groups if self.together else groups * windows
         separated = x.reshape(shape).permute(order)
         flat = separated.reshape(-1, sets * self.channels, *x.shape[2:])
-        mean, var = (torch.zeros(flat.shape[1], device=x.device, dtype=torch.float32) for _ in range(2))
+        mean, var = (full_precision(flat.new_zeros(flat.shape[1])) for _ in range(2))
         normalized = F.batch_norm(flat, mean, var, training=True, momentum=1.0, eps=self.eps)
         if not _recomputing:
             statistics = torch.stack([mean.view(sets, -1), var.view(sets, -1)], dim=1)  # (sets, 2, C)

@@ -45,6 +45,7 @@ from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
+from training.tasks import task_of
 
 log = logging.getLogger("training")
 
@@ -104,12 +105,13 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
     source = source_of(config)
-    if faults := source.faults(used):
+    if faults := task_of(config.task).faults(used, splits.facts.classes) + source.faults(used):
         raise UserError.of(faults)
     run = RunFolder(config.run_dir)
     model = build_model(config, splits.facts)
     if faults := label_faults(used, model.method):
         raise UserError.of(faults)
+    model.method.observe(splits.train)
     stop_before_start(interruption, ranks)  # building the model can take long
     check_machine(config, model, ranks, device, splits, trains=True)
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
@@ -205,7 +207,7 @@ def log_setup(
     if ranks.is_first:
         log.info("%s + %s: %s", config.model, config.method, describe_cost(model, config))
         if config.gpu:  # the estimate takes seconds, and only a GPU's memory is likely to run out
-            clips = config.batch_size // ranks.world_size // config.accumulate
+            clips = config.batch_size // ranks.world_size // config.accumulate * config.clips_per_sample
             log.info("Expected memory: %s", describe_memory(model, config, clips, precision != "fp32", ranks))
 
 

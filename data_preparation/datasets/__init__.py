@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -148,3 +148,18 @@ def split_faults(annotated: Iterable[ActionKey], train: Sequence[ActionKey], tes
 
 def _unannotated_text(keys: Sequence[ActionKey], where: str) -> str:
     return f"{where} names {len(keys)} actions without annotation ({list_names(keys)}): use lists and annotations of the same data set"
+
+
+def group_warnings(actions: Mapping[ActionKey, Action], splits: Mapping[str, Split]) -> list[str]:
+    """A message for each split whose lists share groups, with their number: a published split may, a random one never does."""
+    warnings = []
+    for name, split in splits.items():
+        in_train, in_test = (
+            {actions[key].group for key in keys if key in actions} - {""} for keys in (split.train, split.test)
+        )
+        if shared := sorted(in_train & in_test):
+            listed = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+            warnings.append(
+                f"{len(shared)} groups ({listed}) have actions in the train list and in the test list of split {name}, so its test result can be too good"
+            )
+    return warnings

@@ -10,7 +10,7 @@ wobble, distance from the board.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,12 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_preparation.actions import POSITIONS, ROTATION_TYPES, Dive
+from data_preparation.synthetic.canvas import SKINS, SUPERSAMPLE, Colour, Point, ToPixels, draw_limb, ease, tint
 
-Colour = tuple[int, int, int]
-Point = tuple[float, float]
-ToPixels = Callable[[Point], Point]  # maps metres to pixels of the drawing
-
-SUPERSAMPLE = 2  # frames are drawn at this multiple of their size, then averaged down
 FRAME_METRES = 3.4  # height of a frame: a diver of 1.75 m fills half of it
 SKY = 3.6  # metres of wall drawn above the board
 DEPTH = 1.9  # metres of water drawn below the point of entry (the camera looks slightly down)
@@ -34,7 +30,6 @@ BACK: Colour = (226, 24, 128)
 CONCRETE: Colour = (176, 176, 172)
 FOAM: Colour = (250, 253, 255)
 SPRAY: Colour = (214, 236, 248)
-SKINS: tuple[Colour, ...] = ((246, 200, 164), (226, 172, 130), (198, 140, 98))
 SUITS: tuple[Colour, ...] = ((20, 24, 70), (96, 14, 26), (12, 60, 52))
 WALLS: tuple[Colour, ...] = ((58, 74, 104), (70, 92, 88), (92, 78, 96), (64, 64, 72), (96, 96, 84), (44, 84, 112))
 POOLS: tuple[Colour, ...] = ((30, 120, 178), (24, 140, 160), (40, 104, 190), (36, 150, 190))
@@ -96,12 +91,6 @@ SHAPES = {
     "pike": Pose(hip=146, arm=52),
     "tuck": Pose(hip=132, knee=142, arm=62, elbow=18),
 }
-
-
-def ease(value: float, start: float, end: float) -> float:
-    """Smoothstep: 0 before `start`, 1 after `end`."""
-    x = min(max((value - start) / (end - start), 0.0), 1.0)
-    return x * x * (3 - 2 * x)
 
 
 # ---------------------------------------------------------------------------------------------------- plan of one dive
@@ -270,12 +259,6 @@ def _colour(rgb: np.ndarray) -> Colour:
     return red, green, blue
 
 
-def tint(colour: Colour, factor: float) -> Colour:
-    """Make a colour brighter (`factor` above 1) or darker."""
-    red, green, blue = (min(max(round(c * factor), 0), 255) for c in colour)
-    return red, green, blue
-
-
 class Stage:
     """The scenery of one video, drawn once. Frames are crops of it, with the diver drawn on top.
 
@@ -416,14 +399,6 @@ class Stage:
 # -------------------------------------------------------------------------------------------------------------- diver
 
 
-def _limb(draw: ImageDraw.ImageDraw, points: Sequence[Point], width: float, colour: Colour) -> None:
-    """Draw a polyline with round ends; `width` in pixels."""
-    draw.line(points, fill=colour, width=max(round(width), 1), joint="curve")
-    r = width / 2
-    for x, y in (points[0], points[-1]):
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
-
-
 def draw_diver(draw: ImageDraw.ImageDraw, plan: Performance, state: State, to_pixels: ToPixels, scale: float) -> None:
     """Draw the body. `to_pixels` maps metres to pixels, `scale` is in pixels per metre.
 
@@ -461,14 +436,14 @@ def draw_diver(draw: ImageDraw.ImageDraw, plan: Performance, state: State, to_pi
     trunk = 0.25 + 0.16 * abs(broad)
     suit = plan.suit if abs(broad) < 0.25 else FRONT if broad > 0 else BACK
     thin = 0.11 * scale
-    _limb(draw, put([shoulder, elbow, hand]), thin, tint(plan.skin, 0.82))
-    _limb(draw, put(legs[0]), 0.15 * scale, tint(plan.skin, 0.85))
-    _limb(draw, put(legs[1]), 0.15 * scale, plan.skin)
-    _limb(draw, put([hip, shoulder]), trunk * scale, suit)
+    draw_limb(draw, put([shoulder, elbow, hand]), thin, tint(plan.skin, 0.82))
+    draw_limb(draw, put(legs[0]), 0.15 * scale, tint(plan.skin, 0.85))
+    draw_limb(draw, put(legs[1]), 0.15 * scale, plan.skin)
+    draw_limb(draw, put([hip, shoulder]), trunk * scale, suit)
     (x, y), r = put([head])[0], 0.15 * scale
     draw.ellipse((x - r, y - r, x + r, y + r), fill=plan.skin)
     if pose.arm < 150:  # not raised: the near arm is in front of the body
-        _limb(draw, put([shoulder, elbow, hand]), thin, plan.skin)
+        draw_limb(draw, put([shoulder, elbow, hand]), thin, plan.skin)
 
 
 def draw_splash(draw: ImageDraw.ImageDraw, plan: Performance, age: float, to_pixels: ToPixels) -> None:

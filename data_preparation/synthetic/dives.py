@@ -18,22 +18,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import pickle
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tqdm import tqdm
 
 from data_preparation.actions import (
     ATTRIBUTE_CLASSES,
@@ -50,15 +44,20 @@ from data_preparation.annotations import load_annotations, load_split
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_file, write_atomic
-from data_preparation.common.workers import check_workers
 from data_preparation.layout import DatasetLayout, default_dataset
-from data_preparation.similar_files import names_in
+from data_preparation.synthetic.canvas import (
+    TASKS,
+    claim,
+    encode_video,
+    odd_size_faults,
+    random_stream,
+    write_missing,
+)
 from data_preparation.synthetic.diver import BOARDS, FILLERS, Board, Performance, Stage, make_performance, sample_look
 
 DRAWING = 1  # increase when the same flags give other pixels or labels
 DEFAULT_VIDEOS = 8
 DEFAULT_DIVES = 1200
-GOP_SIZE = 250  # frames between forced key frames, as in broadcasts
 TEST_FRACTION = 0.25
 EXECUTION_BETA = (7.4, 2.9)  # beta distribution of mean 0.72, deviation 0.135: MTL-AQA's score / difficulty / 30
 
@@ -70,6 +69,9 @@ DIVE, JUDGES, PICTURE, LOOK, FILLER, WORDS, SPLIT = range(7)
 class SyntheticConfig:
     """Write a synthetic data set like MTL-AQA: videos of drawn dives and their annotation files."""
 
+    task: str = flag(
+        "dive", "What is drawn; see the other flags of fall and actions with --task NAME --help.", choices=TASKS
+    )
     dataset: Path | None = flag(None, "Folder to write; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     videos: int | None = flag(
         None, f"Number of videos; none means {DEFAULT_VIDEOS}, or with --like all of its videos.", minimum=1
@@ -96,11 +98,7 @@ class SyntheticConfig:
     sheet: Path | None = flag(None, "Write only a labelled contact sheet of a few dives, to this PNG file.")
 
     def __post_init__(self) -> None:
-        faults = [
-            f"--{name} {value} is odd: give an even number, which H.264 (yuv420p) requires"
-            for name, value in (("width", self.width), ("height", self.height))
-            if value % 2
-        ]
+        faults = odd_size_faults(self.width, self.height)
         if self.min_frames > self.max_frames:
             faults.append(
                 f"--min_frames {self.min_frames} is greater than --max_frames {self.max_frames}: give a smaller --min_frames"
@@ -244,11 +242,6 @@ def judge_scores_for_total(total: float, rng: np.random.Generator) -> tuple[floa
     outer = [max(middle[0] - 1, 0), middle[0], middle[2], min(middle[2] + 1, 20)]
     scores = [score / 2 for score in (*outer[:2], *middle, *outer[2:])]
     return tuple(scores[i] for i in rng.permutation(7))
-
-
-def random_stream(seed: int, purpose: int, video: str = "0", number: int = 0) -> np.random.Generator:
-    """The random generator of one purpose for one dive (or one video, or the whole set)."""
-    return np.random.default_rng((seed, purpose, int(video), number))
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -463,18 +456,7 @@ def _filler_frames(config: SyntheticConfig, stage: Stage, video: str, before: in
 
 def write_video(config: SyntheticConfig, plan: VideoPlan, path: Path, progress: Callable[[], None]) -> None:
     """Encode one video and write it atomically. Calls `progress()` for each frame."""
-    with atomic_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        # rc-lookahead 0: with lookahead, x264 reads uninitialised memory, so the bytes would differ between processes
-        options = {"preset": "veryfast", "crf": "18", "g": str(GOP_SIZE), "bf": "3", "rc-lookahead": "0"}
-        video = container.add_stream("libx264", rate=config.fps, options=options)
-        video.width, video.height, video.pix_fmt = config.width, config.height, "yuv420p"
-        video.codec_context.thread_count = 1  # one video per process; also makes the bytes independent of the machine
-        for index, image in enumerate(render_frames(config, plan)):
-            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = index, Fraction(1, config.fps)
-            container.mux(video.encode(frame))
-            progress()
-        container.mux(video.encode(None))
+    encode_video(render_frames(config, plan), path, (config.width, config.height), config.fps, progress)
 
 
 # ---------------------------------------------------------------------------------------------------- annotation files
@@ -551,88 +533,18 @@ def write_annotations(config: SyntheticConfig, plans: Sequence[VideoPlan], layou
 
 def provenance(config: SyntheticConfig) -> dict[str, Any]:
     """Everything that determines the pixels and labels: two sets of equal provenance are equal."""
-    irrelevant = ("dataset", "workers", "sheet", "like")
+    irrelevant = ("task", "dataset", "workers", "sheet", "like")
     flags = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in irrelevant}
     copied = None if config.like is None else hashlib.sha256(config.like.read_bytes()).hexdigest()
     return {"made_by": "data_preparation.synthetic", "drawing": DRAWING, "like_sha256": copied, "flags": flags}
 
 
-def claim(layout: DatasetLayout, record: dict[str, Any]) -> None:
-    """Mark the folder as holding the set of this provenance.
-
-    Raises:
-        UserError: the folder holds another data set.
-    """
-    path = layout.synthetic_file
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError:
-            found = None
-        if found != record:
-            old, new = ((r or {}).get("flags", {}) for r in (found, record))
-            names = ", ".join(f"--{name}" for name in new if old.get(name) != new[name]) or "--like or the drawing code"
-            raise UserError(
-                f"{layout.root} holds a synthetic set made with other flags ({names}): choose another --dataset or delete that folder"
-            )
-        return
-    if names_in(layout.videos) or layout.annotation_file.exists():
-        raise UserError(
-            f"{layout.root} holds a data set that is not synthetic: choose another --dataset for the synthetic one"
-        )
-    for folder in (layout.videos, layout.annotations):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(record, indent=1) + "\n").encode())
-
-
-_frames_done: Any = None  # multiprocessing.Value: number of frames that all workers have drawn
-
-
-def _init_worker(frames_done: Any) -> None:
-    global _frames_done
-    _frames_done = frames_done
-
-
-def _count_frame() -> None:
-    with _frames_done.get_lock():
-        _frames_done.value += 1
-
-
-def _write_video_in_worker(config: SyntheticConfig, plan: VideoPlan, path: Path) -> None:
-    write_video(config, plan, path, _count_frame)
-
-
-def _progress_bar(frames: int) -> tqdm:
-    return tqdm(total=frames, desc="drawing", unit="frame", unit_scale=True, disable=not sys.stderr.isatty())
-
-
 def write_videos(config: SyntheticConfig, plans: Sequence[VideoPlan], layout: DatasetLayout) -> None:
     """Write the missing videos, one per worker, longest first."""
-    paths = {plan.video: layout.videos / f"{plan.video}.mp4" for plan in plans}
-    todo = sorted((p for p in plans if not paths[p.video].exists()), key=lambda p: -p.frames)
-    if not todo:
-        return
-    check_workers(min(config.workers, len(todo)))
-    context = multiprocessing.get_context("spawn")  # threads of FFmpeg and tqdm do not survive a fork
-    frames_done = context.Value("q", 0)
-    with (
-        ProcessPoolExecutor(min(config.workers, len(todo)), context, _init_worker, (frames_done,)) as pool,
-        _progress_bar(sum(plan.frames for plan in todo)) as bar,
-    ):
-        pending: set[Future] = {pool.submit(_write_video_in_worker, config, plan, paths[plan.video]) for plan in todo}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.3, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                bar.update(frames_done.value - bar.n)
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker was killed, probably out of memory: use fewer --workers and run the command again"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    paths = {layout.videos / f"{plan.video}.mp4": plan for plan in sorted(plans, key=lambda p: -p.frames)}
+    missing = {path: plan for path, plan in paths.items() if not path.exists()}
+    frames = sum(plan.frames for plan in missing.values())
+    write_missing(partial(write_video, config), missing, config.workers, frames)
 
 
 def generate(config: SyntheticConfig) -> list[VideoPlan]:

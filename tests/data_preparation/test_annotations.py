@@ -475,7 +475,7 @@ def test_overlapping_lists_are_refused_and_can_be_made_disjoint(
 def test_a_file_is_parsed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     parsed: list[Path] = []
     rows = annotations._rows
-    monkeypatch.setattr(annotations, "_rows", lambda path: parsed.append(path) or rows(path))
+    monkeypatch.setattr(annotations, "_rows", lambda path, columns: parsed.append(path) or rows(path, columns))
     path = tmp_path / "own.csv"
     path.write_text(CSV)
     first = load_annotations(path)

@@ -108,7 +108,7 @@ def test_a_data_set_mounted_read_only_is_verified_only_once(dataset: Path, tmp_p
     shutil.copytree(dataset, copied, ignore=shutil.ignore_patterns(".verified"))
     check = (
         "import sys; from launch.preflight import data_faults; from training.config import TrainConfig; "
-        "from data_preparation.layout import DatasetLayout; from pathlib import Path; d = DatasetLayout(Path(sys.argv["01"])); "
+        "from data_preparation.layout import DatasetLayout; from pathlib import Path; d = DatasetLayout(Path(sys.argv[1])); "
         "print(data_faults(TrainConfig(root_dir=d.frames, annotation_path=d.annotation_file, train_path=d.train_file, test_path=d.test_file)))"
     )
     python, flags = sys.executable, f"--dataset {copied}"

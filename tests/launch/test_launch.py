@@ -46,10 +46,11 @@ from training.config import TrainConfig
 from training.plots import draw_sweep
 from training.runtime.run_folder import RunFolder
 from training.runtime.run_progress import RunProgress
+from training.tasks import task_of
 
 PROGRESS = {
-    "state": "running", "epoch": 3, "epochs": 20, "step": 318, "steps": 2120, "train_loss": 0.41, "val_spearman": 0.71,
-    "best_epoch": 2, "best_spearman": 0.73, "eta_s": 4340.0, "updated": 1000.0, "job_id": "7",
+    "state": "running", "epoch": 3, "epochs": 20, "step": 318, "steps": 2120, "train_loss": 0.41, "metric": "rho", "val": 0.71,
+    "best_epoch": 2, "best": 0.73, "eta_s": 4340.0, "updated": 1000.0, "job_id": "7",
 }  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def test_a_job_that_can_never_start_is_reported(tmp_path: Path):
 
 def test_the_comment_is_one_line():
     assert progress_text(RunProgress(**PROGRESS)) == "running epoch 3/20 step 318/2120 rho 0.710 best 0.730@2 eta 1h12m"
-    early = {**PROGRESS, "epoch": 0, "val_spearman": None, "best_epoch": 0, "eta_s": None}
+    early = {**PROGRESS, "epoch": 0, "val": None, "best_epoch": 0, "eta_s": None}
     assert progress_text(RunProgress(**early)) == "running epoch 0/20 step 318/2120 eta -"
 
 
@@ -492,7 +493,9 @@ def test_the_plot_of_a_sweep_is_drawn_for_all_states(tmp_path: Path, states: lis
     values = {"finished": 0.7, "running": 0.4, "failed": None}
     rows = [{"point": s, "learning_rate": f"1e-{i}", "seed": "0", "state": s, "best_val_spearman": values[s]}
             for i, s in enumerate(states)]  # fmt: skip
-    draw_sweep(rows, ["learning_rate", "seed", "model", "epochs"], tmp_path / "sweep.png", "a sweep")
+    draw_sweep(
+        rows, ["learning_rate", "seed", "model", "epochs"], tmp_path / "sweep.png", "a sweep", task_of("score").metric
+    )
     assert Image.open(tmp_path / "sweep.png").size[0] > 1000
 
 
@@ -500,7 +503,7 @@ def test_failed_points_are_marked_in_the_plot(tmp_path: Path):
     def red_pixels(state: str, number: float | None) -> int:
         rows = [{"point": s, "seed": s, "state": "finished", "best_val_spearman": 0.5} for s in "01"]
         rows.append({"point": "2", "seed": "2", "state": state, "best_val_spearman": number})
-        draw_sweep(rows, ["seed"], tmp_path / "sweep.png", "a sweep")
+        draw_sweep(rows, ["seed"], tmp_path / "sweep.png", "a sweep", task_of("score").metric)
         red, green, blue = np.asarray(Image.open(tmp_path / "sweep.png").convert("RGB")).transpose(2, 0, 1)
         return int(((red > 180) & (green < 120) & (blue < 120)).sum())
 

@@ -18,6 +18,7 @@ from training.plots import draw_losses
 from training.runtime import checkpoint
 from training.runtime.run_folder import RunFolder
 from training.schedule import learning_rate
+from training.tasks import task_of
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path):
@@ -113,7 +114,7 @@ def test_the_plot_is_drawn_whatever_the_run(tmp_path: Path, spearmans: list):
         {"epoch": i + 1, "train_loss": 1 / (i + 1), "val_loss": 1.2 / (i + 1), "val_spearman": r}
         for i, r in enumerate(spearmans)
     ]
-    draw_losses(epochs, tmp_path / "losses.png", "a run")
+    draw_losses(epochs, tmp_path / "losses.png", "a run", task_of("score").metric)
     image = Image.open(tmp_path / "losses.png")
     assert image.size[0] > 1000
     assert len(image.convert("RGB").getcolors(1 << 24)) > 20

@@ -9,8 +9,9 @@ import pytest
 
 from data_preparation.actions import Dive, video_name
 from tests.conftest import run_main
-from training.evaluate import predictions_csv
 from training.metrics import difficulty_band, group_metrics, paired_interval, score_metrics
+from training.predictions import predictions_csv
+from training.tasks import task_of
 
 TRUE = np.random.default_rng(0).normal(65, 15, 200).clip(0, 100)
 DIVES = [
@@ -25,7 +26,7 @@ def noisy(noise: float, seed: int = 1) -> np.ndarray:
 
 def write_run(folder: Path, predicted: np.ndarray, dives: list[Dive] = DIVES) -> Path:
     folder.mkdir()
-    (folder / "predictions.csv").write_text(predictions_csv(list(predicted), dives, {}))
+    (folder / "predictions.csv").write_text(predictions_csv(task_of("score"), {"score": predicted}, dives))
     return folder
 
 
@@ -57,12 +58,12 @@ def test_the_table_of_two_runs(tmp_path: Path):
 def test_runs_of_other_dives_are_refused(tmp_path: Path):
     a, b = write_run(tmp_path / "a", noisy(9)), write_run(tmp_path / "b", noisy(9)[:150], DIVES[:150])
     for arguments, words in (
-        ([a, b], "tested on 200 dives and b on 150, 150 of them in common"),
+        ([a, b], "tested on 200 actions and b on 150, 150 of them in common"),
         ([a, tmp_path / "none"], "has no predictions.csv"),
         ([a], "give two run folders"),
         ([a, write_run(tmp_path / "nan", noisy(9) * np.nan)], "a score is not a finite number"),
-        ([a, write_run(tmp_path / "twice", noisy(9), [DIVES[0], *DIVES[:-1]])], "or a dive occurs twice"),
-        ([a, write_run(tmp_path / "empty", noisy(9)[:0], [])], "fewer than three dives"),
+        ([a, write_run(tmp_path / "twice", noisy(9), [DIVES[0], *DIVES[:-1]])], "or an action occurs twice"),
+        ([a, write_run(tmp_path / "empty", noisy(9)[:0], [])], "fewer than three actions"),
     ):
         done = run_main("training.compare", *arguments, check=False)
         assert done.returncode == 2

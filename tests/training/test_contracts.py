@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from data_preparation.actions import Dive
 from tests.small import DIVES, batch_of, config_of
+from training.config import GEOMETRIES
 from training.data.batch import Rows, Tensors, chunk_batch
 from training.data.dataset import ActionDataset, Plan
-from training.data.plan import Sample
-from training.data.transforms import apply_view, crop_view, squash_view
+from training.data.plan import Sample, View
+from training.data.transforms import apply_view, crop_source_size, crop_view, squash_view
 from training.engine import step as step_module
 from training.engine.prediction import Predictor, validation_metrics
 from training.engine.step import Step
@@ -31,6 +32,7 @@ from training.runtime import checkpoint
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import generator
 from training.schedule import learning_rate
+from training.tasks import task_of
 
 SMALL = {"spatial_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2, "frame_num": 4, "topology": (16,), "dropout": (0.0,), "drop_path": 0.0, "batch_size": 8}  # fmt: skip
 CPU = torch.device("cpu")
@@ -48,13 +50,14 @@ def model_with(method_of, **flags) -> tuple[ScoringModel, object]:
 
 
 @given(
-    st.integers(20, 60), st.integers(20, 90), st.integers(8, 40), st.integers(0, 99), st.booleans(), st.data(),
+    st.integers(20, 60), st.integers(20, 90), st.integers(8, 40), st.integers(0, 99),
+    st.sampled_from(("squashed", *GEOMETRIES)), st.data(),
 )  # fmt: skip
 def test_points_go_where_the_pixels_go(
-    height: int, width: int, size: int, seed: int, squashed: bool, data: st.DataObject
+    height: int, width: int, size: int, seed: int, geometry: str, data: st.DataObject
 ):
     """A bright square of a frame is where `View.points` says it is, cropped, flipped or squashed."""
-    view = squash_view(size) if squashed else crop_view(size, generator(seed))
+    view = squash_view(size) if geometry == "squashed" else crop_view(size, generator(seed), geometry)
     x, y = data.draw(st.integers(4, width - 5)), data.draw(st.integers(4, height - 5))
     frame = np.zeros((1, height, width, 3), np.uint8)
     frame[:, y - 3 : y + 4, x - 3 : x + 4] = 255
@@ -66,6 +69,22 @@ def test_points_go_where_the_pixels_go(
         columns, rows = torch.arange(size) + 0.5, torch.arange(size) + 0.5
         assert float((seen.sum(0) * columns).sum() / seen.sum()) == pytest.approx(found_x, abs=0.6)
         assert float((seen.sum(1) * rows).sum() / seen.sum()) == pytest.approx(found_y, abs=0.6)
+
+
+def test_geometries_crop_what_they_say():
+    """The standard one draws the numbers of the first edition, so that old runs resume with the same pixels."""
+    draws = generator(5)
+    (height, width), size = crop_source_size(224), 224
+    top, left = (int(draws.integers(0, extent - size + 1)) for extent in (height, width))
+    assert crop_view(size, generator(5)) == View((256, 455), (top, left, size, size), bool(draws.random() < 0.5))
+    swapped, nearest = (crop_view(size, generator(5), name) for name in ("swapped", "swapped_nearest"))
+    assert swapped.resize == nearest.resize == (455, 256)
+    assert not swapped.nearest
+    assert nearest.nearest
+    centred = {crop_view(size, generator(seed), "centre_crop") for seed in range(20)}
+    assert centred == {View((256, 455), (16, 115, size, size), flip) for flip in (False, True)}
+    with pytest.raises(Exception, match="--data_aug True"):
+        config_of(geometry="swapped")
 
 
 class NoFrames:
@@ -182,7 +201,9 @@ def test_references_are_encoded_with_the_weights_and_saved_with_them(tmp_path: P
     assert model.method.bank.keys == [dive.key for dive in DIVES]
     with torch.no_grad():
         rows = Rows(model(batch), batch.given, batch.labels)
-    assert validation_metrics(model, rows, DIVES)["val_mae"] == pytest.approx(0)  # each is nearest to itself
+    assert validation_metrics(model, task_of("score"), rows, DIVES)["val_mae"] == pytest.approx(
+        0
+    )  # each is nearest to itself
     checkpoint.save(tmp_path / "best.pt", {"model": model.state_dict()})
     other, _ = model_with(Nearest)
     other.load_state_dict(checkpoint.load(tmp_path / "best.pt")["model"])

@@ -40,7 +40,7 @@ def test_seeds_are_one_line(tmp_path: Path):
     assert cells[4][:4] == ["c", "timesformer", "regression", "1"]
     assert cells[5][0] == "*without video: train mean*"
     assert cells[5][4] == "undefined"
-    assert "9 test dives." in out
+    assert "9 test actions." in out
     assert "b also predicts: tw no accuracy 0.75." in out
 
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_put_together_is_refused(tmp_path: Path):
     odd = write_run(tmp_path / "e", TrainConfig(), 0.9)
     RunFolder(odd).config_file.write_text('{"batch_size": "eight"}')
     for runs, words in (
-        ([a, b], "different dives"),
+        ([a, b], "different actions"),
         ([a, a], "are the same run: give each run once"),
         ([a, twin], "a and twin have the same flags and seed 0: give one of them"),
         ([damaged], "is damaged"),
@@ -76,7 +76,7 @@ def test_folds_are_one_line(tmp_path: Path):
     ]
     out = run_main("training.report", *runs).stdout
     assert f"| a | timesformer | regression | 2 | 0.750 ± {statistics.stdev([0.7, 0.8]):.3f} |" in out
-    assert "18 test dives, means over 2 folds of whole events." in out
+    assert "18 test actions, means over 2 folds of whole events." in out
     done = run_main("training.report", *runs[:3], check=False)
     assert done.returncode == 2
     assert "a has no run for fold 2 of seed 1 (its other runs of that seed: a-f1-s1)" in done.stderr

@@ -27,12 +27,12 @@ def test_progress_is_written_and_passed_to_the_hook(tmp_path: Path, monkeypatch:
     run, heard = RunFolder(tmp_path), []
     assert run.progress() is None
     progress = Progress(run, Ranks(), heard.append)
-    progress.update(state="running", error=None, epoch=0, epochs=2, step=0, steps=10, best_spearman=math.nan)
+    progress.update(state="running", error=None, epoch=0, epochs=2, step=0, steps=10, best=math.nan)
     record = json.loads(run.progress_file.read_text())
-    assert {name for name, value in record.items() if value is None} == {"job_id", "error", "eta_s", "best_spearman"}
+    assert {name for name, value in record.items() if value is None} == {"job_id", "error", "eta_s", "best"}
     assert "seconds_per_step" not in record
     progress.update(step=5, seconds_per_step=2.0)
-    progress.update(epoch=1, epoch_s=20.0, best_epoch=1, best_spearman=0.5)
+    progress.update(epoch=1, epoch_s=20.0, best_epoch=1, best=0.5)
     assert [each.eta_s for each in heard] == [None, 10.0, 20.0]
     assert run.progress() == heard[-1]
     assert heard[-1].seconds_per_step == 2.0
@@ -49,7 +49,11 @@ def test_only_the_first_rank_reports(tmp_path: Path):
 def test_files_of_other_versions_are_read(tmp_path: Path):
     assert written_and_read(tmp_path, {"state": "failed", "updated": 3}) == RunProgress("failed", updated=3)
     newer = {"state": "running", "updated": 3.0, "steps": 7, "from_a_newer_version": [1], "val_spearman": None}
-    assert written_and_read(tmp_path, newer) == RunProgress("running", updated=3.0, steps=7)
+    assert written_and_read(tmp_path, newer) == RunProgress("running", updated=3.0, steps=7, metric="rho")
+    first = {"state": "running", "updated": 3.0, "best_epoch": 2, "best_spearman": 0.5, "val_spearman": -1}
+    assert written_and_read(tmp_path, first) == RunProgress(
+        "running", best_epoch=2, metric="rho", best=0.5, val=-1, updated=3
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ LAYOUTS = {
     "10x16": Layout(16, lambda frames: strided(frames, 16, 10, before_end=1), 17),  # CoRe: 0, 10, ... 80, 86
     "10x16_end": Layout(16, lambda frames: strided(frames, 16, 10), 16),  # USDL: 0, 10, ... 80, 87
     "20x8": Layout(8, lambda frames: strided(frames, 8, 5), 8),  # TPT
+    "4x32": Layout(32, lambda frames: strided(frames, 32, 32), 32),  # PECoP: the whole clip of 32 frames
 }
 
 

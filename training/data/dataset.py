@@ -56,6 +56,10 @@ class Plan:
         """A clip of `action`, augmented by the generator `rng(name)`."""
         return self.source.plan(action, self.rng(name))
 
+    def clip_of(self, action: Action, frames: tuple[int, ...], name: str = "clip") -> ClipSpec:
+        """As `clip`, but with the given frames of the action's video (from 1) in place of those of --frame_method."""
+        return self.source.plan_frames(action, frames, self.rng(name))
+
 
 class PlannedSample(NamedTuple):
     """What a worker needs to read a sample."""

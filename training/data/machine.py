@@ -49,7 +49,8 @@ def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated
     size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
     loads = [load(size, -(-evaluated // size // world_size))]
     if training:
-        loads.append(load(config.batch_size // world_size, steps_per_epoch(training, config.batch_size)))
+        clips = config.batch_size // world_size * config.clips_per_sample
+        loads.append(load(clips, steps_per_epoch(training, config.batch_size)))
     return max(loads, key=lambda of: of[0] * of[1])
 
 

@@ -20,13 +20,14 @@ Arrays = dict[str, np.ndarray]
 class View:
     """The geometric transform of a clip, for pixels and for boxes.
 
-    Frames are resized to `resize` (height, width), then cropped to `crop` (top, left, height, width), then with `flip`
-    flipped left to right.
+    Frames are resized to `resize` (height, width), bilinear with antialiasing or with `nearest` to the nearest pixel, then
+    cropped to `crop` (top, left, height, width), then with `flip` flipped left to right.
     """
 
     resize: tuple[int, int]
     crop: tuple[int, int, int, int]
     flip: bool = False
+    nearest: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

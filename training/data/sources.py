@@ -46,6 +46,10 @@ class Source(Protocol):
         """
         ...
 
+    def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
+        """Choose the view of a clip whose frames a method has chosen. `rng` is None for validation and test."""
+        ...
+
     def read(self, clip: ClipSpec) -> torch.Tensor:
         """A clip (T, 3, H, W) uint8, or features (N, D) float32.
 
@@ -83,8 +87,12 @@ class FrameSource:
             raise UserError(
                 f"dive {action.name}: {error}; choose another --frame_method or fewer --frame_num"
             ) from None
-        view = crop_view(c.spatial_size, rng) if c.data_aug else squash_view(c.spatial_size)
-        return ClipSpec(action, tuple(frames.tolist()), view)
+        return self.plan_frames(action, tuple(frames.tolist()), rng)
+
+    def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
+        c = self.config
+        view = crop_view(c.spatial_size, rng, c.geometry) if c.data_aug else squash_view(c.spatial_size)
+        return ClipSpec(action, frames, view)
 
     def _frames_after(self, action: Action) -> int:
         """How many frames follow the action's end on disk without a gap, at most END_SHIFT."""
@@ -111,6 +119,9 @@ class FeatureSource:
 
     def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         return ClipSpec(action, (), None)
+
+    def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
+        return self.plan(action, rng)
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
         return torch.from_numpy(self.file.row(clip.action.key))

@@ -14,11 +14,14 @@ def crop_source_size(spatial_size: int) -> tuple[int, int]:
     return round(spatial_size * 256 / 224), round(spatial_size * 455 / 224)
 
 
-def resize(frames_THWC: np.ndarray, height: int, width: int) -> torch.Tensor:
-    """(T, H, W, 3) uint8 -> (T, 3, height, width) uint8, bilinear with antialiasing; a view if the size is the same."""
+def resize(frames_THWC: np.ndarray, height: int, width: int, nearest: bool = False) -> torch.Tensor:
+    """(T, H, W, 3) uint8 -> (T, 3, height, width) uint8, bilinear with antialiasing or the nearest pixel; a view if the size
+    is the same."""
     frames_TCHW = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
     if frames_TCHW.shape[-2:] == (height, width):
         return frames_TCHW
+    if nearest:
+        return F.interpolate(frames_TCHW, (height, width), mode="nearest-exact")
     return F.interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
 
 
@@ -27,24 +30,26 @@ def squash_view(size: int) -> View:
     return View((size, size), (0, 0, size, size))
 
 
-def crop_view(size: int, rng: np.random.Generator | None) -> View:
+def crop_view(size: int, rng: np.random.Generator | None, geometry: str = "standard") -> View:
     """A square crop of `size`, the same for all frames of the clip.
 
     With `rng` it has a random position and a random flip with probability 0.5 (--data_aug of DeepSports). Without, it is
-    the centre crop.
+    the centre crop. `geometry` is a value of --geometry.
     """
     height, width = crop_source_size(size)
-    if rng is None:
-        top, left, flip = (height - size) // 2, (width - size) // 2, False
-    else:
-        top, left = (int(rng.integers(0, extent - size + 1)) for extent in (height, width))
+    if geometry.startswith("swapped"):
+        height, width = width, height
+    top, left, flip = (height - size) // 2, (width - size) // 2, False
+    if rng is not None:
+        if geometry != "centre_crop":
+            top, left = (int(rng.integers(0, extent - size + 1)) for extent in (height, width))
         flip = bool(rng.random() < 0.5)
-    return View((height, width), (top, left, size, size), flip)
+    return View((height, width), (top, left, size, size), flip, nearest=geometry == "swapped_nearest")
 
 
 def apply_view(view: View, frames_THWC: np.ndarray) -> torch.Tensor:
     """Resize, crop and flip: (T, H, W, 3) uint8 -> (T, 3, *view.size) uint8."""
-    frames_TCHW = resize(frames_THWC, *view.resize)
+    frames_TCHW = resize(frames_THWC, *view.resize, view.nearest)
     top, left, height, width = view.crop
     frames_TCHW = frames_TCHW[..., top : top + height, left : left + width]
     return (frames_TCHW.flip(-1) if view.flip else frames_TCHW).contiguous()

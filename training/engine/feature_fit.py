@@ -14,7 +14,7 @@ from typing import Any
 
 from data_preparation.common.errors import UserError
 from training.data.dataset import ActionDataset
-from training.engine.prediction import Predictor, non_finite_rows, validation_metrics
+from training.engine.prediction import Predictor, non_finite_rows, validation_metrics, validation_text
 from training.engine.state import Position
 from training.engine.trainer import Trainer
 from training.plots import draw_losses
@@ -34,7 +34,7 @@ class FeatureFit(Trainer):
         if collectives.wait_until_visible(found, checkpoint.fingerprint):
             best = checkpoint.load(best_file, required={"model", "position"})
             self.model.load_state_dict(best["model"])
-            self.position = Position(**best["position"])
+            self.position = Position.from_record(best["position"])
             log.info("%s is fitted already", self.run.path)
         elif self.ranks.is_first:
             self.run.rewind_metrics(0, 0)
@@ -70,23 +70,25 @@ class FeatureFit(Trainer):
         method.set_extra_state(fitted)
         metrics = {
             "train_loss": float(method.loss(*train_rows)["loss"]),
-            **validation_metrics(self.model, val_rows, val_data.actions),
+            **validation_metrics(self.model, self.task, val_rows, val_data.actions),
         }
-        spearman = metrics["val_spearman"]
-        if math.isnan(spearman):
+        metric = self.task.metric
+        value = metrics[f"val_{metric.key}"]
+        if math.isnan(value):
             log.warning(
-                "Validation Spearman is undefined, so nothing could be chosen by it: give more validation dives"
+                "Validation %s is undefined, so nothing could be chosen by it: give more validation actions",
+                metric.name,
             )
-        self.position = Position(epoch=1, best_epoch=1, best_spearman=spearman)
+        self.position = Position(epoch=1, best_epoch=1, best=value)
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": 1, "step": 0, **metrics, "seconds": time.perf_counter() - started}
             self.run.append_metrics(record)
-            draw_losses([record], self.run.plot_file(self.config), title=self.run.title)
+            draw_losses([record], self.run.plot_file(self.config), self.run.title, metric)
             # last, since best.pt marks the fit as done
             best = {"model": self.model.state_dict(), "position": asdict(self.position)}
             checkpoint.save(self.run.best_checkpoint, best)
         collectives.barrier()
-        log.info("Fitted: validation Spearman %.4f, R-l2 x100 %.3f", spearman, metrics["val_r_l2_x100"])
+        log.info("Fitted: validation %s", validation_text(self.task, metrics))
         self._report("running")
 
     def stop_if_requested(self) -> None:
@@ -98,4 +100,4 @@ class FeatureFit(Trainer):
             raise StoppedBySignal(f"stopped by a signal; {outcome}", status)
 
     def _report(self, state: str, **fields: Any) -> None:
-        super()._report(state, error=None, val_spearman=self.position.best_spearman, **fields)
+        super()._report(state, error=None, val=self.position.best, **fields)

@@ -17,7 +17,7 @@ from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.dataset import ActionDataset
 from training.data.loader import epoch_length, training_batches
-from training.engine.prediction import Predictor, validation_metrics
+from training.engine.prediction import Predictor, validation_metrics, validation_text
 from training.engine.state import Checkpoints, Position
 from training.engine.step import NonFiniteLoss, Step
 from training.engine.trainer import Trainer
@@ -75,8 +75,8 @@ class Engine(Trainer):
                 self._report("running", epoch_s=time.perf_counter() - started)
         collectives.on_first_rank(self.checkpoints.wait)
         log.info(
-            "Training is done: best epoch %d of %d, validation Spearman %.4f",
-            self.position.best_epoch, self.position.epoch, self.position.best_spearman,
+            "Training is done: best epoch %d of %d, validation %s %.4f",
+            self.position.best_epoch, self.position.epoch, self.task.metric.name, self.position.best,
         )  # fmt: skip
 
     def _train_epoch(self, steps: int) -> None:
@@ -116,23 +116,27 @@ class Engine(Trainer):
         position, model = self.position, self.step.validated_model
         self.predictor.encode_references(model, self.train_data.references)
         rows = self.predictor.predict(model, val_data)
-        metrics = {"train_loss": position.loss_sum / steps, **validation_metrics(model, rows, val_data.actions)}
-        spearman = metrics["val_spearman"]
-        if math.isnan(spearman):
-            log.warning("Validation Spearman is undefined: all predicted (or all true) scores are equal")
-        is_best = position.finish_epoch(spearman)
+        metrics = {
+            "train_loss": position.loss_sum / steps,
+            **validation_metrics(model, self.task, rows, val_data.actions),
+        }
+        metric = self.task.metric
+        value = metrics[f"val_{metric.key}"]
+        if math.isnan(value):
+            log.warning("Validation %s is undefined: %s", metric.name, metric.undefined)
+        is_best = position.finish_epoch(value)
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": position.epoch, "step": position.global_step, **metrics}
             self._record({**record, "seconds": time.perf_counter() - started})
         self.save(is_best)
         if self.ranks.is_first:
-            draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), title=self.run.title)
+            draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), self.run.title, metric)
         log.info(
-            "Epoch %d/%d  train loss %.4f  validation loss %.4f  Spearman %.4f  R-l2 x100 %.3f%s  %.1f s",
-            position.epoch, self.epochs, metrics["train_loss"], metrics["val_loss"], spearman, metrics["val_r_l2_x100"],
+            "Epoch %d/%d  train loss %.4f  validation loss %.4f  %s%s  %.1f s",
+            position.epoch, self.epochs, metrics["train_loss"], metrics["val_loss"], validation_text(self.task, metrics),
             "  (best)" if is_best else "", time.perf_counter() - started,
         )  # fmt: skip
-        self._report("running", train_loss=metrics["train_loss"], val_spearman=spearman)
+        self._report("running", train_loss=metrics["train_loss"], val=value)
 
     def _out_of_patience(self) -> bool:
         """Whether --patience stops the training: too many epochs since the best one."""
@@ -213,7 +217,7 @@ class Engine(Trainer):
                 f"{self.run.path} was trained in {state['precision']} and this training uses {self.step.precision}: give --precision {state['precision']}, or give another --run_name"
             )
         self.step.load_state(state)
-        self.position = Position(**state["position"])
+        self.position = Position.from_record(state["position"])
 
     # ------------------------------------------------------------------------------------------------- reporting
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from data_preparation.actions import Action
@@ -17,10 +18,10 @@ from training.data.batch import Batch, Rows, Tensors
 from training.data.dataset import ActionDataset
 from training.data.loader import evaluation_batches
 from training.methods.base import Bank, ComparingMethod
-from training.metrics import constant_prediction_warning, predicted_range, score_metrics
 from training.model import ScoringModel
 from training.runtime.collectives import gather_objects
 from training.runtime.ranks import Ranks
+from training.tasks.base import Arrays, Task
 
 log = logging.getLogger(__name__)
 
@@ -117,28 +118,38 @@ class Predictor:
         return Rows(*({name: torch.stack([row[g][name] for row in rows]) for name in rows[0][g]} for g in range(3)))
 
 
-def validation_metrics(model: ScoringModel, rows: Rows, actions: Sequence[Action]) -> dict[str, float]:
+def as_arrays(tensors: Tensors) -> Arrays:
+    """Predictions as float64 arrays, for a task."""
+    return {name: tensor.double().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def validation_metrics(model: ScoringModel, task: Task, rows: Rows, actions: Sequence[Action]) -> dict[str, float]:
     """Metrics of the outputs for the validation actions, each named "val_...": the losses of the whole set as one batch,
-    metrics of the final scores, and the method's own metrics.
+    the metrics of the task, and the method's own metrics.
 
     Raises:
-        UserError: a predicted score is not a finite number.
+        UserError: a prediction or the loss is not a finite number.
     """
     method = model.method
-    scores = method.predict(rows.outputs, rows.given)["score"].tolist()
-    losses = method.loss(*rows)
-    if not all(map(math.isfinite, [*scores, float(losses["loss"])])):
+    predicted = as_arrays(method.predict(rows.outputs, rows.given))
+    losses = {name: float(value) for name, value in method.loss(*rows).items()}
+    if not (math.isfinite(losses["loss"]) and all(np.isfinite(values).all() for values in predicted.values())):
         raise UserError(
-            "the model predicts validation scores that are not finite: lower --learning_rate, set --clip_grad 1, or give --precision fp32"
+            "the model's validation predictions or their loss are not finite: lower --learning_rate, set --clip_grad 1, or give --precision fp32"
         )
-    if warning := constant_prediction_warning(predicted_range(scores)):
+    if warning := task.warning(predicted):
         log.warning("Validation: %s", warning)
     method_metrics = method.metrics(rows.outputs, rows.labels)
     if method_metrics:
         log.info("Validation: %s", ", ".join(f"{name} {value:.3f}" for name, value in method_metrics.items()))
     metrics = {
-        **{"loss" if name == "loss" else f"loss_{name}": float(value) for name, value in losses.items()},
-        **score_metrics(scores, [action.need("final_score") for action in actions]),
+        **{"loss" if name == "loss" else f"loss_{name}": value for name, value in losses.items()},
+        **task.validation_metrics(predicted, task.truth(actions), losses),
         **method_metrics,
     }
     return {f"val_{name}": value for name, value in metrics.items()}
+
+
+def validation_text(task: Task, metrics: Mapping[str, float]) -> str:
+    """The task's validation metrics in the log line of an epoch, such as 'Spearman 0.9344  R-l2 x100 0.512'."""
+    return "  ".join(f"{title} {metrics[f'val_{key}']:.{digits}f}" for key, title, digits in task.logged)

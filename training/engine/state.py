@@ -27,18 +27,19 @@ class Position:
     global_step: int = 0  # completed steps of all epochs
     loss_sum: float = 0.0  # over the completed steps of the present epoch
     best_epoch: int = 0  # 1-based; 0 before the first validation
-    best_spearman: float = math.nan  # of the validation of that epoch
+    best: float = math.nan  # the metric that chooses (Task.metric), of the validation of that epoch
 
-    def finish_epoch(self, spearman: float) -> bool:
-        """Count an epoch as completed; returns whether its validation Spearman is the best so far."""
-        is_best = (
-            self.best_epoch == 0
-            or spearman > self.best_spearman
-            or (math.isnan(self.best_spearman) and not math.isnan(spearman))
-        )
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Position:
+        """The position of a checkpoint; the first edition named `best` best_spearman."""
+        return cls(**{"best" if name == "best_spearman" else name: value for name, value in record.items()})
+
+    def finish_epoch(self, value: float) -> bool:
+        """Count an epoch as completed; returns whether its validation metric is the best so far."""
+        is_best = self.best_epoch == 0 or value > self.best or (math.isnan(self.best) and not math.isnan(value))
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         if is_best:
-            self.best_epoch, self.best_spearman = self.epoch, spearman
+            self.best_epoch, self.best = self.epoch, value
         return is_best
 
 
@@ -113,7 +114,7 @@ class Checkpoints:
         best.pt is older if the job was killed after it wrote the checkpoint of the best epoch, and before it wrote best.pt;
         then the weights are in the checkpoint. It is newer if later checkpoints were damaged; then they are lost.
         """
-        position, best = Position(**state["position"]), self.run.best_checkpoint
+        position, best = Position.from_record(state["position"]), self.run.best_checkpoint
         if not position.best_epoch:
             return
         if position.best_epoch == position.epoch and position.step == 0:

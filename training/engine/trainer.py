@@ -16,6 +16,7 @@ from training.runtime.interruption import InterruptionFlag
 from training.runtime.progress import Progress, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
+from training.tasks import task_of
 
 
 class Trainer(ABC):
@@ -32,6 +33,7 @@ class Trainer(ABC):
         on_progress: ProgressHook | None = None,
     ) -> None:
         self.model, self.config, self.run, self.ranks, self.device = model, config, run, ranks, device
+        self.task = task_of(config.task)
         self.interruption = interruption
         self.progress = Progress(run, ranks, on_progress)
         self.position = Position()
@@ -75,6 +77,7 @@ class Trainer(ABC):
             step=self.position.global_step,
             steps=self.total_steps,
             best_epoch=self.position.best_epoch,
-            best_spearman=self.position.best_spearman,
+            best=self.position.best,
+            metric=self.task.metric.short,
             peak_memory_gib=peak_memory_gib(self.device),
         )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from data_preparation.actions import Action, ActionKey
+from data_preparation.common.errors import UserError
 from training.backbones.base import Backbone
 from training.data.batch import Rows, Tensors, concat
 from training.data.dataset import Plan
@@ -35,6 +36,15 @@ class Method(nn.Module):
     freezes_backbone: bool = False
     # train by one call of `fit` on the features of all actions, without gradient steps
     fits_features: bool = False
+
+    def observe(self, train_actions: Sequence[Action]) -> None:
+        """Compute buffers from the training actions, such as the edges of groups. Called once, before the optimizer is built.
+
+        The buffers must be a pure function of the actions. When a run resumes, those of the checkpoint replace them.
+
+        Raises:
+            UserError: the method cannot train on these actions.
+        """
 
     def sample(self, action: Action, plan: Plan) -> Sample:
         """The clips, given values and labels of an action. Take every random generator from `plan.rng(purpose)`.
@@ -98,6 +108,20 @@ class Method(nn.Module):
         """Group the trained parameters of the model for the optimizer; each name belongs to one group."""
         return [ParameterGroup(names)]
 
+    def load_pretrained(self, state: Tensors) -> list[str]:
+        """Load what a weight file of --pretrained_model holds besides the backbone; return one log message per part.
+
+        By default the tensors are ignored.
+
+        Raises:
+            UserError: the tensors do not fit.
+        """
+        return []
+
+    def notes(self) -> list[str]:
+        """What a reader of the results must know about the predictions, such as that an annotated value is an input."""
+        return []
+
     def repeats(self, actions: Sequence[Action]) -> Sequence[int] | None:
         """How often each training action occurs in an epoch; None means once.
 
@@ -119,6 +143,10 @@ class Bank:
         encoded, labels = (concat([a, b]) for a, b in ((self.encoded, other.encoded), (self.labels, other.labels)))
         return Bank([*self.keys, *other.keys], encoded, labels)
 
+    def on_cpu(self) -> Bank:
+        """This bank with all tensors on the CPU; a checkpoint may have been loaded to another device."""
+        return Bank(self.keys, *({n: t.cpu() for n, t in part.items()} for part in (self.encoded, self.labels)))
+
 
 class ComparingMethod(Method):
     """Base class of methods that score an action by comparison with references.
@@ -134,8 +162,14 @@ class ComparingMethod(Method):
         """Store the encoded references for `predict`."""
         self.bank = bank
 
+    def _filled_bank(self) -> Bank:
+        """The encoded references. Raises UserError: there are none."""
+        if self.bank is None:
+            raise UserError("the method has no encoded references to compare with: train it for at least one epoch")
+        return self.bank
+
     def get_extra_state(self) -> dict | None:
         return None if self.bank is None else dict(self.bank.__dict__)
 
     def set_extra_state(self, state: dict | None) -> None:
-        self.bank = None if state is None else Bank(**state)
+        self.bank = None if state is None else Bank(**state).on_cpu()

@@ -8,7 +8,7 @@ runs/<name>/
     progress.json       where the run is now (launch.status and Slurm's job comment read it)
     checkpoints/        epoch-0003-step-00000120.pt (3 epochs done, 120 steps), the last --keep_checkpoints of them; best.pt
     losses.png          redrawn each epoch
-    predictions.csv, scores.png, summary.json   written once, when the test split is opened
+    predictions.csv, summary.json and a plot (scores.png, confusion.png)   written once, when the test split is opened
     tensorboard/        events, with --tensorboard True
     jobs/<job id>/      a job's logs, flags, starts and ends (launch.job); jobs/*.out is the output of the jobs
     code/<digest>/      the code that jobs run (launch.snapshot)
@@ -158,10 +158,6 @@ class RunFolder:
     @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
-
-    @property
-    def scores_plot(self) -> Path:
-        return self.path / "scores.png"
 
     def plot_file(self, config: TrainConfig) -> Path:
         return self.path / config.output  # an absolute --output stays what it is

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
 _WRITTEN_AS_NULL = {"error", "eta_s", "job_id"}  # the other fields are left out of the file until they are known
+_FIRST_EDITION = {"best_spearman": "best", "val_spearman": "val"}  # its names of fields
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class RunProgress:
     step: int = 0  # steps done in all epochs
     steps: int | None = None  # planned for all epochs
     best_epoch: int = 0  # 1-based; 0 before the first validation
-    best_spearman: float | None = None
+    metric: str | None = None  # short name of the validation metric that chooses, such as rho
+    best: float | None = None  # that metric of the best epoch
     train_loss: float | None = None  # of the last epoch
-    val_spearman: float | None = None  # of the last epoch
+    val: float | None = None  # that metric of the last epoch
     seconds_per_step: float | None = None
     dives_per_s: float | None = None  # over all ranks
     data_share: float | None = None  # fraction of the time that waited for data, 0 to 1
@@ -49,6 +51,8 @@ class RunProgress:
         if not isinstance(record, dict):
             raise ValueError("not an object")
         types = get_type_hints(cls)
+        if set(record) & set(_FIRST_EDITION):
+            record = {"metric": "rho", **{_FIRST_EDITION.get(name, name): value for name, value in record.items()}}
         known = {f.name: record[f.name] for f in fields(cls) if record.get(f.name) is not None}
         for name, value in known.items():
             allowed = get_args(types[name]) or (types[name],)

@@ -20,7 +20,7 @@ class Flags(BackboneFlags):
 
     window_layout: str = flag(
         "10x16",
-        "Windows of a clip, named after those of a 103-frame clip: 10x16 as CoRe, 10x16_end as USDL, 20x8 as TPT; full gives 7 of 16.",
+        "Windows of a clip, named after those of a 103-frame clip: 10x16 as CoRe, 10x16_end as USDL, 20x8 as TPT, 4x32 as PECoP (one for a clip of 32 frames); full gives 7 of 16.",
         choices=tuple(name for name in LAYOUTS if name != "reference"),
     )
     bn_eps: float = flag(
@@ -28,6 +28,19 @@ class Flags(BackboneFlags):
     )
     bn_momentum: float = flag(
         0.1, "Momentum of the running statistics; the code of USDL and TSA-Net has 0.01.", minimum=0, maximum=1
+    )
+
+    adapters: bool = flag(
+        False,
+        "Add an adapter after each Mixed block, as PECoP; only the adapters are trained, unless --adapters_only is False.",
+    )
+    adapters_only: bool = flag(
+        True, "With --adapters True: freeze the backbone except for the adapters. False trains all of it."
+    )
+    adapter_init: str = flag(
+        "random",
+        "Initial weights of an adapter's last layer. With zero the adapters change nothing at first; PECoP's code has random.",
+        choices=("random", "zero"),
     )
 
     def backbone_faults(self) -> list[str]:

@@ -1,5 +1,6 @@
 """I3D: "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset" (Carreira and Zisserman, CVPR 2017), inflated
-Inception-v1 on RGB, applied to windows of a clip.
+Inception-v1 on RGB, applied to windows of a clip. With adapters: "PECoP: Parameter Efficient Continual Pretraining for Action
+Quality Assessment" (Dadashzadeh et al., WACV 2024).
 
 Parameter names are those of one public PyTorch port (model_rgb.pth: conv3d_1a_7x7, mixed_3b.branch_1.0 ...). Files of the
 other port (rgb_i3d_pretrained.pt: Conv3d_1a_7x7, Mixed_3b.b1a ...) load too. Padding is TensorFlow's SAME, computed from
@@ -28,11 +29,15 @@ MIXED = {
     "4f": (528, 256, 160, 320, 32, 128, 128), "5b": (832, 256, 160, 320, 32, 128, 128),
     "5c": (832, 384, 192, 384, 48, 128, 128),
 }  # fmt: skip
-CLASSIFIERS = ("conv3d_0c_1x1.", "logits.")
+CLASSIFIERS = ("conv3d_0c_1x1.", "logits.", "logits_p.", "logits_s.")  # the last two: PECoP's pretext heads
+ADAPTER = "tuning_module"
 
 
 def build(config: TrainConfig) -> I3D:
-    return I3D(config.window_layout, eps=config.bn_eps, momentum=config.bn_momentum)
+    model = I3D(config.window_layout, eps=config.bn_eps, momentum=config.bn_momentum)
+    if config.adapters:
+        model.add_adapters(zero=config.adapter_init == "zero", only=config.adapters_only)
+    return model
 
 
 def pad_same(x: torch.Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> torch.Tensor:
@@ -68,12 +73,35 @@ class Pool(nn.Module):
         return F.max_pool3d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
 
 
+class Adapter(nn.Module):
+    """PECoP's 3D adapter, added to its input: x + se * conv2(ReLU(conv1(x))), the same shape (B, C, T, H, W).
+
+    conv1 (3x3x3) reduces each four channels to one, conv2 (1x1x1) mixes the channels, `se` scales each channel. With `zero`
+    conv2 starts with zeros, so the adapter starts as the identity.
+    """
+
+    def __init__(self, channels: int, *, zero: bool) -> None:
+        super().__init__()
+        width = channels // 4
+        self.se = nn.Parameter(torch.ones(1, channels, 1, 1, 1))
+        self.conv1 = nn.Conv3d(channels, width, 3, padding=1, groups=width)
+        self.conv2 = nn.Conv3d(width, channels, 1)
+        if zero:
+            nn.init.zeros_(self.conv2.weight)
+            nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]  # there is a bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.se * self.conv2(F.relu(self.conv1(x)))
+
+
 class Mixed(nn.Module):
-    """Inception block: four branches, concatenated."""
+    """Inception block: four branches, concatenated, then the adapter if there is one."""
 
     def __init__(self, channels: tuple[int, ...], eps: float, momentum: float) -> None:
         super().__init__()
+        self.tuning_module: Adapter | None = None
         inputs, b0, b1a, b1b, b2a, b2b, b3 = channels
+        self.channels = b0 + b1b + b2b + b3
 
         def unit(inputs: int, outputs: int, kernel: int) -> Unit:
             return Unit(inputs, outputs, kernel, 1, eps, momentum)
@@ -84,7 +112,8 @@ class Mixed(nn.Module):
         self.branch_3 = nn.Sequential(Pool((3, 3, 3), (1, 1, 1)), unit(inputs, b3, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.branch_0(x), self.branch_1(x), self.branch_2(x), self.branch_3(x)], dim=1)
+        maps = torch.cat([self.branch_0(x), self.branch_1(x), self.branch_2(x), self.branch_3(x)], dim=1)
+        return maps if self.tuning_module is None else self.tuning_module(maps)
 
 
 class I3D(Backbone):
@@ -111,6 +140,17 @@ class I3D(Backbone):
             self.add_module(f"mixed_{name}", Mixed(MIXED[name], eps, momentum))
         self.maxPool3d_5a_2x2 = Pool((2, 2, 2), (2, 2, 2))
         self.mixed_5b, self.mixed_5c = (Mixed(MIXED[name], eps, momentum) for name in ("5b", "5c"))
+        self.adapters_only = False
+
+    def add_adapters(self, *, zero: bool, only: bool) -> None:
+        """Add an adapter to each Mixed block; with `only`, nothing else of the backbone is trained."""
+        for block in self.children():
+            if isinstance(block, Mixed):
+                block.tuning_module = Adapter(block.channels, zero=zero)
+        self.adapters_only = only
+
+    def is_trainable(self, name: str) -> bool:
+        return not self.adapters_only or f".{ADAPTER}." in name
 
     def end_points(self, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, feature maps) of every layer in order."""
@@ -163,10 +203,14 @@ class I3D(Backbone):
         if any(name.startswith(CLASSIFIERS) for name in state):
             messages.append("classifier dropped")
         state = {name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIERS)}
+        own = self.state_dict()
         # PyTorch before 0.4.1 saved no num_batches_tracked
-        load_strict(
-            self, state, allow_missing=[name for name in self.state_dict() if name.endswith("num_batches_tracked")]
-        )
+        optional = [name for name in own if name.endswith("num_batches_tracked")]
+        adapters = [name for name in own if f".{ADAPTER}." in name]
+        if adapters and not any(f".{ADAPTER}." in name for name in state):
+            messages.append("it has no adapters, so they start with their initial weights")
+            optional += adapters
+        load_strict(self, state, allow_missing=optional)
         return messages
 
 

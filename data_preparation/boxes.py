@@ -1,0 +1,251 @@
+"""Boxes of trackers and detectors: a side file for each video, DATASET/boxes/NAME.csv.
+
+    python -m data_preparation.boxes frfs --source FRFS_Boxes.json --dataset DIR
+
+A row is the box of one frame: `frame,width,height,x1,y1,x2,y2,x3,y3,x4,y4`. Frames are numbered from 1 as in the
+archives. The corners of the box (any quadrilateral) follow each other round it, in pixels of a picture of width x height,
+from 0,0 at its upper left corner; stored frames may have another size. Frames without a row have no box. Boxes are inputs
+of some methods, and not fields of the records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_preparation.actions import LAST_FRAME, video_name
+from data_preparation.common.command_line import flag, parse_command, run
+from data_preparation.common.errors import UserError, first_line
+from data_preparation.common.files import reporting_write_errors, write_atomic
+from data_preparation.layout import dataset_layout
+from data_preparation.text_tables import csv_cells, load_json, read_text
+
+COLUMNS = ("frame", "width", "height", *(f"{axis}{corner}" for corner in (1, 2, 3, 4) for axis in "xy"))
+FRFS_FRAMES = 103  # boxes of each clip of FR-FS
+FRFS_SIZE = (640, 360)  # width and height of its pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """The boxes of one video: `frames` (N,) int64 ascend from 1 or later; `corners` (N, 4, 2) float64 are x and y in
+    pixels of a picture of `width` x `height`."""
+
+    frames: np.ndarray
+    corners: np.ndarray
+    width: int
+    height: int
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the boxes, in hexadecimal."""
+        return hashlib.sha256(_csv_text(self).encode()).hexdigest()
+
+
+def boxes_file(folder: Path, video: str) -> Path:
+    """The side file of one video in the folder of all boxes."""
+    return folder / f"{video}.csv"
+
+
+# ---------------------------------------------------------------------------------------------------------- geometry
+
+
+def in_sequence(corners: np.ndarray) -> np.ndarray:
+    """Order the corners (..., 4, 2) of boxes by their angle around the centre, from the first given corner on.
+
+    All boxes then have the same orientation, and a bow-tie becomes the box that was meant.
+    """
+    from_centre = corners - corners.mean(axis=-2, keepdims=True)
+    angles = np.arctan2(from_centre[..., 1], from_centre[..., 0])  # (..., 4)
+    order = np.argsort((angles - angles[..., :1]) % (2 * np.pi), axis=-1, kind="stable")
+    return np.take_along_axis(corners, order[..., None], axis=-2)
+
+
+def areas(corners: np.ndarray) -> np.ndarray:
+    """The signed areas (...,) of quadrilaterals (..., 4, 2) in square pixels, by the shoelace formula."""
+    x, y = corners[..., 0], corners[..., 1]
+    return 0.5 * (x * np.roll(y, -1, axis=-1) - y * np.roll(x, -1, axis=-1)).sum(axis=-1)
+
+
+def box_faults(boxes: Boxes) -> list[str]:
+    """A message for each kind of fault, with the frames that have it."""
+    faults = []
+    if boxes.width < 1 or boxes.height < 1:
+        faults.append(f"a picture of {boxes.width}x{boxes.height} pixels: state the size that the corners refer to")
+    if len(boxes.frames) and boxes.frames.min() < 1:
+        faults.append(f"frame {boxes.frames.min()}: frames are numbered from 1")
+    if (np.diff(boxes.frames) <= 0).any():
+        again = boxes.frames[1:][np.diff(boxes.frames) <= 0]
+        faults.append(f"{_frames_text(again)} not in ascending order or given twice: write one row for each frame")
+    finite = np.isfinite(boxes.corners).all(axis=(-2, -1))
+    if not finite.all():
+        faults.append(f"{_frames_text(boxes.frames[~finite])} with corners that are not finite numbers")
+        return faults
+    if (flat := areas(boxes.corners) == 0).any():
+        faults.append(f"{_frames_text(boxes.frames[flat])} with a box of area 0: leave out the row if there is no box")
+    outside = _centres_outside(boxes)
+    if outside.sum() * 2 > len(boxes.frames):
+        faults.append(
+            f"{outside.sum()} of {len(boxes.frames)} boxes lie outside of the picture of {boxes.width}x{boxes.height} pixels: state the size of the picture that the tracker saw"
+        )
+    return faults
+
+
+def box_warnings(boxes: Boxes) -> list[str]:
+    """What is odd about boxes without faults."""
+    if count := int(_centres_outside(boxes).sum()):
+        return [f"{count} of {len(boxes.frames)} boxes have their centre outside of the picture"]
+    return []
+
+
+def _centres_outside(boxes: Boxes) -> np.ndarray:
+    centres = boxes.corners.mean(axis=-2)  # (N, 2)
+    return ((centres < 0) | (centres > (boxes.width, boxes.height))).any(axis=-1)
+
+
+def _frames_text(frames: Iterable[int], most: int = 5) -> str:
+    listed = [str(frame) for frame in frames]
+    names = ", ".join(listed[:most]) + (", ..." if len(listed) > most else "")
+    return f"frame {names}" if len(listed) == 1 else f"{len(listed)} frames ({names})"
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def _csv_text(boxes: Boxes) -> str:
+    lines = [",".join(COLUMNS)]
+    for frame, corners in zip(boxes.frames.tolist(), boxes.corners.reshape(-1, 8).tolist(), strict=True):
+        numbers = (frame, boxes.width, boxes.height, *corners)
+        lines.append(",".join(f"{number:.10g}" for number in numbers))
+    return "\n".join(lines) + "\n"
+
+
+def write_boxes(path: Path, boxes: Boxes) -> None:
+    """Write the side file of one video atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with reporting_write_errors(path):
+        write_atomic(path, _csv_text(boxes).encode())
+
+
+def read_boxes(path: Path) -> Boxes:
+    """Read and check the side file of one video.
+
+    Raises:
+        UserError: the file is missing, or naming all its faults.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing: write the boxes of this video there")
+    header, rows, longer = csv_cells(path)
+    if longer:
+        raise UserError.of(longer)
+    if tuple(name.lower() for name in header) != COLUMNS:
+        raise UserError(f"{path} does not begin with the line {','.join(COLUMNS)}: write the boxes in that format")
+    values, faults = [], []
+    for number, row in rows:
+        try:
+            values.append([float(cell) for cell in row])
+            if len(row) != len(COLUMNS) or any(
+                not 0 <= value <= LAST_FRAME or value != int(value) for value in values[-1][:3]
+            ):
+                raise ValueError
+        except (ValueError, OverflowError):
+            faults.append(number)
+    if faults:
+        raise UserError(
+            f"{path}: {len(faults)} rows ({_frames_text(faults).replace('frame', 'row')}) are not {len(COLUMNS)} numbers of which the first three are whole: correct them"
+        )
+    table = np.asarray(values, np.float64).reshape(-1, len(COLUMNS))
+    sizes = {(int(width), int(height)) for width, height in table[:, 1:3]}
+    if len(sizes) != 1:
+        raise UserError(f"{path} has {len(sizes)} sizes of the picture: write the boxes of one video with one size")
+    boxes = Boxes(table[:, 0].astype(np.int64), table[:, 3:].reshape(-1, 4, 2), *sizes.pop())
+    if found := box_faults(boxes):
+        raise UserError.of(f"{path}: {fault}" for fault in found)
+    return boxes
+
+
+# ---------------------------------------------------------------------------------------------- FR-FS as it was released
+
+
+def parse_frfs(source: Path, width: int, height: int) -> dict[str, Boxes]:
+    """The boxes of each clip in FRFS_Boxes.json (TSA-Net, Wang et al., ACM MM 2021), in pixels of width x height.
+
+    The file has 103 boxes of eight numbers for each clip. The corners of the first box are in another order than those of
+    the others; all are put in sequence.
+
+    Raises:
+        UserError: the file is unreadable, or naming all its faults.
+    """
+    try:
+        content, repeated = load_json(read_text(source))
+    except ValueError as error:
+        raise UserError(f"{source} is not JSON ({first_line(error)}): download it again") from None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{source} is not a JSON object with the boxes of each clip: give FRFS_Boxes.json")
+    faults = [f"{source}: clip '{name}' occurs twice: keep one entry" for name in repeated]
+    found: dict[str, Boxes] = {}
+    for name, boxes in content.items():
+        try:
+            found[video_name(name)] = _frfs_boxes(boxes, width, height)
+            faults += [f"{source}, clip '{name}': {fault}" for fault in box_faults(found[video_name(name)])]
+        except (TypeError, ValueError, OverflowError) as error:
+            faults.append(f"{source}, clip '{name}': {first_line(error)}: correct it, or download the file again")
+    if faults:
+        raise UserError.of(faults)
+    return found
+
+
+def _frfs_boxes(raw: Any, width: int, height: int) -> Boxes:
+    """
+    Raises:
+        ValueError: it is not a list of 103 boxes of eight numbers.
+    """
+    if not isinstance(raw, list) or len(raw) != FRFS_FRAMES:
+        count = f"{len(raw)} boxes" if isinstance(raw, list) else f"a {type(raw).__name__}"
+        raise ValueError(f"{count} instead of {FRFS_FRAMES} boxes")
+    for frame, box in enumerate(raw, start=1):
+        if not isinstance(box, list) or len(box) != 8 or not all(type(number) in (int, float) for number in box):
+            raise ValueError(f"the box of frame {frame} is not a list of eight numbers")
+    corners = in_sequence(np.asarray(raw, np.float64).reshape(-1, 4, 2))
+    return Boxes(np.arange(1, FRFS_FRAMES + 1), corners, width, height)
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+@dataclass(frozen=True)
+class FrfsConfig:
+    """Write the boxes of FR-FS as side files, one for each clip."""
+
+    dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
+    source: Path | None = flag(None, "FRFS_Boxes.json; none uses that of the data set's annotations.")
+    width: int = flag(FRFS_SIZE[0], "Width of the pictures that the tracker saw, in pixels.", minimum=1)
+    height: int = flag(FRFS_SIZE[1], "Height of the pictures that the tracker saw, in pixels.", minimum=1)
+
+
+def _convert_frfs(config: FrfsConfig) -> None:
+    layout = dataset_layout(config.dataset)
+    source = config.source or layout.annotations / "FRFS_Boxes.json"
+    found = parse_frfs(source, config.width, config.height)
+    folder = layout.root / "boxes"
+    for name, boxes in found.items():
+        write_boxes(boxes_file(folder, name), boxes)
+    for name, boxes in found.items():
+        for warning in box_warnings(boxes):
+            print(f"warning: clip {name}: {warning}")
+    print(f"{folder}: boxes of {len(found)} clips in pixels of {config.width}x{config.height}")
+
+
+def main(argv: Sequence[str]) -> None:
+    _, config = parse_command({"frfs": FrfsConfig}, argv, prog="python -m data_preparation.boxes")
+    _convert_frfs(config)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Group-aware contrastive regression (CoRe)."""

@@ -1,0 +1,1 @@
+"""Pretext task of PECoP: recognise the pace of a video segment."""

@@ -1,0 +1,144 @@
+"""The interface of tasks. Imports no torch.
+
+A task says what the number of a run is: the metric by which validation chooses the best epoch, the summary of the test split
+with its intervals and baselines, the lines, plots and tables, and the comparison of two runs. Engine, evaluation, reports and
+launch commands call only these functions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_preparation.actions import Action, ActionKey
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The number by which validation chooses the best epoch. Larger is better.
+
+    `key` is its name in metrics.jsonl (after "val_") and in summary.json, `name` in messages and tables, `short` in squeue and
+    launch.status, `title` and `label` in plots. `limit` is its largest value, if there is one. `undefined` says why it is NaN.
+    """
+
+    key: str
+    name: str
+    short: str
+    title: str
+    label: str
+    limit: float | None = 1.0
+    undefined: str = ""
+
+
+class Column(NamedTuple):
+    """A metric in a table or a log line: its key, its title and the decimal places."""
+
+    key: str
+    title: str
+    digits: int
+
+
+class Truth(NamedTuple):
+    """What is true of A actions: `values` (A,) are final scores in points or class indices; `kinds` has A names."""
+
+    values: np.ndarray
+    kinds: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The content of a file of predictions: A actions ordered by key, with what is true and what was predicted."""
+
+    name: str  # of the run
+    task: Task
+    keys: list[ActionKey]
+    truth: Truth
+    predicted: Arrays  # as Method.predict returns it
+    classes: tuple[str, ...] = ()
+
+
+class Task(ABC):
+    """Base class of tasks. `predicted` holds what Method.predict returns, as float64 arrays with the action as first
+    dimension; `classes` are the names of the data set's classes, empty if it has none."""
+
+    metric: Metric
+    logged: Sequence[Column]  # validation metrics in the log line of an epoch
+    table: Sequence[Column]  # metrics in the table of training.report
+    plot_file: str = ""  # name of the plot of the test split in the run folder
+    has_test: bool = True  # whether there is a test split to open
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def faults(self, actions: Sequence[Action], classes: Sequence[str]) -> list[str]:
+        """Messages about actions that lack what this task needs."""
+
+    @abstractmethod
+    def truth(self, actions: Sequence[Action]) -> Truth:
+        """What is true of these actions."""
+
+    @abstractmethod
+    def metrics(self, predicted: Arrays, truth: Truth) -> dict[str, float]:
+        """All metrics of a set of predictions."""
+
+    def validation_metrics(self, predicted: Arrays, truth: Truth, losses: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of a validation, with the one that chooses; `losses` are those of the whole validation set, by name."""
+        return self.metrics(predicted, truth)
+
+    def warning(self, predicted: Arrays) -> str | None:
+        """A warning if the predictions are useless, such as all the same, else None."""
+        return None
+
+    # what follows is for tasks with a test split
+
+    def summary(
+        self, predicted: Arrays, known: Sequence[Action], test: Sequence[Action], classes: Sequence[str]
+    ) -> dict[str, Any]:
+        """The parts "test" (metrics with 95 % intervals), "baselines" (metrics of predictions without video, by name) and
+        "groups" of summary.json. The labels of `known` actions may be used by baselines."""
+        raise NotImplementedError
+
+    def result_lines(self, summary: Mapping[str, Any]) -> list[str]:
+        """The result of summary.json in one line, then warnings and baselines, one line each."""
+        raise NotImplementedError
+
+    def draw(
+        self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], path: Path, title: str
+    ) -> None:
+        """Write the plot of the test split as PNG."""
+        raise NotImplementedError
+
+    def columns(self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str]) -> dict[str, Sequence[Any]]:
+        """The columns of predictions.csv: name -> a value for each action."""
+        raise NotImplementedError
+
+    def can_read(self, columns: Sequence[str]) -> bool:
+        """Whether a file with these columns holds predictions of this task."""
+        return False
+
+    def read(self, rows: Sequence[Mapping[str, str]]) -> tuple[Truth, Arrays, tuple[str, ...]]:
+        """The inverse of `columns`: truth, predictions and class names.
+
+        Raises:
+            KeyError, TypeError, ValueError: the rows are damaged.
+        """
+        raise NotImplementedError
+
+    def comparison(self, a: Predictions, b: Predictions) -> list[str]:
+        """The lines that compare two runs on the same actions: metrics of both, differences with 95 % intervals, a test."""
+        raise NotImplementedError
+
+
+def number_text(value: float | None) -> str:
+    """A metric with three decimal places; 'undefined' for None and NaN."""
+    return "undefined" if value is None or not np.isfinite(value) else f"{value:.3f}"

@@ -1,0 +1,253 @@
+"""The task of scoring: a final score in points for each action. Validation chooses by Spearman's rank correlation.
+
+Where the actions have more than one kind (AQA-7's sports), each kind has its own metrics. The correlations are then
+averaged over the kinds with Fisher's z-transformation, all other metrics with the plain mean.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_preparation.actions import Action, list_names
+from training.metrics import (
+    RowsStatistic,
+    baselines,
+    bootstrap_interval,
+    constant_prediction_warning,
+    group_metrics,
+    paired_interval,
+    predicted_range,
+    relative_l2_rows,
+    score_metrics,
+    spearman_rows,
+)
+from training.plots import new_figure, save_figure
+from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth, number_text
+
+_CORRELATIONS = ("spearman", "pearson")
+_LARGEST_CORRELATION = 1 - 1e-6  # a kind of few actions may be ordered perfectly, and z of 1 is infinite
+
+
+def fisher_mean(correlations: np.ndarray) -> np.ndarray:
+    """Mean over the first axis with Fisher's z-transformation: tanh(mean(arctanh(r))); NaN if one of them is NaN."""
+    limited = np.clip(np.asarray(correlations, np.float64), -_LARGEST_CORRELATION, _LARGEST_CORRELATION)
+    return np.tanh(np.arctanh(limited).mean(axis=0))
+
+
+def kinds_of(truth: Truth) -> dict[str, np.ndarray]:
+    """The indices of the actions of each kind; empty if all are of one kind.
+
+    Kinds with fewer than two different true scores, which have no correlation, are left out.
+    """
+    names = sorted(set(truth.kinds))
+    if len(names) < 2:
+        return {}
+    kinds = np.asarray(truth.kinds, str)
+    rows = {name: np.flatnonzero(kinds == name) for name in names}
+    return {name: own for name, own in rows.items() if np.ptp(truth.values[own]) > 0}
+
+
+# --------------------------------------------------------------------------------------------------------- intervals
+
+_STATISTICS: dict[str, RowsStatistic] = {"spearman": spearman_rows, "r_l2_x100": relative_l2_rows}
+
+
+def _mean_over_kinds(key: str, values: Sequence[float] | Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of a metric over the first axis: with Fisher's z-transformation for correlations, else plain."""
+    stacked = np.asarray(values, np.float64)
+    return fisher_mean(stacked) if key in _CORRELATIONS else stacked.mean(axis=0)
+
+
+def _by_kind(truth: Truth, key: str) -> tuple[np.ndarray, list[int], RowsStatistic]:
+    """What a bootstrap of metric `key` needs: the indices of the actions ordered by kind, the size of each kind, and the
+    statistic of arrays in that order. Actions are resampled within their kind."""
+    rows = list(kinds_of(truth).values()) or [np.arange(len(truth.values))]
+    ends = np.cumsum([len(own) for own in rows])[:-1]
+
+    def statistic(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+        parts = zip(np.split(predicted, ends, axis=1), np.split(true, ends, axis=1), strict=True)
+        found = [_STATISTICS[key](p, y) for p, y in parts]
+        return found[0] if len(found) == 1 else _mean_over_kinds(key, found)
+
+    return np.concatenate(rows), [len(own) for own in rows], statistic
+
+
+def interval(predicted: np.ndarray, truth: Truth, key: str) -> tuple[float, float]:
+    """95 % bootstrap interval of "spearman" or "r_l2_x100"; with several kinds, of their mean."""
+    order, sizes, statistic = _by_kind(truth, key)
+    return bootstrap_interval(predicted[order], truth.values[order], statistic, sizes=sizes)
+
+
+# ---------------------------------------------------------------------------------------------------------- the task
+
+
+class ScoreTask(Task):
+    metric = Metric(
+        "spearman", "Spearman", "rho", "Spearman correlation of the final score", "Spearman correlation",
+        undefined="all predicted (or all true) scores are equal",
+    )  # fmt: skip
+    logged = (Column("spearman", "Spearman", 4), Column("r_l2_x100", "R-l2 x100", 3))
+    table = (Column("spearman", "Spearman", 3), Column("r_l2_x100", "R-l2 x100", 2), Column("mae", "MAE (points)", 2))
+    plot_file = "scores.png"
+
+    def faults(self, actions: Sequence[Action], classes: Sequence[str]) -> list[str]:
+        without = [action.key for action in actions if action.final_score is None]
+        if not without:
+            return []
+        return [
+            f"{len(without)} actions have no final score ({list_names(without)}): add their scores, or choose a --method that needs none"
+        ]
+
+    def truth(self, actions: Sequence[Action]) -> Truth:
+        scores = np.array([action.need("final_score") for action in actions], np.float64)
+        return Truth(scores, [action.kind for action in actions])
+
+    def metrics(self, predicted: Arrays, truth: Truth) -> dict[str, float]:
+        kinds = kinds_of(truth)
+        if not kinds:
+            return score_metrics(predicted["score"], truth.values)
+        by_kind = {n: score_metrics(predicted["score"][rows], truth.values[rows]) for n, rows in kinds.items()}
+        keys = next(iter(by_kind.values()))
+        means = {key: float(_mean_over_kinds(key, [found[key] for found in by_kind.values()])) for key in keys}
+        of_kinds = {
+            f"{key}_{name.replace(' ', '_')}": found[key] for key in _STATISTICS for name, found in by_kind.items()
+        }
+        return {**means, **of_kinds}
+
+    def warning(self, predicted: Arrays) -> str | None:
+        return constant_prediction_warning(predicted_range(predicted["score"]))
+
+    def summary(
+        self, predicted: Arrays, known: Sequence[Action], test: Sequence[Action], classes: Sequence[str]
+    ) -> dict[str, Any]:
+        truth, scores = self.truth(test), predicted["score"]
+        groups: dict[str, Any] = group_metrics(scores, test)
+        if kinds := kinds_of(truth):
+            groups["kind"] = {n: self._of_kind(scores[rows], truth.values[rows]) for n, rows in kinds.items()}
+        return {
+            "test": {
+                "dives": len(test),
+                **self.metrics(predicted, truth),
+                "predicted_range": predicted_range(scores),
+                "spearman_ci95": interval(scores, truth, "spearman"),
+                "r_l2_x100_ci95": interval(scores, truth, "r_l2_x100"),
+            },
+            "baselines": self._baselines(known, test),
+            "groups": groups,
+        }
+
+    @staticmethod
+    def _of_kind(predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+        one_kind = Truth(true, [""] * len(true))
+        intervals = {f"{key}_ci95": interval(predicted, one_kind, key) for key in _STATISTICS}
+        return {"dives": len(true), **score_metrics(predicted, true), **intervals}
+
+    def _baselines(self, known: Sequence[Action], test: Sequence[Action]) -> dict[str, dict[str, float]]:
+        """training.metrics.baselines; with several kinds, each predicts within a kind, and the metrics are averaged."""
+        kinds = kinds_of(self.truth(test))
+        if not kinds:
+            return baselines(known, test)
+        of_kinds = [
+            baselines([action for action in known if action.kind == kind] or known, [test[i] for i in rows])
+            for kind, rows in kinds.items()
+        ]
+        shared = [name for name in of_kinds[0] if all(name in found for found in of_kinds)]
+        return {
+            name: {
+                key: float(_mean_over_kinds(key, [found[name][key] for found in of_kinds])) for key in of_kinds[0][name]
+            }
+            for name in shared
+        }
+
+    def result_lines(self, summary: Mapping[str, Any]) -> list[str]:
+        test, more = summary["test"], summary["method_metrics"]
+        low, high = (number_text(value) for value in test["spearman_ci95"])
+        kinds = summary["groups"].get("kind", {})
+        mean = f" (Fisher-z mean of {len(kinds)} kinds)" if kinds else ""
+        lines = [
+            f"Test Spearman {number_text(test['spearman'])}{mean} (95 % interval {low} to {high}), R-l2 x100 {number_text(test['r_l2_x100'])}, "
+            f"{test['dives']} actions, checkpoint of epoch {summary['checkpoint']['epoch']}"
+        ]
+        for name, found in kinds.items():
+            low, high = (number_text(value) for value in found["spearman_ci95"])
+            lines.append(
+                f"  {name}: Spearman {number_text(found['spearman'])} (95 % interval {low} to {high}), R-l2 x100 {number_text(found['r_l2_x100'])}, {found['dives']} actions"
+            )
+        if warning := constant_prediction_warning(test.get("predicted_range")):
+            lines.append(f"  {warning}")
+        if (test["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf):
+            lines.append("  Worse than predicting the training mean: the model has not learned yet.")
+        if more:
+            lines.append(f"  {', '.join(f'{name} {number_text(value)}' for name, value in more.items())}")
+        return lines + [
+            f"  without video, {name}: Spearman {number_text(values['spearman'])}, R-l2 x100 {number_text(values['r_l2_x100'])}"
+            for name, values in summary["baselines"].items()
+        ]
+
+    def draw(
+        self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], path: Path, title: str
+    ) -> None:
+        """Predicted over true final scores, coloured by difficulty if all actions have one."""
+        scores = predicted["score"]
+        true = self.truth(actions).values.tolist()
+        low, high = min([*true, *scores]) - 2, max([*true, *scores]) + 2
+        figure = new_figure(7.5, 6.5)
+        axes = figure.subplots()
+        figure.suptitle(textwrap.fill(title, 110), fontsize=9)
+        axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="predicted = true")
+        difficulties = [action.difficulty for action in actions if action.difficulty is not None]
+        colours: dict[str, Any] = {"c": difficulties, "cmap": "viridis"} if len(difficulties) == len(true) else {}
+        points = axes.scatter(true, scores, s=16, alpha=0.8, **colours)
+        if colours:
+            figure.colorbar(points, ax=axes, label="difficulty")
+        axes.set(xlabel="true final score (points)", ylabel="predicted final score (points)", aspect="equal")
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left")
+        save_figure(figure, path)
+
+    def columns(self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str]) -> dict[str, Sequence[Any]]:
+        kinds = self.truth(actions).kinds
+        return {
+            **({"kind": kinds} if any(kinds) else {}),
+            "difficulty": [action.difficulty for action in actions],
+            "true_score": [action.final_score for action in actions],
+            "predicted_score": [f"{score:.6f}" for score in predicted["score"]],
+        }
+
+    def can_read(self, columns: Sequence[str]) -> bool:
+        return "true_score" in columns
+
+    def read(self, rows: Sequence[Mapping[str, str]]) -> tuple[Truth, Arrays, tuple[str, ...]]:
+        true, predicted = (np.array([float(row[name]) for row in rows]) for name in ("true_score", "predicted_score"))
+        if not (np.isfinite(true).all() and np.isfinite(predicted).all()):
+            raise ValueError("a score is not a finite number")
+        return Truth(true, [row.get("kind", "") for row in rows]), {"score": predicted}, ()
+
+    def comparison(self, a: Predictions, b: Predictions) -> list[str]:
+        """Paired bootstrap (Efron and Tibshirani, 1993): both runs are resampled together."""
+        of_a, of_b = (self.metrics(run.predicted, run.truth) for run in (a, b))
+        lines = [
+            f"A = {a.name}, B = {b.name}: {len(a.keys)} test actions, paired bootstrap",
+            f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}   95 % interval",
+        ]
+        win_rate = math.nan
+        for key, title, _ in self.logged:
+            order, sizes, statistic = _by_kind(a.truth, key)
+            scores_a, scores_b = (run.predicted["score"][order] for run in (a, b))
+            low, high, greater = paired_interval(scores_a, scores_b, a.truth.values[order], statistic, sizes=sizes)
+            if key == self.metric.key:
+                win_rate = greater
+            x, y = of_a[key], of_b[key]
+            lines.append(f"{title:14}{x:10.4f}{y:10.4f}{y - x:+10.4f}   {low:+.4f} to {high:+.4f}")
+        return [*lines, f"B better ({self.metric.name}) in {win_rate:.1%} of the resamples"]
+
+
+TASK = ScoreTask()
