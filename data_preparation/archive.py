@@ -93,7 +93,7 @@ class FrameReader:
         self.loose: LooseFrames | None = None
         self._archive: zipfile.ZipFile | None = None
         self._owner = 0
-        if path.suffix == ARCHIVE_SUFFIX and not path.is_dir():
+        if path.is_file() or (path.suffix == ARCHIVE_SUFFIX and not path.is_dir()):
             names = self._zip().namelist()
             if fault := archive_names_fault(path, names):
                 raise UserError(fault)
