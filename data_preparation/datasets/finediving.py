@@ -265,9 +265,9 @@ def _value_faults(dive: Dive) -> list[str]:
         faults.append(
             f"{dive.title}: frames {dive.start_frame} to {dive.end_frame} are not a range of frames within 1 to {LAST_FRAME}"
         )
-    if not (math.isfinite(dive.difficulty or 0) and (dive.difficulty or 0) > 0):
+    if not 0 < dive.difficulty < math.inf:
         faults.append(f"{dive.title}: difficulty {dive.difficulty} must be greater than 0")
-    if not 0 <= (dive.final_score or 0) < math.inf:
+    if not 0 <= dive.final_score < math.inf:
         faults.append(f"{dive.title}: final score {dive.final_score} must be a number from 0")
     return faults
 
@@ -280,7 +280,8 @@ def _score_warnings(dives: Sequence[Dive]) -> list[str]:
         warnings.append(
             f"the judges' scores of {len(exceptions)} of {judged} dives do not give the final score ({list_names(d.key for d in exceptions)}): training uses the final score"
         )
-    above = [d.key for d in dives if (d.final_score or 0) > 30 * (d.difficulty or 0) + ROUNDING]
+    most = COUNTED_JUDGES * MAX_JUDGE_SCORE
+    above = [d.key for d in dives if d.final_score > most * d.difficulty + ROUNDING]
     if above:
         warnings.append(
             f"the final scores of {len(above)} dives ({list_names(above)}) are above what judges can give at their difficulty"

@@ -305,7 +305,9 @@ def test_faults_of_lists_are_reported_together(tmp_path: Path):
     (tmp_path / "test.txt").write_text("a 30 0\nm 31 0\n")
     (tmp_path / "classes.txt").write_text("one\ntwo\nthree\n")
     (tmp_path / "frames.csv").write_text("clip,frames\na,29\nk,30\nm,40\n")
-    faults = "\n".join(read_clips(tmp_path).faults)
+    found = read_clips(tmp_path)
+    assert "1 clips have more frames than the lists state (m: 31, has 40)" in found.warnings[0]
+    faults = "\n".join(found.faults)
     for text in (
         "row 2 (0): the clip has no frames", "row 3 (x): the label is not a whole number",
         "2 rows, 4 (it has 2), 5 (it has 4): not 3 columns", "row 6 (/data/g): the path is absolute",
@@ -405,6 +407,7 @@ def test_a_table_has_kinds_with_ranges_groups_and_classes(tmp_path: Path):
     assert {kind: (r.low, r.high) for kind, r in found.rules.items()} == {"vault": (12.3, 16.9), "ski": (8, 50)}
     assert found.actions["07", 1].rules == found.rules["ski"]
     assert "1 groups (Smith) have actions in the train list and in the test list" in found.warnings[0]
+    assert found.warnings[1:] == ("1 of 2 classes (fall) have no action in the train list",)
     (tmp_path / "classes.txt").write_text("fall\nclean\n")
     assert [a.label for a in read_table(tmp_path).actions.values()] == [1, 0, 1]
     rows = [{"video": "a", "start_frame": 1, "end_frame": 9, "label": n} for n in (1, 0)]
