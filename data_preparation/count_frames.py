@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data_preparation.actions import video_name, video_order
 from data_preparation.archive import FrameReader
 from data_preparation.common.command_line import flag, parse, run
-from data_preparation.common.errors import UserError
+from data_preparation.common.errors import UserError, os_error_text
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.common.workers import check_workers, init_worker
 from data_preparation.datasets.clips import COUNTS_HEADER
@@ -78,6 +78,8 @@ def count_clip(path: Path) -> tuple[int, str]:
         return count, "" if count else f"{path} has no frames: remove it, or download it again"
     except UserError as error:
         return 0, str(error)
+    except OSError as error:
+        return 0, os_error_text(error)
 
 
 def _count_pictures(folder: Path) -> tuple[int, str]:
@@ -120,7 +122,7 @@ def count_all(source: Path, workers: int) -> dict[str, int]:
         raise UserError.of(faults)
     check_workers(workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=init_worker) as pool:
+    with ProcessPoolExecutor(min(workers, len(clips)), mp_context=context, initializer=init_worker) as pool:
         try:
             results = pool.map(count_clip, clips, chunksize=8)
             bar = tqdm(results, total=len(clips), unit="clip", disable=not sys.stderr.isatty())

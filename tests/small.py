@@ -105,12 +105,12 @@ def sampled_batch(
     clip: Callable[[Dive], torch.Tensor],
     *,
     augment: bool = True,
-    pool: Sequence[Dive] | None = None,
+    epoch: int = 0,
 ) -> Batch:
     """The batch of the samples that a method plans for some actions; `clip` gives the clip of an action. Pairs are made within
-    `pool`, by default the actions."""
-    pool = sorted(actions if pool is None else pool, key=lambda action: action.key)
-    plans = [Plan(action, NoFrames(), pool, config.seed, 0, augment) for action in actions]
+    the actions."""
+    pool = sorted(actions, key=lambda action: action.key)
+    plans = [Plan(action, NoFrames(), pool, config.seed, epoch, augment) for action in actions]
     samples = [method.sample(action, plan) for action, plan in zip(actions, plans, strict=True)]
     clips = {name: torch.stack([clip(s.clips[name].action) for s in samples]) for name in samples[0].clips}
     given, labels = (

@@ -86,6 +86,7 @@ def open_test_split(
         task = task_of(config.task)
         summary = summarise(task, predicted, splits, Position.from_record(best["position"]))
         summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
+        summary["notes"] = model.method.notes()
         columns = model.method.columns(rows.outputs)
         with reporting_write_errors(run.predictions_file):
             text = predictions_csv(task, predicted, splits.test, splits.facts.classes, columns)
@@ -108,7 +109,8 @@ def summarise(task: Task, predicted: Arrays, splits: Splits, position: Position)
 
 def result_lines(summary: dict[str, Any]) -> list[str]:
     """The result, warnings and the baselines, one line each."""
-    return task_of(summary.get("task", tasks.DEFAULT)).result_lines(summary)
+    first, *more = task_of(summary.get("task", tasks.DEFAULT)).result_lines(summary)
+    return [", ".join([first, *summary.get("notes", [])]), *more]
 
 
 @dataclass(frozen=True)

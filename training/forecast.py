@@ -12,10 +12,11 @@ import json
 from collections.abc import Sequence
 
 from data_preparation import datasets
+from data_preparation.actions import is_chosen
 from data_preparation.common.command_line import parse, run
 from training.config import TrainConfig
 from training.cost import optimizer_bytes, parameters, step_memory
-from training.data.facts import DataFacts
+from training.data.splits import facts_of
 from training.model import ScoringModel, build_model
 from training.runtime.ranks import Ranks
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
     ranks = int(argv[0])
     config = parse(TrainConfig, argv[1:], prog="python -m training.forecast")
     data = datasets.load(config.dataset_kind, config.annotation_files)
-    model = build_model(config, DataFacts(data.classes, data.rules))
+    chosen = [action for action in data.actions.values() if is_chosen(action.video, config.chosen_videos)]
+    model = build_model(config, facts_of(data, chosen))
     total, trainable = parameters(model)
     best = 4.0 * total
     averages = best if config.ema else 0.0

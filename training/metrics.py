@@ -15,6 +15,7 @@ from data_preparation.actions import POSITIONS, Action, Dive, has_field
 Scores = Sequence[float] | np.ndarray
 RowsStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]  # predicted (R, N) and true (R, N) -> (R,)
 
+LARGEST_CORRELATION = 1 - 1e-6  # in a mean over kinds or folds, which may be ordered perfectly
 _CONSTANT_RANGE = 0.01  # points; judges do not distinguish smaller differences
 RESAMPLES = 2000  # of the bootstrap; with this many the ends of an interval vary by about 1 % of its width
 
@@ -78,6 +79,15 @@ def relative_l2_rows(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.mean((predicted - true) ** 2, axis=1) / np.ptp(true, axis=1) ** 2 * 100
     return np.where(np.ptp(true, axis=1) > 0, values, np.nan)
+
+
+def fisher_mean(correlations: Scores) -> np.ndarray:
+    """Mean over the first axis with Fisher's z-transformation: tanh(mean(arctanh(r))); NaN if one of them is NaN.
+
+    arctanh(1) is infinite, so larger correlations count as `LARGEST_CORRELATION`.
+    """
+    limited = np.clip(np.asarray(correlations, np.float64), -LARGEST_CORRELATION, LARGEST_CORRELATION)
+    return np.tanh(np.arctanh(limited).mean(axis=0))
 
 
 def score_metrics(predicted: Scores, true: Scores) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from training.backbones import build_backbone
-from training.backbones._weights import read_state_dict
+from training.backbones._weights import read_weights
 from training.backbones.base import Backbone
 from training.config import INPUT_SCALES, TrainConfig
 from training.data.batch import Batch, Tensors
@@ -91,11 +91,13 @@ def build_model(config: TrainConfig, data: DataFacts = NO_FACTS) -> ScoringModel
         method = build_method(config, backbone.feature_dim, data)
     saved_scale: Tensors = {}
     if config.weight_file:
-        state = read_state_dict(config.weight_file)
+        state, parts = read_weights(config.weight_file)
         if any(name.startswith("backbone.") for name in state):  # a checkpoint of another run: use its backbone
             saved_scale = {name: state[name] for name in ("input_mean", "input_std") if name in state}
             state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
         for message in backbone.load_pretrained(state):
+            log.info("%s: %s", config.weight_file.name, message)
+        for message in method.load_pretrained(parts):
             log.info("%s: %s", config.weight_file.name, message)
     scale = "mtl_aqa" if config.normalize else config.input_scale
     chosen = backbone.input_scale if scale == "auto" else scale

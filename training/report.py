@@ -211,7 +211,8 @@ def table(runs: Sequence[OpenedRun]) -> str:
         name, config = group[0].line_name, group[0].config
         seeds = by_seed(group, list(tested))
         tests = [mean_over_folds([_metrics(task, each.summary["test"]) for each in folds]) for folds in seeds]
-        lines.append([name, config.model, config.method, str(len(seeds)), *_figures(task, tests)])
+        method = ", ".join([config.method, *group[0].summary.get("notes", [])])
+        lines.append([name, config.model, method, str(len(seeds)), *_figures(task, tests)])
         if group[0].summary["method_metrics"]:
             other_metrics = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
             listed = ", ".join(

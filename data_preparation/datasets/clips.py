@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -122,15 +122,17 @@ def clip_name(path: str) -> str:
     return video_name(path.removesuffix(suffix) if suffix.lower() in VIDEO_SUFFIXES else path)
 
 
-def _add_row(
-    rows: list[Row],
-    faults: Faults,
-    number: int,
-    path: str,
-    start: Any,
-    frames: Any,
-    label: Any,
-) -> None:
+def _whole(value: Any) -> int:
+    """
+    Raises:
+        ValueError: it is not a whole number, as text or as a number.
+    """
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError("not a whole number")
+    return int(value)
+
+
+def _add_row(rows: list[Row], faults: Faults, number: int, path: str, start: Any, frames: Any, label: Any) -> None:
     """Append a row, or its fault. Numbers may be text; None means not given."""
     try:
         name = clip_name(path)
@@ -143,7 +145,7 @@ def _add_row(
     numbers: list[int | None] = []
     for text, what in ((start, "start"), (frames, "number of frames"), (label, "label")):
         try:
-            numbers.append(None if text is None else int(text))
+            numbers.append(None if text is None else _whole(text))
         except (TypeError, ValueError, OverflowError):
             faults.add(number, f"the {what} is not a whole number", "correct it", str(text)[:40])
             return
@@ -216,8 +218,8 @@ def parse_records(path: Path) -> tuple[list[Row], list[str]]:
         label = record.get("label")
         if isinstance(label, list) and len(label) == 1:
             label = label[0]
-        if isinstance(label, list) or label is None or isinstance(label, (float, bool)):
-            faults.add(number, "it does not have one whole number as label", "several labels are not supported")
+        if isinstance(label, list) or label is None:
+            faults.add(number, "it does not have one label", "write one whole number, since several are not supported")
             continue
         _add_row(rows, faults, number, name, None, record.get("total_frames"), label)
     return rows, faults.sentences()
@@ -400,11 +402,12 @@ def _given_lists(folder: Path) -> list[Path]:
 
 
 def _with_counts(
-    rows: Iterable[Row], counts: Mapping[str, int] | None, where: Path, faults: list[str]
+    rows: Collection[Row], counts: Mapping[str, int] | None, where: Path, faults: list[str], warnings: list[str]
 ) -> dict[Row, int]:
-    """The number of frames of each row; rows that have none or a wrong one become faults."""
+    """The number of frames of each row; rows that have none or too many become faults, too few a warning."""
     found: dict[Row, int] = {}
-    unknown, missing, short = [], [], []
+    unknown, missing, short, longer = [], [], [], []
+    clips_of = Counter(row.video for row in rows)
     for row in rows:
         whole = None if counts is None else counts.get(row.video)
         if counts is not None and whole is None:
@@ -415,6 +418,8 @@ def _with_counts(
             short.append(f"{row.video}: {row.start + (row.frames or 1)}, has {whole}")
         else:
             found[row] = row.frames if row.frames is not None else (whole or 0) - row.start
+            if whole is not None and found[row] < whole and clips_of[row.video] == 1:
+                longer.append(f"{row.video}: {found[row]}, has {whole}")
     if unknown:
         faults.append(
             f"{where}: the lists do not state the number of frames of {len(unknown)} clips ({', '.join(unknown[:3])}): count them once ({count_command('DATASET/whole_videos', where / COUNTS_FILE)})"
@@ -426,6 +431,10 @@ def _with_counts(
     if short:
         faults.append(
             f"{where / COUNTS_FILE}: {len(short)} clips have fewer frames than the lists need ({'; '.join(short[:3])}): correct the lists"
+        )
+    if longer:
+        warnings.append(
+            f"{where / COUNTS_FILE}: {len(longer)} clips have more frames than the lists state ({'; '.join(longer[:3])}): the further frames are not used"
         )
     return found
 
@@ -462,9 +471,10 @@ def read(files: AnnotationFiles) -> DataSet:
 
 
 def _data_set(folder: Path, lists: Lists, counts: Mapping[str, int] | None) -> DataSet:
-    faults, warnings = list(lists.faults), []
+    faults: list[str] = list(lists.faults)
+    warnings: list[str] = []
     rows = dict.fromkeys(row for parts in lists.splits.values() for part in parts for row in part)
-    frames = _with_counts(rows, counts, folder, faults)
+    frames = _with_counts(rows, counts, folder, faults, warnings)
     keys = _keys(rows)
     clips_of = Counter(video for video, _ in keys.values())
     actions: dict[ActionKey, Action] = {}

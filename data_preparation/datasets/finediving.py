@@ -7,6 +7,7 @@ Reads the folder of the released pickles. A video is named as there ("01", "FINA
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from data_preparation.actions import (
     video_name,
 )
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, split_faults
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, split_faults
 from data_preparation.pickles import load_pickle
 
 READS_LISTS = False
@@ -63,6 +64,11 @@ RULES = ScoreRules(0.0, _HIGHEST_SCORE, final_score)
 def is_synchronised(video: str) -> bool:
     """Whether the dives of a video are synchronised ones, by its name."""
     return "ync" in video
+
+
+def event_of(video: str) -> str:
+    """The event of a video, by its name: the videos of an event are its rounds (_r1, _r2, ...), with the same athletes."""
+    return re.sub(r"_r[0-9]+$", "", video)
 
 
 # ------------------------------------------------------------------------------------------------------ files -> fields
@@ -242,7 +248,7 @@ def _make_dive(
     steps = tuple(start + index for index in starts) or None
     dive = Dive(
         *key, start, end, difficulty=difficulty, final_score=score, judge_scores=judges, steps=steps, rules=RULES,
-        dive_number=number,
+        dive_number=number, group=event_of(key[0]),
     )  # fmt: skip
     return dive, faults + _value_faults(dive), warnings
 
@@ -259,9 +265,9 @@ def _value_faults(dive: Dive) -> list[str]:
         faults.append(
             f"{dive.title}: frames {dive.start_frame} to {dive.end_frame} are not a range of frames within 1 to {LAST_FRAME}"
         )
-    if not (math.isfinite(dive.difficulty or 0) and (dive.difficulty or 0) > 0):
+    if not 0 < dive.difficulty < math.inf:
         faults.append(f"{dive.title}: difficulty {dive.difficulty} must be greater than 0")
-    if not 0 <= (dive.final_score or 0) < math.inf:
+    if not 0 <= dive.final_score < math.inf:
         faults.append(f"{dive.title}: final score {dive.final_score} must be a number from 0")
     return faults
 
@@ -274,7 +280,8 @@ def _score_warnings(dives: Sequence[Dive]) -> list[str]:
         warnings.append(
             f"the judges' scores of {len(exceptions)} of {judged} dives do not give the final score ({list_names(d.key for d in exceptions)}): training uses the final score"
         )
-    above = [d.key for d in dives if (d.final_score or 0) > 30 * (d.difficulty or 0) + ROUNDING]
+    most = COUNTED_JUDGES * MAX_JUDGE_SCORE
+    above = [d.key for d in dives if d.final_score > most * d.difficulty + ROUNDING]
     if above:
         warnings.append(
             f"the final scores of {len(above)} dives ({list_names(above)}) are above what judges can give at their difficulty"
@@ -315,13 +322,15 @@ def read(files: AnnotationFiles) -> DataSet:
     faults += split_faults(coarse_entries, train, test)
     if unlisted := sorted(coarse_entries.keys() - set(train) - set(test)):
         warnings.append(f"{len(unlisted)} dives ({list_names(unlisted)}) are in neither list")
+    splits = {"official": Split(train, test)}
+    warnings += group_warnings(dives, splits)
     videos = len({video for video, _ in coarse_entries})
     if (len(coarse_entries), videos) != (_RELEASED_DIVES, _RELEASED_VIDEOS):
         warnings.append(
             f"{folder} has {len(coarse_entries)} dives of {videos} videos; FineDiving as released has {_RELEASED_DIVES} of {_RELEASED_VIDEOS}"
         )
     return DataSet(
-        dict(dives), {"official": Split(train, test)}, (), {"": RULES}, tuple(faults), tuple(warnings), {}, frozenset(coarse_entries)
+        dict(dives), splits, (), {"": RULES}, tuple(faults), tuple(warnings), {}, frozenset(coarse_entries)
     )  # fmt: skip
 
 

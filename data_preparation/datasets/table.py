@@ -7,7 +7,7 @@ are described in data_preparation/README.md; the names of the classes may be in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +150,8 @@ def read(files: AnnotationFiles) -> DataSet:
         train, test = load_split(files.train), load_split(files.test)
         faults += split_faults(rows.keys, train, test)
         splits["official"] = Split(tuple(train), tuple(test))
-    warnings = tuple(group_warnings(actions, splits))
-    return DataSet(actions, splits, classes, rules, tuple(faults), warnings, rows.facts, rows.keys)
+    warnings = [*group_warnings(actions, splits), *_unseen_classes(actions, splits, classes)]
+    return DataSet(actions, splits, classes, rules, tuple(faults), tuple(warnings), rows.facts, rows.keys)
 
 
 def _missing_faults(values: Mapping[ActionKey, Mapping[str, Any]]) -> list[str]:
@@ -166,3 +166,15 @@ def _missing_faults(values: Mapping[ActionKey, Mapping[str, Any]]) -> list[str]:
     if values and not any("final_score" in fields or "label" in fields for fields in values.values()):
         faults.append("no action has a final_score or a label: add the column of what is judged")
     return faults
+
+
+def _unseen_classes(
+    actions: Mapping[ActionKey, Action], splits: Mapping[str, Split], classes: Sequence[str]
+) -> list[str]:
+    """A message about classes without an action in the train list: no model can learn them."""
+    if not splits:
+        return []
+    seen = {actions[key].label for key in splits["official"].train if key in actions}
+    if not (unseen := [name for label, name in enumerate(classes) if label not in seen]):
+        return []
+    return [f"{len(unseen)} of {len(classes)} classes ({', '.join(unseen[:5])}) have no action in the train list"]

@@ -35,7 +35,7 @@ Plan = TypeVar("Plan")
 SKINS: tuple[Colour, ...] = ((246, 200, 164), (226, 172, 130), (198, 140, 98))
 
 
-def random_stream(seed: int, purpose: int, video: str = "0", number: int = 0) -> np.random.Generator:
+def random_stream(seed: int, purpose: int, video: int | str = 0, number: int = 0) -> np.random.Generator:
     """The random generator of one purpose for one action (or one video, or the whole set)."""
     return np.random.default_rng((seed, purpose, int(video), number))
 
@@ -49,6 +49,12 @@ def ease(value: float, start: float, end: float) -> float:
 def tint(colour: Colour, factor: float) -> Colour:
     """Make a colour brighter (`factor` above 1) or darker."""
     red, green, blue = (min(max(round(c * factor), 0), 255) for c in colour)
+    return red, green, blue
+
+
+def blend(colour: Colour, other: Colour, fraction: float) -> Colour:
+    """Mix `fraction` of another colour into a colour."""
+    red, green, blue = (round(a + (b - a) * fraction) for a, b in zip(colour, other, strict=True))
     return red, green, blue
 
 

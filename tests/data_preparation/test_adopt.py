@@ -99,7 +99,7 @@ def test_frames_numbered_from_0_are_refused_and_packed_with_the_right_numbers(da
     done = adopt("--dataset", dataset.root, "--videos", "01")
     assert done.returncode == 0, done.stderr
     assert "000000.jpg is frame 1, compared with 01.mp4" in done.stdout
-    reader = open_frames(dataset.frames, 1)
+    reader = open_frames(dataset.frames, "01")
     assert reader.path.name == "01.zip"
     assert reader.numbers.tolist() == list(range(1, COUNT + 1))
     assert reader.read(1) == (folder / "000000.jpg").read_bytes()
@@ -125,7 +125,7 @@ def test_a_shift_that_no_name_shows_is_found_by_comparison_with_the_video(datase
     assert "give --first_number 0" in refused.stderr
     assert not (dataset.frames / "01.zip").exists()
     assert adopt("--dataset", dataset.root, "--first_number", 0).returncode == 0
-    assert open_frames(dataset.frames, 1).numbers[0] == 2
+    assert open_frames(dataset.frames, "01").numbers[0] == 2
     assert verify(dataset).returncode == 0
 
 
@@ -198,7 +198,7 @@ def test_a_zip_of_other_names_or_numbers_is_refused(tmp_path: Path):
             for name in names:
                 archive.writestr(name, b"x")
         with pytest.raises(UserError, match=words):
-            open_frames(tmp_path, 1)
+            open_frames(tmp_path, "01")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_the_message_about_missing_frames_names_similar_files(tmp_path: Path, fi
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=words):
-        open_frames(tmp_path, 1)
+        open_frames(tmp_path, "01")
     assert not is_prepared(tmp_path, "01") or (tmp_path / "01").is_dir()
 
 
@@ -239,7 +239,7 @@ def test_the_message_about_a_missing_video_names_similar_files(tmp_path: Path, f
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=words):
-        DatasetLayout(tmp_path).video_file(1)
+        DatasetLayout(tmp_path).video_file("01")
 
 
 def test_a_suffix_in_capitals_is_accepted_and_a_broken_link_is_reported(tmp_path: Path):
@@ -247,9 +247,9 @@ def test_a_suffix_in_capitals_is_accepted_and_a_broken_link_is_reported(tmp_path
     layout.videos.mkdir()
     (layout.videos / "01.MP4").write_bytes(b"x")
     (layout.videos / "02.mp4").symlink_to("/not/there.mp4")
-    assert layout.video_file(1).name == "01.MP4"
+    assert layout.video_file("01").name == "01.MP4"
     with pytest.raises(UserError, match=r"02.mp4 is a link to /not/there.mp4, which does not exist"):
-        layout.video_file(2)
+        layout.video_file("02")
 
 
 @pytest.mark.parametrize(

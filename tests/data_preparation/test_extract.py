@@ -307,7 +307,7 @@ def two_videos(tmp_path: Path) -> Path:
 def test_extract_verify_and_extract_again(two_videos: Path, tmp_path: Path):
     done = extract(two_videos, "--height", 24, "--window", 40, "--workers", 2)
     assert done.returncode == 0, done.stderr
-    reader = open_frames(two_videos / "whole_videos_frames", 1)
+    reader = open_frames(two_videos / "whole_videos_frames", "01")
     assert reader.numbers.tolist() == [n for d in (1, 2, 3) for n in range(100 * d - 10, 100 * d + 34)]
     assert reader.image(115).shape == (24, 32, 3)
     assert reader.provenance["source"]["frames"] == 400
@@ -316,7 +316,7 @@ def test_extract_verify_and_extract_again(two_videos: Path, tmp_path: Path):
     assert extract(two_videos, "--height", 24, "--window", 40).stdout.count("already extracted") == 2
     assert reader.path.stat().st_mtime_ns == before
     assert "already extracted" not in extract(two_videos, "--height", 30, "--window", 40).stdout
-    assert open_frames(two_videos / "whole_videos_frames", 2).image(115).shape == (30, 40, 3)
+    assert open_frames(two_videos / "whole_videos_frames", "02").image(115).shape == (30, 40, 3)
     checked = run_python("-m", "data_preparation.verify", "--dataset", two_videos, "--sheets", tmp_path / "sheets")
     assert "2 videos, 6 dives; the lists name 5 to train and 1 to test" in checked.stdout
     assert Image.open(tmp_path / "sheets" / "01.png").size[0] > 100
@@ -378,9 +378,9 @@ def test_loose_frames_are_read(two_videos: Path):
     frames = two_videos / "whole_videos_frames"
     with zipfile.ZipFile(frames / "01.zip") as archive:
         archive.extractall(frames / "01")
-    from_archive = open_frames(frames, 1)
+    from_archive = open_frames(frames, "01")
     (frames / "01.zip").rename(frames / "kept")
-    loose = open_frames(frames, 1)
+    loose = open_frames(frames, "01")
     assert loose.path.is_dir()
     assert loose.numbers.tolist() == from_archive.numbers.tolist()
     assert FrameReader(frames / "kept").read(115) == loose.read(115)
@@ -395,13 +395,13 @@ def test_extracting_more_dives_adds_frames_and_removes_none(two_videos: Path):
     flags = ("--height", 24, "--window", 0, "--after", 0)
     assert extract(two_videos, *flags, "--annotation_path", two_videos / "first.pkl").returncode == 0
     frames = two_videos / "whole_videos_frames"
-    assert open_frames(frames, 1).numbers.tolist() == list(range(100, 131))
+    assert open_frames(frames, "01").numbers.tolist() == list(range(100, 131))
     assert extract(two_videos, *flags).returncode == 0
     everything = [n for d in (1, 2, 3) for n in range(100 * d, 100 * d + 31)]
-    assert open_frames(frames, 1).numbers.tolist() == everything
+    assert open_frames(frames, "01").numbers.tolist() == everything
     again = extract(two_videos, *flags, "--again", True, "--annotation_path", two_videos / "first.pkl")
     assert again.returncode == 0
-    assert open_frames(frames, 1).numbers.tolist() == everything
+    assert open_frames(frames, "01").numbers.tolist() == everything
 
 
 def test_one_process_and_several_make_the_same_archive(two_videos: Path):
@@ -487,7 +487,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_archive(two_videos: Path):
 def test_export_to_loose_frames(two_videos: Path, tmp_path: Path):
     assert extract(two_videos, "--height", 24).returncode == 0
     frames = two_videos / "whole_videos_frames"
-    archived = {n: open_frames(frames, 1).read(n) for n in open_frames(frames, 1).numbers.tolist()}
+    archived = {n: open_frames(frames, "01").read(n) for n in open_frames(frames, "01").numbers.tolist()}
 
     def export(*flags: object):
         return run_python("-m", "data_preparation.export", "--dataset", two_videos, *flags, check=False)
@@ -558,8 +558,8 @@ def test_verify_refuses_lists_that_overlap_or_lack_annotation(two_videos: Path):
     layout.train_file.write_bytes(pickle.dumps([(1, 1), (1, 2), (9, 9)], 3))
     checked = run_python("-m", "data_preparation.verify", "--dataset", two_videos, check=False)
     assert checked.returncode == 2
-    assert "the train list names 1 dives without annotation (09/009)" in checked.stderr
-    assert "share 1 dives (01/001)" in checked.stderr
+    assert "the train list names 1 actions without annotation (09/009)" in checked.stderr
+    assert "share 1 actions (01/001)" in checked.stderr
 
 
 def test_an_implausible_frame_rate_is_a_warning(two_videos: Path):
@@ -621,12 +621,12 @@ def without_roots_privileges() -> list[str]:
 def test_unreadable_files_and_unwritable_folders_are_reported(two_videos: Path):
     layout = DatasetLayout(two_videos)
     command = [*without_roots_privileges(), sys.executable, "-m", "data_preparation.extract", "--dataset", two_videos]
-    layout.video_file(1).chmod(0)
+    layout.video_file("01").chmod(0)
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "01.mp4 is not readable: change its permissions" in done.stderr
     assert [p.name for p in layout.frames.iterdir()] == ["02.zip"]
-    layout.video_file(1).chmod(0o644)
+    layout.video_file("01").chmod(0o644)
     layout.frames.chmod(0o555)
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)

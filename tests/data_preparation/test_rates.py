@@ -184,15 +184,15 @@ def test_repeated_frames_are_found(period: int):
 
 def test_running_extractions_are_listed_and_killed_ones_are_not(tmp_path: Path):
     frames = tmp_path / "frames"
-    with announce_extraction(frames, [1, 2], 15):
+    with announce_extraction(frames, ["01", "02"], 15):
         (found,) = running_extractions(frames)
-        assert (found.videos, found.shards) == (frozenset({1, 2}), 15)
+        assert (found.videos, found.shards) == (frozenset({"01", "02"}), 15)
     assert list(frames.iterdir()) == []
-    code = f"import os, pathlib; from data_preparation.running_extractions import announce_extraction\nwith announce_extraction(pathlib.Path({str(frames)!r}), [1], 1): os.kill(os.getpid(), 9)"
+    code = f"import os, pathlib; from data_preparation.running_extractions import announce_extraction\nwith announce_extraction(pathlib.Path({str(frames)!r}), ['01'], 1): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False)
     assert len(list(frames.iterdir())) == 1
     assert running_extractions(frames) == []
-    with announce_extraction(frames, [1], 1):
+    with announce_extraction(frames, ["01"], 1):
         pass
     assert list(frames.iterdir()) == []
 

@@ -50,7 +50,10 @@ def test_finediving_has_the_counts_of_the_release(tmp_path: Path):
         assert f"a judge's score of {score} is not one of 0 to 10 in half points" in warnings
     assert warnings.count("do not fit its frame labels") == len(layouts.WRONG_TRANSITIONS)
     assert f"of {sum(layouts.MISSES.values())} of 2997 dives do not give the final score" in warnings
-    assert len(found.warnings) == 3 + len(layouts.WRONG_TRANSITIONS) + 1
+    assert len(found.warnings) == 3 + len(layouts.WRONG_TRANSITIONS) + 2
+    assert (
+        "20 groups (01, 02, 03, 04, 05, ...) have actions in the train list and in the test list" in found.warnings[-1]
+    )
 
 
 def test_steps_of_finediving_are_the_first_frames_of_the_labels(tmp_path: Path):
@@ -180,6 +183,29 @@ def test_boxes_of_frfs_become_side_files(tmp_path: Path, shared: Path):
         assert found.fingerprint() == boxes.read_boxes(boxes.boxes_file(tmp_path / "boxes", case["name"])).fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (("frame,width", "frames,width"), "does not begin with the line frame,width,height,x1"),
+        (("2,640,360,1", "1,640,360,1"), "not in ascending order or given twice"),
+        (("2,640,360,1", "0,640,360,1"), "frame 0: frames are numbered from 1"),
+        (("2,640,360,1", "2,640,361,1"), "has 2 sizes of the picture"),
+        (("2,640,360,1", "2.5,640,360,1"), "1 rows (row 3) are not 11 numbers"),
+        (("2,640,360,1,1,9,1,", "2,640,360,,1,9,1,"), "1 rows (row 3) are not 11 numbers"),
+        (("2,640,360,1,1,9,1,", "2,640,360,inf,1,9,1,"), "frame 2 with corners that are not finite"),
+        (("9,9,1,9\n2,", "9,9,1,9,7\n2,"), "row 2: 12 cells for 11 columns"),
+    ],
+)
+def test_faults_of_a_side_file_are_reported(tmp_path: Path, edit: tuple[str, str], problem: str):
+    text = ",".join(boxes.COLUMNS) + "\n1,640,360,1,1,9,1,9,9,1,9\n2,640,360,1,1,9,1,9,9,1,9\n"
+    (tmp_path / "a.csv").write_text(text)
+    assert boxes.read_boxes(tmp_path / "a.csv").corners[1].tolist() == [[1, 1], [9, 1], [9, 9], [1, 9]]
+    (tmp_path / "a.csv").write_text(text.replace(*edit))
+    with pytest.raises(UserError) as error:
+        boxes.read_boxes(tmp_path / "a.csv")
+    assert problem in str(error.value)
+
+
 def test_faults_of_boxes_are_reported_together(tmp_path: Path):
     good = layouts.frfs_boxes("abcdefg")
     good["a"] = good["a"][:-1]
@@ -279,7 +305,9 @@ def test_faults_of_lists_are_reported_together(tmp_path: Path):
     (tmp_path / "test.txt").write_text("a 30 0\nm 31 0\n")
     (tmp_path / "classes.txt").write_text("one\ntwo\nthree\n")
     (tmp_path / "frames.csv").write_text("clip,frames\na,29\nk,30\nm,40\n")
-    faults = "\n".join(read_clips(tmp_path).faults)
+    found = read_clips(tmp_path)
+    assert "1 clips have more frames than the lists state (m: 31, has 40)" in found.warnings[0]
+    faults = "\n".join(found.faults)
     for text in (
         "row 2 (0): the clip has no frames", "row 3 (x): the label is not a whole number",
         "2 rows, 4 (it has 2), 5 (it has 4): not 3 columns", "row 6 (/data/g): the path is absolute",
@@ -379,6 +407,7 @@ def test_a_table_has_kinds_with_ranges_groups_and_classes(tmp_path: Path):
     assert {kind: (r.low, r.high) for kind, r in found.rules.items()} == {"vault": (12.3, 16.9), "ski": (8, 50)}
     assert found.actions["07", 1].rules == found.rules["ski"]
     assert "1 groups (Smith) have actions in the train list and in the test list" in found.warnings[0]
+    assert found.warnings[1:] == ("1 of 2 classes (fall) have no action in the train list",)
     (tmp_path / "classes.txt").write_text("fall\nclean\n")
     assert [a.label for a in read_table(tmp_path).actions.values()] == [1, 0, 1]
     rows = [{"video": "a", "start_frame": 1, "end_frame": 9, "label": n} for n in (1, 0)]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from av.video.frame import PictureType
 
-from data_preparation.actions import ATTRIBUTE_CLASSES, Dive
+from data_preparation.actions import ATTRIBUTE_CLASSES, Dive, plain_key
 from data_preparation.annotations import (
     load_annotations,
     load_captions,
@@ -130,7 +130,7 @@ def test_annotation_files_have_the_formats_of_mtl_aqa(made, dives):
     plain = load_pickle(made.annotation_file)
     enriched = load_pickle(made.annotations / "final_annotations_dict_with_dive_number.pkl")
     assert made.annotation_file.read_bytes()[:2] == b"\x80\x03"
-    assert list(plain) == list(enriched) == list(dives)
+    assert list(plain) == list(enriched) == [plain_key(key) for key in dives]
     for key, fields in plain.items():
         assert all(type(part) is int for part in key)
         assert set(fields) == KEYS
@@ -159,7 +159,7 @@ def test_splits(made, dives):
     train, test = load_split(made.train_file), load_split(made.test_file)
     assert not set(train) & set(test)
     assert set(train) | set(test) == set(dives)
-    assert {video for video, _ in train} == {video for video, _ in test} == {1, 2}
+    assert {video for video, _ in train} == {video for video, _ in test} == {"01", "02"}
     assert len(test) / len(dives) == pytest.approx(0.25, abs=0.06)
     assert train != sorted(train)
 
@@ -168,7 +168,7 @@ def test_splits(made, dives):
 
 
 def test_dives_and_filler_follow_each_other(dives):
-    for video in (1, 2):
+    for video in ("01", "02"):
         last = 0
         for dive in sorted((d for d in dives.values() if d.video == video), key=lambda d: d.number):
             assert dive.start_frame == last + SMALL.filler + 1
@@ -190,7 +190,7 @@ def test_frame_k_of_the_video_is_frame_k_of_the_plan(made):
 
 
 def test_stream_is_like_a_broadcast(made):
-    with av.open(str(made.video_file(1))) as container:
+    with av.open(str(made.video_file("01"))) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert (stream.width, stream.height, stream.average_rate) == (64, 36, 25)
@@ -200,10 +200,10 @@ def test_stream_is_like_a_broadcast(made):
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 def test_ffmpeg_has_the_same_frame_numbers(made, tmp_path):
-    command = ["ffmpeg", "-v", "error", "-i", str(made.video_file(1)), str(tmp_path / "%06d.png")]
+    command = ["ffmpeg", "-v", "error", "-i", str(made.video_file("01")), str(tmp_path / "%06d.png")]
     subprocess.run(command, check=True, timeout=PATIENCE_S)
     written = sorted(p.name for p in tmp_path.glob("*.png"))
-    decoded = list(frames(made.video_file(1)))
+    decoded = list(frames(made.video_file("01")))
     assert written == [f"{k:06d}.png" for k in range(1, len(decoded) + 1)]
     for k in (1, 8, 9, 60, len(decoded)):
         with av.open(str(tmp_path / f"{k:06d}.png")) as container:
@@ -347,7 +347,7 @@ def test_keep_timeline_keeps_all_frame_numbers(real_file):
         for dive in plan.dives:
             assert (dive.start_frame, dive.end_frame) == (real[dive.key].start_frame, real[dive.key].end_frame)
     # Springboard events hold no armstand dives; platform events may hold anything.
-    assert {p.video for p in plans if p.boards[0].kind == "springboard"} == {17, 18, 22}
+    assert {p.video for p in plans if p.boards[0].kind == "springboard"} == {"17", "18", "22"}
 
 
 def test_like_refuses_overlapping_dives(tmp_path):

@@ -359,7 +359,7 @@ def test_a_request_that_exceeds_the_nodes_is_refused(dataset: Path, tmp_path: Pa
 def test_a_pipeline_that_cannot_prepare_does_not_train_and_continues_after_the_fix(tmp_path: Path):
     dataset = tmp_path / "set"
     run_python("-m", "data_preparation.synthetic", "--dataset", dataset, "--videos", 2, "--dives", 60)
-    video = DatasetLayout(dataset).video_file(2)
+    video = DatasetLayout(dataset).video_file("02")
     whole = video.read_bytes()
     video.write_bytes(b"no video")
     env = environment(dataset, tmp_path)

@@ -62,7 +62,7 @@ def test_a_prepare_task_that_fails_is_a_failed_task(tmp_path: Path):
     dataset = tmp_path / "set"
     run_python("-m", "data_preparation.synthetic", "--dataset", dataset, "--videos", 2, "--dives", 16)
     layout = DatasetLayout(dataset)
-    layout.video_file(2).write_bytes(b"")
+    layout.video_file("02").write_bytes(b"")
     options = ["--array=0-1", "--cpus-per-task=1", "--mem=2G", "--time=10"]
     job = sbatch(
         *options, "job_files/prepare_dataset.job", env=environment(dataset, tmp_path), output=tmp_path / "%a.out"

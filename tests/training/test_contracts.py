@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_preparation.actions import Dive
+from data_preparation.actions import Dive, plain_key
 from tests.small import DIVES, batch_of, config_of
 from training.config import GEOMETRIES
 from training.data.batch import Rows, Tensors, chunk_batch
@@ -108,7 +108,7 @@ def test_draws_are_named_and_do_not_move_each_other():
     assert plan.clip(DIVES[3]) == alone
     assert plan.clip(DIVES[5], "exemplar")[1] != alone[1]
     # the stream of the first edition
-    assert alone[1] == generator(7, "clip", 2, *DIVES[3].key).random()
+    assert alone[1] == generator(7, "clip", 2, *plain_key(DIVES[3].key)).random()
     assert plan_of(DIVES[3], epoch=3).clip(DIVES[3]) != alone
     assert plan_of(DIVES[3], augment=False).rng("clip") is None
 

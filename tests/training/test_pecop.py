@@ -237,7 +237,7 @@ def test_labels_are_draws_that_fit_the_action():
     }
     short = dataclasses.replace(DIVES[0], end_frame=DIVES[0].start_frame + 42)  # 43 frames: strides 2 and no more
     assert {int(sample(short, epoch).labels["speed"]) for epoch in range(20)} == {1}
-    with pytest.raises(UserError, match="has 39 frames and --method vspp needs 40"):
+    with pytest.raises(UserError, match="dive 01/000 has 39 frames and --method vspp needs 40"):
         method.labels(dataclasses.replace(short, end_frame=short.start_frame + 38))
     dense = VSPP(dataclasses.replace(config, speed_classes="drawn"), 8)
     assert dense.speed.out_features == 4

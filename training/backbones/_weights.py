@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -18,7 +18,19 @@ _WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "base_mod
 _PREFIXES = ("module.", "_orig_mod.", "model.", "base_model.")  # from DataParallel, torch.compile, SlowFast, CoRe
 
 
+class Weights(NamedTuple):
+    """The tensors of a weight file by name. `parts` holds further networks beside the main one, such as CoRe's "regressor"."""
+
+    state: dict[str, torch.Tensor]
+    parts: dict[str, dict[str, torch.Tensor]]
+
+
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the main network of a weight file, see read_weights."""
+    return read_weights(path).state
+
+
+def read_weights(path: Path) -> Weights:
     """The tensors of a weight file by name, without prefixes such as `module.`.
 
     Supported layouts: SlowFast's (`model_state`, keys `model.*`; TimeSformer's .pyth files), `state_dict` (keys
@@ -48,7 +60,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(
             f"weight file {path} holds NaN or infinite values in {len(odd)} of its tensors ({odd[0]}, ...): choose another file"
         )
-    return {_strip(name, _PREFIXES): tensor for name, tensor in tensors.items()}
+    return Weights(_stripped(tensors), {name: _stripped(part) for name, part in _parts(content).items()})
 
 
 def named_tensors(content: Any) -> dict[str, torch.Tensor]:
@@ -64,6 +76,12 @@ def named_tensors(content: Any) -> dict[str, torch.Tensor]:
         candidates = [found for value in content.values() if (found := _tensors(value))]
         return candidates[0] if len(candidates) == 1 else {}
     return tensors
+
+
+def _parts(content: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """The state dicts beside the main one, if that is under a usual key, by their own keys."""
+    entries = content if isinstance(content, Mapping) and any(key in content for key in _WRAPPERS) else {}
+    return {str(key): found for key, value in entries.items() if key not in _WRAPPERS and (found := _tensors(value))}
 
 
 def _tensors(content: Any) -> dict[str, torch.Tensor]:
@@ -144,6 +162,10 @@ def _fault(path: Path, error: Exception) -> UserError:
     return UserError(f"weight file {path} is damaged ({cause}): download it again")
 
 
+def _stripped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {_strip(name, _PREFIXES): tensor for name, tensor in tensors.items()}
+
+
 def _strip(name: str, prefixes: tuple[str, ...]) -> str:
     """A parameter's name without the prefixes of wrappers, in whatever order they were put around the network."""
     while prefix := next((p for p in prefixes if name.startswith(p)), ""):
@@ -170,11 +192,13 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], allo
         for name in own
         if name in state and state[name].is_floating_point() != own[name].is_floating_point()
     ]
+    not_finite = [name for name in own if name in state and not torch.isfinite(state[name]).all()]
     lists = (
         ("missing", missing),
         ("unexpected", unexpected),
         ("with another shape", misfits),
         ("with another dtype", kinds),
+        ("with NaN or infinite values", not_finite),
     )
     faults = [
         f"{len(names)} {what} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

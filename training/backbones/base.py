@@ -41,10 +41,12 @@ class Backbone(nn.Module):
     """Base class of backbones: forward maps (B, 3, T, H, W) float to (B, N, feature_dim).
 
     `input_scale` is the input normalisation (a key of config.INPUT_SCALES) that the weights were trained with;
-    `load_pretrained` sets it to that of the file.
+    `load_pretrained` sets it to that of the file. Of the N vectors, the first `clip_vectors` describe the whole clip; the others
+    are in temporal order.
     """
 
     feature_dim: int
+    clip_vectors: int = 0
     input_scale: str = "unit"
     checkpoint_activations: bool = False
 

@@ -56,7 +56,7 @@ def load_splits(config: TrainConfig) -> Splits:
                 f"{config.train_list} leaves {len(listed)} dives of the videos {' '.join(config.videos)}: training and validation need one each at least"
             )
         splits = Splits(*split_train_val(listed, config.train_val_split_ratio, config.seed), test)
-    splits = replace(splits, facts=DataFacts(data.classes, data.rules))
+    splits = replace(splits, facts=facts_of(data, [*listed, *test]))
     if len(splits.train) < config.batch_size:
         raise UserError(
             f"--batch_size {config.batch_size} is more than the {len(splits.train)} training dives: give {len(splits.train)} or less"
@@ -66,6 +66,13 @@ def load_splits(config: TrainConfig) -> Splits:
             f"{config.test_list} has no dive of the videos {' '.join(config.videos)}: use more videos, or give --evaluate False"
         )
     return splits
+
+
+def facts_of(data: datasets.DataSet, actions: Sequence[Action]) -> DataFacts:
+    """The facts of those actions of a data set that a run uses."""
+    ranges = {(rules.low, rules.high) for kind in {a.kind for a in actions} if (rules := data.rules.get(kind))}
+    by_difficulty = all(a.difficulty is not None for a in actions) and len(ranges) < 2
+    return DataFacts(data.classes, data.rules, by_difficulty)
 
 
 def split_train_val(actions: Sequence[Action], ratio: float, seed: int) -> tuple[list[Action], list[Action]]:

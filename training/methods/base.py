@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -108,10 +108,10 @@ class Method(nn.Module):
         """Group the trained parameters of the model for the optimizer; each name belongs to one group."""
         return [ParameterGroup(names)]
 
-    def load_pretrained(self, state: Tensors) -> list[str]:
-        """Load what a weight file of --pretrained_model holds besides the backbone; return one log message per part.
+    def load_pretrained(self, parts: Mapping[str, Tensors]) -> list[str]:
+        """Load what a weight file of --pretrained_model holds beside the backbone: state dicts by their names in the file.
 
-        By default the tensors are ignored.
+        Return one log message for each that is loaded. By default they are ignored.
 
         Raises:
             UserError: the tensors do not fit.

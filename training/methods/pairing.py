@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_preparation.actions import ATTRIBUTE_CLASSES, Action
+from data_preparation.actions import ATTRIBUTE_CLASSES, Action, sort_key
 from data_preparation.common.errors import UserError
 from training.data.batch import Tensors
 from training.data.dataset import Plan
@@ -65,10 +65,8 @@ class Pairing:
         return {"label": np.array(self.label(action)), **self._place(action)}
 
     def label(self, action: Action) -> float:
-        if action.final_score is None:
-            raise UserError(f"dive {action.name} has no final score: choose other lists")
         offset, factor = self._scale(action)
-        return round((action.final_score - offset) / factor, DECIMALS)
+        return round((action.need("final_score") - offset) / factor, DECIMALS)
 
     def pool(self, action: Action) -> int:
         """A number that is equal for actions that may be compared."""
@@ -78,21 +76,20 @@ class Pairing:
         difficulty = self._difficulty(action) if self.uses_difficulty else 0.0
         return {"pool": np.array(self.pool(action), np.int64), "difficulty": np.array(difficulty)}
 
-    def _scale(self, action: Any) -> tuple[float, float]:
+    def _scale(self, action: Action) -> tuple[float, float]:
         if self.pairs == "free":
             return 0.0, 1.0
         if self.pairs == "kind":
-            return action.rules.low, (action.rules.high - action.rules.low) / SCORE_SPAN
+            rules = action.need("rules")
+            return rules.low, (rules.high - rules.low) / SCORE_SPAN
         return 0.0, self._difficulty(action)
 
     def _difficulty(self, action: Action) -> float:
         if action.difficulty is None:
-            raise UserError(
-                f"dive {action.name} has no difficulty, which --pairs {self.pairs} needs: give --pairs kind"
-            )
+            raise UserError(f"{action.title} has no difficulty, which --pairs {self.pairs} needs: give --pairs kind")
         return round(action.difficulty, DECIMALS)
 
-    def _pool_parts(self, action: Any) -> tuple:
+    def _pool_parts(self, action: Action) -> tuple:
         if self.pairs == "difficulty":
             return (self._difficulty(action),)
         if self.pairs == "kind":
@@ -103,7 +100,7 @@ class Pairing:
         number = getattr(action, "dive_number", None)
         if number is None and None in attributes:
             raise UserError(
-                f"dive {action.name} has no dive number, which --pairs number needs: give annotations with dive numbers, or --pairs difficulty"
+                f"{action.title} has no dive number, which --pairs number needs: give annotations with dive numbers, or --pairs difficulty"
             )
         # together the attributes determine the dive number
         return (number,) if number is not None else attributes
@@ -130,7 +127,7 @@ class Pairing:
         candidates = self._candidates(others, pools == place["pool"], difficulties, float(place["difficulty"]))
         if not len(candidates):
             raise UserError(
-                f"dive {plan.action.name} has no other action to be compared with: use more --videos, or another --pairs"
+                f"{plan.action.title} has no other action to be compared with: use more --videos, or another --pairs"
             )
         return actions[int(candidates[rng.integers(len(candidates))])]
 
@@ -147,7 +144,7 @@ class Pairing:
             UserError: the bank has no reference of the action's kind.
         """
         # in the order of the keys, so that a draw does not depend on the order of the bank
-        order = np.array(sorted(range(len(bank.keys)), key=lambda row: bank.keys[row]))
+        order = np.array(sorted(range(len(bank.keys)), key=lambda row: sort_key(bank.keys[row])))
         own = np.array([derive_seed(self.split_seed, "voters", *bank.keys[row]) for row in order])
         pools, difficulties = (bank.labels[name].cpu().numpy()[order] for name in ("pool", "difficulty"))
         seeds = given["voter_seed"].tolist()

@@ -108,6 +108,7 @@ class TimeSformer(Backbone):
         super().__init__()
         self.attention_type, self.frame_tokens, self.feature_dim = attention_type, frame_tokens, width
         self.time_embed_resize = time_embed_resize
+        self.clip_vectors = 1 if frame_tokens else 0
         self.patch_embed = PatchEmbed(image_size, patch_size, embed_dim=width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, width))

@@ -3,6 +3,9 @@ and Morris, CVPRW 2017), with scikit-learn's SVR.
 
 The features of a clip are averaged over its windows and standardised. An SVR is fitted to the training dives for every
 combination of KERNELS, COSTS and EPSILONS; the one with the highest validation Spearman is selected.
+
+Where actions have no difficulty, or kinds with different ranges of scores, the target is the final score mapped to 0 to 100 by
+the range of its kind (methods/scale.py), and Spearman's correlation is the mean over the kinds.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from training.data.facts import DataFacts
 from training.data.plan import Arrays
 from training.losses import mse
 from training.methods.base import Method
-from training.metrics import spearman
+from training.methods.scale import ScoreScale
+from training.metrics import fisher_mean, spearman
 
 if TYPE_CHECKING:
     from sklearn.svm import SVR
@@ -31,7 +35,7 @@ KERNELS, COSTS, EPSILONS = ("linear", "rbf"), (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0,
 
 
 def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> SupportVectorRegression:
-    return SupportVectorRegression()
+    return SupportVectorRegression() if data.by_difficulty else ScaledSupportVectorRegression(data)
 
 
 class SupportVectorRegression(Method):
@@ -46,6 +50,10 @@ class SupportVectorRegression(Method):
 
     def labels(self, action: Action) -> Arrays:
         return {"final_score": np.array(action.final_score, np.float64)}
+
+    def correlation(self, predicted: np.ndarray, labels: Tensors) -> float:
+        """Spearman's correlation on the validation actions, which chooses; NaN if it is undefined."""
+        return spearman(predicted, labels["final_score"].numpy())
 
     def encode(self, backbone: Backbone, clip: torch.Tensor) -> Tensors:
         return {"features": backbone(clip).float().mean(dim=1)}  # (B, D)
@@ -64,7 +72,7 @@ class SupportVectorRegression(Method):
         def quality(model: SVR) -> tuple[float, float]:
             """Validation Spearman, then the negative mean squared error to break ties."""
             predicted = model.predict(val_features)
-            rho = spearman(predicted, val_scores)
+            rho = self.correlation(predicted, val.labels)
             return (-math.inf if math.isnan(rho) else rho, -float(np.mean((predicted - val_scores) ** 2)))
 
         gamma = 1 / features.shape[1]  # the features are standardised
@@ -91,15 +99,42 @@ class SupportVectorRegression(Method):
         self.fitted = state
 
     def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
-        error = mse(self.predict(outputs, given)["score"], labels["final_score"])
+        error = mse(self.decision(outputs), labels["final_score"])
         return {"loss": error, "mse": error}
 
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
-        """The decision function of the fitted SVR in float64: the weighted kernel values plus the intercept."""
+        return {"score": self.decision(outputs)}
+
+    def decision(self, outputs: Tensors) -> torch.Tensor:
+        """The decision function (B,) of the fitted SVR in float64: the weighted kernel values plus the intercept."""
         fitted = {name: v.cpu() if isinstance(v, torch.Tensor) else v for name, v in self.fitted.items()}
         x = (outputs["features"].double().cpu() - fitted["mean"]) / fitted["scale"]
         if fitted["kernel"] == "linear":
             kernel_BS = x @ fitted["support"].T
         else:
             kernel_BS = torch.exp(-fitted["gamma"] * torch.cdist(x, fitted["support"]).square())
-        return {"score": kernel_BS @ fitted["dual"] + fitted["intercept"]}
+        return kernel_BS @ fitted["dual"] + fitted["intercept"]
+
+
+class ScaledSupportVectorRegression(SupportVectorRegression):
+    """Fits final scores on the scale of 0 to 100 of their kind."""
+
+    def __init__(self, data: DataFacts) -> None:
+        super().__init__()
+        self.scale, self.kinds = ScoreScale(data), sorted(data.rules)
+
+    def given(self, action: Action) -> Arrays:
+        return self.scale.given(action)
+
+    def labels(self, action: Action) -> Arrays:
+        score_of_100 = np.array(100 * self.scale.scaled(action), np.float64)
+        return {"final_score": score_of_100, "kind": np.array(self.kinds.index(action.kind))}
+
+    def correlation(self, predicted: np.ndarray, labels: Tensors) -> float:
+        kinds, true = labels["kind"].numpy(), labels["final_score"].numpy()
+        return float(
+            fisher_mean([spearman(predicted[kinds == kind], true[kinds == kind]) for kind in np.unique(kinds)])
+        )
+
+    def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
+        return {"score": self.scale.points(self.decision(outputs) / 100, given)}

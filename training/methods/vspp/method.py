@@ -104,7 +104,7 @@ class VSPP(Method):
         fitting = [stride for stride in self.strides if needed[stride] <= action.frame_count]
         if not fitting:
             raise UserError(
-                f"action {action.name} has {action.frame_count} frames and --method vspp needs {min(needed.values())}: leave it out of the lists, or give a smaller --frame_num or --pace_stride"
+                f"{action.title} has {action.frame_count} frames and --method vspp needs {min(needed.values())}: leave it out of the lists, or give a smaller --frame_num or --pace_stride"
             )
         stride = fitting[int(rng("speed").integers(len(fitting)))]
         segment = int(rng("segment").integers(c.segments))

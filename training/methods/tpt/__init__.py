@@ -1,0 +1,1 @@
+"""Temporal parsing transformer (TPT)."""
