@@ -24,6 +24,7 @@ from launch.config import REPOSITORY, LaunchConfig
 from launch.slurm import QueuedJob, SlurmError
 from training.config import TrainConfig, path_faults
 from training.runtime.run_folder import RunFolder, read_json, resume_faults, write_json
+from training.tasks import task_of
 
 _MAX_FRAME_BYTES = 40_000  # a stored frame of height 256 and quality 95
 
@@ -99,7 +100,7 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
         Stage("prepare", not missing, prepare),
         Stage("verify", not missing and not unverified(layout.frames, prepared), verify),
         Stage("train", trained or folder.summary_file.exists(), train),
-        Stage("evaluate", folder.summary_file.exists(), evaluate),
+        Stage("evaluate", folder.summary_file.exists() or not task_of(training.task).has_test, evaluate),
     ]
 
 

@@ -16,13 +16,14 @@ from scipy import stats
 from sklearn.dummy import DummyClassifier
 
 from data_preparation.actions import Action
-from tests.conftest import run_main
+from tests.conftest import data_flags, run_main, run_python, tiny_model
 from tests.small import DIVES
-from training.metrics import bootstrap_interval, relative_l2, score_metrics, spearman
+from training.metrics import bootstrap_interval, fisher_mean, relative_l2, score_metrics, spearman
 from training.predictions import predictions_csv, read_predictions
+from training.runtime.run_folder import RunFolder
 from training.tasks import label, names, task_of
 from training.tasks.base import Truth
-from training.tasks.score import fisher_mean, interval
+from training.tasks.score import interval
 
 SCORE = task_of("score")
 
@@ -214,3 +215,61 @@ def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(tmp_path: Path, c
         counts, names, tmp_path / "confusion.png", "a run: Test accuracy 0.712 (95 % interval 0.6 to 0.8)"
     )
     assert min(Image.open(tmp_path / "confusion.png").size) > 500
+
+
+# ------------------------------------------------------------------------------------------------------------- trainings
+
+
+@pytest.fixture(scope="module")
+def falls(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The flags of a drawn data set of falls and landings."""
+    folder = tmp_path_factory.mktemp("falls")
+    run_python(
+        "-m", "data_preparation.synthetic", "--task", "fall", "--dataset", folder, "--clips", 24, "--performers", 8
+    )
+    run_main("data_preparation.extract", "--dataset", folder, "--dataset_kind", "table", "--height", 72)
+    flags = data_flags(folder)
+    flags[flags.index("--annotation_path") + 1] = str(folder / "annotations/table.csv")
+    return [*flags, "--dataset_kind", "table"]
+
+
+@pytest.mark.slow
+def test_a_classifier_trains_resumes_and_is_evaluated(falls: list[str], tmp_path: Path):
+    method = ["--method", "classify", "--balance", "True", "--label_smoothing", "0.1", "--batch_size", 4]
+    flags = [*falls, "--runs_dir", tmp_path, "--run_name", "a", *tiny_model(*method), *method]
+    run_main("training.train", *flags, "--epochs", 1)
+    run_main("training.train", *flags, "--epochs", 2, "--evaluate", "True")
+    run = RunFolder(tmp_path / "a")
+    assert {"confusion.png", "losses.png", "predictions.csv"} <= {path.name for path in run.path.iterdir()}
+    epochs, progress, summary = run.metrics("epoch"), run.progress(), run.summary()
+    assert (progress.metric, progress.best) == ("acc", max(epoch["val_accuracy"] for epoch in epochs))
+    assert summary["checkpoint"]["val_accuracy"] == progress.best
+    read = read_predictions(run.predictions_file, "a")
+    assert LABEL.metrics(read.predicted, read.truth)["accuracy"] == summary["test"]["accuracy"]
+    assert "without video, majority" in run_main("training.evaluate", "--run", run.path).stdout
+    assert "| run | model | method | seeds | accuracy | macro F1 |" in run_main("training.report", run.path).stdout
+
+
+@pytest.mark.slow
+def test_a_pretraining_needs_no_test_list_and_has_no_test(falls: list[str], tmp_path: Path):
+    method = ["--method", "vspp", "--segments", 2, "--max_pace", 2, "--batch_size", 4, "--test_path", "/not/there.pkl"]
+    flags = [*falls, "--runs_dir", tmp_path, "--run_name", "p", *tiny_model(*method), *method]
+    refused = run_main("training.train", *flags, "--evaluate", "True", check=False)
+    assert refused.returncode == 2
+    assert "--evaluate True does not fit --method vspp, a pretraining without a test split" in refused.stderr
+    assert not (tmp_path / "p").exists()
+    run_main("training.train", *flags, "--epochs", 2)
+    run = RunFolder(tmp_path / "p")
+    assert run.progress().best == -min(epoch["val_loss"] for epoch in run.metrics("epoch"))
+    refused = run_main("training.evaluate", "--run", run.path, check=False)
+    assert refused.returncode == 2
+    assert "is a pretraining and has no test split" in refused.stderr
+
+
+def test_a_data_set_without_classes_is_refused_before_the_run_folder_is_made(dataset: Path, tmp_path: Path):
+    method = ["--method", "classify"]
+    flags = [*data_flags(dataset), "--runs_dir", tmp_path / "runs", *tiny_model(*method), *method]
+    refused = run_main("training.train", *flags, check=False)
+    assert refused.returncode == 2
+    assert "the data set has 0 classes and classification needs two or more" in refused.stderr
+    assert not (tmp_path / "runs").exists()

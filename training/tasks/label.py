@@ -22,6 +22,7 @@ from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth
 
 _Z_95 = 1.959963984540054  # of the normal distribution, two-sided 95 %
 _PREFIX = "probability_"  # of the columns with the probability of each class
+_MOST_LISTED = 12  # classes in the lines of a result
 _MOST_NUMBERED = 30  # classes; a larger confusion matrix has no numbers
 
 
@@ -190,9 +191,12 @@ class LabelTask(Task):
             )
         if more:
             lines.append(f"  {', '.join(f'{name} {number_text(value)}' for name, value in more.items())}")
+        by_recall = sorted(summary["groups"]["class"].items(), key=lambda item: item[1]["recall"] or 0)
+        if len(by_recall) > _MOST_LISTED:
+            lines.append(f"  the {_MOST_LISTED} classes of lowest recall (all are in summary.json):")
         lines += [
             f"  {name}: recall {number_text(found['recall'])} of {found['actions']} actions"
-            for name, found in summary["groups"]["class"].items()
+            for name, found in by_recall[:_MOST_LISTED]
         ]
         return lines + [
             f"  without video, {name}: accuracy {number_text(values['accuracy'])}, macro F1 {number_text(values['macro_f1'])}"

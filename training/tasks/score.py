@@ -20,6 +20,7 @@ from training.metrics import (
     baselines,
     bootstrap_interval,
     constant_prediction_warning,
+    fisher_mean,
     group_metrics,
     paired_interval,
     predicted_range,
@@ -31,13 +32,6 @@ from training.plots import new_figure, save_figure
 from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth, number_text
 
 _CORRELATIONS = ("spearman", "pearson")
-_LARGEST_CORRELATION = 1 - 1e-6  # a kind of few actions may be ordered perfectly, and z of 1 is infinite
-
-
-def fisher_mean(correlations: np.ndarray) -> np.ndarray:
-    """Mean over the first axis with Fisher's z-transformation: tanh(mean(arctanh(r))); NaN if one of them is NaN."""
-    limited = np.clip(np.asarray(correlations, np.float64), -_LARGEST_CORRELATION, _LARGEST_CORRELATION)
-    return np.tanh(np.arctanh(limited).mean(axis=0))
 
 
 def kinds_of(truth: Truth) -> dict[str, np.ndarray]:
