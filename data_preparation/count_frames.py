@@ -110,13 +110,18 @@ def count_all(source: Path, workers: int) -> dict[str, int]:
         raise UserError(
             f"{source} has no clips: give the folder with videos ({', '.join(VIDEO_SUFFIXES)}), archives or folders of pictures"
         )
-    names, faults = [], []
+    names: list[str] = []
+    bad: dict[str, list[str]] = {}  # clips by what is wrong with their names
     for clip in clips:
         relative = clip.relative_to(source)
         try:
             names.append(video_name((relative if clip.is_dir() else relative.with_suffix("")).as_posix()))
         except ValueError as error:
-            faults.append(f"{clip}: {error}")
+            bad.setdefault(str(error), []).append(str(relative))
+    faults = [
+        f"{source}: {len(paths)} clips ({', '.join(paths[:3])}) have names that cannot be used: {fix}"
+        for fix, paths in bad.items()
+    ]
     faults += [f"{source}: clip {name} exists {n} times: keep one" for name, n in Counter(names).items() if n > 1]
     if faults:
         raise UserError.of(faults)

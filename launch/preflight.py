@@ -72,7 +72,7 @@ def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], not
             if forecast.poll() is None:
                 print_step("waiting for the model")
             own, found = forecast_result(forecast)
-            faults += own
+            faults += [fault for fault in own if fault not in faults]
             if found is not None:
                 needed += found["checkpoint_bytes"] * (training.keep_checkpoints + 1) + found["best_bytes"]
                 faults += memory_faults(launch, found)

@@ -71,6 +71,13 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Format of the annotations (data_preparation/datasets); mtl_aqa also reads CSV and JSON files of dives.",
         choices=datasets.names(),
     )
+    leave_out: str = flag(
+        "none",
+        "List of actions (.csv, .json, .pkl) to leave out of training, validation and test.",
+        allowed="path, none",
+        may_change=True,
+        path=True,
+    )
     captions_path: str = flag(
         "none",
         "Captions (final_captions_dict.pkl) for --method multitask; none leaves the caption task out.",
@@ -316,6 +323,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
         return float(every.removesuffix("min")) * 60 if every.endswith("min") else math.inf
 
     @property
+    def leave_out_file(self) -> Path | None:
+        return None if self.leave_out.lower() == "none" else Path(self.leave_out)
+
+    @property
     def captions_file(self) -> Path | None:
         return None if self.captions_path.lower() == "none" else Path(self.captions_path)
 
@@ -451,7 +462,7 @@ def batch_norm_fault(c: TrainConfig, ranks: int) -> str | None:
 
 
 # commands that open an existing run folder may override these flags: the paths of the data and settings of the computation
-DATA_PATHS = ("root_dir", "annotation_path", "train_path", "test_path", "captions_path", "vocabulary_path")
+DATA_PATHS = ("root_dir", "annotation_path", "train_path", "test_path", "leave_out", "captions_path", "vocabulary_path")
 
 
 def plugin_paths() -> dict[str, dataclasses.Field]:
@@ -485,7 +496,12 @@ def missing_data(c: TrainConfig) -> dict[str, Path]:
     """The missing files and folders of the data set, by flag name."""
     used = c.annotation_files
     files: dict[str, Path | None] = {"annotation_path": used.annotations, "train_path": used.train}
-    files |= {"test_path": used.test, "captions_path": c.captions_file, "vocabulary_path": c.vocabulary_file}
+    files |= {
+        "test_path": used.test,
+        "leave_out": c.leave_out_file,
+        "captions_path": c.captions_file,
+        "vocabulary_path": c.vocabulary_file,
+    }
     own = {name: str(getattr(c, name)) for name in plugin_paths() if hasattr(c, name)}
     files |= {name: Path(path) for name, path in own.items() if path.lower() not in NO_WEIGHTS}
     missing = {name: file for name, file in files.items() if file and not file.exists()}
@@ -526,7 +542,7 @@ def path_faults(c: TrainConfig) -> list[str]:
                 f"--root_dir {path} is not a folder: prepare the frames first (python -m data_preparation.extract)"
             )
         else:
-            end = ", or none" if name in ("captions_path", "vocabulary_path") else ""
+            end = ", or none" if name in ("leave_out", "captions_path", "vocabulary_path") else ""
             faults.append(f"--{name} {path} is not a file (relative to {Path.cwd()}): give its path{end}")
     if c.tensorboard and find_spec("tensorboard") is None:
         faults.append("--tensorboard True needs TensorBoard: pip install tensorboard, or give --tensorboard False")

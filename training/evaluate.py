@@ -123,6 +123,7 @@ class _EvaluateConfig:
     annotation_path: Path | None = as_in_run("annotation_path")
     train_path: Path | None = as_in_run("train_path")
     test_path: Path | None = as_in_run("test_path")
+    leave_out: str | None = as_in_run("leave_out")
     captions_path: str | None = as_in_run("captions_path")
     vocabulary_path: str | None = as_in_run("vocabulary_path")
     precision: str | None = as_in_run("precision")

@@ -13,10 +13,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -32,10 +33,11 @@ from data_preparation.actions import Action
 from data_preparation.common.command_line import flag, parse, run, split_flags, to_argv
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import reporting_write_errors, write_atomic
+from data_preparation.identity import TrainedOn
 from training import plugins
 from training.config import TrainConfig, as_record, differences, path_faults
 from training.data.dataset import ActionDataset, Plan
-from training.data.features import FeatureFile
+from training.data.features import ABOUT, FeatureFile
 from training.data.loader import batches_of
 from training.data.plan import Arrays, Sample
 from training.data.sources import source_of
@@ -46,6 +48,7 @@ from training.runtime import checkpoint, collectives
 from training.runtime.logs import start_log
 from training.runtime.ranks import Ranks, read_ranks
 from training.runtime.run_folder import RunFolder
+from training.trained_on import of_weight_file
 
 log = logging.getLogger("training")
 
@@ -173,17 +176,30 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
         with reporting_write_errors(parts):
             write_atomic(part_file(parts, number), array_bytes(arrays))
     collectives.barrier()
-    return collectives.on_first_rank(partial(join_parts, options.output, parts, len(batches), actions))
+    about = partial(about_features, options, config, actions)
+    return collectives.on_first_rank(lambda: join_parts(options.output, parts, len(batches), actions, about()))
 
 
-def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Action]) -> str:
+def about_features(options: FeaturesConfig, config: TrainConfig, actions: Sequence[Action]) -> dict[str, Any]:
+    """What the feature file states besides the features, see FeatureFile.about.
+
+    Raises:
+        UserError: the weights do not state readably what they were trained on.
+    """
+    weights = config.weight_file if options.run is None else RunFolder(options.run).best_checkpoint
+    trained_on = of_weight_file(weights) if weights else TrainedOn()
+    return {"trained_on": trained_on.as_text(), "videos": source_of(config).video_hashes(actions)}
+
+
+def join_parts(output: Path, parts: Path, count: int, actions: Sequence[Action], about: Mapping[str, Any]) -> str:
     """Join all parts into one file, in the order of the annotations, and delete the parts."""
     arrays: dict[str, np.ndarray] = {}
     for number in range(count):
         with np.load(part_file(parts, number), allow_pickle=False) as loaded:
             arrays |= dict(loaded)
     with reporting_write_errors(output):
-        write_atomic(output, array_bytes({action.name: arrays[action.name] for action in actions}))
+        arrays = {action.name: arrays[action.name] for action in actions}
+        write_atomic(output, array_bytes({**arrays, ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}))
     shutil.rmtree(parts)
     written = FeatureFile(output)
     if faults := written.faults(actions):

@@ -16,9 +16,11 @@ from data_preparation.actions import is_chosen
 from data_preparation.common.command_line import parse, run
 from training.config import TrainConfig
 from training.cost import optimizer_bytes, parameters, step_memory
-from training.data.splits import facts_of
+from training.data.sources import source_of
+from training.data.splits import facts_of, load_splits
 from training.model import ScoringModel, build_model
 from training.runtime.ranks import Ranks
+from training.trained_on import entries_of_run, of_start
 
 
 def step_bytes(model: ScoringModel, config: TrainConfig, ranks: int) -> float:
@@ -34,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     data = datasets.load(config.dataset_kind, config.annotation_files)
     chosen = [action for action in data.actions.values() if is_chosen(action.video, config.chosen_videos)]
     model = build_model(config, facts_of(data, chosen))
+    if of_start(config):  # refuse weights that know actions of the test split
+        entries_of_run(config, load_splits(config), source_of(config), frozen=model.frozen)
     total, trainable = parameters(model)
     best = 4.0 * total
     averages = best if config.ema else 0.0

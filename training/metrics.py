@@ -90,6 +90,12 @@ def fisher_mean(correlations: Scores) -> np.ndarray:
     return np.tanh(np.arctanh(limited).mean(axis=0))
 
 
+def mean_correlation(correlations: Sequence[float]) -> float:
+    """`fisher_mean` in which an undefined correlation (all predictions are equal) counts as 0; NaN if all are undefined."""
+    values = np.asarray(correlations, np.float64)
+    return math.nan if np.isnan(values).all() else float(fisher_mean(np.nan_to_num(values)))
+
+
 def score_metrics(predicted: Scores, true: Scores) -> dict[str, float]:
     """All metrics of a set of predicted final scores."""
     p, y = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
@@ -186,13 +192,14 @@ def _position_name(dive: Action) -> str:
 
 
 def group_metrics(predicted: Scores, dives: Sequence[Action]) -> dict[str, dict[str, dict[str, float]]]:
-    """Metrics per event (video), difficulty band and, if all dives have one, position: grouping -> group -> metrics.
+    """Metrics per event (group or video), difficulty band and, if all dives have one, position: grouping -> group -> metrics.
+    Events of one action each, such as clips, are left out.
 
     Metrics: number of dives, Spearman, MAE and bias (mean of predicted minus true), in points.
     """
-    groupings: dict[str, Callable[[Action], str]] = {
-        "event": lambda d: d.video,
-    }
+    groupings: dict[str, Callable[[Action], str]] = {}
+    if len({d.held_together for d in dives}) < len(dives):
+        groupings["group" if any(d.group for d in dives) else "event"] = lambda d: d.held_together
     if all(d.difficulty is not None for d in dives):
         groupings["difficulty"] = lambda d: difficulty_band(d.need("difficulty"))
     if all(has_field(d, "position") for d in dives):
@@ -246,7 +253,9 @@ def baselines(train: Sequence[Action], test: Sequence[Action]) -> dict[str, dict
     if all(d.difficulty is not None for d in known):
         execution = float(np.mean([d.need("final_score") / d.need("difficulty") for d in train]))
         predictors["difficulty alone"] = lambda d: d.need("difficulty") * execution
-    predictors["event mean"] = _group_means(train, lambda d: d.held_together)
+    if len({d.held_together for d in known}) < len(known):  # clips are events of one action each
+        name = "group mean" if any(d.group for d in known) else "event mean"
+        predictors[name] = _group_means(train, lambda d: d.held_together)
     if all(has_field(d, "dive_number") for d in known):
         predictors["dive number mean"] = _group_means(train, lambda d: d.need("dive_number"))
     elif all(has_field(d, "rotation_type") for d in known):  # together the attributes determine the dive number

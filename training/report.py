@@ -60,8 +60,8 @@ class OpenedRun:
         return self.summary.get("task", DEFAULT)
 
     @property
-    def fold(self) -> int | None:
-        return self.config.fold if self.config.split == "event" else None
+    def fold(self) -> int:
+        return self.config.fold  # 1 where there are no folds
 
 
 def read_run(path: Path) -> OpenedRun:
@@ -160,7 +160,7 @@ def mean_over_folds(results: Sequence[dict[str, float | None]]) -> dict[str, flo
     return means
 
 
-def by_seed(group: Sequence[OpenedRun], folds: Sequence[int | None]) -> list[list[OpenedRun]]:
+def by_seed(group: Sequence[OpenedRun], folds: Sequence[int]) -> list[list[OpenedRun]]:
     """The runs of each seed, one per fold.
 
     Raises:
@@ -173,7 +173,7 @@ def by_seed(group: Sequence[OpenedRun], folds: Sequence[int | None]) -> list[lis
         given = [each.fold for each in runs]
         for fold in folds:
             names = " and ".join(each.name for each in runs if each.fold == fold)
-            where = f"seed {seed}" if fold is None else f"fold {fold} of seed {seed}"
+            where = f"seed {seed}" if len(folds) == 1 else f"fold {fold} of seed {seed}"
             if given.count(fold) > 1:
                 raise UserError(f"{names} have the same flags and {where}: give one of them")
             if not names:
@@ -189,13 +189,14 @@ def table(runs: Sequence[OpenedRun]) -> str:
     Raises:
         UserError: the runs have different tasks, were tested on different actions, or a fold is missing.
     """
-    tested: dict[int | None, list[list[int]]] = {}
+    tested: dict[int, list[list[int]]] = {}
     for each in runs:
-        if tested.setdefault(each.fold, each.tested) != each.tested or (None in tested and len(tested) > 1):
+        if tested.setdefault(each.fold, each.tested) != each.tested or each.config.split != runs[0].config.split:
             raise UserError(
                 f"{runs[0].name} and {each.name} were tested on different actions: give runs with the same data and test split"
             )
     actions = sum(map(len, tested.values()))
+    whole_events = runs[0].config.split == "event"
     task = task_of(runs[0].task)
     if other := next((each for each in runs if each.task != runs[0].task), None):
         raise UserError(
@@ -205,7 +206,8 @@ def table(runs: Sequence[OpenedRun]) -> str:
     lines = [header, ["---"] * len(header)]
     footnotes = [
         f"\n{actions} test actions"
-        + (f", means over {len(tested)} folds of whole events." if None not in tested else ".")
+        + (f", means over {len(tested)} folds" if len(tested) > 1 or whole_events else "")
+        + (" of whole events." if whole_events else ".")
     ]
     for group in grouped(runs):
         name, config = group[0].line_name, group[0].config

@@ -46,6 +46,7 @@ from training.runtime.progress import ProgressHook, record_failure
 from training.runtime.ranks import Ranks, allocated_cpus, job_times, read_ranks, restart_count, slurm_job_id
 from training.runtime.run_folder import RunFolder, resume_faults, write_json
 from training.tasks import task_of
+from training.trained_on import entries_of_run
 
 log = logging.getLogger("training")
 
@@ -117,6 +118,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status, device):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
+    trained_on = collectives.on_first_rank(partial(entries_of_run, config, splits, source, frozen=model.frozen))
     collectives.on_first_rank(
         partial(open_run, run, config, splits.record() | source.record(splits.known), splits.facts.record())
     )
@@ -130,6 +132,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         trainer: Trainer = (FeatureFit if method.fits_features else Engine)(
             model, config, run, ranks, device, interruption, on_progress
         )
+        trainer.trained_on = trained_on
         trainer.resume()
         warn_of_time_limit(ranks)
         trainer.fit(train_data, val_data)

@@ -377,6 +377,10 @@ def test_frames_of_clips_are_counted_once(tmp_path: Path, shared: Path):
         count_frames.main(argv)
     assert f"{pictures} lacks 1 pictures between img_00000.jpg and img_00003.jpg" in str(error.value)
     assert "empty.mp4 is empty (0 bytes)" in str(error.value)
+    (source / "playing guitar").mkdir()
+    (source / "playing guitar" / "a.mp4").touch()
+    with pytest.raises(UserError, match=r"1 clips \(playing guitar/a\.mp4\) have names that cannot be used: write"):
+        count_frames.main(argv)
     assert not output.exists()
 
 

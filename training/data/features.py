@@ -5,18 +5,21 @@
     FILE.npy    one array (A, N, D) or (A, D), and next to it FILE.csv with the columns video and dive, a row for each
     FILE.h5     datasets as the arrays of an .npz file (needs h5py)
 
-`python -m training.extract_features` writes .npz files. Reading never executes code of the file (no pickles).
+`python -m training.extract_features` writes .npz files. They also have an array "about": JSON text as bytes, with what the
+network was trained on and hashes of the source videos. Reading never executes code of the file (no pickles).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +28,7 @@ from data_preparation.annotations import load_split
 from data_preparation.common.errors import UserError, first_line
 
 SUFFIXES = (".npz", ".npy", ".h5", ".hdf5")
+ABOUT = "about"  # the array that is not named after an action
 
 
 @cache
@@ -46,12 +50,8 @@ class FeatureFile:
         Raises:
             UserError: the file is missing, damaged, or its arrays do not fit together.
         """
-        try:
+        with self._reporting_faults():
             rows = dict(_read(self.path))
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"--features {self.path} cannot be read ({first_line(error)}): give a file that python -m training.extract_features wrote, or one as training/data/features.py describes"
-            ) from None
         if not rows:
             raise UserError(f"--features {self.path} holds no features: write it again")
         shapes = {array.shape for array in rows.values()}
@@ -61,6 +61,31 @@ class FeatureFile:
                 f"--features {self.path} has actions of differing sizes ({listed}): give each the same number of vectors of the same width"
             )
         return rows
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What the file states about its features: "trained_on" (identity.TrainedOn as text) and "videos" (hashes of the
+        source videos by name); {} for files of other programs.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        with self._reporting_faults(), _opened(self.path) as arrays:
+            if ABOUT not in arrays:
+                return {}
+            found = json.loads(arrays[ABOUT].tobytes())
+            if not isinstance(found, dict) or not isinstance(found.get("videos"), dict):
+                raise ValueError(f"its array '{ABOUT}' is not a description of features")
+            return found
+
+    @contextmanager
+    def _reporting_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"--features {self.path} cannot be read ({first_line(error)}): give a file that python -m training.extract_features wrote, or one as training/data/features.py describes"
+            ) from None
 
     @property
     def width(self) -> int:
@@ -96,19 +121,25 @@ class FeatureFile:
 
 
 def _read(path: Path) -> Iterator[tuple[ActionKey, np.ndarray]]:
+    with _opened(path) as arrays:
+        if path.suffix.lower() == ".npy":
+            if not path.with_suffix(".csv").is_file():
+                raise ValueError(f"{path.with_suffix('.csv').name}, which names the action of each row, is missing")
+            yield from _matrix(load_split(path.with_suffix(".csv")), arrays["features"])
+        else:
+            yield from _arrays(arrays)
+
+
+def _opened(path: Path) -> AbstractContextManager[Mapping[str, np.ndarray]]:
+    """The arrays of a feature file by name; the only one of an .npy file is "features"."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        if not path.with_suffix(".csv").is_file():
-            raise ValueError(f"{path.with_suffix('.csv').name}, which names the action of each row, is missing")
-        yield from _matrix(load_split(path.with_suffix(".csv")), np.load(path, allow_pickle=False))
-    elif suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            yield from _arrays(arrays)
-    elif suffix in SUFFIXES:
-        with _hdf5(path) as arrays:
-            yield from _arrays(arrays)
-    else:
-        raise ValueError(f"its name does not end in {', '.join(SUFFIXES)}")
+        return nullcontext({"features": np.load(path, allow_pickle=False)})
+    if suffix == ".npz":
+        return np.load(path, allow_pickle=False)
+    if suffix in SUFFIXES:
+        return _hdf5(path)
+    raise ValueError(f"its name does not end in {', '.join(SUFFIXES)}")
 
 
 @contextmanager
@@ -130,6 +161,8 @@ def _arrays(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[ActionKey, np.nd
         )
         return
     for name in arrays:
+        if name == ABOUT:
+            continue
         video, slash, number = name.rpartition("/")
         if not (slash and number.isdigit()):
             raise ValueError(f"array '{name}' is not named after an action, such as {action_name(('03', 55))}")

@@ -12,6 +12,7 @@ import torch
 from data_preparation.actions import Action, video_order
 from data_preparation.archive import FrameReader, missing_text, open_frames
 from data_preparation.common.errors import UserError
+from data_preparation.identity import source_hashes
 from data_preparation.layout import is_prepared
 from training.config import TrainConfig
 from training.data.features import feature_file
@@ -29,6 +30,10 @@ class Source(Protocol):
 
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         """What splits.json records about these actions' data besides labels."""
+        ...
+
+    def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
+        """Hashes of the source videos of these actions, by video, as far as they are known (identity.source_hashes)."""
         ...
 
     def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
@@ -75,6 +80,9 @@ class FrameSource:
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {}  # the labels identify the videos, and thereby the frames
 
+    def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
+        return source_hashes(self.config.root_dir, (action.video for action in actions))
+
     def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
         # only end_aligned uses frames after the action's end; do not open the archive for the others
@@ -117,6 +125,9 @@ class FeatureSource:
 
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {"features": self.file.fingerprint(actions)}
+
+    def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
+        return {str(video): str(found) for video, found in self.file.about.get("videos", {}).items()}
 
     def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         return ClipSpec(action, (), None)

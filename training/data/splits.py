@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from data_preparation import datasets
-from data_preparation.actions import Action, is_chosen, plain_key, sort_key
+from data_preparation.actions import Action, is_chosen, list_names, plain_key, sort_key
+from data_preparation.annotations import load_split
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.facts import DataFacts
@@ -25,6 +26,7 @@ class Splits:
     val: list[Action]
     test: list[Action]
     facts: DataFacts = field(default_factory=DataFacts)
+    data_set: Sequence[Action] = ()  # all actions, also those of no part
 
     @property
     def known(self) -> list[Action]:
@@ -44,8 +46,13 @@ def load_splits(config: TrainConfig) -> Splits:
         UserError: unreadable files, lists without annotation or that overlap, too few dives or events.
     """
     data = datasets.load(config.dataset_kind, config.annotation_files)
+    left_out = set(load_split(config.leave_out_file)) if config.leave_out_file else set()
+    if unknown := sorted(left_out - set(data.actions), key=sort_key):
+        raise UserError(
+            f"--leave_out {config.leave_out} names {len(unknown)} actions without annotation ({list_names(unknown)}): give a list of this data set"
+        )
     listed, test = (
-        [action for action in part if is_chosen(action.video, config.chosen_videos)]
+        [action for action in part if is_chosen(action.video, config.chosen_videos) and action.key not in left_out]
         for part in data.parts("official" if config.split == "event" else config.split, config.fold)
     )
     if config.split == "event":
@@ -56,7 +63,7 @@ def load_splits(config: TrainConfig) -> Splits:
                 f"{config.train_list} leaves {len(listed)} dives of the videos {' '.join(config.videos)}: training and validation need one each at least"
             )
         splits = Splits(*split_train_val(listed, config.train_val_split_ratio, config.seed), test)
-    splits = replace(splits, facts=facts_of(data, [*listed, *test]))
+    splits = replace(splits, facts=facts_of(data, [*listed, *test]), data_set=list(data.actions.values()))
     if len(splits.train) < config.batch_size:
         raise UserError(
             f"--batch_size {config.batch_size} is more than the {len(splits.train)} training dives: give {len(splits.train)} or less"

@@ -85,7 +85,7 @@ class FeatureFit(Trainer):
             self.run.append_metrics(record)
             draw_losses([record], self.run.plot_file(self.config), self.run.title, metric)
             # last, since best.pt marks the fit as done
-            best = {"model": self.model.state_dict(), "position": asdict(self.position)}
+            best = {"model": self.model.state_dict(), "position": asdict(self.position), **self.trained_on}
             checkpoint.save(self.run.best_checkpoint, best)
         collectives.barrier()
         log.info("Fitted; validation:%s", validation_text(self.task, metrics))

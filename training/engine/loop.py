@@ -188,7 +188,7 @@ class Engine(Trainer):
 
     def state(self) -> dict[str, Any]:
         """What a resume needs. No random state is in it, since every random number is a function of the position."""
-        return {**self.step.state(), "position": asdict(self.position)}
+        return {**self.step.state(), "position": asdict(self.position), **self.trained_on}
 
     def resume(self) -> None:
         """Load the newest intact checkpoint, if there is one, and remove later lines from metrics.jsonl.

@@ -14,6 +14,7 @@ from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.runtime import checkpoint
 from training.runtime.run_folder import RunFolder
+from training.trained_on import BACKBONE_ENTRY, ENTRY
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +137,12 @@ class Checkpoints:
 
 
 def best_checkpoint_content(state: dict[str, Any]) -> dict[str, Any]:
-    """What best.pt holds of a checkpoint's state: the weights that were validated, and the position."""
+    """What best.pt holds of a checkpoint's state: the weights that were validated, the position, and what the weights were
+    trained on."""
     model = state["model"]
     if state["average"] is not None:
         prefix = "module."  # of AveragedModel
         model = {n.removeprefix(prefix): t for n, t in state["average"].items() if n.startswith(prefix)}
-    return {"model": model, "position": state["position"]}
+    # an older version wrote no such entries
+    kept = {name: state[name] for name in ("position", ENTRY, BACKBONE_ENTRY) if name in state}
+    return {"model": model, **kept}

@@ -37,6 +37,7 @@ class Trainer(ABC):
         self.interruption = interruption
         self.progress = Progress(run, ranks, on_progress)
         self.position = Position()
+        self.trained_on: dict[str, str] = {}  # entries of the checkpoints, see trained_on.entries_of_run
         self.epochs, self.total_steps = config.epochs, 0
 
     @abstractmethod

@@ -46,10 +46,12 @@ class Column(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What is true of A actions: `values` (A,) are final scores in points or class indices; `kinds` has A names."""
+    """What is true of A actions: `values` (A,) are final scores in points or class indices; `kinds` has A names. `spans` (A,) are
+    the lengths of the ranges of scores, in points, where the metrics need them."""
 
     values: np.ndarray
     kinds: Sequence[str]
+    spans: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

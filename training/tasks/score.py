@@ -16,12 +16,14 @@ import numpy as np
 
 from data_preparation.actions import Action, list_names
 from training.metrics import (
+    LARGEST_CORRELATION,
     RowsStatistic,
     baselines,
     bootstrap_interval,
     constant_prediction_warning,
     fisher_mean,
     group_metrics,
+    mean_correlation,
     paired_interval,
     predicted_range,
     relative_l2_rows,
@@ -47,15 +49,52 @@ def kinds_of(truth: Truth) -> dict[str, np.ndarray]:
     return {name: own for name, own in rows.items() if np.ptp(truth.values[own]) > 0}
 
 
+def one_kind(truth: Truth, rows: np.ndarray) -> Truth:
+    """What is true of the actions in some rows, as of one kind."""
+    return Truth(truth.values[rows], [""] * len(rows), None if truth.spans is None else truth.spans[rows])
+
+
+def key_of_kind(key: str, kind: str) -> str:
+    """The name of a metric of one kind; of all actions, if there is one kind only, whose name is empty."""
+    return f"{key}_{kind.replace(' ', '_')}" if kind else key
+
+
+L2_OF_100 = "l2_of_100"
+
+
+def l2_of_100(predicted: np.ndarray, truth: Truth) -> float:
+    """Mean squared error on the scale on which the range of a kind is 0 to 100, as published on AQA-7 ("L2" of CoRe, ICCV 2021)."""
+    return float(np.mean(((predicted - truth.values) / truth.spans * 100) ** 2))
+
+
+def _l2_text(found: Mapping[str, Any]) -> str:
+    return f", L2 (0 to 100) {found[L2_OF_100]:.2f}" if L2_OF_100 in found else ""
+
+
 # --------------------------------------------------------------------------------------------------------- intervals
 
 _STATISTICS: dict[str, RowsStatistic] = {"spearman": spearman_rows, "r_l2_x100": relative_l2_rows}
 
 
 def _mean_over_kinds(key: str, values: Sequence[float] | Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of a metric over the first axis: with Fisher's z-transformation for correlations, else plain."""
+    """Mean of a metric over the first axis (kinds): with Fisher's z-transformation for correlations, else plain."""
     stacked = np.asarray(values, np.float64)
     return fisher_mean(stacked) if key in _CORRELATIONS else stacked.mean(axis=0)
+
+
+def _with_means(by_kind: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the kinds, then those of `_STATISTICS` and the L2 of each kind.
+
+    A correlation that is undefined, because all predictions of a kind are equal, counts as 0.
+    """
+    means: dict[str, float] = {}
+    of_kinds: dict[str, float] = {}
+    for key in next(iter(by_kind.values())):
+        values = [found[key] for found in by_kind.values()]
+        means[key] = mean_correlation(values) if key in _CORRELATIONS else float(np.mean(values))
+        if key in (*_STATISTICS, L2_OF_100):
+            of_kinds |= {key_of_kind(key, kind): found[key] for kind, found in by_kind.items()}
+    return {**means, **of_kinds}
 
 
 def _by_kind(truth: Truth, key: str) -> tuple[np.ndarray, list[int], RowsStatistic]:
@@ -100,19 +139,20 @@ class ScoreTask(Task):
 
     def truth(self, actions: Sequence[Action]) -> Truth:
         scores = np.array([action.need("final_score") for action in actions], np.float64)
-        return Truth(scores, [action.kind for action in actions])
+        spans = None
+        if any(action.difficulty is None for action in actions) and all(action.rules for action in actions):
+            spans = np.array([action.rules.high - action.rules.low for action in actions if action.rules], np.float64)
+        return Truth(scores, [action.kind for action in actions], spans)
 
     def metrics(self, predicted: Arrays, truth: Truth) -> dict[str, float]:
         kinds = kinds_of(truth)
         if not kinds:
-            return score_metrics(predicted["score"], truth.values)
-        by_kind = {n: score_metrics(predicted["score"][rows], truth.values[rows]) for n, rows in kinds.items()}
-        keys = next(iter(by_kind.values()))
-        means = {key: float(_mean_over_kinds(key, [found[key] for found in by_kind.values()])) for key in keys}
-        of_kinds = {
-            f"{key}_{name.replace(' ', '_')}": found[key] for key in _STATISTICS for name, found in by_kind.items()
+            found = score_metrics(predicted["score"], truth.values)
+            return found if truth.spans is None else {**found, L2_OF_100: l2_of_100(predicted["score"], truth)}
+        by_kind = {
+            n: self.metrics({"score": predicted["score"][rows]}, one_kind(truth, rows)) for n, rows in kinds.items()
         }
-        return {**means, **of_kinds}
+        return _with_means(by_kind)
 
     def warning(self, predicted: Arrays) -> str | None:
         return constant_prediction_warning(predicted_range(predicted["score"]))
@@ -123,7 +163,7 @@ class ScoreTask(Task):
         truth, scores = self.truth(test), predicted["score"]
         groups: dict[str, Any] = group_metrics(scores, test)
         if kinds := kinds_of(truth):
-            groups["kind"] = {n: self._of_kind(scores[rows], truth.values[rows]) for n, rows in kinds.items()}
+            groups["kind"] = {n: self._of_kind(scores[rows], one_kind(truth, rows)) for n, rows in kinds.items()}
         return {
             "test": {
                 "dives": len(test),
@@ -136,28 +176,21 @@ class ScoreTask(Task):
             "groups": groups,
         }
 
-    @staticmethod
-    def _of_kind(predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
-        one_kind = Truth(true, [""] * len(true))
-        intervals = {f"{key}_ci95": interval(predicted, one_kind, key) for key in _STATISTICS}
-        return {"dives": len(true), **score_metrics(predicted, true), **intervals}
+    def _of_kind(self, predicted: np.ndarray, truth: Truth) -> dict[str, Any]:
+        intervals = {f"{key}_ci95": interval(predicted, truth, key) for key in _STATISTICS}
+        return {"dives": len(predicted), **self.metrics({"score": predicted}, truth), **intervals}
 
     def _baselines(self, known: Sequence[Action], test: Sequence[Action]) -> dict[str, dict[str, float]]:
         """training.metrics.baselines; with several kinds, each predicts within a kind, and the metrics are averaged."""
         kinds = kinds_of(self.truth(test))
         if not kinds:
             return baselines(known, test)
-        of_kinds = [
-            baselines([action for action in known if action.kind == kind] or known, [test[i] for i in rows])
+        of_kinds = {
+            kind: baselines([action for action in known if action.kind == kind] or known, [test[i] for i in rows])
             for kind, rows in kinds.items()
-        ]
-        shared = [name for name in of_kinds[0] if all(name in found for found in of_kinds)]
-        return {
-            name: {
-                key: float(_mean_over_kinds(key, [found[name][key] for found in of_kinds])) for key in of_kinds[0][name]
-            }
-            for name in shared
         }
+        shared = [name for name in next(iter(of_kinds.values())) if all(name in found for found in of_kinds.values())]
+        return {name: _with_means({kind: found[name] for kind, found in of_kinds.items()}) for name in shared}
 
     def result_lines(self, summary: Mapping[str, Any]) -> list[str]:
         test, more = summary["test"], summary["method_metrics"]
@@ -165,13 +198,21 @@ class ScoreTask(Task):
         kinds = summary["groups"].get("kind", {})
         mean = f" (Fisher-z mean of {len(kinds)} kinds)" if kinds else ""
         lines = [
-            f"Test Spearman {number_text(test['spearman'])}{mean} (95 % interval {low} to {high}), R-l2 x100 {number_text(test['r_l2_x100'])}, "
+            f"Test Spearman {number_text(test['spearman'])}{mean} (95 % interval {low} to {high}), R-l2 x100 {number_text(test['r_l2_x100'])}{_l2_text(test)}, "
             f"{test['dives']} actions, checkpoint of epoch {summary['checkpoint']['epoch']}"
         ]
         for name, found in kinds.items():
             low, high = (number_text(value) for value in found["spearman_ci95"])
             lines.append(
-                f"  {name}: Spearman {number_text(found['spearman'])} (95 % interval {low} to {high}), R-l2 x100 {number_text(found['r_l2_x100'])}, {found['dives']} actions"
+                f"  {name}: Spearman {number_text(found['spearman'])} (95 % interval {low} to {high}), R-l2 x100 {number_text(found['r_l2_x100'])}{_l2_text(found)}, {found['dives']} actions"
+            )
+        if undefined := [name for name, found in kinds.items() if found["spearman"] is None]:
+            lines.append(
+                f"  The predictions of {', '.join(undefined)} are all the same: Spearman counts as 0 in the mean."
+            )
+        if perfect := [name for name, found in kinds.items() if abs(found["spearman"] or 0) > LARGEST_CORRELATION]:
+            lines.append(
+                f"  A Spearman of 1 ({', '.join(perfect)}) counts as {LARGEST_CORRELATION:g} in the Fisher-z mean."
             )
         if warning := constant_prediction_warning(test.get("predicted_range")):
             lines.append(f"  {warning}")
@@ -187,7 +228,7 @@ class ScoreTask(Task):
     def draw(
         self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], path: Path, title: str
     ) -> None:
-        """Predicted over true final scores, coloured by difficulty if all actions have one."""
+        """Predicted over true final scores, coloured by difficulty if all actions have one, else by kind."""
         scores = predicted["score"]
         true = self.truth(actions).values.tolist()
         low, high = min([*true, *scores]) - 2, max([*true, *scores]) + 2
@@ -197,7 +238,11 @@ class ScoreTask(Task):
         axes.plot([low, high], [low, high], color="black", linewidth=0.8, linestyle=":", label="predicted = true")
         difficulties = [action.difficulty for action in actions if action.difficulty is not None]
         colours: dict[str, Any] = {"c": difficulties, "cmap": "viridis"} if len(difficulties) == len(true) else {}
-        points = axes.scatter(true, scores, s=16, alpha=0.8, **colours)
+        if colours or not (kinds := kinds_of(self.truth(actions))):
+            points = axes.scatter(true, scores, s=16, alpha=0.8, **colours)
+        else:
+            for kind, rows in kinds.items():
+                axes.scatter(np.asarray(true)[rows], scores[rows], s=16, alpha=0.8, label=kind)
         if colours:
             figure.colorbar(points, ax=axes, label="difficulty")
         axes.set(xlabel="true final score (points)", ylabel="predicted final score (points)", aspect="equal")

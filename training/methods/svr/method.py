@@ -26,7 +26,7 @@ from training.data.plan import Arrays
 from training.losses import mse
 from training.methods.base import Method
 from training.methods.scale import ScoreScale
-from training.metrics import fisher_mean, spearman
+from training.metrics import mean_correlation, spearman
 
 if TYPE_CHECKING:
     from sklearn.svm import SVR
@@ -132,9 +132,7 @@ class ScaledSupportVectorRegression(SupportVectorRegression):
 
     def correlation(self, predicted: np.ndarray, labels: Tensors) -> float:
         kinds, true = labels["kind"].numpy(), labels["final_score"].numpy()
-        return float(
-            fisher_mean([spearman(predicted[kinds == kind], true[kinds == kind]) for kind in np.unique(kinds)])
-        )
+        return mean_correlation([spearman(predicted[kinds == kind], true[kinds == kind]) for kind in np.unique(kinds)])
 
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         return {"score": self.scale.points(self.decision(outputs) / 100, given)}
