@@ -124,21 +124,21 @@ def named_config(argv: list[str]) -> Path:
     return Path(named[-1]) if named else LaunchConfig.config
 
 
-def read_flag_file(path: Path) -> list[str]:
-    """The training flags in a file like model_train_config.sh.
+def read_flag_file(path: Path, given_by: str = "--config") -> list[str]:
+    """The training flags in a file like model_train_config.sh, which the flag `given_by` names.
 
     Raises:
         UserError: the file is missing, exits with an error, or prints no flags.
     """
     if not path.is_file():
-        raise UserError(f"--config {path} is not a file: give a file like model_train_config.sh")
+        raise UserError(f"{given_by} {path} is not a file: give a file like model_train_config.sh")
     if b"\r\n" in path.read_bytes():
-        raise UserError(f"--config {path} has Windows line ends: convert it (sed -i 's/\\r$//' {path})")
+        raise UserError(f"{given_by} {path} has Windows line ends: convert it (sed -i 's/\\r$//' {path})")
     done = subprocess.run(["bash", str(path), "--print_flags"], capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise UserError(
-            f"--config {path} cannot be read as bash ({lines[-1]}): compare it with the model_train_config.sh of the repository"
+            f"{given_by} {path} cannot be read as bash ({lines[-1]}): compare it with the model_train_config.sh of the repository"
         )
     words = done.stdout.split("\0")
     starts = [
@@ -146,7 +146,7 @@ def read_flag_file(path: Path) -> list[str]:
     ]  # the site's set-up may print text before
     if not starts:
         raise UserError(
-            f"--config {path} gives no flags: its last line must source job_files/with_flags.sh, as in model_train_config.sh"
+            f"{given_by} {path} gives no flags: its last line must source job_files/with_flags.sh, as in model_train_config.sh"
         )
     return words[starts[-1] + 1 : -1]
 

@@ -1,6 +1,8 @@
 """Submit prepare, verify, train and evaluate as Slurm jobs, each of which starts when the one before has succeeded.
 
-    python -m launch.pipeline [launch flags] [-- training flags]
+    python -m launch.pipeline [--pretrain FLAG_FILE] [launch flags] [-- training flags]
+
+With --pretrain another training comes before, and its best model is the --pretrained_model of the training.
 
 Each stage depends on the one before (afterok); if it fails, Slurm cancels the later ones. After a failure give the same
 command again: it skips stages that are done or queued, and submits the others.
@@ -11,16 +13,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data_preparation import datasets
 from data_preparation.actions import video_order
-from data_preparation.common.command_line import flag, run
+from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.layout import DatasetLayout, is_prepared
 from data_preparation.verified import unverified
 from launch import preflight, slurm, snapshot, submit
-from launch.config import REPOSITORY, LaunchConfig
+from launch.config import REPOSITORY, LaunchConfig, absolute, read_flag_file
 from launch.slurm import QueuedJob, SlurmError
 from training.config import TrainConfig, path_faults
 from training.runtime.run_folder import RunFolder, read_json, resume_faults, write_json
@@ -37,6 +40,10 @@ class PipelineConfig(LaunchConfig):
     prepare_cpus: int = flag(2, "CPU cores of each preparing task, and of the verification.", minimum=1)
     prepare_time_min: int = flag(240, "Time limit of a preparing task and of the verification in minutes.", minimum=1)
     height: int = flag(256, "Height of the stored frames in pixels.", minimum=0, maximum=4320)
+    pretrain: Path | None = flag(
+        None,
+        "File of training flags of another training, which comes before; its best model is the --pretrained_model of the training.",
+    )
 
     def __post_init__(self) -> None:
         if self.cluster != "slurm":
@@ -52,16 +59,66 @@ class Stage:
     submit: Callable[[str], str]
 
 
-def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str], code: Path) -> list[Stage]:
+def read_pretraining(launch: PipelineConfig) -> TrainConfig | None:
+    """The flags of the training of --pretrain, with absolute paths; None without --pretrain.
+
+    Raises:
+        UserError: the file cannot be read, or its flags are wrong.
+    """
+    if launch.pretrain is None:
+        return None
+    flags = read_flag_file(REPOSITORY / launch.pretrain, "--pretrain")
+    return absolute(parse(TrainConfig, flags, prog=str(launch.pretrain)))
+
+
+def starting_from(pretraining: TrainConfig | None, training: TrainConfig) -> TrainConfig:
+    """The training with the best model of the pretraining as --pretrained_model.
+
+    Raises:
+        UserError: the two trainings do not fit together.
+    """
+    if pretraining is None:
+        return training
+    best = RunFolder(pretraining.run_dir).best_checkpoint
+    faults = []
+    if pretraining.run_dir == training.run_dir:
+        faults.append(
+            f"--pretrain and the training have the same run folder {training.run_dir}: give one another --run_name"
+        )
+    if pretraining.model != training.model:
+        faults.append(
+            f"--pretrain trains --model {pretraining.model} and the training has --model {training.model}: choose the same"
+        )
+    if training.weight_file not in (None, best):
+        faults.append(
+            f"--pretrained_model {training.pretrained_model} is not the best model of --pretrain ({best}): leave one of them out"
+        )
+    if faults:
+        raise UserError.of(faults)
+    return dataclasses.replace(training, pretrained_model=str(best))
+
+
+def is_trained(training: TrainConfig) -> bool:
+    """Whether the run of a training has finished with as many epochs."""
+    folder = RunFolder(training.run_dir)
+    progress, saved = folder.progress(), folder.saved_config()
+    is_finished = progress is not None and progress.state == "finished"
+    return is_finished and saved is not None and saved.epochs >= training.epochs
+
+
+def stages(
+    launch: PipelineConfig,
+    training: TrainConfig,
+    site: Mapping[str, str],
+    code: Path,
+    pretraining: TrainConfig | None = None,
+) -> list[Stage]:
     """All stages in order."""
     folder = RunFolder(training.run_dir)
     layout = DatasetLayout(Path(site["DEEPSPORTS_DATASET"]).resolve())
     videos = annotated_frames(training)
     prepared = [video for video in videos if is_prepared(layout.frames, video)]
     missing = [video for video in videos if video not in set(prepared)]
-    progress, saved = folder.progress(), folder.saved_config()
-    is_finished = progress is not None and progress.state == "finished"
-    trained = is_finished and saved is not None and saved.epochs >= training.epochs
 
     def job_file(name: str, after: str, options: Sequence[str], arguments: Sequence[str]) -> str:
         tag = "%A_%a" if any(o.startswith("--array") for o in options) else "%j"
@@ -83,9 +140,9 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
         lists = ["--train_path", str(training.train_path), "--test_path", str(training.test_path)]
         return job_file("verify_dataset", after, small, [*data, *lists])
 
-    def train(after: str) -> str:
+    def train(config: TrainConfig, after: str) -> str:
         dependency = ",".join(filter(None, [launch.dependency, f"afterok:{after}" if after else ""]))
-        return submit.submit_training(dataclasses.replace(launch, dependency=dependency), training, site)
+        return submit.submit_training(dataclasses.replace(launch, dependency=dependency), config, site)
 
     def evaluate(after: str) -> str:
         gpu = bool(launch.gpus_per_node)
@@ -96,12 +153,17 @@ def stages(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str
         ]
         return job_file("evaluate_model", after, options, ["--run", str(folder.path), "--gpu", str(gpu)])
 
-    return [
+    is_tested = folder.summary_file.exists()
+    found = [
         Stage("prepare", not missing, prepare),
         Stage("verify", not missing and not unverified(layout.frames, prepared), verify),
-        Stage("train", trained or folder.summary_file.exists(), train),
-        Stage("evaluate", folder.summary_file.exists() or not task_of(training.task).has_test, evaluate),
+        Stage("train", is_trained(training) or is_tested, partial(train, training)),
     ]
+    if pretraining is not None:
+        found.insert(2, Stage("pretrain", is_trained(pretraining) or is_tested, partial(train, pretraining)))
+    if task_of(training.task).has_test:
+        found.append(Stage("evaluate", is_tested, evaluate))
+    return found
 
 
 def small_options(launch: PipelineConfig) -> list[str]:
@@ -140,11 +202,31 @@ def annotated_frames(training: TrainConfig) -> dict[str, int]:
     return dict(sorted(frames.items(), key=lambda item: video_order(item[0])))
 
 
-def pipeline_faults(launch: PipelineConfig, training: TrainConfig, site: Mapping[str, str]) -> list[str]:
+def pretraining_faults(launch: PipelineConfig, pretraining: TrainConfig, training: TrainConfig) -> list[str]:
+    """The errors of the pretraining that can be found before the first stage is submitted."""
+    found = preflight.request_flag_faults(launch, pretraining)
+    found += resume_faults(RunFolder(pretraining.run_dir), pretraining)[0]
+    same_frames = pretraining.root_dir == training.root_dir
+    found += [f for f in path_faults(pretraining) if not (same_frames and f.startswith("--root_dir"))]
+    same_actions = pretraining.annotation_path == training.annotation_path
+    if not found and not (same_frames and same_actions):  # the stage "prepare" has the videos of the training only
+        found += preflight.data_faults(pretraining)
+    return [f"{launch.pretrain}: {fault}" for fault in found]
+
+
+def pipeline_faults(
+    launch: PipelineConfig,
+    training: TrainConfig,
+    site: Mapping[str, str],
+    pretraining: TrainConfig | None = None,
+) -> list[str]:
     """The errors of all stages that can be found before the first one is submitted."""
     folder, layout = RunFolder(training.run_dir), DatasetLayout(Path(site["DEEPSPORTS_DATASET"]).resolve())
-    found = preflight.request_flag_faults(launch, training) + resume_faults(folder, training)[0]
-    found += [fault for fault in path_faults(training) if not fault.startswith("--root_dir")]
+    found = [] if pretraining is None else pretraining_faults(launch, pretraining, training)
+    found += preflight.request_flag_faults(launch, training) + resume_faults(folder, training)[0]
+    # of later stages: the frames, and the weights of the pretraining
+    made = ("--root_dir", *(["--pretrained_model"] if pretraining else []))
+    found += [fault for fault in path_faults(training) if not fault.startswith(made)]
     if training.root_dir.resolve() != layout.frames:
         found.append(
             f"the pipeline prepares {layout.frames}, but --root_dir is {training.root_dir}: set DEEPSPORTS_DATASET in job_files/environment.sh to the data set"
@@ -173,9 +255,10 @@ def main(argv: Sequence[str]) -> int:
     launch, training, site = submit.read_flags(
         argv, PipelineConfig, "python -m launch.pipeline", __doc__.splitlines()[0]
     )
-    training = dataclasses.replace(training, evaluate=False)  # by the last stage
+    pretraining = read_pretraining(launch)
+    training = starting_from(pretraining, dataclasses.replace(training, evaluate=False))  # by the last stage
     preflight.print_step("checking flags, files and videos")
-    faults = pipeline_faults(launch, training, site)
+    faults = pipeline_faults(launch, training, site, pretraining)
     notes: list[str] = []
     folder = RunFolder(training.run_dir)
     if preflight.slurm_available(launch, faults):
@@ -183,14 +266,16 @@ def main(argv: Sequence[str]) -> int:
         script = submit.batch_script(executor, folder.jobs_dir)
         preflight.check_with_slurm(script, launch, faults, notes)
         if not faults:
-            todo = [stage.name for stage in stages(launch, training, site, REPOSITORY) if not stage.is_done]
+            todo = [
+                stage.name for stage in stages(launch, training, site, REPOSITORY, pretraining) if not stage.is_done
+            ]
             faults += small_stage_faults(launch, site, todo)
     if faults:
         raise UserError.of(faults)
     for note in notes:
         print(note)
     if launch.dry_run:
-        for stage in stages(launch, training, site, snapshot.code_path(folder.path)):
+        for stage in stages(launch, training, site, snapshot.code_path(folder.path), pretraining):
             print(f"{stage.name:<9} {'done' if stage.is_done else 'to submit'}")
         print(script)
         return 0
@@ -203,7 +288,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"{record_file} is damaged: delete it when none of the pipeline's jobs is queued")
         queued = submit.active_jobs()
         after, renewed = "", False
-        for stage in stages(launch, training, site, code):
+        for stage in stages(launch, training, site, code, pretraining):
             if stage.is_done:
                 print(f"{stage.name:<9} done")
                 continue

@@ -1,4 +1,4 @@
-"""The examples of .github/CONTRIBUTING.md: a new backbone, method and data set, each made from an existing file.
+"""The examples of .github/CONTRIBUTING.md: a new backbone, method, data set and reader, each made from an existing file.
 
 python -m tests.examples            writes their diffs into .github/CONTRIBUTING.md
 
@@ -33,7 +33,9 @@ class Example(NamedTuple):
 
     def diff(self) -> str:
         old = (REPOSITORY / self.existing).read_text().splitlines()
-        package = "training/" if self.existing.startswith("training/") else ""
+        package = (
+            self.existing.split("/")[0] + "/" if self.new.startswith(("backbones/", "methods/", "datasets/")) else ""
+        )
         lines = difflib.unified_diff(old, self.text().splitlines(), self.existing, package + self.new, lineterm="", n=1)
         # without line numbers, so that an edit elsewhere in the file does not change the diff
         shown = ("@@" if line.startswith("@@") else line.rstrip() for line in lines)
@@ -88,6 +90,26 @@ EXAMPLES = {
                     "    @property\n    def needs(",
                     '    huber_delta: float = flag(0.1, "Error above which the loss is linear.", minimum=1e-6)\n\n'
                     "    @property\n    def needs(",
+                ),
+            ),
+        ),
+    ),
+    "reader example": (
+        Example(
+            "data_preparation/datasets/mtl_aqa.py",
+            "datasets/from_zero.py",
+            (
+                (
+                    "    actions = {key: replace(d, caption=captions.get(key, d.caption)) for key, d in read.dives.items()}\n",
+                    "    actions = {\n"
+                    "        key: replace(\n"
+                    "            d,\n"
+                    "            start_frame=d.start_frame + 1,\n"
+                    "            end_frame=d.end_frame + 1,\n"
+                    "            caption=captions.get(key, d.caption),\n"
+                    "        )\n"
+                    "        for key, d in read.dives.items()\n"
+                    "    }\n",
                 ),
             ),
         ),

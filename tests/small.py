@@ -24,6 +24,11 @@ MODELS, METHODS = plugins.names(plugins.BACKBONES), plugins.names(plugins.METHOD
 VIDEO_MODELS = tuple(name for name in MODELS if plugins.flags_of(plugins.BACKBONES, name).reads == "video")
 
 
+def judges_of(score: float, difficulty: float) -> tuple[float, ...]:
+    """Seven equal scores in half points that give about this final score."""
+    return (min(round(2 * score / difficulty / 3) / 2, 10.0),) * 7
+
+
 def actions_of(count: int) -> list[Dive]:
     """Different dives of one video."""
     return [
@@ -35,6 +40,7 @@ def actions_of(count: int) -> list[Dive]:
             label=i % 3,
             difficulty=2.0 + i / 8,
             final_score=30.0 + 5 * i,
+            judge_scores=judges_of(30.0 + 5 * i, 2.0 + i / 8),
             position=i % 3,
             armstand=i % 2,
             rotation_type=i % 4,

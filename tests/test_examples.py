@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_the_example_plug_ins_pass_conformance_tests_and_train(tmp_path: Path, d
     runs = ["--runs_dir", str(tmp_path / "runs"), "--evaluate", "True"]
     out = run_python("-m", "training.train", *data_flags(dataset), *flags, *small, *runs, env=env)
     assert "Test Spearman" in out.stdout + out.stderr
+
+
+def test_the_example_reader_is_found_and_used(tmp_path: Path, shared: Path):
+    write("reader example", tmp_path)
+    files = shared / "mtl_aqa"
+    lists = ["--train_path", files / "train_split_0.pkl", "--test_path", files / "test_split_0.pkl"]
+    annotations = ["--annotation_path", files / "final_annotations_dict.pkl", "--dataset_kind", "from_zero", *lists]
+    env = {"DEEPSPORTS_PLUGINS": str(tmp_path)}
+    out = run_python("-m", "data_preparation.annotations", "summary", *annotations, env=env).stdout
+    assert "1412 in 15 videos" in out
+    assert re.search(r"^ +01 +191 +140 +51 +7378 +291972 +22318$", out, re.MULTILINE)  # one frame later
 
 
 @pytest.mark.slow

@@ -14,7 +14,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from data_preparation.actions import Dive
-from tests.small import FACTS, METHODS, MODELS, VIDEO_MODELS, actions_of, batch_of, fits, sampled_batch, tiny_config
+from tests.small import (
+    FACTS,
+    METHODS,
+    MODELS,
+    VIDEO_MODELS,
+    actions_of,
+    batch_of,
+    fits,
+    judges_of,
+    sampled_batch,
+    tiny_config,
+)
 from training import plugins
 from training.config import TrainConfig
 from training.data.batch import Batch, Rows, chunk_batch
@@ -225,9 +236,10 @@ def unexplained(method: str, folder: Path, permuted: bool) -> float:
             i,
             1 + 100 * i,
             80 + 100 * i,
-            difficulty=2.0 + i % 9 / 8,
+            difficulty=3.0 + i % 9 / 8,
             final_score=30.0 + i * 37 % 60,
             label=i * 37 % 60 // 20,
+            judge_scores=judges_of(30.0 + i * 37 % 60, 3.0 + i % 9 / 8),
             position=i % 3,
             armstand=i % 2,
             rotation_type=i % 4,
@@ -245,7 +257,8 @@ def unexplained(method: str, folder: Path, permuted: bool) -> float:
     scores = np.random.default_rng(2).permutation(64) if permuted else np.arange(64)
     shown = [
         dataclasses.replace(
-            dives[i], final_score=dives[j].final_score, difficulty=dives[j].difficulty, label=dives[j].label
+            dives[i],
+            **{name: getattr(dives[j], name) for name in ("final_score", "difficulty", "judge_scores", "label")},
         )
         for i, j in enumerate(scores)
     ]

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from data_preparation.actions import Dive, action_name, video_name
+from data_preparation.actions import Action, Dive, ScoreRules, action_name, video_name
 from data_preparation.annotations import load_annotations, load_split
+from data_preparation.common.errors import UserError
 from tests.conftest import SHARED
 from tests.golden import difference, golden, recipe_state, recipe_tensor
 from tests.small import NoFrames, actions_of, config_of, labels_of, sampled_batch
@@ -384,6 +385,52 @@ def test_the_swapped_pair_has_the_opposite_target():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     for name in outputs[0]:
         assert torch.allclose(outputs[0][name], outputs[1][name].flip(1), atol=1e-6)
+
+
+def test_kinds_are_compared_apart_on_a_common_scale():
+    """Labels are scores mapped to 0..100 by the range of the kind; the prediction is mapped back; no difficulty is needed."""
+    ranges = {"vault": ScoreRules(12.0, 17.0), "ski": ScoreRules(8.0, 50.0)}
+    scores = {"vault": [12.0, 14.5, 17.0], "ski": [8.0, 29.0, 50.0]}
+    actions = [
+        Action("01", 10 * i + j, 1, 103, final_score=score, kind=kind, rules=ranges[kind])
+        for i, kind in enumerate(ranges)
+        for j, score in enumerate(scores[kind])
+    ]
+    method = CoRe(config_of("features", "core", pairs="kind", tree_depth=3, tree_width=4, voters="all"), 4)
+    assert [method.pairing.label(action) for action in actions] == [0, 50, 100] * 2
+    method.observe(actions)
+    assert method.groups.edges.tolist() == [0, 50, 100]
+    for parameter in method.parameters():
+        parameter.data.zero_()
+    for level, classifier in enumerate(method.tree.clf_layers):
+        classifier.bias.data[2**level] = 1  # every difference is 0
+    remember(method, torch.zeros(6, 4), actions)
+    new = [dataclasses.replace(action, number=99, final_score=None) for action in actions[::3]]
+    found = method.predict({"features": torch.zeros(2, 4)}, labels_of(method, new, "given"))["score"]
+    assert found.tolist() == pytest.approx([14.5, 29.0])
+    assert method.notes() == []
+
+
+def test_a_checkpoint_of_the_authors_loads(tmp_path: Path):
+    """With the wrappers of its code: base_model and regressor, names below module., results as numpy scalars."""
+    config = config_of("i3d", "core", frame_num=103, pretrained_model=str(tmp_path / "MTL_CoRe.pth"))
+    tree, backbone = RegressionTree(2049), I3D()
+    shapes = {name: list(t.shape) for name, t in tree.state_dict().items()}
+    tree.load_state_dict(recipe_state(shapes))
+    base = {f"module.backbone.{name}": t for name, t in backbone.state_dict().items()}
+    classifier = {"module.backbone.conv3d_0c_1x1.conv3d.bias": torch.zeros(400)}
+    results = {"epoch": 59, "epoch_best": 59, "rho_best": np.float64(0.9541), "L2_min": np.float32(25.7)}
+    optimizer = torch.optim.Adam(tree.parameters()).state_dict()
+    regressor = {f"module.{name}": t for name, t in tree.state_dict().items()}
+    content = {"base_model": base | classifier, "regressor": regressor, "optimizer": optimizer, **results}
+    torch.save(content, tmp_path / "MTL_CoRe.pth")
+    model = build_model(config)
+    for found, expected in ((model.method.tree, tree), (model.backbone, backbone)):
+        assert all(torch.equal(t, expected.state_dict()[name]) for name, t in found.state_dict().items())
+    regressor["module.reg_layer.bias"] = torch.full((16,), torch.nan)
+    torch.save(content, tmp_path / "MTL_CoRe.pth")
+    with pytest.raises(UserError, match="1 with NaN or infinite values"):
+        build_model(config)
 
 
 # ------------------------------------------------------------------------------------------------------------- runs

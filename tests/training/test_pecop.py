@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preparation.common.errors import UserError
-from tests.conftest import SHARED
+from data_preparation.datasets import AnnotationFiles, DataSet, read
+from tests.conftest import SHARED, run_python
 from tests.golden import fan_in_state, follow, golden, recipe_tensor
 from tests.small import DIVES, NoFrames, config_of, tiny_config
 from training.backbones.base import Backbone
@@ -249,3 +251,60 @@ def test_wrong_combinations_are_refused():
         config_of("features", "vspp")
     with pytest.raises(UserError, match="--frame_num 7 gives 4 segments fewer than two frames each: give 8 or more"):
         config_of("timesformer", "vspp", frame_num=7)
+
+
+# ----------------------------------------------------------------------------------------------------- the original's lists
+
+
+def pecop_list(path: Path, rows: list[str]) -> DataSet:
+    path.write_text("\n".join(rows) + "\n")
+    return read("pecop_list", AnnotationFiles(path))
+
+
+def test_the_lists_of_the_original_are_read(tmp_path: Path):
+    data = pecop_list(tmp_path / "list.txt", ["gait_1 2 150 P01", "gait_2\t0  99 P01", "", "gait_1 4 103 P02"])
+    assert not data.faults
+    assert [(a.video, a.number, a.end_frame, a.group, a.label) for a in data.actions.values()] == [
+        ("P01/gait_1", 1, 150, "P01", None), ("P01/gait_2", 1, 99, "P01", None), ("P02/gait_1", 1, 103, "P02", None),
+    ]  # fmt: skip
+    assert data.splits["official"].train == tuple(data.actions)
+    assert data.splits["official"].test == ()
+    bad = pecop_list(tmp_path / "bad.txt", ["a 1 9", "a x 9 P", "a 1 0 P", "a? 1 9 P", "b 1 9 P", "b 1 9 P"])
+    assert len(bad.faults) == 5
+    assert all(str(tmp_path / "bad.txt") in fault and ": " in fault for fault in bad.faults)
+    with pytest.raises(UserError, match=r"none\.txt is not a file"):
+        read("pecop_list", AnnotationFiles(tmp_path / "none.txt"))
+
+
+def test_a_list_and_folders_of_pictures_are_all_that_the_pretext_task_needs(tmp_path: Path):
+    picture = simplejpeg.encode_jpeg(np.full((24, 32, 3), 128, np.uint8))
+    rows = []
+    for performer in ("P01", "P02", "P03"):
+        folder = tmp_path / "frames" / performer / "walk"
+        folder.mkdir(parents=True)
+        for number in range(1, 41):
+            (folder / f"{number:06d}.jpg").write_bytes(picture)
+        rows.append(f"walk 0 40 {performer}")
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    model = [
+        "--model",
+        "timesformer",
+        "--spatial_size",
+        16,
+        "--frame_num",
+        4,
+        "--embed_dim",
+        24,
+        "--depth",
+        1,
+        "--num_heads",
+        2,
+    ]
+    out = run_python(
+        "-m", "training.train", "--dataset_kind", "pecop_list", "--annotation_path", tmp_path / "list.txt",
+        "--root_dir", tmp_path / "frames", "--runs_dir", tmp_path, "--run_name", "pre", "--gpu", False, "--workers", 0, *model,
+        "--method", "vspp", "--segments", 2, "--batch_size", 2, "--epochs", 1,
+    )  # fmt: skip
+    assert "validation negative loss" in out.stdout + out.stderr
+    assert (tmp_path / "pre" / "checkpoints" / "best.pt").is_file()
+    assert not (tmp_path / "pre" / "summary.json").exists()

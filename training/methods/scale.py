@@ -27,7 +27,8 @@ class ScoreScale:
         Raises:
             UserError: the data set states no range for the kind.
         """
-        low, high = self.ranges.get(action.kind, (0.0, 0.0))
+        own = (action.rules.low, action.rules.high) if action.rules else (0.0, 0.0)
+        low, high = self.ranges.get(action.kind, own)
         if not low < high:
             kind = f"of kind '{action.kind}'" if action.kind else "of this data set"
             raise UserError(

@@ -33,8 +33,13 @@ class Flags(MethodFlags):
         return "frames"
 
     def method_faults(self) -> list[str]:
-        if self.frame_num >= 2 * self.segments:
-            return []
-        return [
-            f"--frame_num {self.frame_num} gives {self.segments} segments fewer than two frames each: give {2 * self.segments} or more, or fewer --segments"
-        ]
+        faults = super().method_faults()
+        if self.frame_num < 2 * self.segments:
+            faults.append(
+                f"--frame_num {self.frame_num} gives {self.segments} segments fewer than two frames each: give {2 * self.segments} or more, or fewer --segments"
+            )
+        if self.evaluate:
+            faults.append(
+                "--method vspp predicts nothing that was judged, so there is no test split to evaluate: give --evaluate False, and train another --method from its best.pt"
+            )
+        return faults

@@ -1,0 +1,1 @@
+"""Multi-path uncertainty-aware score distribution learning (MUSDL): a distribution for each judge."""

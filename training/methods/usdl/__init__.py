@@ -1,0 +1,1 @@
+"""Uncertainty-aware score distribution learning (USDL)."""
