@@ -12,7 +12,7 @@ from training.plugins import MethodFlags
 @dataclass(frozen=True)
 class Flags(MethodFlags):
     task: ClassVar[str] = "label"
-    TINY: ClassVar[tuple[str, ...]] = ("--head_dropout", "0.1", "--hidden_units", "16")
+    TINY: ClassVar[tuple[str, ...]] = ("--head_dropout", "0.1", "--hidden_units", "256")
 
     label_smoothing: float = flag(
         0.0, "Share of the target that is spread evenly over all classes (label smoothing).", minimum=0, maximum=1
