@@ -18,7 +18,7 @@ import numpy as np
 from data_preparation.actions import Action, list_names
 from training.metrics import RESAMPLES
 from training.plots import new_figure, save_figure
-from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth, number_text
+from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth, number_text, origin_text
 
 _Z_95 = 1.959963984540054  # of the normal distribution, two-sided 95 %
 _PREFIX = "probability_"  # of the columns with the probability of each class
@@ -181,7 +181,7 @@ class LabelTask(Task):
         intervals = {key: " to ".join(map(number_text, test[f"{key}_ci95"])) for key in ("accuracy", "macro_f1")}
         lines = [
             f"Test accuracy {number_text(test['accuracy'])} (95 % interval {intervals['accuracy']}), macro F1 {number_text(test['macro_f1'])} ({intervals['macro_f1']}), "
-            f"{test['actions']} actions, checkpoint of epoch {summary['checkpoint']['epoch']}"
+            f"{test['actions']} actions, {origin_text(summary)}"
         ]
         if test["warning"]:
             lines.append(f"  {test['warning']}")
