@@ -3,17 +3,18 @@
 Any ZIP tool opens it, each frame has a CRC-32, and reading one frame takes one seek. Measured with `python -m
 data_preparation.benchmark containers` (10,000 frames): tar has no index (239 ms to open, ZIP 43 ms), a deflated ZIP
 takes six times as long to read and saves 2 %, and SQLite is as fast but common tools do not list it. `FrameReader` also
-reads the loose layout of the original code, `whole_videos_frames/NN/000123.jpg`.
+reads loose frames (loose_frames.py), such as `whole_videos_frames/NN/000123.jpg` of the original code.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
+import resource
 import shlex
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -27,11 +28,12 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import atomic_file, reporting_write_errors
 from data_preparation.common.limits import limit_error_text
 from data_preparation.file_types import unreadable_file_error
-from data_preparation.layout import archive_file, archived_videos, frame_name, loose_dir
+from data_preparation.layout import ARCHIVE_SUFFIX, archive_file, archived_videos, frame_name, loose_dir
+from data_preparation.loose_frames import LooseFrames, clip_folders, find_loose_frames, is_frame_file
 from data_preparation.similar_files import names_in, names_like_video, numberings
 
 PROVENANCE = "provenance.json"
-_FRAME_FILE = re.compile(r"([0-9]{6}|[1-9][0-9]{6,8})\.jpg")
+_MAX_OPEN_READERS = 256
 # exceptions that zipfile raises for damaged archives
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
@@ -76,24 +78,37 @@ def record_fault(record: Any) -> str | None:
 
 
 class FrameReader:
-    """Read the frames of one video from its archive or its folder of loose frames.
+    """Read the frames of one video from its archive or its loose frames.
 
-    `numbers` (frames,) int64 are the frame numbers, ascending. Safe to use after a fork: each process opens the file
-    for itself.
+    `path` is the archive, or the folder of the loose frames (loose_frames.py has the layouts that are read). `numbers`
+    (frames,) int64 are the frame numbers, ascending. `loose` says which files loose frames are; it is None for an
+    archive. Safe to use after a fork: each process opens the file for itself.
 
     Raises (on opening):
-        UserError: the archive is damaged, or its frames do not have the expected names or numbers.
+        UserError: the archive is damaged, or the frames do not have names or numbers that can be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.loose: LooseFrames | None = None
         self._archive: zipfile.ZipFile | None = None
         self._owner = 0
-        names = os.listdir(path) if path.is_dir() else self._zip().namelist()
-        found = (match[1] for name in names if (match := _FRAME_FILE.fullmatch(name)))
-        self.numbers = np.array(sorted(map(int, found)), dtype=np.int64)
-        if fault := numbering_fault(path, names):
-            raise UserError(fault)
+        if path.is_file() or (path.suffix == ARCHIVE_SUFFIX and not path.is_dir()):
+            names = self._zip().namelist()
+            if fault := archive_names_fault(path, names):
+                raise UserError(fault)
+            self.numbers = np.array(sorted(int(name[:-4]) for name in names if is_frame_file(name)), dtype=np.int64)
+        else:
+            self.loose = find_loose_frames(path)
+            if self.loose is None:
+                raise UserError(folder_fault(path))
+            self.numbers = self.loose.numbers
+
+    def close(self) -> None:
+        """Close the archive. The next read opens it again."""
+        if self._archive is not None:
+            self._archive.close()
+            self._archive = None
 
     def _zip(self) -> zipfile.ZipFile:
         if self._archive is None or self._owner != os.getpid():
@@ -118,7 +133,7 @@ class FrameReader:
         Raises:
             UserError: the record is missing or invalid.
         """
-        if self.path.is_dir():
+        if self.loose:
             return {}
         try:
             record = json.loads(self._zip().read(PROVENANCE))
@@ -138,8 +153,8 @@ class FrameReader:
             UserError: the frame is missing, or its checksum is wrong.
         """
         try:
-            if self.path.is_dir():
-                return (self.path / frame_name(number)).read_bytes()
+            if self.loose:
+                return self.loose.path(number).read_bytes()
             return self._zip().read(frame_name(number))
         except (KeyError, FileNotFoundError):
             raise UserError(f"{self.path} has no frame {number}: extract the video again") from None
@@ -162,6 +177,47 @@ class FrameReader:
             raise UserError(
                 f"{self.path}: frame {number} is not a readable JPEG ({first_line(error)}): extract the video again"
             ) from None
+
+
+class FrameReaders:
+    """The readers of the videos in a folder of frames, opened when they are needed.
+
+    A set of clips has thousands of archives, so the archive that was not read for the longest time is closed when more
+    than `limit` are open. Pickled, it has no reader: each process opens its own.
+    """
+
+    def __init__(self, frames_dir: Path, limit: int | None = None) -> None:
+        self.frames_dir = frames_dir
+        self.limit = limit or max_open_readers()
+        self._readers: OrderedDict[str, FrameReader] = OrderedDict()  # by video, the last one was used last
+
+    def __getitem__(self, video: str) -> FrameReader:
+        """The reader of a video.
+
+        Raises:
+            UserError: as `open_frames`.
+        """
+        if video in self._readers:
+            self._readers.move_to_end(video)
+            return self._readers[video]
+        reader = open_frames(self.frames_dir, video)
+        if len(self._readers) >= self.limit:
+            _, oldest = self._readers.popitem(last=False)
+            oldest.close()
+        self._readers[video] = reader
+        return reader
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __reduce__(self) -> tuple:
+        return FrameReaders, (self.frames_dir,)
+
+
+def max_open_readers() -> int:
+    """The number of archives that a process keeps open: a quarter of the files that it may open, at most 256."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_OPEN_READERS if soft == resource.RLIM_INFINITY else max(min(soft // 4, _MAX_OPEN_READERS), 1)
 
 
 def recorded_rates(frames_dir: Path) -> dict[str, Fraction]:
@@ -197,18 +253,15 @@ def open_frames(frames_dir: Path, video: str) -> FrameReader:
     Raises:
         UserError: both are missing, the archive is damaged, or the frames do not have the expected names or numbers.
     """
-    for path in (archive_file(frames_dir, video), loose_dir(frames_dir, video)):
-        if path.exists():
-            return FrameReader(path)
+    archive, folder = archive_file(frames_dir, video), loose_dir(frames_dir, video)
+    if archive.exists():
+        return FrameReader(archive)
+    if folder.exists() or clip_folders(folder):
+        return FrameReader(folder)
     raise UserError(missing_text(frames_dir, video))
 
 
 # ------------------------------------------------------------------------------ messages about missing and misnamed frames
-
-
-def is_frame_file(name: str) -> bool:
-    """Whether a file name has the form of a stored frame's (`000123.jpg`)."""
-    return _FRAME_FILE.fullmatch(name) is not None
 
 
 def adopt_command(folder: Path, *flags: object) -> str:
@@ -223,31 +276,25 @@ def adopt_command(folder: Path, *flags: object) -> str:
     return shlex.join(map(str, words))
 
 
-def numbering_fault(path: Path, names: Sequence[str]) -> str | None:
-    """Why the frames in an archive or a folder (entries `names`) cannot be used as they are: a sentence, or None.
-
-    A frame 0 shows that the frames were numbered from 0: every label would then silently point one frame too late.
-    """
-    loose = path.is_dir()
-    frame_files = [name for name in names if is_frame_file(name)]
-    if frame_name(0) in frame_files:
-        fix = (
-            f"{adopt_command(path)} packs them with the right numbers"
-            if loose
-            else "delete it and extract the video again"
-        )
-        return f"{path} is numbered from 0 (it has {frame_name(0)}) and labels count from 1, as ffmpeg does, so every dive would be read one frame late: {fix}"
-    if frame_files:
+def archive_names_fault(path: Path, names: Sequence[str]) -> str | None:
+    """Why the frames of an archive with these entries cannot be used: a sentence, or None."""
+    if frame_name(0) in names:
+        return f"{path} is numbered from 0 (it has {frame_name(0)}) and labels count from 1, as ffmpeg does, so every action would be read one frame late: delete it and extract the video again"
+    if any(map(is_frame_file, names)):
         return None
-    if not loose:
-        found = numberings(name.rsplit("/", 1)[-1] for name in names)
-        if not found:
-            return None  # an archive without frames: the missing frames are reported elsewhere
-        folder = path.with_suffix("")
-        return f"{path} has {found[0].text} and none named {frame_name(1)}: unpack it to the folder {folder}, remove it, and run {adopt_command(folder)}"
+    found = numberings(name.rsplit("/", 1)[-1] for name in names)
+    if not found:
+        return None  # an archive without frames: the missing frames are reported elsewhere
+    folder = path.with_suffix("")
+    return f"{path} has {found[0].text} and none named {frame_name(1)}: unpack it to the folder {folder}, remove it, and run {adopt_command(folder)}"
+
+
+def folder_fault(path: Path) -> str:
+    """Why a folder has no loose frames that can be read as they are."""
     if images := _describe_images(path):
-        return f"{images}, but none named {frame_name(1)}: {adopt_command(path)} packs them with the right names"
-    content = f"it has {', '.join(sorted(names)[:3])}" if names else "it is empty"
+        return f"{images}, which are not read from there: {adopt_command(path)} packs them with the right names"
+    names = names_in(path)
+    content = f"it has {', '.join(names[:3])}" if names else "it is empty"
     return f"{path} has no images ({content}): remove that folder and extract the video (python -m data_preparation.extract --videos {path.name})"
 
 

@@ -36,6 +36,7 @@ from data_preparation.common.workers import check_workers, init_worker, kill_wor
 from data_preparation.decoding import Decoder, FrameRange, FrameRequest, request_frames, to_jpeg
 from data_preparation.frame_numbers import VideoScan, scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout
+from data_preparation.many_videos import MAX_LINES, grouped_lines
 from data_preparation.rates import RepeatWatch, fact_faults, rate_warnings, repeat_warning, version_warnings
 from data_preparation.running_extractions import announce_extraction
 from data_preparation.shards import ShardConfig, command_text
@@ -45,6 +46,7 @@ from data_preparation.verify import VerifyConfig, dive_frame_faults, report_text
 NumberedJpegs = list[tuple[int, bytes]]  # (frame number, JPEG bytes)
 
 _CHUNK = 300  # frames that a worker returns at once; nearly all dives are shorter
+_SHORT = 1000  # frames; a file that cannot be read by seeking is decoded by a worker, at once, if it has no more
 _REPEAT_HEIGHT = 24  # pixels; height at which frames are compared to find repeats
 
 
@@ -143,7 +145,8 @@ _decoder: Decoder | None = None  # of this worker process
 
 def _decode_jpegs(request: FrameRequest, height: int, quality: int) -> NumberedJpegs:
     global _decoder
-    if _decoder is None or (_decoder.path, _decoder.stream_index) != (request.path, request.stream_index):
+    same_file = _decoder and (_decoder.path, _decoder.stream_index) == (request.path, request.stream_index)
+    if _decoder is None or not same_file or request.sequential:
         if _decoder is not None:
             _decoder.close()
         _decoder = Decoder(request.path, request.stream_index, threads=1)  # one thread: the pool has a worker per core
@@ -305,10 +308,11 @@ def extract_video(
         digest = hashing.submit(sha256, source, lambda: pool.stopped)
 
         def frames() -> Iterator[tuple[int, bytes]]:
-            if scan.sequential:
+            if scan.sequential and scan.frame_count > _SHORT:
                 jpegs = _decode_sequentially(request_frames(scan, ranges), config.height, config.quality, pool)
             else:
-                requests = (request_frames(scan, [r]) for r in split_ranges(ranges))
+                parts = [ranges] if scan.sequential else [[r] for r in split_ranges(ranges)]
+                requests = (request_frames(scan, part) for part in parts)
                 jpegs = pool.jpegs(requests, config.height, config.quality)
             for numbered in jpegs:
                 if watch.wants_more and not rate_stated:
@@ -407,9 +411,10 @@ def extract_videos(
                 for future in wait(pending, return_when="FIRST_COMPLETED").done:
                     video = pending.pop(future)
                     outcomes[video] = outcome = future.result()
-                    bar.write(f"video {video}: {outcome.text if outcome.succeeded else 'failed'}", sys.stdout)
-                    for warning in outcome.warnings:
-                        bar.write(f"video {video}: warning: {warning}", sys.stdout)
+                    lines = [f"video {video}: {outcome.text if outcome.succeeded else 'failed'}"]
+                    lines += [f"video {video}: warning: {warning}" for warning in outcome.warnings]
+                    for line in lines if len(work) <= MAX_LINES else ():
+                        bar.write(line, sys.stdout)
         except BaseException:  # Ctrl-C or a signal: discard partial archives and start no further video
             pool.stop()
             threads.shutdown(wait=True, cancel_futures=True)
@@ -417,7 +422,7 @@ def extract_videos(
     pool.close()
     if received:
         raise SystemExit(128 + received[0])
-    return dict(sorted(outcomes.items()))
+    return {video: outcomes[video] for video in work}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -430,9 +435,11 @@ def main(argv: Sequence[str]) -> int:
     outcomes = extract_videos(layout, work, config, facts)
     failed = {video: outcome.text for video, outcome in outcomes.items() if not outcome.succeeded}
     stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
-    for video, warning in rate_warnings(recorded_rates(layout.frames)).items():
-        if video in work and video not in stated:
-            print(f"video {video}: warning: {warning}")
+    warnings = [(video, w) for video, outcome in outcomes.items() if len(work) > MAX_LINES for w in outcome.warnings]
+    of_rates = rate_warnings(recorded_rates(layout.frames))
+    warnings += [(video, w) for video, w in of_rates.items() if video in work and video not in stated]
+    for line in grouped_lines((video, f"warning: {warning}") for video, warning in warnings):
+        print(line)
     print(f"extracted {len(outcomes) - len(failed)} of {len(outcomes)} videos to {layout.frames}")
     extracted = {video: work[video] for video, outcome in outcomes.items() if outcome.succeeded}
     if config.verify and extracted:
@@ -441,8 +448,9 @@ def main(argv: Sequence[str]) -> int:
         print(mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults]))
         failed |= {r.video: "\n".join(f"video {r.video}: {f}" for f in r.faults) for r in reports if r.faults}
     if failed:
-        names = tuple(sorted(failed))
-        retry = replace(config, dataset=layout.root, videos=names, again=config.verify, shard_index=0, shard_count=1)
+        retry = replace(config, dataset=layout.root, again=config.verify)
+        if len(failed) <= MAX_LINES:
+            retry = replace(retry, videos=tuple(sorted(failed)), shard_index=0, shard_count=1)
         raise UserError.of([*failed.values(), f"when fixed, run: {command_text('extract', retry)}"])
     return 0
 

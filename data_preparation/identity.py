@@ -65,7 +65,7 @@ def mtl_aqa_names(actions: Iterable[Action]) -> dict[ActionKey, ActionKey]:
         by_kind[action.kind].append(action)
     dives = mtl_aqa_dives()
     for numbered in by_video.values():
-        same = [a for a in numbered if _equal_scores(a.final_score, dives.get(a.key, (None,))[0])]
+        same = [a for a in numbered if a.key in dives and _rounded(a.final_score) == dives[a.key][0]]
         if len(same) >= _AGREEMENT * len(numbered):
             found |= {action.key: action.key for action in numbered if action.key in dives}
     for clips in by_kind.values():
@@ -79,7 +79,7 @@ def _unlv_names(clips: Sequence[Action]) -> dict[ActionKey, ActionKey]:
     dives = mtl_aqa_dives()
     names = [key for video in _UNLV_VIDEOS for key in sorted(key for key in dives if key[0] == video)]
     known_difficulty = all(clip.difficulty is not None for clip in clips)  # AQA-7 has none
-    ours = [(clip.final_score, clip.difficulty)[: 1 + known_difficulty] for clip in clips]
+    ours = [tuple(_rounded(value) for value in (c.final_score, c.difficulty))[: 1 + known_difficulty] for c in clips]
     theirs = [dives[name][: 1 + known_difficulty] for name in names]
     same = differing = 0
     found: dict[ActionKey, ActionKey] = {}
@@ -91,8 +91,9 @@ def _unlv_names(clips: Sequence[Action]) -> dict[ActionKey, ActionKey]:
     return found if same >= _AGREEMENT * (same + differing) else {}
 
 
-def _equal_scores(a: float | None, b: float | None) -> bool:
-    return a is not None and b is not None and abs(a - b) < 0.005
+def _rounded(value: float | None) -> float | None:
+    """A score or a difficulty without the float noise of some files."""
+    return None if value is None else round(float(value), 2)
 
 
 # ------------------------------------------------------------------------------------------------------------- identities

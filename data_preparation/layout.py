@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,14 +94,7 @@ class DatasetLayout:
             UserError: there is no file of that name, or more than one.
         """
         name = video
-        folder = (self.videos / video).parent
-        found = [
-            path
-            for file in names_in(folder)
-            if (path := folder / file).stem == Path(video).name
-            and path.suffix.lower() in VIDEO_SUFFIXES
-            and path.exists()
-        ]
+        found = [path for path in self._files_of(video) if path.exists()]
         if len(found) == 1:
             return found[0]
         if found:
@@ -111,16 +106,21 @@ class DatasetLayout:
 
     def has_video(self, video: str) -> bool:
         """Whether the source video exists."""
-        folder = (self.videos / video).parent
-        return any(
-            Path(file).stem == Path(video).name and Path(file).suffix.lower() in VIDEO_SUFFIXES
-            for file in names_in(folder)
-        )
+        return bool(self._files_of(video))
+
+    def _files_of(self, video: str) -> list[Path]:
+        """The files in whole_videos with the name of a video and a video suffix, in lower or upper case."""
+        path = self.videos / video
+        # a folder may have 10,000 clips, so the names of other videos are dropped first
+        found = [path.parent / name for name in names_in(path.parent) if name.startswith(path.name)]
+        return [file for file in found if file.stem == path.name and file.suffix.lower() in VIDEO_SUFFIXES]
 
     def _missing_video_hint(self, video: str) -> str:
         """The end of the message about a missing video: the file that is probably meant, and the command that fixes it."""
         name = video
         inner = [path for f in (self.videos, self.root) for n in names_in(f) if (path := f / n).is_dir()]
+        if "/" in video:  # one of many clips
+            inner = [(self.videos / video).parent]
         for folder in (self.videos, self.root, *(f for f in inner if f not in (self.videos, self.frames))):
             for found in names_like_video(names_in(folder), video, VIDEO_SUFFIXES):
                 path = folder / found
@@ -148,16 +148,47 @@ def loose_dir(frames_dir: Path, video: str) -> Path:
     return frames_dir / video
 
 
-def is_prepared(frames_dir: Path, video: str) -> bool:
-    """Whether a video has an archive or a folder of loose frames."""
-    return archive_file(frames_dir, video).exists() or loose_dir(frames_dir, video).is_dir()
+def prepared(frames_dir: Path, videos: Iterable[str]) -> set[str]:
+    """Those of some videos that have an archive, a folder of loose frames, or folders of clips named VIDEO_NUMBER.
+
+    Lists each folder once, whatever the number of videos.
+    """
+    by_folder: dict[Path, list[str]] = {}
+    for video in videos:
+        by_folder.setdefault(loose_dir(frames_dir, video).parent, []).append(video)
+    found: set[str] = set()
+    for folder, of_folder in by_folder.items():
+        archives, folders = _archives_and_folders(folder)
+        of_clips = {name.rpartition("_")[0] for name in folders if name.rpartition("_")[2].isdecimal()}
+        names = {video: loose_dir(frames_dir, video).name for video in of_folder}
+        found |= {
+            v for v, name in names.items() if name in folders or name in of_clips or name + ARCHIVE_SUFFIX in archives
+        }
+    return found
+
+
+def _archives_and_folders(folder: Path) -> tuple[set[str], set[str]]:
+    """The names of the archives and of the folders in a folder; two empty sets if it cannot be read."""
+    archives: set[str] = set()
+    folders: set[str] = set()
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(ARCHIVE_SUFFIX):
+                archives.add(entry.name)
+            if entry.is_dir():
+                folders.add(entry.name)
+    return archives, folders
 
 
 def archived_videos(frames_dir: Path) -> list[str]:
     """The names of the videos that have an archive, in order (`video_order`)."""
-    paths = (path.relative_to(frames_dir) for path in frames_dir.rglob(f"*{ARCHIVE_SUFFIX}"))
-    names = (str(path.with_suffix("")) for path in paths if not any(part.startswith(".") for part in path.parts))
-    return sorted(names, key=video_order)
+    found = []
+    for place, inner, names in os.walk(frames_dir):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        folder = Path(place).relative_to(frames_dir)
+        stems = (name.removesuffix(ARCHIVE_SUFFIX) for name in names if name.endswith(ARCHIVE_SUFFIX))
+        found += [(folder / stem).as_posix() for stem in stems if not stem.startswith(".")]
+    return sorted(found, key=video_order)
 
 
 def default_dataset() -> Path | None:

@@ -13,12 +13,13 @@ from statistics import median
 
 import numpy as np
 
-from data_preparation.actions import Action, VideoFacts
+from data_preparation.actions import Action, Dive, VideoFacts
 from data_preparation.frame_numbers import VideoScan
 
 _DIVE_SECONDS = (1.5, 9.0)  # plausible length of the median dive, from take-off to water; MTL-AQA's is 4
 _BROADCAST_RATE = 31  # frames per second; labels of broadcasts count 24 to 30
 _LABELLED_FRACTION = 0.55  # a file of twice the rate has at most half of its frames before the last label
+_CLIP_FRACTION = 0.9  # of a file; an action that covers more is all that a clip shows
 _RATE_TOLERANCE = Fraction(3, 10_000)  # 29.97 equals 30000/1001, but not 30
 _PERIODS = range(2, 9)  # 25 to 50 fps repeats every 2nd frame, 24 to 30 every 5th, 25 to 30 every 6th
 _REPEATED = 0.4  # a repeat differs from its predecessor by less than this fraction of what the frames around it do
@@ -57,11 +58,16 @@ def fact_faults(
 
 
 def version_warnings(scan: VideoScan, dives: Sequence[Action]) -> list[str]:
-    """Signs in a single file that it is not the version that was labelled. Not needed if its rate is stated."""
+    """Signs in a single file that it is not the version that was labelled. Not needed if its rate is stated.
+
+    The labels of a clip that is one action are the whole file, so nothing can be shifted.
+    """
+    if len(dives) == 1 and dives[0].frame_count >= _CLIP_FRACTION * scan.frame_count:
+        return []
     warnings, rate = [], scan.rate
     seconds = median(d.frame_count for d in dives) / rate
     last = max(d.end_frame for d in dives)
-    if not _DIVE_SECONDS[0] <= seconds <= _DIVE_SECONDS[1]:
+    if isinstance(dives[0], Dive) and not _DIVE_SECONDS[0] <= seconds <= _DIVE_SECONDS[1]:
         warnings.append(
             f"at its {float(rate):g} frames per second the median dive lasts {float(seconds):.1f} s: the labelled version may have another frame rate; {_CHECK}"
         )

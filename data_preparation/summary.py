@@ -31,7 +31,7 @@ def summary(data: DataSet) -> str:
     lines = [
         f"{noun + 's':<14} {len(actions)} in {len(videos)} videos; {_lists_text(data)}, {len(set(data.actions) - listed)} in neither",
         f"frames         {sum(a.frame_count for a in actions)} in {noun}s; {'an' if noun[0] in 'aeiou' else 'a'} {noun} has {_spread((a.frame_count for a in actions), 0)}",
-        *_value_lines(actions),
+        *_value_lines(data, actions),
         *_label_lines(data, actions),
         *_dive_lines(actions),
     ]
@@ -75,13 +75,18 @@ def _counts(actions: Iterable[Action], name: str, words: Sequence[str] = ()) -> 
     return ", ".join(f"{words[value] if words else value}: {count}" for value, count in counted)
 
 
-def _value_lines(actions: Sequence[Action]) -> list[str]:
-    """Final scores of each kind, and difficulties."""
+def _value_lines(data: DataSet, actions: Sequence[Action]) -> list[str]:
+    """Final scores of each kind, the range that the data set states for them, and difficulties."""
     lines = []
+    official = data.splits.get("official")
+    parts = [("to train", set(official.train)), ("to test", set(official.test))] if official else []
     for kind in sorted({a.kind for a in actions}):
         scores = [a.final_score for a in actions if a.kind == kind and a.final_score is not None]
         if scores:
-            of_kind = f" ({kind}, {len(scores)})" if kind else ""
+            counts = [f"{sum(a.kind == kind and a.key in keys for a in actions)} {text}" for text, keys in parts]
+            rules = data.rules.get(kind)
+            counts += [f"range {rules.low:g} to {rules.high:g}"] if rules else []
+            of_kind = f" ({kind}: {', '.join([f'{len(scores)} {actions[0].noun}s', *counts])})" if kind else ""
             lines.append(f"final score    {_spread(scores)}; {len(set(scores))} distinct{of_kind}")
     if difficulties := [a.difficulty for a in actions if a.difficulty is not None]:
         lines.append(f"difficulty     {_spread(difficulties)}; {len(set(difficulties))} distinct")

@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_preparation.common.files import write_atomic
 from data_preparation.layout import archive_file, loose_dir
+from data_preparation.loose_frames import clip_folders
+
+_THREADS = 16  # a shared file system takes milliseconds to open or write a file, and data sets of clips have thousands
 
 
 def cache_folder() -> Path | None:
@@ -30,9 +34,9 @@ def cache_folder() -> Path | None:
 
 def _state(frames_dir: Path, video: str) -> str:
     """A text that changes when a video is extracted again, or when loose frames are added or removed."""
-    path = archive_file(frames_dir, video)
-    status = (path if path.exists() else loose_dir(frames_dir, video)).stat()
-    return f"{status.st_size} {status.st_mtime_ns}\n"
+    path, folder = archive_file(frames_dir, video), loose_dir(frames_dir, video)
+    paths = [path] if path.exists() else [*([folder] if folder.exists() else []), *clip_folders(folder)]
+    return "".join(f"{status.st_size} {status.st_mtime_ns}\n" for status in map(os.stat, paths))
 
 
 def _places(frames_dir: Path) -> list[Path]:
@@ -68,15 +72,14 @@ def mark_verified(frames_dir: Path, video: str) -> Path:
 
 def mark_videos_verified(frames_dir: Path, videos: Iterable[str]) -> str:
     """Record that videos were verified; return a sentence with the folder, or with the reason why it failed."""
-    places: dict[Path, None] = {}
-    for video in videos:
-        try:
-            places[mark_verified(frames_dir, video)] = None
-        except OSError as error:
-            return (
-                f"The verification could not be recorded ({error.strerror}: {error.filename}), so launch.submit will ask for it again: "
-                f"set DEEPSPORTS_CACHE to a writable folder that the nodes of the cluster can read, then verify again."
-            )
+    try:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            places = dict.fromkeys(threads.map(lambda video: mark_verified(frames_dir, video), videos))
+    except OSError as error:
+        return (
+            f"The verification could not be recorded ({error.strerror}: {error.filename}), so launch.submit will ask for it again: "
+            f"set DEEPSPORTS_CACHE to a writable folder that the nodes of the cluster can read, then verify again."
+        )
     return f"Verification recorded in {' and '.join(map(str, places))}." if places else ""
 
 
@@ -88,7 +91,11 @@ def unverified(frames_dir: Path, videos: Iterable[str]) -> list[str]:
         state = _state(frames_dir, video)
         return any(_read_marker(place / video) == state for place in places)
 
-    return [video for video in videos if not verified(video)]
+    videos = list(videos)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return [
+            video for video, is_verified in zip(videos, threads.map(verified, videos), strict=True) if not is_verified
+        ]
 
 
 def _read_marker(path: Path) -> str | None:

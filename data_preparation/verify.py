@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data_preparation import datasets
 from data_preparation.actions import Action, VideoFacts
 from data_preparation.alignment import compare_with_video, sample_frames
-from data_preparation.archive import FrameReader, adopt_command, extract_first, is_frame_file, open_frames, source_rate
+from data_preparation.archive import FrameReader, adopt_command, extract_first, open_frames, source_rate
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_file, reporting_write_errors, sha256, write_atomic
@@ -36,6 +36,8 @@ from data_preparation.common.workers import check_workers, init_worker
 from data_preparation.decoding import stored_size
 from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout
+from data_preparation.loose_frames import is_frame_file
+from data_preparation.many_videos import MAX_LINES, grouped_lines, names_text
 from data_preparation.rates import fact_faults, rate_warnings
 from data_preparation.running_extractions import Extraction, running_extractions
 from data_preparation.shards import ShardConfig, command_text
@@ -91,7 +93,7 @@ def dive_frame_faults(reader: FrameReader, dives: Sequence[Action]) -> list[str]
             )
     if len(faults) > _MAX_LISTED_DIVES:
         faults = [*faults[:_MAX_LISTED_DIVES], f"{len(faults) - _MAX_LISTED_DIVES} more dives lack frames"]
-    if faults and reader.path.is_dir():
+    if faults and reader.loose:
         others = numberings(name for name in names_in(reader.path) if not is_frame_file(name))
         faults += [f"{reader.path} also has {others[0].text}, which may be the missing frames"] if others else []
     return faults
@@ -110,7 +112,7 @@ def alignment_faults(
     if result.shift:
         frames = "frame" if abs(result.shift) == 1 else "frames"
         distance = f"{abs(result.shift)} {frames} {'late' if result.shift > 0 else 'early'}"
-        fix = adopt_command(reader.path, "--first_number", 0) if result.shift == 1 and reader.path.is_dir() else ""
+        fix = adopt_command(reader.path, "--first_number", 0) if result.shift == 1 and reader.loose else ""
         return [
             f"{reader.path}: its frames are {distance}: file N is frame N{result.shift:+d} of {scan.path.name} by ffmpeg's numbers; "
             + (f"they were numbered from 0: {fix}" if fix else "number them as ffmpeg does, or extract the video")
@@ -157,7 +159,7 @@ def verify_video(layout: DatasetLayout, video: str, dives: Sequence[Action], con
     """Verify one video: read and decode all stored frames and, with --sheets, draw the contact sheet."""
     try:
         reader = open_frames(layout.frames, video)
-        archived = not reader.path.is_dir()
+        archived = reader.loose is None
         record = reader.provenance
         faults = dive_frame_faults(reader, dives)
         needed = {n for d in dives for n in range(d.start_frame, d.end_frame + 1)}
@@ -176,7 +178,10 @@ def verify_video(layout: DatasetLayout, video: str, dives: Sequence[Action], con
             listed = ", ".join(f"{w}x{h} ({count} frames)" for (h, w), count in shapes.most_common())
             faults.append(f"{reader.path}: frames of several sizes ({listed})")
         warnings = list(map(str, record.get("notes", ())))
-        if not archived or "adopted" in record:
+        if reader.loose and reader.loose.from_zero:
+            first = reader.numbers[0]
+            warnings.append(f"its files count from 0, so {reader.loose.path(first).name} is read as frame {first}")
+        if not archived or "folder" in record.get("adopted", {}):  # another tool numbered them
             shift_faults, shift_warnings = alignment_faults(layout, video, reader, dives)
             faults, warnings = faults + shift_faults, warnings + shift_warnings
         if archived:
@@ -309,11 +314,11 @@ def height_faults(reports: Sequence[VideoReport]) -> list[str]:
     if len(set(heights.values())) < 2:
         return []
     usual = Counter(heights.values()).most_common(1)[0][0]
-    return [
-        f"video {video}: frames of height {height}, and those of most videos have {usual}"
+    return grouped_lines(
+        (video, f"frames of height {height}, and those of most videos have {usual}")
         for video, height in heights.items()
         if height != usual
-    ]
+    )
 
 
 def _state(report: VideoReport) -> str:
@@ -330,9 +335,9 @@ def is_absent(report: VideoReport) -> bool:
 
 
 def report_text(reports: Sequence[VideoReport]) -> str:
-    """The report as a table, one row per video."""
+    """The report as a table: a row per video or, if there are many, per faulty video and per folder of the others."""
     lines = ["video   dives    frames     size       MB   made from"]
-    for r in reports:
+    for r in reports if len(reports) <= MAX_LINES else _joined_by_folder(reports):
         size = "x".join(map(str, reversed(r.shapes[0]))) if len(r.shapes) == 1 else "?"
         lines.append(
             f"{r.video:>5} {r.dives:>7} {r.frames:>9} {size:>8} {r.size_bytes / 1e6:>8.1f}   {r.origin}{_state(r)}"
@@ -341,6 +346,27 @@ def report_text(reports: Sequence[VideoReport]) -> str:
         f"total {sum(r.dives for r in reports):>7} {sum(r.frames for r in reports):>9} {'':>8} {sum(r.size_bytes for r in reports) / 1e6:>8.1f}"
     )
     return "\n".join(lines)
+
+
+def _joined_by_folder(reports: Sequence[VideoReport]) -> list[VideoReport]:
+    """The reports of faulty videos as they are, at most MAX_LINES, and one for all other videos of each folder."""
+    groups: dict[str, list[VideoReport]] = {}
+    faulty = [report for report in reports if report.faults]
+    for report in reports:
+        if not report.faults:
+            groups.setdefault(report.video.rpartition("/")[0], []).append(report)
+    joined = [
+        VideoReport(
+            f"{folder}/" if folder else "others",
+            sum(r.dives for r in of_folder),
+            sum(r.frames for r in of_folder),
+            sum(r.size_bytes for r in of_folder),
+            tuple({shape for r in of_folder for shape in r.shapes}),
+            f"{len(of_folder)} videos",
+        )
+        for folder, of_folder in groups.items()
+    ]
+    return [*faulty[:MAX_LINES], *joined]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -365,10 +391,11 @@ def main(argv: Sequence[str]) -> int:
         text += "\n" + "\n".join(warnings)
     absent = [r.video for r in faulty if is_absent(r)]
     faults = [*data.faults, *_absent_faults(absent, len(reports), layout)]
-    faults += [f"video {r.video}: {fault}" for r in faulty if r.video not in absent for fault in r.faults]
+    missing = set(absent)
+    faults += grouped_lines((r.video, fault) for r in faulty if r.video not in missing for fault in r.faults)
     faults += other_heights
     for state in dict.fromkeys(r.extraction_state for r in unfinished):
-        names = " ".join(r.video for r in unfinished if r.extraction_state == state)
+        names = names_text([r.video for r in unfinished if r.extraction_state == state])
         faults.append(f"video {names}: {state}: verify again when the extraction has ended")
     if faults:
         text += "\n\n" + "\n".join(faults)
@@ -396,18 +423,18 @@ def all_warnings(reports: Sequence[VideoReport], facts: Mapping[str, Sequence[Vi
     """All warnings, a line each: those of the videos, and those about frame rates that differ between videos."""
     of_rates = rate_warnings({r.video: r.rate for r in reports if r.rate})
     stated = {video for video, of_video in facts.items() if any(f.frames_per_second for f in of_video)}
-    lines = []
+    found = []
     for r in reports:
         of_rate = [of_rates[r.video]] if r.video in of_rates and r.video not in stated else []
-        lines += [f"video {r.video}: warning: {warning}" for warning in (*r.warnings, *of_rate)]
-    return lines
+        found += [(r.video, f"warning: {warning}") for warning in (*r.warnings, *of_rate)]
+    return grouped_lines(found)
 
 
 def _absent_faults(videos: Sequence[str], total: int, layout: DatasetLayout) -> list[str]:
     """The error about videos that were not extracted yet, in one sentence."""
     if not videos:
         return []
-    names = " ".join(videos)
+    names = names_text(videos)
     return [
         f"{len(videos)} of {total} videos are not extracted ({names}; no {archive_file(layout.frames, videos[0]).name} in {layout.frames}): if job_files/prepare_dataset.job is in the queue (squeue --me), verify again when it has ended"
     ]
@@ -423,7 +450,8 @@ def _extract_command(
     layout: DatasetLayout, videos: Sequence[str], reports: Sequence[VideoReport], config: VerifyConfig
 ) -> str:
     """The command that extracts videos again, with the settings of most archives."""
-    chosen = ShardConfig(layout.root, tuple(videos), config.annotation_path)
+    names = tuple(videos) if len(videos) <= MAX_LINES else config.videos  # finished videos are skipped
+    chosen = ShardConfig(layout.root, names, config.annotation_path, config.dataset_kind)
     usual = Counter(r.settings for r in reports if r.settings).most_common(1)
     flags = [word for name, value in (usual[0][0] if usual else ()) for word in (f"--{name}", value)]
     exists = any(archive_file(layout.frames, video).exists() for video in videos)

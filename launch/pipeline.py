@@ -20,7 +20,8 @@ from data_preparation import datasets
 from data_preparation.actions import video_order
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from data_preparation.layout import DatasetLayout, is_prepared
+from data_preparation.layout import DatasetLayout, prepared
+from data_preparation.many_videos import names_text
 from data_preparation.verified import unverified
 from launch import preflight, slurm, snapshot, submit
 from launch.config import REPOSITORY, LaunchConfig, absolute, read_flag_file
@@ -117,8 +118,8 @@ def stages(
     folder = RunFolder(training.run_dir)
     layout = DatasetLayout(Path(site["DEEPSPORTS_DATASET"]).resolve())
     videos = annotated_frames(training)
-    prepared = [video for video in videos if is_prepared(layout.frames, video)]
-    missing = [video for video in videos if video not in set(prepared)]
+    on_disk = prepared(layout.frames, videos)
+    missing = [video for video in videos if video not in on_disk]
 
     def job_file(name: str, after: str, options: Sequence[str], arguments: Sequence[str]) -> str:
         tag = "%A_%a" if any(o.startswith("--array") for o in options) else "%j"
@@ -156,7 +157,7 @@ def stages(
     is_tested = folder.summary_file.exists()
     found = [
         Stage("prepare", not missing, prepare),
-        Stage("verify", not missing and not unverified(layout.frames, prepared), verify),
+        Stage("verify", not missing and not unverified(layout.frames, videos), verify),
         Stage("train", is_trained(training) or is_tested, partial(train, training)),
     ]
     if pretraining is not None:
@@ -238,10 +239,11 @@ def pipeline_faults(
         preflight.used_videos(training)
     except UserError as error:
         return str(error).splitlines()
-    missing = [video for video in videos if not is_prepared(layout.frames, video)]
+    on_disk = prepared(layout.frames, videos)
+    missing = [video for video in videos if video not in on_disk]
     absent = [video for video in missing if not layout.has_video(video)]
     if absent:
-        names = " ".join(absent)
+        names = names_text(absent)
         found.append(
             f"{len(absent)} source videos are not in {layout.videos} ({names}): run python -m data_preparation.download videos"
         )

@@ -20,7 +20,8 @@ from data_preparation.actions import is_chosen, video_order
 from data_preparation.annotations import load_vocabulary
 from data_preparation.common.command_line import to_argv
 from data_preparation.common.errors import UserError
-from data_preparation.layout import DatasetLayout, is_prepared
+from data_preparation.layout import DatasetLayout, prepared
+from data_preparation.many_videos import MAX_LINES, names_text
 from data_preparation.verified import unverified
 from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
@@ -200,13 +201,17 @@ def data_faults(training: TrainConfig) -> list[str]:
     flags, list_flags = (
         "".join(f" --{name} {shlex.quote(str(path))}" for name, path in part) for part in (data, lists)
     )
-    missing = [video for video in sorted(videos, key=video_order) if not is_prepared(root, video)]
+    missing = sorted(videos - prepared(root, videos), key=video_order)
     found = [
         f"video {v} has no frames in {root}: run python -m data_preparation.extract{flags} --videos {v}"
         for v in missing
     ]
+    if len(missing) > MAX_LINES:
+        found = [
+            f"{len(missing)} of {len(videos)} videos have no frames in {root} ({names_text(missing)}): run python -m data_preparation.extract{flags}"
+        ]
     if odd := unverified(root, sorted(videos - set(missing), key=video_order)):
-        names = " ".join(odd)
+        names = names_text(odd)
         found.append(
             f"the frames of {len(odd)} videos in {root} were not verified since they were extracted ({names}): run python -m data_preparation.verify{flags}{list_flags}"
         )

@@ -33,7 +33,7 @@ import torch
 
 from tests.conftest import REPOSITORY, SHARED, data_flags, tiny_model
 from tests.golden import difference, golden, recipe_state, recipe_tensor
-from tests.small import DIVES, batch_of, labels_of, tiny_config
+from tests.small import DIVES, batch_of, sampled_batch, tiny_config
 from training.backbones.c3d.network import C3D
 from training.backbones.timesformer.network import TimeSformer
 from training.config import TrainConfig
@@ -262,26 +262,29 @@ def compiled(place: Place) -> Iterator[Row]:
 # -------------------------------------------------------------------------------------------------- steps of real size
 
 
-def noise(config: TrainConfig, model: ScoringModel, clips: int) -> Batch:
-    """A batch of noise: the labels of eight dives, repeated."""
-    dives = [DIVES[i % len(DIVES)] for i in range(clips)]
-    given, labels = (labels_of(model.method, dives, part) for part in ("given", "labels"))
-    frames = (clips, config.frame_num, 3, config.spatial_size, config.spatial_size)
-    return Batch({"clip": torch.randint(0, 256, frames, dtype=torch.uint8)}, given, labels, torch.arange(clips))
+def noise(config: TrainConfig, model: ScoringModel, samples: int) -> Batch:
+    """A training batch of noise, with all clips of each sample: eight dives, repeated."""
+    frames = (config.frame_num, 3, config.spatial_size, config.spatial_size)
+    clips = {dive.key: torch.randint(0, 256, frames, dtype=torch.uint8) for dive in DIVES[:samples]}
+    dives = [DIVES[i % len(DIVES)] for i in range(samples)]
+    return sampled_batch(config, model.method, dives, lambda dive: clips[dive.key])
 
 
 def real_step(place: Place, name: str, flags: dict[str, Any], clips: int) -> Iterator[Row]:
-    """Throughput and peak memory of whole optimizer steps, the batch being on the card already."""
-    model_name = flags.get("model", "timesformer")
+    """Throughput and peak memory of whole optimizer steps, the batch being on the card already. `clips` may be a multiple of
+    the clips of a sample."""
+    model_name, method = flags.get("model", "timesformer"), flags.get("method", "regression")
     if place.dry:
-        config, clips = tiny_config(model_name, "regression"), 8
+        config, clips = tiny_config(model_name, method), 8
     else:
-        config = TrainConfig(batch_size=clips, precision="bf16", **flags)
+        config = TrainConfig(batch_size=1, precision="bf16", **flags)
+    samples = clips // config.clips_per_sample
+    config = dataclasses.replace(config, batch_size=samples)
     model = build_model(config).to(place.device).train()
     multiplications = multiply_adds(model, config)
     model.train()
     step = Step(model, config, Ranks(), place.device)
-    batch = to_device(noise(config, model, clips), place.device)
+    batch = to_device(noise(config, model, samples), place.device)
     if not place.dry:
         torch.cuda.reset_peak_memory_stats()
     rounds = iter(range(1000))
@@ -334,6 +337,19 @@ def c3d(place: Place) -> Iterator[Row]:
 
 def i3d(place: Place) -> Iterator[Row]:
     yield from real_step(place, "I3D, 103 frames of 224", {"model": "i3d", "frame_num": 103}, 2)
+
+
+def tpt(place: Place) -> Iterator[Row]:
+    """Two pairs of videos, the sizes of job_files/methods/tpt.sh, with and without activation checkpointing."""
+    flags = {"model": "i3d", "method": "tpt", "window_layout": "20x8", "frame_num": 103, "optimizer": "Adam"}
+    name = "TPT, 2 pairs of 103 frames of 224"
+    yield from real_step(place, f"{name}, --checkpoint_activations", {**flags, "checkpoint_activations": True}, 4)
+    if not place.dry:
+        reserved = torch.cuda.max_memory_reserved()
+        yield verdict(
+            "TPT fits into 24 GB", reserved < 24e9, f"{reserved / 1e9:.1f} GB reserved with --checkpoint_activations"
+        )
+    yield from real_step(place, name, flags, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------- trainings
@@ -575,6 +591,7 @@ CHECKS: dict[str, tuple[Callable[[Place], Iterator[Row]], int]] = {
     "timesformer_48_checkpointed": (timesformer_48_checkpointed, 60),
     "c3d": (c3d, 60),
     "i3d": (i3d, 60),
+    "tpt": (tpt, 90),
     "nccl": (nccl, 60),
     "deterministic": (deterministic, 60),
     "data_wait": (data_wait, 120),

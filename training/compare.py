@@ -35,8 +35,8 @@ def predictions_of(path: Path) -> Predictions:
         ) from None
 
 
-def check_comparable(a: Predictions, b: Predictions) -> None:
-    """Check that both runs predicted the same for the same actions, with the same truth.
+def check_same_task(a: Predictions, b: Predictions) -> None:
+    """Check that both runs predicted the same: scores, or the same classes.
 
     Raises:
         UserError: they did not.
@@ -45,6 +45,15 @@ def check_comparable(a: Predictions, b: Predictions) -> None:
         raise UserError(
             f"{a.name} and {b.name} predict different things (scores or classes): compare runs of methods with the same task and classes"
         )
+
+
+def check_comparable(a: Predictions, b: Predictions) -> None:
+    """Check that both runs predicted the same for the same actions, with the same truth.
+
+    Raises:
+        UserError: they did not.
+    """
+    check_same_task(a, b)
     if a.keys != b.keys or not np.array_equal(a.truth.values, b.truth.values):
         shared = len(set(a.keys) & set(b.keys))
         raise UserError(

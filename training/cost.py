@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional as F
 
 from training.backbones import build_backbone
 from training.config import TrainConfig
@@ -38,18 +40,32 @@ def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
         return float(count.total())
 
 
-class _PoolingAsOnCuda(TorchFunctionMode):
+_POOLING = ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d")
+
+
+@contextmanager
+def _pooling_as_on_cuda() -> Iterator[None]:
     """Keep 3-D pooling in bf16: autocast casts its input to float32 on the CPU, but not on CUDA, where the step will run.
 
-    For fake tensors only: the CPU has no bf16 kernels for some of these functions.
+    For fake tensors only: the CPU has no bf16 kernels for some of these functions. The functions are replaced, since a
+    TorchFunctionMode does not reach blocks that the backward pass computes again.
     """
 
-    _POOLING = ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d")
+    def outside_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast("cpu", enabled=False):
+                return function(*args, **kwargs)
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        is_pooling = getattr(function, "__name__", "").strip("_") in self._POOLING
-        with torch.autocast("cpu", enabled=False) if is_pooling else nullcontext():
-            return function(*args, **(kwargs or {}))
+        return call
+
+    originals = {name: getattr(F, name) for name in _POOLING}
+    try:
+        for name, function in originals.items():
+            setattr(F, name, outside_autocast(function))
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(F, name, function)
 
 
 # float32 values of optimizer state per trained parameter
@@ -83,7 +99,7 @@ def step_memory(
         tracker = MemTracker()
         tracker.track_external(backbone)
         grad = torch.set_grad_enabled(not model.frozen)
-        with tracker, grad, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half), _PoolingAsOnCuda():
+        with tracker, grad, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half), _pooling_as_on_cuda():
             video = backbone.example(config, clips)
             features = backbone(video)
             if features.requires_grad:

@@ -132,10 +132,11 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         trainer: Trainer = (FeatureFit if method.fits_features else Engine)(
             model, config, run, ranks, device, interruption, on_progress
         )
-        trainer.trained_on = trained_on
+        trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
         trainer.resume()
         warn_of_time_limit(ranks)
         trainer.fit(train_data, val_data)
+        trainer.complete_val_predictions(val_data)
         if config.evaluate:
             summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
             for line in result_lines(summary):

@@ -226,6 +226,8 @@ def remove_stale_temporaries(path: Path) -> None:
     """Delete the temporary files of `path` whose writers no longer run."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(?P<host>.+)\.(?P<pid>\d+)\.tmp")
     for name in os.listdir(path.parent):
+        if not name.startswith(f".{path.name}."):  # quick: a folder may have 10,000 archives
+            continue
         if (match := pattern.fullmatch(name)) and not _may_be_in_use(
             path.parent / name, match["host"], int(match["pid"])
         ):

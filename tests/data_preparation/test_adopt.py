@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pytest
 from PIL import Image
 
 from data_preparation.actions import Dive
-from data_preparation.adopt import AdoptConfig, find_numbering, to_frame
+from data_preparation.adopt import AdoptConfig, to_frame
+from data_preparation.adopt_sources import find_pictures
 from data_preparation.alignment import REACH, frame_shift
 from data_preparation.archive import FrameReader, open_frames, record_fault
 from data_preparation.common.command_line import parse
 from data_preparation.common.errors import UserError
-from data_preparation.layout import DatasetLayout, is_prepared
+from data_preparation.layout import DatasetLayout, prepared
 from data_preparation.similar_files import numberings
 from tests.conftest import run_python
 from training.config import TrainConfig
@@ -86,16 +88,16 @@ def training_faults(layout: DatasetLayout) -> list[str]:
     return frame_faults(dives, TrainConfig(root_dir=layout.frames, frame_num=4, frame_method="spaced_fixed"))
 
 
-def test_frames_numbered_from_0_are_refused_and_packed_with_the_right_numbers(dataset: DatasetLayout, video: Path):
+def test_frames_numbered_from_0_are_read_shifted_by_one_and_packed_with_the_right_numbers(
+    dataset: DatasetLayout, video: Path
+):
     folder = dataset.frames / "01"
     loose_frames(video, folder, "%06d.jpg", 0)
     checked = verify(dataset)
-    assert checked.returncode == 2
-    command = f"python -m data_preparation.adopt --dataset {dataset.root} --videos 01"
-    assert f"{folder} is numbered from 0 (it has 000000.jpg)" in checked.stderr
-    assert command in checked.stderr
-    assert "extract again" not in checked.stderr
-    assert command in " ".join(training_faults(dataset))
+    assert checked.returncode == 0
+    assert "video 01: warning: its files count from 0, so 000000.jpg is read as frame 1" in checked.stdout
+    assert training_faults(dataset) == []
+    assert open_frames(dataset.frames, "01").read(1) == (folder / "000000.jpg").read_bytes()
     done = adopt("--dataset", dataset.root, "--videos", "01")
     assert done.returncode == 0, done.stderr
     assert "000000.jpg is frame 1, compared with 01.mp4" in done.stdout
@@ -151,9 +153,9 @@ def test_correctly_numbered_loose_frames_pass(dataset: DatasetLayout, video: Pat
 
 @pytest.mark.parametrize(
     ("folder", "pattern", "first"),
-    [("01", "img_%05d.jpg", 1), ("01", "%06d.png", 0), ("01/frames", "frame%d.jpg", 0), ("video 1", "%05d.jpg", 1)],
+    [("01", "%06d.png", 0), ("01/frames", "frame%d.jpg", 0), ("video 1", "%05d.jpg", 1)],
 )
-def test_frames_with_other_names_are_reported_in_one_sentence(
+def test_frames_that_cannot_be_read_as_they_are_are_reported_in_one_sentence(
     dataset: DatasetLayout, video: Path, folder: str, pattern: str, first: int
 ):
     loose_frames(video, dataset.frames / folder, pattern, first)
@@ -166,6 +168,20 @@ def test_frames_with_other_names_are_reported_in_one_sentence(
     assert pattern % first in " ".join(training_faults(dataset))
     assert adopt("--dataset", dataset.root, "--videos", "01").returncode == 0
     assert verify(dataset).returncode == 0
+
+
+@pytest.mark.parametrize("pattern", ["img_%05d.jpg", "%08d.jpg"])
+def test_frames_with_other_names_are_verified_and_compared_with_the_video(
+    dataset: DatasetLayout, video: Path, pattern: str
+):
+    loose_frames(video, dataset.frames / "01", pattern, 1)
+    assert verify(dataset).returncode == 0
+    assert training_faults(dataset) == []
+    shutil.rmtree(dataset.frames / "01")
+    loose_frames(video, dataset.frames / "01", pattern, 2)
+    checked = verify(dataset)
+    assert checked.returncode == 2
+    assert "its frames are 1 frame early" in checked.stderr
 
 
 def test_ambiguous_numbers_need_a_flag(video: Path, tmp_path: Path):
@@ -219,7 +235,7 @@ def test_the_message_about_missing_frames_names_similar_files(tmp_path: Path, fi
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=words):
         open_frames(tmp_path, "01")
-    assert not is_prepared(tmp_path, "01") or (tmp_path / "01").is_dir()
+    assert "01" not in prepared(tmp_path, ["01"]) or (tmp_path / "01").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -288,7 +304,7 @@ def test_readable_jpegs_are_copied_and_others_are_encoded(tmp_path: Path):
 def test_the_message_about_a_missing_pattern_names_existing_ones(tmp_path: Path):
     (tmp_path / "a_1.jpg").write_bytes(b"x")
     with pytest.raises(UserError, match=r"has no files b_%d.jpg, but a_%d.jpg: 1 file a_1.jpg"):
-        find_numbering(tmp_path, "b_%d.jpg")
+        find_pictures(tmp_path, "b_%d.jpg")
     with pytest.raises(UserError, match="a file name with one number"):
         parse(AdoptConfig, ["--pattern", "img_*.jpg"])
 

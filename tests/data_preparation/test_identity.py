@@ -12,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_preparation import datasets
 from data_preparation.actions import Action, ActionKey, Dive
 from data_preparation.annotations import load_annotations, load_split
+from data_preparation.datasets import AnnotationFiles
 from data_preparation.identity import Identity, TrainedOn, identities, mtl_aqa_dives, mtl_aqa_names
 from data_preparation.pickles import load_pickle
+from tests.conftest import run_main
+from tests.data_preparation.layouts_scores import write_unlv_dive
 
 # UNLV-Dive leaves out these two of the 372 dives of videos 01, 02 and 03: the only choice that fits its published sums,
 # difficulties and the number of wrong keys in MTL-AQA's list of it
@@ -43,26 +47,21 @@ def seen(weights: TrainedOn, actions: dict[ActionKey, Action], keys: Iterable[Ac
     return sum(weights.holds(found[key]) for key in keys)
 
 
-def unlv_dive(
-    mtl_aqa: dict[ActionKey, Dive], shared: Path
-) -> tuple[dict[ActionKey, Action], set[int], list[ActionKey]]:
-    """UNLV-Dive, its train numbers, and MTL-AQA's key of each clip."""
-    keys = [k for v in ("03", "02", "01") for k in sorted(mtl_aqa) if k[0] == v and k not in NOT_IN_UNLV]
-    clips: dict[ActionKey, Action] = {}
-    for number, key in enumerate(keys, start=1):
-        dive = mtl_aqa[key]
-        clips[(f"{number:03d}", 1)] = Action(
-            f"{number:03d}", 1, 1, 151, final_score=dive.final_score, difficulty=dive.difficulty
-        )
-    for number, change in ((20, {"final_score": 0.1}), (150, {"final_score": -0.1}), (300, {"difficulty": 0.3})):
-        clip = clips[(f"{number:03d}", 1)]  # three of its labels differ from MTL-AQA's
-        clips[clip.key] = replace(clip, **{n: getattr(clip, n) + by for n, by in change.items()})
+@pytest.fixture(scope="module")
+def unlv_dive(mtl_aqa: dict[ActionKey, Dive], shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """UNLV-Dive's files, reconstructed from MTL-AQA's dives and the released split."""
+    dives = [mtl_aqa[k] for v in ("03", "02", "01") for k in sorted(mtl_aqa) if k[0] == v and k not in NOT_IN_UNLV]
+    scores, difficulties = (np.array([getattr(d, name) for d in dives]) for name in ("final_score", "difficulty"))
+    scores[[20, 150]] += 0.1, -0.1  # three of its labels differ from MTL-AQA's
+    difficulties[300] += 0.3
     # the released keys were made by this arithmetic, so they give the numbers of the train list
     first = {3: 0, 2: 72, 1: 180}
     released = load_pickle(shared / "mtl_aqa" / "unlv_train_split_370_4.pkl")
-    train = {first[int(video)] + int(number) for video, number in released}
-    assert (len(keys), len(train), sum(train)) == (370, 300, 55_942)
-    return clips, train, keys
+    train = np.array([first[int(video)] + int(number) for video, number in released])
+    assert (len(dives), len(train), train.sum()) == (370, 300, 55_942)
+    folder = tmp_path_factory.mktemp("unlv_dive")
+    write_unlv_dive(folder, scores, difficulties, train)
+    return folder
 
 
 def test_the_list_of_known_dives_is_mtl_aqas(mtl_aqa: dict[ActionKey, Dive]):
@@ -70,28 +69,25 @@ def test_the_list_of_known_dives_is_mtl_aqas(mtl_aqa: dict[ActionKey, Dive]):
     assert mtl_aqa_names(mtl_aqa.values()) == {key: key for key in mtl_aqa}
 
 
-def test_unlv_dive_and_aqa_7s_class_diving_are_mtl_aqas_dives(mtl_aqa, lists, shared: Path):
-    clips, numbers, keys = unlv_dive(mtl_aqa, shared)
-    names = mtl_aqa_names(clips.values())
-    assert [names[(f"{i:03d}", 1)] for i in range(1, 371)] == keys
-    train = [key for key in clips if int(key[0]) in numbers]
-    test = [key for key in clips if int(key[0]) not in numbers]
-    counts = {
-        (a, b): seen(trained_on(mtl_aqa, lists[b]), clips, part) for a, part in enumerate((train, test)) for b in (0, 1)
-    }
-    assert counts == {(0, 0): 220, (0, 1): 80, (1, 0): 51, (1, 1): 19}
-    assert seen(trained_on(clips, train), mtl_aqa, lists[1]) == 80
+def test_unlv_dive_and_aqa_7s_class_diving_are_mtl_aqas_dives(mtl_aqa, lists, shared: Path, unlv_dive: Path):
+    data = datasets.load("unlv_dive", AnnotationFiles(unlv_dive))
+    expected = [k for v in ("03", "02", "01") for k in sorted(mtl_aqa) if k[0] == v and k not in NOT_IN_UNLV]
+    clips = [(f"diving/{number:03d}", 1) for number in range(1, 371)]
+    assert mtl_aqa_names(data.actions.values()) == dict(zip(clips, expected, strict=True))
+    assert seen(trained_on(data.actions, data.splits["official"].train), mtl_aqa, lists[1]) == 80
 
     # AQA-7 has no difficulty, and five other sports beside the dives
-    diving = {
-        (f"diving/{a.video}", 1): Action(f"diving/{a.video}", 1, 1, 103, final_score=a.final_score, kind="diving")
-        for a in clips.values()
-    }
+    diving = {k: Action(*k, 1, 103, final_score=a.final_score, kind="diving") for k, a in data.actions.items()}
     vaults = [Action(f"gym_vault/{i:03d}", 1, 1, 103, final_score=12 + i / 40, kind="gym_vault") for i in range(1, 177)]
-    names = mtl_aqa_names([*diving.values(), *vaults])
-    assert [names[(f"diving/{i:03d}", 1)] for i in range(1, 371)] == keys
-    assert len(names) == 370
-    assert seen(trained_on(mtl_aqa, lists[0]), diving, [(f"diving/{k[0]}", 1) for k in test]) == 51
+    assert mtl_aqa_names([*diving.values(), *vaults]) == dict(zip(clips, expected, strict=True))
+
+    folder = shared / "mtl_aqa"
+    other = ["--other_annotation_path", folder / "final_annotations_dict.pkl"]
+    other += ["--other_train_path", folder / "train_split_0.pkl", "--other_test_path", folder / "test_split_0.pkl"]
+    text = run_main("data_preparation.overlap", "--dataset_kind", "unlv_dive", "--annotation_path", unlv_dive, *other).stdout  # fmt: skip
+    print(text)
+    rows = [line.split() for line in text.splitlines()[1:]]
+    assert [row[2:5] for row in rows] == [["300", "220", "80"], ["70", "51", "19"], ["370", "271", "99"]]
 
 
 def test_finediving_shares_dives_with_mtl_aqa(mtl_aqa, lists):

@@ -10,6 +10,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -17,8 +18,10 @@ from scipy.io import savemat
 from data_preparation.annotations import load_annotations, load_split
 from data_preparation.common.errors import UserError
 from data_preparation.datasets import AnnotationFiles, DataSet, aqa7, read
+from data_preparation.identity import mtl_aqa_names
 from data_preparation.number_files import read_numbers
 from data_preparation.pickles import load_pickle
+from tests.conftest import run_main
 from tests.data_preparation.layouts_scores import (
     POINTS,
     drawn_unlv_dive,
@@ -270,5 +273,57 @@ def test_unlv_dive_has_the_published_numbers(tmp_path, shared):
     assert results["train mean"]["r_l2_x100"] == pytest.approx(3.708, abs=2e-3)
     seen = {key: set(load_split(folder / f"{key}_split_0.pkl")) for key in ("train", "test")}
     of_number = dict(zip(found.actions, sources, strict=True))
+    assert mtl_aqa_names(found.actions.values()) == of_number  # what guards against shared actions finds
     overlap = [sum(of_number[d.key] in seen[part] for d in part_of) for part_of in (known, test) for part in seen]
     assert overlap == [220, 80, 51, 19]
+
+
+# ------------------------------------------------------------------------------------------------------ command lines
+
+
+def test_summaries_count_each_kind(tmp_path):
+    write_aqa7(tmp_path / "a" / "annotations")
+    write_jigsaws(tmp_path / "j")
+    write_unlv_dive(tmp_path / "u" / "annotations", *drawn_unlv_dive())
+    printed = {
+        kind: run_main(
+            "data_preparation.annotations", "summary", "--dataset", tmp_path / kind[0], "--dataset_kind", kind
+        ).stdout
+        for kind in ("aqa7", "jigsaws", "unlv_dive")
+    }
+    for kind in aqa7.KINDS.values():
+        counts = f"{sum(kind.clips)} actions, {kind.clips.train} to train, {kind.clips.test} to test"
+        assert f"({kind.name}: {counts}, range {kind.low:g} to {kind.high:g})" in printed["aqa7"]
+    assert "(Needle_Passing: 28 actions, range 6 to 30)" in printed["jigsaws"]
+    assert "fold1: 78 to train and 25 to test; fold2: 77" in printed["jigsaws"]
+    assert "the rules give the final score of 103" in printed["jigsaws"]
+    assert "370 in 370 videos; 300 in the train list, 70 in the test list" in printed["unlv_dive"]
+
+
+def test_a_clip_of_aqa7_has_103_frames(tmp_path):
+    write_aqa7(tmp_path / "annotations")
+    folder = tmp_path / "whole_videos" / "diving"
+    folder.mkdir(parents=True)
+    for name, frames in (("001", 103), ("002", 102)):
+        write_clip(folder / f"{name}.avi", frames)
+    flags = ["--dataset", tmp_path, "--dataset_kind", "aqa7", "--workers", 1, "--videos"]
+    run_main("data_preparation.extract", *flags, "diving/001", "--height", 0)
+    assert "All frames of all actions" in run_main("data_preparation.verify", *flags, "diving/001").stdout.replace(
+        "dives", "actions"
+    )
+    failed = run_main("data_preparation.extract", *flags, "diving/002", "--height", 0, check=False)
+    assert failed.returncode == 2
+    assert "002.avi has 102 frames" in failed.stderr
+    failed = run_main("data_preparation.verify", *flags, "diving/002", check=False)
+    assert failed.returncode == 2
+    assert "--videos diving/002 --dataset_kind aqa7" in failed.stderr
+
+
+def write_clip(path: Path, frames: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(frames):
+            picture = np.full((48, 64, 3), number * 2, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,17 @@ def test_expected_memory_of_c3d_is_what_an_h100_used():
     config = TrainConfig(model="c3d", frame_num=103, spatial_size=112, window_layout="reference", batch_size=8)
     expected = step_memory(build_model(config), config, 8, half=True)["total"] / 2**30
     assert expected == pytest.approx(4.95, rel=0.05)
+
+
+@pytest.mark.slow
+def test_expected_memory_of_recomputed_blocks_with_pooling():
+    """The backward pass computes them again in the same precision, and they need less memory."""
+    config = config_of("i3d", frame_num=16, spatial_size=96, window_layout="full", batch_size=4)
+    kept, recomputed = (
+        step_memory(build_model(c), c, 4, half=True)["activations"]
+        for c in (config, dataclasses.replace(config, checkpoint_activations=True))
+    )
+    assert recomputed < 0.8 * kept
 
 
 def test_expected_memory_is_what_a_step_keeps(tmp_path: Path):

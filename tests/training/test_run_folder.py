@@ -61,7 +61,7 @@ def test_submission_and_training_give_the_same_reasons_not_to_resume(
     faults, _ = resume_faults(run, config)
     assert len(faults) == len(words)
     with pytest.raises(UserError) as refusal:
-        open_run(run, config, NO_DIVES)
+        open_run(run, config, NO_DIVES, {})
     assert str(refusal.value).splitlines() == faults
     assert [fault for fault in told_before(config)[0] if fault in faults] == faults
     for fault, expected in zip(faults, words, strict=True):
@@ -93,7 +93,7 @@ def test_a_damaged_configuration_is_reported_with_its_file(saved: tuple[RunFolde
         (fault,), _ = resume_faults(run, config)
         assert str(run.config_file) in fault
         with pytest.raises(UserError, match=r"config\.json"):
-            open_run(run, config, NO_DIVES)
+            open_run(run, config, NO_DIVES, {})
 
 
 def test_an_opened_point_of_a_sweep_stays_unchanged_and_the_others_resume(saved: tuple[RunFolder, TrainConfig]):

@@ -131,12 +131,12 @@ class ClipReader(Dataset):
 
 
 def label_faults(actions: Sequence[Action], method: Planner) -> list[str]:
-    """Actions that lack a label that the method needs: a message for each of the first ten."""
-    faults = []
+    """Actions that lack a label that the method needs: the first ten different messages."""
+    faults: dict[str, None] = {}
     for action in actions:
         try:
             method.given(action)
             method.labels(action)
         except UserError as error:
-            faults.append(str(error))
-    return faults[:10] + ([f"and {len(faults) - 10} more dives"] if len(faults) > 10 else [])
+            faults[str(error)] = None
+    return list(faults)[:10] + ([f"and {len(faults) - 10} more dives"] if len(faults) > 10 else [])

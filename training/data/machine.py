@@ -7,6 +7,7 @@ import logging
 import torch
 
 from data_preparation.actions import Action
+from data_preparation.archive import max_open_readers
 from data_preparation.common.errors import UserError
 from data_preparation.common.limits import (
     ResourceLimits,
@@ -79,7 +80,9 @@ def needs(
     tensors = 2 + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
     shared = shared_bytes(config, ranks.world_size, len(training), len(evaluated), tensors)
     _, batches = _largest_load(config, ranks.world_size, len(training), len(evaluated))
-    videos = len({d.video for d in [*training, *evaluated]})  # a reader keeps its archives open
+    videos = min(
+        len({d.video for d in [*training, *evaluated]}), max_open_readers()
+    )  # archives that a reader keeps open
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moving = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) if training else 0
     # on the CPU: gradients, and the two moments of Adam

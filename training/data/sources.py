@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -10,15 +12,20 @@ import numpy as np
 import torch
 
 from data_preparation.actions import Action, video_order
-from data_preparation.archive import FrameReader, missing_text, open_frames
+from data_preparation.archive import FrameReaders, missing_text, open_frames
 from data_preparation.common.errors import UserError
 from data_preparation.identity import source_hashes
-from data_preparation.layout import is_prepared
+from data_preparation.layout import prepared
+from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.features import feature_file
 from training.data.plan import ClipSpec
 from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames
 from training.data.transforms import apply_view, crop_view, squash_view
+
+log = logging.getLogger(__name__)
+
+_OPENING_THREADS = 8  # that open archives at the same time
 
 
 class Source(Protocol):
@@ -67,12 +74,7 @@ class FrameSource:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self._readers: dict[str, FrameReader] = {}  # by video; each worker opens its own
-
-    def _reader(self, video: str) -> FrameReader:
-        if video not in self._readers:
-            self._readers[video] = open_frames(self.config.root_dir, video)
-        return self._readers[video]
+        self._readers = FrameReaders(config.root_dir)  # each worker opens its own
 
     def faults(self, actions: Sequence[Action]) -> list[str]:
         return frame_faults(actions, self.config)
@@ -102,16 +104,13 @@ class FrameSource:
 
     def _frames_after(self, action: Action) -> int:
         """How many frames follow the action's end on disk without a gap, at most END_SHIFT."""
-        on_disk = np.isin(action.end_frame + np.arange(1, END_SHIFT + 1), self._reader(action.video).numbers)
+        on_disk = np.isin(action.end_frame + np.arange(1, END_SHIFT + 1), self._readers[action.video].numbers)
         return int(on_disk.cumprod().sum())
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
         assert clip.view is not None
-        reader = self._reader(clip.action.video)
+        reader = self._readers[clip.action.video]
         return apply_view(clip.view, np.stack([reader.image(number) for number in clip.frames]))
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_readers": {}}
 
 
 class FeatureSource:
@@ -144,14 +143,34 @@ def frame_faults(actions: Sequence[Action], config: TrainConfig) -> list[str]:
     by_video: dict[str, list[Action]] = {}
     for action in actions:
         by_video.setdefault(action.video, []).append(action)
-    return [fault for video in sorted(by_video, key=video_order) for fault in _video_faults(by_video[video], config)]
+    videos = sorted(by_video, key=video_order)
+    on_disk = prepared(config.root_dir, videos)
+    missing = [video for video in videos if video not in on_disk]
+    if len(missing) <= MAX_LINES:
+        faults = [f"video {video} has no frames: {missing_text(config.root_dir, video)}" for video in missing]
+    else:
+        faults = [
+            f"{len(missing)} of {len(videos)} videos have no frames in {config.root_dir} ({names_text(missing)}): extract them (python -m data_preparation.extract) or pack their frames (python -m data_preparation.adopt)"
+        ]
+    present = [by_video[video] for video in videos if video in on_disk]
+    with ThreadPoolExecutor(_OPENING_THREADS) as threads:  # a shared file system takes milliseconds to open a file
+        checked = list(threads.map(lambda of_video: _video_faults(of_video, config), present))
+    from_zero = [of_video[0].video for of_video, (_, shifted) in zip(present, checked, strict=True) if shifted]
+    if from_zero:
+        log.info(
+            "the loose frames of %d videos count from 0 (%s): file 0 is read as frame 1",
+            len(from_zero),
+            names_text(from_zero),
+        )
+    of_videos = [fault for found, _ in checked for fault in found]
+    if len(of_videos) > MAX_LINES:
+        of_videos = [*of_videos[:MAX_LINES], f"and {len(of_videos) - MAX_LINES} more messages about frames like these"]
+    return faults + of_videos
 
 
-def _video_faults(actions: Sequence[Action], config: TrainConfig) -> list[str]:
-    """Messages about missing frames of one video."""
+def _video_faults(actions: Sequence[Action], config: TrainConfig) -> tuple[list[str], bool]:
+    """(messages about missing frames of one video, whether its files count from 0)."""
     video = actions[0].video
-    if not is_prepared(config.root_dir, video):
-        return [f"video {video} has no frames: {missing_text(config.root_dir, video)}"]
     faults = []
     short = [a.name for a in actions if config.frame_method == "random" and a.frame_count < config.frame_num]
     if short:
@@ -159,15 +178,15 @@ def _video_faults(actions: Sequence[Action], config: TrainConfig) -> list[str]:
             f"video {video} has {len(short)} dives of fewer than {config.frame_num} frames ({short[0]}, ...), too few for --frame_method random: give a smaller --frame_num or another --frame_method"
         )
     try:
-        on_disk = open_frames(config.root_dir, video).numbers
+        reader = open_frames(config.root_dir, video)
     except UserError as error:
-        return [*faults, str(error)]
-    if lacking := [a.name for a in actions if not _has_frames(a, config, on_disk)]:
+        return [*faults, str(error)], False
+    if lacking := [a.name for a in actions if not _has_frames(a, config, reader.numbers)]:
         listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
         faults.append(
             f"video {video} lacks frames of {len(lacking)} dives ({listed}) for --frame_method {config.frame_method}: run python -m data_preparation.extract --videos {video}"
         )
-    return faults
+    return faults, reader.loose is not None and reader.loose.from_zero
 
 
 def _has_frames(dive: Action, config: TrainConfig, on_disk: np.ndarray) -> bool:

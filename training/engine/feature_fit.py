@@ -80,6 +80,7 @@ class FeatureFit(Trainer):
                 metric.name,
             )
         self.position = Position(epoch=1, best_epoch=1, best=value)
+        self._save_val_predictions(method, val_rows, val_data)
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": 1, "step": 0, **metrics, "seconds": time.perf_counter() - started}
             self.run.append_metrics(record)

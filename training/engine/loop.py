@@ -128,6 +128,8 @@ class Engine(Trainer):
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": position.epoch, "step": position.global_step, **metrics}
             self._record({**record, "seconds": time.perf_counter() - started})
+        if is_best:  # before the checkpoint, so that a resume never lacks them
+            self._save_val_predictions(model.method, rows, val_data)
         self.save(is_best)
         if self.ranks.is_first:
             draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), self.run.title, metric)

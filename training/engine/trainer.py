@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from data_preparation.common.files import reporting_write_errors, write_atomic
 from training.config import TrainConfig
+from training.data.batch import Rows
 from training.data.dataset import ActionDataset
+from training.engine.prediction import Predictor, as_arrays
 from training.engine.state import Position
+from training.methods.base import Method
 from training.model import ScoringModel
+from training.predictions import predictions_csv
+from training.runtime import checkpoint, collectives
 from training.runtime.collectives import peak_memory_gib
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.progress import Progress, ProgressHook
@@ -37,6 +44,7 @@ class Trainer(ABC):
         self.interruption = interruption
         self.progress = Progress(run, ranks, on_progress)
         self.position = Position()
+        self.classes: Sequence[str] = ()  # of the data set
         self.trained_on: dict[str, str] = {}  # entries of the checkpoints, see trained_on.entries_of_run
         self.epochs, self.total_steps = config.epochs, 0
 
@@ -63,6 +71,34 @@ class Trainer(ABC):
         Raises:
             StoppedBySignal: a rank received a signal.
         """
+
+    def _save_val_predictions(self, method: Method, rows: Rows, val_data: ActionDataset) -> None:
+        """Write val_predictions.csv with the outputs of the best epoch so far; only the first rank writes."""
+        if not (self.ranks.is_first and self.task.has_test):
+            return
+        predicted = as_arrays(method.predict(rows.outputs, rows.given))
+        epochs = {"epoch": [self.position.best_epoch] * len(val_data)}
+        text = predictions_csv(self.task, predicted, val_data.actions, self.classes, epochs)
+        with reporting_write_errors(self.run.val_predictions_file):
+            write_atomic(self.run.val_predictions_file, text.encode())
+
+    def complete_val_predictions(self, val_data: ActionDataset) -> None:
+        """After the training: make sure that val_predictions.csv is that of best.pt. It is not if an older version found the
+        best epoch, or if the run went on from an earlier checkpoint. The model may then hold the weights of best.pt.
+
+        Raises:
+            StoppedBySignal: a signal came. UserError: best.pt is damaged, or the disk is full.
+        """
+        stored = collectives.on_first_rank(self.run.val_predictions_epoch)
+        if not self.task.has_test or stored == self.position.best_epoch:
+            return
+        best = self.run.best_checkpoint
+        found = best if collectives.on_first_rank(best.exists) else None
+        if collectives.wait_until_visible(found, checkpoint.fingerprint) is None:
+            return  # its weights are lost, as an error in the log says
+        self.model.load_state_dict(checkpoint.load(best, self.device, required={"model", "position"})["model"])
+        predictor = Predictor(self.config, self.ranks, self.device, between_batches=self.stop_if_requested)
+        self._save_val_predictions(self.model.method, predictor.predict(self.model, val_data), val_data)
 
     def report_finished(self) -> None:
         """Set the state in progress.json to finished."""

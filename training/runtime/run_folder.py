@@ -8,6 +8,7 @@ runs/<name>/
     progress.json       where the run is now (launch.status and Slurm's job comment read it)
     checkpoints/        epoch-0003-step-00000120.pt (3 epochs done, 120 steps), the last --keep_checkpoints of them; best.pt
     losses.png          redrawn each epoch
+    val_predictions.csv predictions for the validation actions, of the epoch that validation chose (for training.combine)
     predictions.csv, summary.json and a plot (scores.png, confusion.png)   written once, when the test split is opened
     tensorboard/        events, with --tensorboard True
     jobs/<job id>/      a job's logs, flags, starts and ends (launch.job); jobs/*.out is the output of the jobs
@@ -16,6 +17,7 @@ runs/<name>/
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 import math
@@ -154,6 +156,18 @@ class RunFolder:
     @property
     def predictions_file(self) -> Path:
         return self.path / "predictions.csv"
+
+    @property
+    def val_predictions_file(self) -> Path:
+        return self.path / "val_predictions.csv"
+
+    def val_predictions_epoch(self) -> int | None:
+        """The epoch whose validation predictions are stored, or None."""
+        try:
+            with open(self.val_predictions_file, newline="") as file:
+                return int(next(csv.DictReader(file))["epoch"])
+        except (OSError, StopIteration, KeyError, TypeError, ValueError, csv.Error):
+            return None  # they are written again
 
     @property
     def summary_file(self) -> Path:

@@ -141,6 +141,17 @@ class Task(ABC):
         raise NotImplementedError
 
 
+def origin_text(summary: Mapping[str, Any]) -> str:
+    """What predicted, according to summary.json: the checkpoint of a run, or several runs."""
+    checkpoint = summary["checkpoint"]
+    members = checkpoint.get("members")  # of training.combine
+    return (
+        f"mean of {members} run{'s' if members > 1 else ''}"
+        if members
+        else f"checkpoint of epoch {checkpoint['epoch']}"
+    )
+
+
 def number_text(value: float | None) -> str:
     """A metric with three decimal places; 'undefined' for None and NaN."""
     return "undefined" if value is None or not np.isfinite(value) else f"{value:.3f}"

@@ -31,7 +31,7 @@ from training.metrics import (
     spearman_rows,
 )
 from training.plots import new_figure, save_figure
-from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth, number_text
+from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth, number_text, origin_text
 
 _CORRELATIONS = ("spearman", "pearson")
 
@@ -199,7 +199,7 @@ class ScoreTask(Task):
         mean = f" (Fisher-z mean of {len(kinds)} kinds)" if kinds else ""
         lines = [
             f"Test Spearman {number_text(test['spearman'])}{mean} (95 % interval {low} to {high}), R-l2 x100 {number_text(test['r_l2_x100'])}{_l2_text(test)}, "
-            f"{test['dives']} actions, checkpoint of epoch {summary['checkpoint']['epoch']}"
+            f"{test['dives']} actions, {origin_text(summary)}"
         ]
         for name, found in kinds.items():
             low, high = (number_text(value) for value in found["spearman_ci95"])
