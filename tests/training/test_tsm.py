@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -90,7 +91,7 @@ class Classifier(Method):
         return {"loss": F.cross_entropy(outputs["logits"], labels["label"])}
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
 def test_optimizer_steps_are_the_originals(shared: Path, index: int):
     """In float64, through the step of the engine: parameter groups with their rates and decay, clipping, and all batch norms
     trained or only the first."""
@@ -126,11 +127,14 @@ def test_optimizer_steps_are_the_originals(shared: Path, index: int):
     )
     step = Step(model, config, Ranks(), torch.device("cpu"))
     rates = [row[6] for row in case["learning_rates"]]
-    step.optimizer.param_groups[0]["lr"] = rates[0]
-    found = {(round(g["rate"], 9), g["weight_decay"] > 0, len(g["params"])) for g in step.optimizer.param_groups}
-    assert found == {
-        (round(g["lr"] / rates[0], 9), g["weight_decay"] > 0, g["tensors"]) for g in case["groups"] if g["tensors"]
-    }
+    # the first convolution has a group of its own in the original, with the factors of all others
+    found, expected = Counter(), Counter()
+    for group in step.optimizer.param_groups:
+        found[round(group["rate"], 9), group["weight_decay"]] += len(group["params"])
+    for group in case["groups"]:
+        if group["tensors"]:
+            expected[round(group["lr"] / rates[0], 9), group["weight_decay"]] += group["tensors"]
+    assert found == expected
     names = {theirs: ours for ours, theirs in originals.items()}
     case = {**case, "gradient_norm": case.get("gradient_norm_before_clipping", case["gradient_norm"])}
     start = {name: t.clone() for name, t in model.state_dict().items()}

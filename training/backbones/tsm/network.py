@@ -7,7 +7,6 @@ those of timm and torchvision. Shape letters: B clips, T frames.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -91,7 +90,7 @@ class TSM(Backbone):
             BLOCKS[depth],
             num_classes=0,
             channels=tuple(width * 2**stage for stage in range(4)),
-            norm_layer=partial(RowBatchNorm, eps=eps),
+            norm_layer=lambda channels, **_: RowBatchNorm(channels, eps),  # newer versions of timm also give device and dtype
             zero_init_last=False,
         )
         self.feature_dim = self.base_model.num_features
