@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes the results table of training/README.md. Every line is three trainings (seeds 0, 1, 2) on the synthetic data set
-# of the quick start. It takes about an hour on two CPU cores. A second call skips the trainings that are done.
+# Makes the results tables of training/README.md. Every line is three trainings (seeds 0, 1, 2) on the synthetic data set
+# of the quick start. `networks` trains networks on the frames (about an hour on two CPU cores), `features` trains all methods on the
+# features of one fixed network (minutes). A second call skips the trainings that are done.
 #
-#     bash job_files/quickstart.sh && bash job_files/results_table.sh
+#     bash job_files/quickstart.sh && bash job_files/results_table.sh [networks] [features]
 #
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
 set -euo pipefail # stop at the first error
@@ -12,6 +13,7 @@ export DEEPSPORTS_DATASET="$DEEPSPORTS_SCRATCH/DeepSports_quickstart"
 
 runs="$DEEPSPORTS_RUNS/results_table"
 annotations="$DEEPSPORTS_DATASET/annotations"
+parts=" ${*:-networks features} "
 captions=(--captions_path "$annotations/final_captions_dict.pkl" --vocabulary_path "$annotations/vocab.json")
 # the settings of the quick start, and those of each backbone and method
 common=(
@@ -37,14 +39,44 @@ train() { # train NAME [flags]: with three seeds
     done
 }
 
-train timesformer-mse "${timesformer[@]}" "${head[@]}" --loss_spcoef_weight 0 --epochs 12 --learning_rate 0.0005
-train timesformer-mse-spearman "${timesformer[@]}" "${head[@]}" --loss_spcoef_weight 0.1 --epochs 12 --learning_rate 0.0005
-multitask=(--method multitask "${captions[@]}" --epochs 6)
-train timesformer-multitask "${timesformer[@]}" "${multitask[@]}" --loss_spcoef_weight 0 --learning_rate 0.0005
-train timesformer-multitask-spearman "${timesformer[@]}" "${multitask[@]}" --loss_spcoef_weight 3 --learning_rate 0.0003
-train c3d-mse "${c3d[@]}" "${brief[@]}" "${head[@]}" --loss_spcoef_weight 0
-train c3d-mse-spearman "${c3d[@]}" "${brief[@]}" "${head[@]}" --loss_spcoef_weight 0.1
-train c3d-random-features-svr "${c3d[@]}" --method svr
+report() { # report FILE MARK: write the table of all runs so far, also into the README between the marks
+    python -m training.report "${done_runs[@]}" | tee "$runs/$1"
+    python -m launch.readme_tables "$runs/$1" "$2"
+    done_runs=()
+}
 
-python -m training.report "${done_runs[@]}" | tee "$runs/results.md"
-python -m launch.readme_tables "$runs/results.md"
+networks() {
+    train timesformer-mse "${timesformer[@]}" "${head[@]}" --loss_spcoef_weight 0 --epochs 12 --learning_rate 0.0005
+    train timesformer-mse-spearman "${timesformer[@]}" "${head[@]}" --loss_spcoef_weight 0.1 --epochs 12 --learning_rate 0.0005
+    multitask=(--method multitask "${captions[@]}" --epochs 6)
+    train timesformer-multitask "${timesformer[@]}" "${multitask[@]}" --loss_spcoef_weight 0 --learning_rate 0.0005
+    train timesformer-multitask-spearman "${timesformer[@]}" "${multitask[@]}" --loss_spcoef_weight 3 --learning_rate 0.0003
+    train c3d-mse "${c3d[@]}" "${brief[@]}" "${head[@]}" --loss_spcoef_weight 0
+    train c3d-mse-spearman "${c3d[@]}" "${brief[@]}" "${head[@]}" --loss_spcoef_weight 0.1
+    train c3d-random-features-svr "${c3d[@]}" --method svr
+    report results.md results
+}
+
+# Features of a C3D with random weights: 5 windows of 16 frames. The judges are needed by musdl, the dive numbers by --pairs number.
+features() {
+    local file="$runs/features.npz"
+    local data=(--annotation_path "$annotations/final_annotations_dict_with_dive_number.pkl" --frame_num 80 --workers 2)
+    [ -e "$file" ] || python -m training.extract_features --output "$file" "${common[@]}" "${c3d[@]}" "${data[@]}" \
+        --window_layout full
+    local fixed=(--model features --features "$file" "${data[@]}" --loss_spcoef_weight 0 --learning_rate 0.001 --epochs 30)
+    local unranked=(--model features --features "$file" "${data[@]}" --learning_rate 0.001 --epochs 30)
+    train features-regression "${fixed[@]}" "${head[@]}"
+    train features-regression-spearman "${fixed[@]}" "${head[@]}" --loss_spcoef_weight 0.1
+    train features-multitask "${fixed[@]}" --method multitask "${captions[@]}"
+    train features-svr --model features --features "$file" "${data[@]}" --method svr
+    train features-usdl "${unranked[@]}" --method usdl
+    train features-musdl "${unranked[@]}" --method musdl
+    train features-core "${unranked[@]}" --method core
+    train features-core-difficulty-predicted "${unranked[@]}" --method core --difficulty predicted
+    train features-core-free "${unranked[@]}" --method core --pairs free
+    train features-tpt "${unranked[@]}" --method tpt
+    report feature_results.md "feature results"
+}
+
+case "$parts" in *" networks "*) networks ;; esac
+case "$parts" in *" features "*) features ;; esac

@@ -1,6 +1,6 @@
 """Write the tables of the README files from the dataclasses of the flags, and the results table from a file.
 
-python -m launch.readme_tables [results.md]                    job_files/results_table.sh makes that file
+python -m launch.readme_tables [FILE MARK]         job_files/results_table.sh calls it with a table of results
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ def main(argv: Sequence[str]) -> None:
     for file, of_file in tables().items():
         for name, table in of_file.items():
             replace_table(REPOSITORY / file, name, table)
-    for name in argv[:1]:
-        replace_table(REPOSITORY / RESULTS_README, "results", "\n" + Path(name).read_text())
+    if argv:
+        file, mark = argv
+        replace_table(REPOSITORY / RESULTS_README, mark, "\n" + Path(file).read_text())
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ EXAMPLES = {
                 ("from training.losses import mse, soft_spearman", "from training.losses import soft_spearman"),
                 (
                     'error = mse(outputs["execution_and_difficulty"], labels["execution_and_difficulty"])',
-                    'error = huber_loss(outputs["execution_and_difficulty"], labels["execution_and_difficulty"], delta=c.huber_delta)',
+                    'error = huber_loss(outputs["execution_and_difficulty"], labels["execution_and_difficulty"], delta=self.config.huber_delta)',
                 ),
                 ('parts = {"mse": error}', 'parts = {"huber": error}'),
             ),

@@ -73,6 +73,7 @@ def follow(step: Step, batches: list[Batch], case: dict, own_names: dict[str, st
     own = dict(step.model.named_parameters())
     parameters = {name: own[own_names[name]] for name in case["norms"] if name not in case.get("rounding_noise", ())}
     start = {name: p.detach().clone() for name, p in parameters.items()}
+    state = {name: t.clone() for name, t in step.model.state_dict().items() if isinstance(t, torch.Tensor)}
     step.model.train()
     for number, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
         found = step(batch, rate, number)
@@ -82,9 +83,11 @@ def follow(step: Step, batches: list[Batch], case: dict, own_names: dict[str, st
             assert float(p.detach().norm()) == pytest.approx(case["norms"][name][number], rel=1e-6, abs=1e-9), name
             change = float((p.detach() - start[name]).norm())
             assert change == pytest.approx(case["changes"][name][number], rel=1e-6, abs=1e-9), name
-    for name in case.get("unchanged", ()):
-        if name in own_names and name in parameters:
-            assert torch.equal(parameters[name], start[name])
+    fixed = [own_names[name] for name in case.get("unchanged", ())]
+    if "running_after" not in case:
+        fixed += [name for name in state if "running_" in name]
+    after = step.model.state_dict()
+    assert all(torch.equal(after[name], state[name]) for name in fixed)
 
 
 def compare_running(model: torch.nn.Module, case: dict, own_names: dict[str, str], tolerance: float = 1e-6) -> None:

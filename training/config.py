@@ -26,6 +26,7 @@ from data_preparation.common.command_line import flag, to_argv
 from data_preparation.common.errors import UserError
 from training import plugins
 from training.plugins import BACKBONES, METHODS, BackboneFlags, MethodFlags
+from training.tasks import task_of
 
 FRAME_METHODS = (
     "random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", "spaced_varied_new", "end_aligned", "end_aligned_spaced", "segments", "dense",
@@ -350,9 +351,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
 
     @property
     def annotation_files(self) -> datasets.AnnotationFiles:
-        """The annotation files; the split lists only if the data set reads them."""
-        lists = (self.train_path, self.test_path) if datasets.reads_lists(self.dataset_kind) else (None, None)
-        return datasets.AnnotationFiles(self.annotation_path, lists[0], lists[1], self.captions_file)
+        """The annotation files; the split lists only if the data set reads them, the test list only if there is a test."""
+        reads = datasets.reads_lists(self.dataset_kind)
+        train = self.train_path if reads else None
+        test = self.test_path if reads and task_of(self.task).has_test else None
+        return datasets.AnnotationFiles(self.annotation_path, train, test, self.captions_file)
 
     @property
     def train_list(self) -> Path:
@@ -414,6 +417,10 @@ def config_faults(c: TrainConfig) -> list[str]:
     if c.needs not in offers:
         faults.append(
             f"--method {c.method} needs {c.needs} of the backbone and --model {c.model} offers {', '.join(sorted(offers))}: choose another --model"
+        )
+    if c.evaluate and not task_of(c.task).has_test:
+        faults.append(
+            f"--evaluate True does not fit --method {c.method}, a pretraining without a test split: give --evaluate False"
         )
     if not 0 < c.train_val_split_ratio < 1:
         faults.append(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from data_preparation.common.limits import limit_error_text
+
+_Result = TypeVar("_Result")
 
 
 class UserError(Exception):
@@ -14,6 +17,23 @@ class UserError(Exception):
     def of(cls, faults: Iterable[str]) -> UserError:
         """One error for several faults, one per line."""
         return cls("\n".join(faults))
+
+
+def read_all(readers: Mapping[str, Callable[[], _Result]]) -> dict[str, _Result]:
+    """The results of several readers by name.
+
+    Raises:
+        UserError: with the faults of all readers that raised one.
+    """
+    results, faults = {}, []
+    for name, reader in readers.items():
+        try:
+            results[name] = reader()
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError.of(faults)
+    return results
 
 
 def first_line(error: BaseException) -> str:

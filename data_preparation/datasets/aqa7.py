@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from data_preparation.actions import Action, ActionKey, ScoreRules
-from data_preparation.common.errors import UserError
+from data_preparation.common.errors import UserError, read_all
 from data_preparation.datasets import AnnotationFiles, DataSet, Split
 from data_preparation.number_files import in_points, read_numbers
 
@@ -71,7 +72,7 @@ def read(files: AnnotationFiles) -> DataSet:
         UserError: a list is missing, unreadable or not a matrix of three columns.
     """
     paths = _find_lists(files.annotations)
-    rows = {part: _rows(paths[part], part) for part in PARTS}
+    rows = read_all({part: partial(_rows, paths[part], part) for part in PARTS})
     actions: dict[ActionKey, Action] = {}
     listed: dict[str, list[ActionKey]] = {}
     faults: list[str] = []

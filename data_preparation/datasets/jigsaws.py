@@ -12,11 +12,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_preparation.actions import Action, ActionKey, ScoreRules
-from data_preparation.common.errors import UserError
+from data_preparation.common.errors import UserError, read_all
 from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
 from data_preparation.datasets.clips import COUNTS_FILE, count_command, read_counts
 from data_preparation.pickles import load_pickle
@@ -79,8 +80,9 @@ def read(files: AnnotationFiles) -> DataSet:
         raise UserError(
             f"{' and '.join(missing)} missing: put label.pkl and splits.pkl of USDL (JIGSAWS/data/info) into one folder and give it with --annotation_path"
         )
-    labels, label_faults = _labels(_dictionary(paths["label"]))
-    folds, fold_faults = _folds(_dictionary(paths["splits"]), labels)
+    contents = read_all({name: partial(_dictionary, path) for name, path in paths.items()})
+    labels, label_faults = _labels(contents["label"])
+    folds, fold_faults = _folds(contents["splits"], labels)
     counts = read_counts(counts_file) if counts_file.is_file() else {}
     faults = [f"{paths['label']}: {fault}" for fault in (*label_faults, *_trial_faults(labels))]
     faults += [f"{paths['splits']}: {fault}" for fault in fold_faults]

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data_preparation.actions import ActionKey, Dive
-from data_preparation.common.errors import UserError
+from data_preparation.common.errors import UserError, read_all
 from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
 from data_preparation.datasets.aqa7 import FRAMES, KINDS, RULES, clip_video, shortened
 from data_preparation.number_files import in_points, read_numbers
@@ -47,7 +48,8 @@ def read(files: AnnotationFiles) -> DataSet:
         UserError: a file is missing or unreadable, or has another number of values than the release.
     """
     paths = _find_files(files.annotations)
-    values = {name: read_numbers(path).ravel() for name, path in paths.items()}
+    arrays = read_all({name: partial(read_numbers, path) for name, path in paths.items()})
+    values = {name: array.ravel() for name, array in arrays.items()}
     lists = {"train": values["training_idx"], "test": values["testing_idx"]}
     list_paths = {"train": paths["training_idx"], "test": paths["testing_idx"]}
     scores, difficulties = in_points(values["scores"]), in_points(values["difficulty"], limit=10)

@@ -137,7 +137,7 @@ def test_a_catalogue_states_facts_too(tmp_path: Path):
     path.write_text(
         "[videos/07.mp4]\nsources = x\nframes_per_second = 30000/1001\nframes = 900\n[weights/w.pth]\nsources = y\n"
     )
-    assert catalogue_facts(path) == {7: VideoFacts(Fraction(30000, 1001), 900, "c.ini")}
+    assert catalogue_facts(path) == {"07": VideoFacts(Fraction(30000, 1001), 900, "c.ini")}
     path.write_text("[videos/07.mp4]\nsources = x\nframes_per_second = fast\nframes = -1\n")
     with pytest.raises(UserError, match=r"frames '-1' is not a whole number above 0\n.*frames_per_second 'fast'"):
         catalogue_facts(path)

@@ -8,6 +8,7 @@ import pickle
 import struct
 import zlib
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -276,6 +277,24 @@ def test_unlv_dive_has_the_published_numbers(tmp_path, shared):
     assert mtl_aqa_names(found.actions.values()) == of_number  # what guards against shared actions finds
     overlap = [sum(of_number[d.key] in seen[part] for d in part_of) for part_of in (known, test) for part in seen]
     assert overlap == [220, 80, 51, 19]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("aqa7", ["consolidated_train_list.mat", "consolidated_test_list.mat"]),
+        ("jigsaws", ["label.pkl", "splits.pkl"]),
+        ("unlv_dive", ["training_idx.npy", "testing_idx.npy", "overall_scores.npy", "difficulty_level.npy"]),
+    ],
+)
+def test_all_unreadable_files_are_named(tmp_path, kind, names):
+    for name in names:
+        (tmp_path / name).write_bytes(pickle.dumps(Fraction(1, 2)) if kind == "jigsaws" else b"MATLAB 5.0 MAT-file")
+    with pytest.raises(UserError) as caught:
+        read_set(kind, tmp_path)
+    assert [line.split(" ")[0].rstrip(":") for line in str(caught.value).splitlines()] == [
+        str(tmp_path / n) for n in names
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------ command lines

@@ -22,6 +22,7 @@ from tests.data_preparation.layouts_scores import write_aqa7, write_jigsaws
 from tests.small import config_of, labels_of
 from training.data.facts import DataFacts
 from training.data.splits import facts_of
+from training.folds import mean_text
 from training.methods import build_method
 from training.metrics import LARGEST_CORRELATION, fisher_mean, mean_correlation
 from training.tasks import task_of
@@ -83,6 +84,23 @@ def test_only_actions_with_difficulty_and_one_range_are_scored_by_difficulty():
     assert not facts_of(data, [dive, dataclasses.replace(dive, kind="vault")]).by_difficulty
     assert DataFacts.from_record(FACTS.record()).by_difficulty is False
     assert DataFacts.from_record({"classes": [], "ranges": {}}).by_difficulty  # data.json before this field
+
+
+def test_equal_predictions_of_a_fold_or_a_kind_count_as_0():
+    assert mean_text([0.5, None, math.nan, 0.3]) == "0.500 0.000 0.000 0.300, mean 0.200, Fisher-z mean 0.211"
+    actions = [action(i, kind, 13.0 + i) for kind in RULES for i in range(3)]
+    predicted = np.array([1.0, 2, 3, 5, 5, 5])  # in order, and all the same
+    task = task_of("score")
+    found = task.metrics({"score": predicted}, task.truth(actions))
+    assert found["spearman"] == pytest.approx(math.tanh(math.atanh(LARGEST_CORRELATION) / 2))
+    summary = {
+        **task.summary({"score": predicted}, actions, actions, ()),
+        "checkpoint": {"epoch": 1},
+        "method_metrics": {},
+    }
+    lines = task.result_lines(json.loads(json.dumps(summary).replace("NaN", "null")))
+    assert "  The predictions of ski are all the same: Spearman counts as 0 in the mean." in lines
+    assert "  A Spearman of 1 (vault) counts as 0.999999 in the Fisher-z mean." in lines
 
 
 # ------------------------------------------------------------------------------------------------- complete trainings

@@ -77,7 +77,9 @@ def needs(
     """The minimum that a training needs on this machine; an evaluation if `training` is empty."""
     here = ranks_on_node(ranks)
     workers = config.loader_workers
-    tensors = 2 + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
+    tensors = (
+        1 + config.clips_per_sample + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
+    )
     shared = shared_bytes(config, ranks.world_size, len(training), len(evaluated), tensors)
     _, batches = _largest_load(config, ranks.world_size, len(training), len(evaluated))
     videos = min(

@@ -1,0 +1,66 @@
+"""The plain classifier: features, averaged over their vectors, dropout and one or two linear layers, trained with cross-entropy.
+
+Label smoothing is that of "Rethinking the Inception Architecture for Computer Vision" (Szegedy et al., CVPR 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data_preparation.actions import Action
+from training.backbones.base import Backbone
+from training.config import TrainConfig
+from training.data.batch import Tensors
+from training.data.facts import DataFacts
+from training.data.plan import Arrays
+from training.data.sampling import balancing_repeats
+from training.methods.base import Method
+from training.rows import RowDropout
+
+
+def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> Classifier:
+    return Classifier(config, head_of(config, feature_dim, len(data.classes)))
+
+
+def head_of(config: TrainConfig, feature_dim: int, classes: int) -> nn.Sequential:
+    """(B, feature_dim) -> (B, classes)."""
+    if not config.hidden_units:
+        return nn.Sequential(RowDropout(config.head_dropout), nn.Linear(feature_dim, classes))
+    return nn.Sequential(
+        RowDropout(config.head_dropout),
+        nn.Linear(feature_dim, config.hidden_units),
+        nn.GELU(),
+        RowDropout(config.head_dropout),
+        nn.Linear(config.hidden_units, classes),
+    )
+
+
+class Classifier(Method):
+    """Predicts a probability for each class of the data set."""
+
+    def __init__(self, config: TrainConfig, head: nn.Module) -> None:
+        super().__init__()
+        self.config, self.head = config, head
+
+    def labels(self, action: Action) -> Arrays:
+        return {"label": np.array(action.need("label"), np.int64)}
+
+    def encode(self, backbone: Backbone, clip: torch.Tensor) -> Tensors:
+        features_BD = backbone(clip).mean(dim=1)
+        with torch.autocast(features_BD.device.type, enabled=False):  # the head always computes in float32
+            return {"logits": self.head(features_BD.float())}  # (B, classes)
+
+    def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
+        smoothing = self.config.label_smoothing
+        return {"loss": F.cross_entropy(outputs["logits"], labels["label"], label_smoothing=smoothing)}
+
+    def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
+        return {"probability": outputs["logits"].softmax(dim=1)}
+
+    def repeats(self, actions: Sequence[Action]) -> Sequence[int] | None:
+        return balancing_repeats([action.need("label") for action in actions]) if self.config.balance else None
