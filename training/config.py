@@ -135,7 +135,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     input_scale: str = flag(
         "auto",
-        "Normalisation of the input. auto: with a weight file that of the file (timesformer, or vit for a ViT of timm), without one unit (pixels in [0, 1]); always imagenet for c3d and i3d.",
+        "Normalisation of the input. auto: with a weight file that of the file (timesformer, or vit for a ViT of timm), without one unit (pixels in [0, 1]); always imagenet for c3d, i3d, mscadc, st_abn and tsm.",
         choices=("auto", *INPUT_SCALES),
     )
     data_aug: bool = flag(

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from data_preparation.common.errors import UserError
 from tests.conftest import SHARED
 from tests.golden import compare_running, difference, follow, golden, recipe_tensor, recipe_video, scaled_state
 from tests.small import config_of
-from training.backbones.base import Backbone
 from training.backbones.tsm.network import TSM, pool_frames, shift
-from training.data.batch import Batch, Tensors
+from training.data.batch import Batch
+from training.data.facts import DataFacts
 from training.engine.step import Step
-from training.methods.base import Method
+from training.methods import build_method
 from training.model import ScoringModel, build_model
 from training.rows import set_batch_norm
 from training.runtime.ranks import Ranks
@@ -77,20 +76,6 @@ def test_the_network_is_the_originals(shared: Path, index: int):
             assert found.norm().item() == pytest.approx(norm, rel=1e-3), name
 
 
-class Classifier(Method):
-    """Cross-entropy of the mean logits of all frames."""
-
-    def __init__(self, features: int, classes: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(features, classes)
-
-    def forward(self, backbone: Backbone, clips: Tensors, given: Tensors, labels: Tensors) -> Tensors:
-        return {"logits": self.fc(backbone(clips["clip"])).mean(dim=1)}
-
-    def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
-        return {"loss": F.cross_entropy(outputs["logits"], labels["label"])}
-
-
 @pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
 def test_optimizer_steps_are_the_originals(shared: Path, index: int):
     """In float64, through the step of the engine: parameter groups with their rates and decay, clipping, and all batch norms
@@ -98,12 +83,27 @@ def test_optimizer_steps_are_the_originals(shared: Path, index: int):
     case = reference("trajectories_tsm")["cases"][index]
     backbone = network(case)
     backbone.prepare = lambda clip, mean, std: clip
-    method = Classifier(backbone.feature_dim, case["config"]["num_class"])
+    config = config_of(
+        "tsm",
+        "classify",
+        head_dropout=0.0,
+        head_on_each=True,
+        optimizer="SGD",
+        batch_size=case["batch"],
+        learning_rate=5 * case["lr"],
+        weight_decay=case["groups"][0]["weight_decay"],
+        backbone_lr_scale=0.2,  # the classifier has five times the rate of the backbone
+        bias_lr_scale=2.0,
+        decay_of="weights",
+        clip_grad=case["clip_gradient"] or 0.0,
+    )
+    classes = tuple(map(str, range(case["config"]["num_class"])))
+    method = build_method(config, backbone.feature_dim, DataFacts(classes))
     model = ScoringModel(backbone, method, trains_batch_norm="first" if case["partial_bn"] else True)
     originals = {
         f"backbone.{name}": name.replace(".conv1.", ".conv1.net.") if ".layer" in name else name
         for name in backbone.state_dict()
-    } | {"method.fc.weight": "new_fc.weight", "method.fc.bias": "new_fc.bias"}
+    } | {"method.head.1.weight": "new_fc.weight", "method.head.1.bias": "new_fc.bias"}
     shapes = {theirs: list(model.state_dict()[ours].shape) for ours, theirs in originals.items()}
     state = scaled_state(shapes, 1.0)
     model.load_state_dict({ours: state[theirs] for ours, theirs in originals.items()}, strict=False)
@@ -114,17 +114,6 @@ def test_optimizer_steps_are_the_originals(shared: Path, index: int):
     batches = [
         Batch({"clip": clip}, {}, label, torch.arange(len(clip))) for clip, label in zip(clips, labels, strict=True)
     ]
-    config = config_of(
-        "tsm",
-        optimizer="SGD",
-        batch_size=case["batch"],
-        learning_rate=5 * case["lr"],
-        weight_decay=case["groups"][0]["weight_decay"],
-        backbone_lr_scale=0.2,  # the classifier has five times the rate of the backbone
-        bias_lr_scale=2.0,
-        decay_of="weights",
-        clip_grad=case["clip_gradient"] or 0.0,
-    )
     step = Step(model, config, Ranks(), torch.device("cpu"))
     rates = [row[6] for row in case["learning_rates"]]
     # the first convolution has a group of its own in the original, with the factors of all others

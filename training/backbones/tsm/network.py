@@ -7,6 +7,7 @@ those of timm and torchvision. Shape letters: B clips, T frames.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -86,11 +87,13 @@ class TSM(Backbone):
     ) -> None:
         super().__init__()
         self.base_model = ResNet(
-            BasicBlock if depth in ("18", "34") else Bottleneck,
+            BasicBlock if depth in ("18", "34") else Bottleneck,  # type: ignore[arg-type]  # timm means their types
             BLOCKS[depth],
             num_classes=0,
             channels=tuple(width * 2**stage for stage in range(4)),
-            norm_layer=lambda channels, **_: RowBatchNorm(channels, eps),  # newer versions of timm also give device and dtype
+            norm_layer=lambda channels, **_: RowBatchNorm(
+                channels, eps
+            ),  # newer versions of timm also give device and dtype
             zero_init_last=False,
         )
         self.feature_dim = self.base_model.num_features
@@ -101,7 +104,7 @@ class TSM(Backbone):
         self.shifts_blocks = shift_place == "block"
         if not self.shifts_blocks:
             for path in self.shifted:
-                block = self.base_model.get_submodule(path)
+                block: Any = self.base_model.get_submodule(path)
                 block.conv1 = ShiftedConv2d.of(block.conv1, shift_div)
 
     def end_points(self, video_BCTHW: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
