@@ -16,8 +16,10 @@ from scipy import stats
 from sklearn.dummy import DummyClassifier
 
 from data_preparation.actions import Action
+from launch import sweep
 from tests.conftest import data_flags, run_main, run_python, tiny_model
 from tests.small import DIVES
+from training.config import TrainConfig
 from training.metrics import bootstrap_interval, fisher_mean, relative_l2, score_metrics, spearman
 from training.predictions import predictions_csv, read_predictions
 from training.runtime.run_folder import RunFolder
@@ -274,3 +276,12 @@ def test_a_data_set_without_classes_is_refused_before_the_run_folder_is_made(dat
     assert refused.returncode == 2
     assert "the data set has 0 classes and classification needs two or more" in refused.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_points_of_a_sweep_share_a_task(tmp_path: Path):
+    points = {"a": TrainConfig(), "b": TrainConfig(method="classify")}
+    assert "point a has the task score and point b the task label" in str(sweep._task_fault(tmp_path, [], points))
+    RunFolder(tmp_path / "a").create(points["a"])
+    assert sweep._task_fault(tmp_path, ["a"], {"b": points["b"]})
+    assert sweep._task_fault(tmp_path, ["a"], {"c": TrainConfig(seed=1)}) is None
+    assert sweep.shared_task(tmp_path, ["x", "a"]) is SCORE
