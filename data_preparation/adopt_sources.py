@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -49,8 +48,8 @@ def find_sources(
     """The chosen videos in a folder (None: all), by `video_order`. A video's name is its path in `source`, without
     suffix, with `inside` before it.
 
-    Folders VIDEO/NUMBER or VIDEO_NUMBER whose pictures have the numbers of a whole video are the clips of that video.
-    With `ends` all folders of pictures are clips.
+    Folders VIDEO/NUMBER whose pictures have the numbers of a whole video are the clips of that video, and so are MTL-AQA's
+    VV_DD; other names with _NUMBER are often videos of their own. With `ends` all folders of pictures are clips.
 
     Raises:
         UserError: naming everything that cannot be packed, and all chosen names that do not exist.
@@ -169,15 +168,9 @@ def _joined(name: str, clips: Sequence[Source], pattern: str | None, ends: ClipE
     if ends:
         keys = [(video_name(video), numbers[i]) for i in order]
         return [Source(video, path, tuple(_placed(part, key, ends) for part, key in zip(parts, keys, strict=True)))]
-    if have_own_numbers(parts) or (name.endswith("_") and _overlap(parts)):
+    if have_own_numbers(parts) or (name.endswith("_") and not video.isdigit()):
         return list(clips)
     return [Source(video, path, tuple(counted_from_one(parts)))]
-
-
-def _overlap(parts: Sequence[FrameFiles]) -> bool:
-    """Whether the numbers of some folders overlap, so that they are not clips of one video."""
-    ranges = sorted((int(part.numbers[0]), int(part.numbers[-1])) for part in parts)
-    return any(after[0] <= before[1] for before, after in itertools.pairwise(ranges))
 
 
 def _placed(part: FrameFiles, key: ActionKey, ends: ClipEnds) -> FrameFiles:

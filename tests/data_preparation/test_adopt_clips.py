@@ -92,7 +92,7 @@ def test_the_video_of_each_folder_of_pictures(tmp_path: Path):
         "FINA/Men_r1/1/00090.jpg",
         "01/000001.jpg",
         "02/frames/000001.jpg",
-        "match_1/000120.jpg",  # overlap with match_2: two videos
+        "match_1/000120.jpg",  # a video of its own, as in FR-FS
         "match_1/000140.jpg",
         "match_2/000130.jpg",
         "v_Punch_g03_c01/image_001.jpg",
