@@ -28,7 +28,9 @@ from training import plugins
 from training.plugins import BACKBONES, METHODS, BackboneFlags, MethodFlags
 from training.tasks import task_of
 
-FRAME_METHODS = ("random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", "spaced_varied_new", "end_aligned")
+FRAME_METHODS = (
+    "random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", "spaced_varied_new", "end_aligned", "end_aligned_spaced", "segments", "dense",
+)  # fmt: skip
 GEOMETRIES = ("standard", "centre_crop", "swapped", "swapped_nearest")
 AUGMENTATIONS = ("none", "randaugment")
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
@@ -134,7 +136,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     input_scale: str = flag(
         "auto",
-        "Normalisation of the input. auto: with a weight file that of the file (timesformer, or vit for a ViT of timm), without one unit (pixels in [0, 1]); always imagenet for c3d and i3d.",
+        "Normalisation of the input. auto: with a weight file that of the file (timesformer, or vit for a ViT of timm), without one unit (pixels in [0, 1]); always imagenet for c3d, i3d, mscadc, st_abn and tsm.",
         choices=("auto", *INPUT_SCALES),
     )
     data_aug: bool = flag(
@@ -177,15 +179,15 @@ class TrainConfig(BackboneFlags, MethodFlags):
     freeze: bool = flag(False, "Freeze the backbone and train the head only.", short="-f")
     batch_norm: str = flag(
         "frozen",
-        "Batch norm of the backbone: frozen uses the running statistics of the weight file, trained those of the batch.",
-        choices=("frozen", "trained"),
+        "Batch norm of the backbone: frozen uses the running statistics of the weight file, trained those of the batch. first trains the first batch norm alone; the others also keep their weights and biases (TSM's partial batch norm).",
+        choices=("frozen", "trained", "first"),
     )
     bn_group: int = flag(
-        2, "Actions of the global batch that share batch norm statistics (--batch_norm trained).", minimum=1
+        2, "Actions of the global batch that share batch norm statistics (--batch_norm trained or first).", minimum=1
     )
     bn_windows: str = flag(
         "apart",
-        "apart gives each window of a clip its own batch norm statistics; with together all windows share them (--batch_norm trained).",
+        "apart gives each window of a clip its own batch norm statistics; with together all windows share them (--batch_norm trained or first).",
         choices=("apart", "together"),
     )
     checkpoint_activations: bool = flag(
@@ -205,6 +207,14 @@ class TrainConfig(BackboneFlags, MethodFlags):
     weight_decay: float = flag(0.00001, "Weight decay.", short="-wd", minimum=0)
     momentum: float = flag(0.9, "Momentum of SGD and RMSProp.", short="-mom", minimum=0)
     nesterov: bool = flag(False, "Use Nesterov momentum with SGD.")
+    bias_lr_scale: float = flag(
+        1.0, "Multiplies the learning rate of biases, except those of batch norm and layer norm.", minimum=0
+    )
+    decay_of: str = flag(
+        "all",
+        "Parameters that --weight_decay acts on: all, or weights (not biases and parameters of batch norm and layer norm).",
+        choices=("all", "weights"),
+    )
     backbone_lr_scale: float = flag(1.0, "Multiplies the learning rate of the backbone.", minimum=0)
     lr_schedule: str = flag(
         "constant",
@@ -470,7 +480,7 @@ def config_faults(c: TrainConfig) -> list[str]:
 def batch_norm_fault(c: TrainConfig, ranks: int) -> str | None:
     """Check that each part of the batch holds complete groups of --batch_norm trained on this many ranks."""
     parts = ranks * c.accumulate
-    if c.batch_norm != "trained" or c.batch_size % parts or c.batch_size // parts % c.bn_group == 0:
+    if c.batch_norm == "frozen" or c.batch_size % parts or c.batch_size // parts % c.bn_group == 0:
         return None
     return f"--batch_size {c.batch_size} in {parts} parts ({ranks} ranks, --accumulate {c.accumulate}) gives {c.batch_size // parts} actions each, which is not a multiple of --bn_group {c.bn_group}: change one of them"
 

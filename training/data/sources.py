@@ -21,7 +21,7 @@ from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
 from training.data.features import feature_file
 from training.data.plan import ClipSpec
-from training.data.sampling import END_SHIFT, clip_frames, needed_frames
+from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames
 from training.data.transforms import apply_view, crop_view, squash_view
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ class FrameSource:
 
     def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
-        # only end_aligned uses frames after the action's end; do not open the archive for the others
-        frames_after = self._frames_after(action) if c.frame_method == "end_aligned" else 0
+        # only these use frames after the action's end; do not open the archive for the others
+        frames_after = self._frames_after(action) if c.frame_method in END_ALIGNED else 0
         try:
             frames = clip_frames(action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after)
         except ValueError as error:

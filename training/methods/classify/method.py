@@ -21,7 +21,7 @@ from training.data.facts import DataFacts
 from training.data.plan import Arrays
 from training.data.sampling import balancing_repeats
 from training.methods.base import Method
-from training.rows import RowDropout
+from training.rows import RowDropout, full_precision
 
 
 def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> Classifier:
@@ -34,16 +34,15 @@ def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> Classifier:
 
 
 def head_of(config: TrainConfig, feature_dim: int, classes: int) -> nn.Sequential:
-    """(B, feature_dim) -> (B, classes)."""
-    if not config.hidden_units:
-        return nn.Sequential(RowDropout(config.head_dropout), nn.Linear(feature_dim, classes))
-    return nn.Sequential(
-        RowDropout(config.head_dropout),
-        nn.Linear(feature_dim, config.hidden_units),
-        nn.GELU(),
-        RowDropout(config.head_dropout),
-        nn.Linear(config.hidden_units, classes),
-    )
+    """(..., feature_dim) -> (..., classes)."""
+    hidden: list[nn.Module] = []
+    if config.hidden_units:
+        hidden = [RowDropout(config.head_dropout), nn.Linear(feature_dim, config.hidden_units), nn.GELU()]
+    output = nn.Linear(config.hidden_units or feature_dim, classes)
+    if config.head_init_std:
+        nn.init.normal_(output.weight, std=config.head_init_std)
+        nn.init.zeros_(output.bias)
+    return nn.Sequential(*hidden, RowDropout(config.head_dropout), output)
 
 
 class Classifier(Method):
@@ -57,9 +56,11 @@ class Classifier(Method):
         return {"label": np.array(action.need("label"), np.int64)}
 
     def encode(self, backbone: Backbone, clip: torch.Tensor) -> Tensors:
-        features_BD = backbone(clip).mean(dim=1)
-        with torch.autocast(features_BD.device.type, enabled=False):  # the head always computes in float32
-            return {"logits": self.head(features_BD.float())}  # (B, classes)
+        features = backbone(clip)  # (B, N, D)
+        if not self.config.head_on_each:
+            features = features.mean(dim=1, keepdim=True)
+        with torch.autocast(features.device.type, enabled=False):  # the head always computes in float32
+            return {"logits": self.head(full_precision(features)).mean(dim=1)}  # (B, classes)
 
     def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
         smoothing = self.config.label_smoothing
