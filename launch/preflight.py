@@ -28,6 +28,7 @@ from launch.config import REPOSITORY, LaunchConfig
 from launch.fitting import Request, excess, parse_nodes, parse_partitions
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.runtime.run_folder import RunFolder, resume_faults
+from training.tasks import task_of
 
 _SMALL_FILES_BYTES = 200 * 2**20  # for logs, plots and metrics
 _FORECAST_TIMEOUT_S = 600
@@ -169,13 +170,19 @@ def used_videos(training: TrainConfig) -> set[str]:
     """The videos of this training's train and test lists.
 
     Raises:
-        UserError: annotations or lists cannot be read or contradict each other.
+        UserError: annotations or lists cannot be read, contradict each other, or lack what the task needs.
     """
     if training.vocabulary_file:
         load_vocabulary(training.vocabulary_file)
     data = datasets.load(training.dataset_kind, training.annotation_files)
-    train, test = data.parts("official" if training.split == "event" else training.split, training.fold)
-    return {action.video for action in (*train, *test) if is_chosen(action.video, training.chosen_videos)}
+    train, test = (
+        [action for action in part if is_chosen(action.video, training.chosen_videos)]
+        for part in data.parts("official" if training.split == "event" else training.split, training.fold)
+    )
+    used = train + test if training.evaluate or training.split == "event" else train
+    if faults := task_of(training.task).faults(used, data.classes):
+        raise UserError.of(faults)
+    return {action.video for action in train + test}
 
 
 def data_faults(training: TrainConfig) -> list[str]:

@@ -37,7 +37,7 @@ from training.plots import draw_sweep
 from training.runtime.run_folder import REPEATS, SWEEP_FILE, RunFolder, resume_faults, sweep_points, write_json
 from training.runtime.run_progress import RunProgress
 from training.tasks import DEFAULT, task_of
-from training.tasks.base import Metric
+from training.tasks.base import Task
 
 _IS_LAUNCH_FLAG = "it is a launch flag, and a sweep varies training flags"
 _MAX_POINTS = 1000  # Slurm's default MaxArraySize is 1001
@@ -411,10 +411,10 @@ def sweep_rows(folder: Path, points: Mapping[str, Point], best: str) -> list[dic
     return sorted(rows, key=lambda row: -math.inf if row[best] is None else row[best], reverse=True)
 
 
-def metric_of(folder: Path, points: Iterable[str]) -> Metric:
-    """The validation metric of a sweep, which all points share: that of the first point with a run folder."""
+def shared_task(folder: Path, points: Iterable[str]) -> Task:
+    """The task of a sweep, which all points share: that of the first point with a run folder."""
     configs = (RunFolder(folder / name).saved_config() for name in points)
-    return task_of(next((config.task for config in configs if config is not None), DEFAULT)).metric
+    return task_of(next((config.task for config in configs if config is not None), DEFAULT))
 
 
 def _named_sweep(name: str, runs_dir: Path | None) -> tuple[Path, dict[str, Point]]:
@@ -445,8 +445,8 @@ def cancel_sweep(argv: Sequence[str]) -> int:
 def show_sweep(argv: Sequence[str]) -> int:
     name, options = parse_named(ShowConfig, argv, prog="python -m launch.sweep show SWEEP")
     folder, points = _named_sweep(name, options.runs_dir)
-    metric = metric_of(folder, points)
-    best_key = f"best_val_{metric.key}"
+    task = shared_task(folder, points)
+    best_key = f"best_val_{task.metric.key}"
     rows = sweep_rows(folder, points, best_key)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = [c for c in columns if c != "point"]
@@ -469,14 +469,13 @@ def show_sweep(argv: Sequence[str]) -> int:
             sorted(varied(points.values())) or sorted(next(iter(points.values()))),
             folder / "sweep.png",
             name,
-            metric,
+            task.metric,
         )
     print(f"\n{folder / 'sweep.csv'}\n{folder / 'sweep.png'}")
     best = rows[0]
     if varied(points.values()) - REPEATS and best[best_key] is not None:
-        print(
-            f"best by validation: {best['point']}; its test: python -m training.evaluate --run {folder / best['point']}"
-        )
+        test = f"; its test: python -m training.evaluate --run {folder / best['point']}" if task.has_test else ""
+        print(f"best by validation: {best['point']}{test}")
     return 0
 
 

@@ -33,6 +33,28 @@ def recipe_state(shapes: dict[str, list[int]], scale: float = 0.05) -> dict[str,
     return state
 
 
+def scaled_state(
+    shapes: dict[str, list[int]], gain: float, overrides: dict[str, float] | None = None
+) -> dict[str, torch.Tensor]:
+    """Weights as in the golden outputs of tsm, st_abn and mscadc: tensors of two or more axes keep the size of signals, with
+    `gain` as their variance; `overrides` has scales of single tensors."""
+    state = recipe_state(shapes)
+    for name, shape in shapes.items():
+        if len(shape) >= 2:
+            scale = (gain * shape[0] / math.prod(shape)) ** 0.5
+            state[name] = recipe_tensor(name, shape, (overrides or {}).get(name, scale))
+    return state
+
+
+def recipe_video(case: dict) -> torch.Tensor:
+    """The clip (B, 3, T, H, W) of a golden case: noise whose values are repeated in time and space."""
+    video = recipe_tensor(f"input:{case['name']}", case["input_seed_shape"], 1.0)
+    for axis, times in zip((2, 3, 4), case["input_repeat"], strict=True):
+        video = video.repeat_interleave(times, axis)
+    assert list(video.shape) == case["input"]
+    return video
+
+
 def fan_in_state(shapes: dict[str, list[int]], se_scale: float) -> dict[str, torch.Tensor]:
     """The weights of PECoP's golden outputs: tensors of two or more axes keep the size of signals; adapter scales (se) have
     a scale of their own."""
@@ -66,6 +88,21 @@ def follow(step: Step, batches: list[Batch], case: dict, own_names: dict[str, st
         fixed += [name for name in state if "running_" in name]
     after = step.model.state_dict()
     assert all(torch.equal(after[name], state[name]) for name in fixed)
+
+
+def compare_running(model: torch.nn.Module, case: dict, own_names: dict[str, str], tolerance: float = 1e-6) -> None:
+    """Compare the running statistics after the steps of a trajectory to `tolerance`."""
+    buffers = dict(model.named_buffers())
+    for name, expected in case["running_after"].items():
+        if name == "others":
+            continue
+        found = buffers[own_names[name]]
+        if name.endswith("num_batches_tracked"):
+            assert int(found) == expected, name
+        else:
+            assert float(found.norm()) == pytest.approx(expected["norm"], rel=tolerance), name
+            first = found[: len(expected["first"])].tolist()
+            assert first == pytest.approx(expected["first"], rel=tolerance, abs=tolerance * expected["norm"]), name
 
 
 def golden(shared: Path, name: str):

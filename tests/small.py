@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from data_preparation.actions import Dive
+from data_preparation.actions import DIVING, Dive
 from data_preparation.common.command_line import parse
 from data_preparation.common.errors import UserError
 from training import plugins
 from training.config import TrainConfig, config_class
 from training.data.batch import Batch
 from training.data.dataset import Plan
+from training.data.facts import DataFacts
 from training.data.plan import ClipSpec
 from training.methods.base import Method
 
@@ -36,6 +37,7 @@ def actions_of(count: int) -> list[Dive]:
             i,
             1 + 100 * i,
             80 + 100 * i,
+            label=i % 3,
             difficulty=2.0 + i / 8,
             final_score=30.0 + 5 * i,
             judge_scores=judges_of(30.0 + 5 * i, 2.0 + i / 8),
@@ -50,6 +52,7 @@ def actions_of(count: int) -> list[Dive]:
 
 
 DIVES = actions_of(8)
+FACTS = DataFacts(("good", "fair", "poor"), {"": DIVING})  # of these actions
 
 
 def config_of(model: str = "timesformer", method: str = "regression", **flags) -> TrainConfig:

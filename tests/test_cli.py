@@ -220,7 +220,12 @@ def test_the_last_of_repeated_flags_wins():
     assert parse(TrainConfig, ["--epochs", "3", "--epochs", "4"]).epochs == 4
 
 
-FLAG_FILES = ["model_train_config.sh", "job_files/quickstart_config.sh", "job_files/small_cpu_config.sh"]
+FLAG_FILES = [
+    "model_train_config.sh",
+    "job_files/drawn_clips_config.sh",
+    "job_files/quickstart_config.sh",
+    "job_files/small_cpu_config.sh",
+]
 FLAG_FILES += sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("job_files/methods/*.sh"))
 
 

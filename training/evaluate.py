@@ -149,6 +149,10 @@ def main(argv: Sequence[str]) -> int:
     options: Any = parse(EvaluateConfig, argv, prog="python -m training.evaluate")
     folder = RunFolder(options.run)
     config = folder.existing_config()
+    if not task_of(config.task).has_test:
+        raise UserError(
+            f"{options.run} is a pretraining and has no test split: give {folder.best_checkpoint} to --pretrained_model of a training, and evaluate that"
+        )
     opened = folder.summary()
     if opened is not None:
         print("\n".join(result_lines(opened)))

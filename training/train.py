@@ -203,7 +203,7 @@ def log_setup(
         where = f"CPU ({torch.get_num_threads()} threads)" + (", no GPU found" if config.gpu else "")
     rank_count = f"{ranks.world_size} rank{'s' if ranks.world_size > 1 else ''}"
     log.info("Device %s, %s, %s (%s)", where, precision, rank_count, ranks.source)
-    log.info("Dives: %d train, %d validation; %d per step", len(splits.train), len(splits.val), config.batch_size)
+    log.info("Actions: %d train, %d validation; %d per step", len(splits.train), len(splits.val), config.batch_size)
     mean, std = (
         " ".join(f"{value:.3g}" for value in values.tolist()) for values in (model.input_mean, model.input_std)
     )

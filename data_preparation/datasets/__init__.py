@@ -25,7 +25,10 @@ __path__ = [*__path__, *([str(Path(more).resolve() / "datasets")] if (more := os
 
 @dataclass(frozen=True)
 class AnnotationFiles:
-    """The annotation file, or the folder of the released files; the split lists, and the captions if there are any."""
+    """The annotation file, or the folder of the released files; the split lists, and the captions if there are any.
+
+    A pretraining has no test list.
+    """
 
     annotations: Path
     train: Path | None = None

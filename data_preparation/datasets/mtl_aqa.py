@@ -22,8 +22,8 @@ def read(files: AnnotationFiles) -> DataSet:
     captions = load_captions(files.captions) if files.captions else {}
     actions = {key: replace(d, caption=captions.get(key, d.caption)) for key, d in read.dives.items()}
     faults, splits = list(read.faults), {}
-    if files.train and files.test:
-        train, test = load_split(files.train), load_split(files.test)
+    if files.train:
+        train, test = load_split(files.train), load_split(files.test) if files.test else []
         faults += split_faults(read.keys, train, test)
         splits["official"] = Split(tuple(train), tuple(test))
     return DataSet(dict(actions), splits, (), {"": DIVING}, tuple(faults), (), read.facts, read.keys)

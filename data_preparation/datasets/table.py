@@ -146,8 +146,8 @@ def read(files: AnnotationFiles) -> DataSet:
     faults += overlap_faults(a for a in actions.values() if a.start_frame <= a.end_frame)
     faults = [f"{path}: {fault}" for fault in (*faults, *rows.fact_faults)]
     splits = {}
-    if files.train and files.test:
-        train, test = load_split(files.train), load_split(files.test)
+    if files.train:
+        train, test = load_split(files.train), load_split(files.test) if files.test else []
         faults += split_faults(rows.keys, train, test)
         splits["official"] = Split(tuple(train), tuple(test))
     warnings = [*group_warnings(actions, splits), *_unseen_classes(actions, splits, classes)]

@@ -3,7 +3,7 @@
     python -m data_preparation.synthetic --task fall --dataset DIR
     python -m data_preparation.synthetic --task actions --sheet actions.png
 
-    DIR/whole_videos/NAME.mp4    one clip each, H.264, 25 frames per second
+    DIR/whole_videos/NAME.mp4    one clip each, H.264, 15 frames per second
     DIR/annotations/             table.csv (video, start_frame, end_frame, label, group: the performer), classes.txt,
                                  train_split_0.pkl, test_split_0.pkl: performers of one list are not in the other,
                                  decisive.json (NAME -> the frames that decide the class, and the box that holds the
@@ -68,9 +68,9 @@ class ClipsConfig:
     dataset: Path | None = flag(None, "Folder to write; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     clips: int = flag(600, "Number of clips.", minimum=2)
     performers: int = flag(40, "Number of performers; a quarter of them is for testing.", minimum=2)
-    width: int = flag(96, "Width of the videos in pixels (even).", minimum=32)
+    width: int = flag(72, "Width of the videos in pixels (even).", minimum=32)
     height: int = flag(72, "Height of the videos in pixels (even).", minimum=32)
-    fps: int = flag(25, "Frames per second.", minimum=1)
+    fps: int = flag(15, "Frames per second.", minimum=1)
     min_frames: int = flag(32, "Frames of the shortest clip.", minimum=16)
     max_frames: int = flag(44, "Frames of the longest clip.", minimum=16)
     workers: int = flag(2, "Worker processes, one clip each.", minimum=1)
@@ -299,7 +299,7 @@ SHEET_FRAMES = 8
 SHEET_CLIPS = 6
 
 
-def contact_sheet(config: ClipsConfig, width: int = 144, height: int = 108) -> Image.Image:
+def contact_sheet(config: ClipsConfig, width: int = 120, height: int = 120) -> Image.Image:
     """Draw a few clips of each class in turn: eight evenly spaced frames each, beside their class. Frames that decide the
     class are framed in red, and the box of the figure is drawn in yellow."""
     gap, column = 4, 110

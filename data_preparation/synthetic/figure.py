@@ -18,7 +18,7 @@ from PIL import ImageDraw
 from data_preparation.synthetic.canvas import SKINS, Colour, Point, ToPixels, draw_limb, tint
 
 THIGH, SHIN, FOOT, UPPER_ARM, FOREARM, TRUNK, NECK = 0.43, 0.42, 0.19, 0.28, 0.27, 0.5, 0.22
-HEAD_RADIUS, LEG_WIDTH, ARM_WIDTH, TRUNK_WIDTH, BLADE_WIDTH = 0.13, 0.15, 0.1, 0.2, 0.05
+HEAD_RADIUS, LEG_WIDTH, ARM_WIDTH, TRUNK_WIDTH, BLADE_WIDTH = 0.13, 0.15, 0.12, 0.2, 0.05
 
 HAIRS: tuple[Colour, ...] = ((40, 28, 22), (96, 60, 30), (206, 170, 90), (150, 66, 34), (70, 70, 74))
 CLOTHES: tuple[Colour, ...] = (
@@ -75,13 +75,14 @@ class Looks:
 
 def sample_looks(rng: np.random.Generator, blades: bool) -> Looks:
     """Sample the looks of a performer."""
-    shirt, stripe, trousers = (CLOTHES[i] for i in rng.permutation(len(CLOTHES))[:3])
+    # darker than the surroundings, so that a small network finds the figure
+    shirt, stripe, trousers = (tint(CLOTHES[i], 0.66) for i in rng.permutation(len(CLOTHES))[:3])
     return Looks(
         size=float(rng.uniform(0.88, 1.08)),
         skin=SKINS[rng.integers(len(SKINS))],
         hair=HAIRS[rng.integers(len(HAIRS))],
         shirt=shirt,
-        stripe=stripe,
+        stripe=tint(stripe, 1.8),
         trousers=trousers,
         shoes=((244, 244, 240), (30, 30, 34))[rng.integers(2)],
         blades=blades,

@@ -59,7 +59,7 @@ class Movement:
         """What the middle of the lower edge of the frame shows, in metres."""
         speed, unsteady = self.pan
         follow = 0.5 * self.stand_at(t).x if self.label == "walk" else 0.0
-        return follow + speed * (t - 0.5) + unsteady * math.sin(9 * t + 6 * self.phase), self.zoom_shift - GROUND
+        return follow + speed * (t - 0.5) + unsteady * math.sin(9 * t + 40 * self.phase), self.zoom_shift - GROUND
 
 
 def _wave(plan: Movement, at: float) -> Stand:
@@ -110,11 +110,11 @@ def perform(label: str, rng: np.random.Generator) -> Movement:
     way = int(rng.choice((-1, 1)))
     sideways = rng.uniform(-35, 35)
     front = rng.uniform(55, 125)
-    turn = sideways if label == "walk" or (label in ("jump", "squat") and rng.random() < 0.7) else front
+    turn = sideways if label == "walk" or (label in ("jump", "squat") and rng.random() < 0.8) else front
     return Movement(
         label=label,
-        cycles=rng.uniform(1.2, 2.2),
-        phase=rng.uniform(0, 1),
+        cycles=rng.uniform(0.9, 1.25),
+        phase=rng.uniform(0, 0.15),
         strength=rng.uniform(0, 1),
         turn=turn if way > 0 else 180 - turn,
         mirrored=bool(rng.integers(2)),
@@ -139,15 +139,15 @@ def scenery(image: Image.Image, left: float, bottom: float, scale: float, rng: n
         draw.rectangle(((x0 - left) * scale, (top - y1) * scale, (x1 - left) * scale, (top - y0) * scale), fill=colour)
 
     pale = tint((226, 222, 214), rng.uniform(0.8, 1.1))
-    wall = blend(CLOTHES[rng.integers(len(CLOTHES))], pale, rng.uniform(0.6, 0.85))
-    floor = blend((168, 140, 108), pale, rng.uniform(0.3, 0.7))
+    wall = blend(CLOTHES[rng.integers(len(CLOTHES))], pale, rng.uniform(0.7, 0.9))
+    floor = blend((168, 140, 108), pale, rng.uniform(0.5, 0.8))
     box(left, bottom, right, top, wall)
     box(left, bottom, right, FLOOR_END, floor)
     box(left, FLOOR_END, right, FLOOR_END + 0.08, tint(floor, 0.6))
     x = left + rng.uniform(0, 1)
     while x < right:  # windows, doors and posters
         width, low, high = rng.uniform(0.3, 1.1), rng.uniform(0.6, 1.3), rng.uniform(1.5, 2.4)
-        box(x, low, x + width, high, blend(CLOTHES[rng.integers(len(CLOTHES))], wall, rng.uniform(0.6, 0.85)))
+        box(x, low, x + width, high, blend(CLOTHES[rng.integers(len(CLOTHES))], wall, rng.uniform(0.7, 0.9)))
         x += width + rng.uniform(0.3, 1.6)
     for _ in range(rng.integers(0, 4)):  # balls and boxes on the floor
         x, r = rng.uniform(left, right), rng.uniform(0.1, 0.2)

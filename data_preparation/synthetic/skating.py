@@ -150,7 +150,7 @@ def scenery(image: Image.Image, left: float, bottom: float, scale: float, rng: n
         draw.rectangle(((x0 - left) * scale, (top - y1) * scale, (x1 - left) * scale, (top - y0) * scale), fill=colour)
 
     ice = tint((214, 228, 238), rng.uniform(0.86, 1.04))
-    hall = blend(tint(CLOTHES[rng.integers(len(CLOTHES))], 0.8), ice, rng.uniform(0.55, 0.7))
+    hall = blend(tint(CLOTHES[rng.integers(len(CLOTHES))], 0.8), ice, rng.uniform(0.65, 0.8))
     box(left, bottom, right, BOARD_FOOT, ice)
     box(left, BOARD_TOP, right, top, hall)
     for _ in range(round((right - left) * 14)):  # spectators
@@ -159,7 +159,7 @@ def scenery(image: Image.Image, left: float, bottom: float, scale: float, rng: n
     x = left
     while x < right:  # advertisements
         width = rng.uniform(0.7, 2.2)
-        board = blend(CLOTHES[rng.integers(len(CLOTHES))], ice, 0.72)
+        board = blend(CLOTHES[rng.integers(len(CLOTHES))], ice, 0.8)
         box(x, BOARD_FOOT, x + width, BOARD_TOP, board)
         box(x + 0.2 * width, 0.7, x + rng.uniform(0.4, 0.8) * width, 1.0, tint(board, 0.88))
         x += width

@@ -390,3 +390,20 @@ def test_prepare_train_and_evaluate_real_footage(shared: Path, tmp_path: Path, l
     predicted, true = ([float(r[c]) for r in rows] for c in ("predicted_score", "true_score"))
     assert summary["test"]["spearman"] == pytest.approx(stats.spearmanr(predicted, true).statistic, abs=1e-9)
     assert (run / "losses.png").exists()
+
+
+def test_the_job_file_classifies_drawn_falls(tmp_path: Path, log: Path):
+    dataset = tmp_path / "set"
+    size = ["--clips", 24, "--performers", 4, "--min_frames", 16, "--max_frames", 20]
+    run_python("-m", "data_preparation.synthetic", "--task", "fall", "--dataset", dataset, *size)
+    flags = ["--dataset", dataset, "--dataset_kind", "table", "--height", 0, "--window", 0, "--after", 0]
+    run_python("-m", "data_preparation.extract", *flags)
+    env = {**environment(dataset, tmp_path), "DEEPSPORTS_CONFIG": "job_files/drawn_clips_config.sh"}
+    options = ["--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=2G", "--gpus-per-node=0", "--time=20"]
+    job = sbatch(*options, "job_files/train_model.job", "--batch_size", 4, "--epochs", 1, env=env, output=log)
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    assert "Test accuracy" in log.read_text()
+    run = tmp_path / "runs" / "clips"
+    assert (run / "confusion.png").read_bytes()[:4] == b"\x89PNG"
+    assert len((run / "predictions.csv").read_text().splitlines()) == 1 + 6  # one of four performers
+    assert json.loads((run / "data.json").read_text())["classes"] == ["landing", "fall"]

@@ -55,6 +55,19 @@ def test_two_members_with_opposite_errors_are_averaged_and_a_useless_one_is_left
     assert average(members, weights)["score"] == pytest.approx(true)
 
 
+def test_class_probabilities_are_averaged():
+    label, true = task_of("label"), np.array([0, 1, 1, 0])
+    unsure = [[0.9, 0.4, 0.1, 0.9], [0.6, 0.1, 0.2, 0.2], [0.1, 0.9, 0.9, 0.1]]  # probability of class 0
+    members = [
+        Predictions(name, label, [("01", i) for i in range(4)], Truth(true, [""] * 4), {"probability": np.stack([p, 1 - np.array(p)], 1)})
+        for name, p in zip("abc", unsure, strict=True)
+    ]  # fmt: skip
+    members[0].predicted["probability"][0] = 0.4, 0.6  # a is wrong about the first action, b about the last one
+    weights = greedy_weights(3, lambda counts: quality_of(members, counts))
+    assert quality_of(members, weights) == 1 > max(quality_of([each], [1]) for each in members)
+    assert average(members, weights)["probability"].sum(axis=1) == pytest.approx(np.ones(4))
+
+
 def test_runs_are_combined_once(train, dataset: Path, tmp_path: Path):
     runs = tmp_path / "runs"
     train("--run_name", "a", "--epochs", 2, "--evaluate", "True")

@@ -14,7 +14,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from data_preparation.actions import Dive
-from tests.small import METHODS, MODELS, VIDEO_MODELS, actions_of, batch_of, fits, judges_of, sampled_batch, tiny_config
+from tests.small import (
+    FACTS,
+    METHODS,
+    MODELS,
+    VIDEO_MODELS,
+    actions_of,
+    batch_of,
+    fits,
+    judges_of,
+    sampled_batch,
+    tiny_config,
+)
 from training import plugins
 from training.config import TrainConfig
 from training.data.batch import Batch, Rows, chunk_batch
@@ -68,7 +79,7 @@ def with_batch_norm(model: ScoringModel) -> bool:
 
 def after_steps(config: TrainConfig, ranks: Ranks, steps: int = 2) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The model's tensors after the first of some steps on this rank's share of one batch, and the losses of all."""
-    model = build_model(config)
+    model = build_model(config, FACTS)
     if model.method.fits_features:
         return {}, []
     step = Step(model, config, ranks, CPU)
@@ -125,7 +136,7 @@ def test_the_same_step_on_any_number_of_ranks_and_with_any_accumulation(
 ):
     """With dropout, stochastic depth and trained batch norm, running statistics included."""
     config = stepping(*dict(zip(NAMES, PAIRS, strict=True))[name], features_file)
-    start = {n: t for n, t in build_model(config).state_dict().items() if isinstance(t, torch.Tensor)}
+    start = {n: t for n, t in build_model(config, FACTS).state_dict().items() if isinstance(t, torch.Tensor)}
     whole, losses = after_steps(config, Ranks())
     if not losses:
         pytest.skip("fitted at once: there are no steps")
@@ -154,7 +165,7 @@ def test_a_run_resumes_bit_for_bit(model: str, method: str, features_file: Path,
     config = config_for(model, method, features_file, batch_norm="trained", ema=0.9, optimizer="AdamW")
 
     def engine() -> Engine:
-        made = Engine(build_model(config), config, RunFolder(tmp_path), Ranks(), CPU, InterruptionFlag())
+        made = Engine(build_model(config, FACTS), config, RunFolder(tmp_path), Ranks(), CPU, InterruptionFlag())
         made.model.train()
         return made
 
@@ -174,7 +185,7 @@ def test_a_run_resumes_bit_for_bit(model: str, method: str, features_file: Path,
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
 def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, features_file: Path):
     config = config_for(model, method, features_file)
-    network = build_model(config).eval()
+    network = build_model(config, FACTS).eval()
     batch = batch_for(config, network)
     batch = batch._replace(clips={"clip": batch.clips["clip"]})
     with torch.no_grad():
@@ -198,9 +209,9 @@ def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, featu
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
 def test_a_few_samples_are_overfitted(model: str, method: str, features_file: Path):
     config = config_for(model, method, features_file, optimizer="AdamW", batch_norm="trained")
-    noise = {"dropout": (0.0,), "drop_path": 0.0}
+    noise = {"dropout": (0.0,), "drop_path": 0.0, "head_dropout": 0.0}
     config = dataclasses.replace(config, **{n: v for n, v in noise.items() if n in config.__dataclass_fields__})
-    network = build_model(config)
+    network = build_model(config, FACTS)
     if network.method.fits_features:
         pytest.skip("fitted at once: there are no steps")
     step = Step(network, config, Ranks(), CPU)
@@ -216,7 +227,7 @@ def test_a_few_samples_are_overfitted(model: str, method: str, features_file: Pa
 
 def unexplained(method: str, folder: Path, permuted: bool) -> float:
     """Mean squared error on 64 other actions, as a share of their variance, after 300 steps on 64 whose features tell the
-    score."""
+    score. For classes: the errors, as a share of those of the largest class."""
     draws = np.random.default_rng(1)
     dives = [
         Dive(
@@ -226,6 +237,7 @@ def unexplained(method: str, folder: Path, permuted: bool) -> float:
             80 + 100 * i,
             difficulty=3.0 + i % 9 / 8,
             final_score=30.0 + i * 37 % 60,
+            label=i * 37 % 60 // 20,
             judge_scores=judges_of(30.0 + i * 37 % 60, 3.0 + i % 9 / 8),
             position=i % 3,
             armstand=i % 2,
@@ -240,11 +252,12 @@ def unexplained(method: str, folder: Path, permuted: bool) -> float:
     rows[:, 0, 1] += torch.tensor([dive.difficulty for dive in dives])
     np.savez(folder / "f.npz", **{dive.name: row.numpy() for dive, row in zip(dives, rows, strict=True)})
     config = config_for("features", method, folder / "f.npz", optimizer="AdamW")
-    model = build_model(config)
+    model = build_model(config, FACTS)
     scores = np.random.default_rng(2).permutation(64) if permuted else np.arange(64)
     shown = [
         dataclasses.replace(
-            dives[i], **{name: getattr(dives[j], name) for name in ("final_score", "difficulty", "judge_scores")}
+            dives[i],
+            **{name: getattr(dives[j], name) for name in ("final_score", "difficulty", "judge_scores", "label")},
         )
         for i, j in enumerate(scores)
     ]
@@ -266,9 +279,13 @@ def unexplained(method: str, folder: Path, permuted: bool) -> float:
     with torch.no_grad():
         if isinstance(model.method, ComparingMethod):
             model.method.remember(Bank([dive.key for dive in shown], model(parts[1]), parts[1].labels))
-        found = model.method.predict(model(parts[2]), parts[2].given)["score"]
+        found = model.method.predict(model(parts[2]), parts[2].given)
+    if config.task == "label":
+        labels = torch.tensor([dive.label for dive in dives[64:]])
+        wrong = (found["probability"].argmax(dim=1) != labels).double().mean()
+        return float(wrong / (1 - labels.bincount().max() / len(labels)))
     true = np.array([dive.final_score for dive in dives[64:]])
-    return float(np.mean((found.double().numpy() - true) ** 2) / true.var())
+    return float(np.mean((found["score"].double().numpy() - true) ** 2) / true.var())
 
 
 @pytest.mark.slow
@@ -282,7 +299,7 @@ def test_what_is_there_is_learned_and_permuted_labels_give_nothing(method: str, 
 @pytest.mark.parametrize("model", VIDEO_MODELS)
 def test_a_frozen_backbone_does_not_move(model: str, features_file: Path):
     config = config_for(model, "regression", features_file, freeze=True, batch_norm="trained")
-    start = build_model(config).backbone.state_dict()
+    start = build_model(config, FACTS).backbone.state_dict()
     after, _ = after_steps(config, Ranks())
     assert all(torch.equal(after[f"backbone.{name}"], tensor) for name, tensor in start.items())
 
@@ -290,7 +307,7 @@ def test_a_frozen_backbone_does_not_move(model: str, features_file: Path):
 @pytest.mark.parametrize("model", VIDEO_MODELS)
 def test_half_precision_runs_and_scores_stay_whole(model: str, features_file: Path):
     config = config_for(model, "regression", features_file)
-    network = build_model(config).eval()
+    network = build_model(config, FACTS).eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = network(batch_for(config, network))
     assert all(t.dtype == torch.float32 for t in outputs.values() if t.is_floating_point())
@@ -314,7 +331,7 @@ def test_the_configuration_of_a_plug_in_is_whole(model: str, method: str, featur
 @pytest.mark.parametrize("model", VIDEO_MODELS)
 def test_trained_batch_norm_does_something_and_frozen_does_not(model: str, features_file: Path):
     config = config_for(model, "regression", features_file)
-    network = build_model(config)
+    network = build_model(config, FACTS)
     if not with_batch_norm(network):
         pytest.skip("this backbone has no batch norm")
     for choice, moves in (("frozen", False), ("trained", True)):
@@ -327,7 +344,7 @@ def test_trained_batch_norm_does_something_and_frozen_does_not(model: str, featu
 @pytest.mark.parametrize("model", VIDEO_MODELS)
 def test_a_backbone_has_what_it_offers(model: str, features_file: Path):
     config = config_for(model, "regression", features_file)
-    network = build_model(config).backbone.eval()
+    network = build_model(config, FACTS).backbone.eval()
     offers = plugins.flags_of(plugins.BACKBONES, model).offers
     video = torch.rand(2, 3, config.frame_num, config.spatial_size, config.spatial_size)
     with torch.no_grad():

@@ -89,7 +89,7 @@ class FeatureFit(Trainer):
             best = {"model": self.model.state_dict(), "position": asdict(self.position), **self.trained_on}
             checkpoint.save(self.run.best_checkpoint, best)
         collectives.barrier()
-        log.info("Fitted: validation %s", validation_text(self.task, metrics))
+        log.info("Fitted; validation:%s", validation_text(self.task, metrics))
         self._report("running")
 
     def stop_if_requested(self) -> None:

@@ -134,7 +134,7 @@ class Engine(Trainer):
         if self.ranks.is_first:
             draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), self.run.title, metric)
         log.info(
-            "Epoch %d/%d  train loss %.4f  validation loss %.4f  %s%s  %.1f s",
+            "Epoch %d/%d  train loss %.4f  validation loss %.4f%s%s  %.1f s",
             position.epoch, self.epochs, metrics["train_loss"], metrics["val_loss"], validation_text(self.task, metrics),
             "  (best)" if is_best else "", time.perf_counter() - started,
         )  # fmt: skip

@@ -151,5 +151,5 @@ def validation_metrics(model: ScoringModel, task: Task, rows: Rows, actions: Seq
 
 
 def validation_text(task: Task, metrics: Mapping[str, float]) -> str:
-    """The task's validation metrics in the log line of an epoch, such as 'Spearman 0.9344  R-l2 x100 0.512'."""
-    return "  ".join(f"{title} {metrics[f'val_{key}']:.{digits}f}" for key, title, digits in task.logged)
+    """The task's validation metrics in the log line of an epoch, such as '  Spearman 0.9344  R-l2 x100 0.512'."""
+    return "".join(f"  {title} {metrics[f'val_{key}']:.{digits}f}" for key, title, digits in task.logged)
