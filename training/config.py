@@ -32,6 +32,7 @@ FRAME_METHODS = (
     "random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", "spaced_varied_new", "end_aligned", "end_aligned_spaced", "segments", "dense",
 )  # fmt: skip
 GEOMETRIES = ("standard", "centre_crop", "swapped", "swapped_nearest")
+AUGMENTATIONS = ("none", "randaugment")
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
 NO_WEIGHTS = ("none", "scratch")
 
@@ -147,6 +148,15 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "standard",
         "Crops of --data_aug True. standard: frames of 455 x 256 (width x height, for --spatial_size 224). centre_crop: in training, too, with random flips (USDL, TSA-Net). swapped: 256 wide and 455 tall, a mistake in the code of TPT; swapped_nearest: the same with the nearest pixel (CoRe, PECoP).",
         choices=GEOMETRIES,
+    )
+    flip: bool = flag(
+        False,
+        "Flip whole training clips left to right with probability 0.5; --data_aug True does so itself. Not for classes that tell left from right.",
+    )
+    augment: str = flag(
+        "none",
+        "Augmentation of training clips, the same for all frames of a clip: randaugment applies two of nine strong operations (rotation, posterise, solarise, colour, contrast, brightness, sharpness, autocontrast, noise), drawn for each clip.",
+        choices=AUGMENTATIONS,
     )
     batch_size: int = flag(4, "Dives per optimizer step, over all GPUs together.", short="-bs", minimum=1)
     accumulate: int = flag(
@@ -446,6 +456,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(
             f"--geometry {c.geometry} requires crops: give --data_aug True, or leave it out to resize whole frames to a square"
         )
+    if c.flip and c.data_aug:
+        faults.append("--flip True with --data_aug True: crops are flipped already, leave --flip out")
+    if c.reads != "video" and (c.flip or c.augment != "none"):
+        faults.append(f"--model {c.model} reads no frames: leave --flip and --augment out")
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
         faults.append(f"--normalize True contradicts --input_scale {c.input_scale}: give one of them")
     if not re.fullmatch(r"\d+|\d+(\.\d+)?min", c.checkpoint_every) or re.fullmatch(r"0+(\.0+)?min", c.checkpoint_every):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,6 +82,16 @@ def epoch_order(count: int, seed: int, epoch: int, repeats: Sequence[int] | None
     means once."""
     rng = generator(seed, "order", epoch)
     return rng.permutation(count) if repeats is None else rng.permutation(np.repeat(np.arange(count), repeats))
+
+
+def repeats_before(order: Sequence[int]) -> list[int]:
+    """How often each item of an order occurs before its place in it."""
+    seen: Counter[int] = Counter()
+    before = []
+    for item in order:
+        before.append(seen[item])
+        seen[item] += 1
+    return before
 
 
 def balancing_repeats(labels: Sequence[int]) -> list[int]:

@@ -5,7 +5,7 @@ Label smoothing is that of "Rethinking the Inception Architecture for Computer V
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_preparation.actions import Action
+from data_preparation.common.errors import UserError
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Tensors
@@ -24,7 +25,12 @@ from training.rows import RowDropout, full_precision
 
 
 def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> Classifier:
-    return Classifier(config, head_of(config, feature_dim, len(data.classes)))
+    if unknown := [name for name in config.repeats_of_class if name not in data.classes]:
+        raise UserError(
+            f"--class_repeats names {', '.join(unknown)} and the data set has the classes {', '.join(data.classes)}: name one of these"
+        )
+    repeats = {data.classes.index(name): count for name, count in config.repeats_of_class.items()}
+    return Classifier(config, head_of(config, feature_dim, len(data.classes)), repeats)
 
 
 def head_of(config: TrainConfig, feature_dim: int, classes: int) -> nn.Sequential:
@@ -42,9 +48,9 @@ def head_of(config: TrainConfig, feature_dim: int, classes: int) -> nn.Sequentia
 class Classifier(Method):
     """Predicts a probability for each class of the data set."""
 
-    def __init__(self, config: TrainConfig, head: nn.Module) -> None:
+    def __init__(self, config: TrainConfig, head: nn.Module, repeats_of_label: Mapping[int, int]) -> None:
         super().__init__()
-        self.config, self.head = config, head
+        self.config, self.head, self.repeats_of_label = config, head, repeats_of_label
 
     def labels(self, action: Action) -> Arrays:
         return {"label": np.array(action.need("label"), np.int64)}
@@ -64,4 +70,7 @@ class Classifier(Method):
         return {"probability": outputs["logits"].softmax(dim=1)}
 
     def repeats(self, actions: Sequence[Action]) -> Sequence[int] | None:
-        return balancing_repeats([action.need("label") for action in actions]) if self.config.balance else None
+        labels = [action.need("label") for action in actions]
+        if self.repeats_of_label:
+            return [self.repeats_of_label.get(label, 1) for label in labels]
+        return balancing_repeats(labels) if self.config.balance else None
