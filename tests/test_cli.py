@@ -111,7 +111,7 @@ def test_every_original_flag_is_understood(short_form: bool):
         (["--model", "c3d"], ["--frame_num"]),
         (["--videos", "../first"], ["--videos"]),
         (["--run_name", "a/b"], ["--run_name"]),
-        (["--model", "resnet"], ["c3d, features, i3d, timesformer"]),
+        (["--model", "resnet"], ["c3d, features, i3d, ", ", timesformer"]),
         (["stray"], ["stray"]),
     ],
 )
