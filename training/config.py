@@ -28,8 +28,11 @@ from training import plugins
 from training.plugins import BACKBONES, METHODS, BackboneFlags, MethodFlags
 from training.tasks import task_of
 
-FRAME_METHODS = ("random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", "spaced_varied_new", "end_aligned")
+FRAME_METHODS = (
+    "random", "spaced_fixed", "spaced_varied", "spaced_fixed_new", "spaced_varied_new", "end_aligned", "end_aligned_spaced", "segments", "dense",
+)  # fmt: skip
 GEOMETRIES = ("standard", "centre_crop", "swapped", "swapped_nearest")
+AUGMENTATIONS = ("none", "randaugment")
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
 NO_WEIGHTS = ("none", "scratch")
 
@@ -133,7 +136,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     input_scale: str = flag(
         "auto",
-        "Normalisation of the input. auto: with a weight file that of the file (timesformer, or vit for a ViT of timm), without one unit (pixels in [0, 1]); always imagenet for c3d and i3d.",
+        "Normalisation of the input. auto: with a weight file that of the file (timesformer, or vit for a ViT of timm), without one unit (pixels in [0, 1]); always imagenet for c3d, i3d, mscadc, st_abn and tsm.",
         choices=("auto", *INPUT_SCALES),
     )
     data_aug: bool = flag(
@@ -145,6 +148,15 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "standard",
         "Crops of --data_aug True. standard: frames of 455 x 256 (width x height, for --spatial_size 224). centre_crop: in training, too, with random flips (USDL, TSA-Net). swapped: 256 wide and 455 tall, a mistake in the code of TPT; swapped_nearest: the same with the nearest pixel (CoRe, PECoP).",
         choices=GEOMETRIES,
+    )
+    flip: bool = flag(
+        False,
+        "Flip whole training clips left to right with probability 0.5; --data_aug True does so itself. Not for classes that tell left from right.",
+    )
+    augment: str = flag(
+        "none",
+        "Augmentation of training clips, the same for all frames of a clip: randaugment applies two of nine strong operations (rotation, posterise, solarise, colour, contrast, brightness, sharpness, autocontrast, noise), drawn for each clip.",
+        choices=AUGMENTATIONS,
     )
     batch_size: int = flag(4, "Dives per optimizer step, over all GPUs together.", short="-bs", minimum=1)
     accumulate: int = flag(
@@ -167,15 +179,15 @@ class TrainConfig(BackboneFlags, MethodFlags):
     freeze: bool = flag(False, "Freeze the backbone and train the head only.", short="-f")
     batch_norm: str = flag(
         "frozen",
-        "Batch norm of the backbone: frozen uses the running statistics of the weight file, trained those of the batch.",
-        choices=("frozen", "trained"),
+        "Batch norm of the backbone: frozen uses the running statistics of the weight file, trained those of the batch. first trains the first batch norm alone; the others also keep their weights and biases (TSM's partial batch norm).",
+        choices=("frozen", "trained", "first"),
     )
     bn_group: int = flag(
-        2, "Actions of the global batch that share batch norm statistics (--batch_norm trained).", minimum=1
+        2, "Actions of the global batch that share batch norm statistics (--batch_norm trained or first).", minimum=1
     )
     bn_windows: str = flag(
         "apart",
-        "apart gives each window of a clip its own batch norm statistics; with together all windows share them (--batch_norm trained).",
+        "apart gives each window of a clip its own batch norm statistics; with together all windows share them (--batch_norm trained or first).",
         choices=("apart", "together"),
     )
     checkpoint_activations: bool = flag(
@@ -195,6 +207,14 @@ class TrainConfig(BackboneFlags, MethodFlags):
     weight_decay: float = flag(0.00001, "Weight decay.", short="-wd", minimum=0)
     momentum: float = flag(0.9, "Momentum of SGD and RMSProp.", short="-mom", minimum=0)
     nesterov: bool = flag(False, "Use Nesterov momentum with SGD.")
+    bias_lr_scale: float = flag(
+        1.0, "Multiplies the learning rate of biases, except those of batch norm and layer norm.", minimum=0
+    )
+    decay_of: str = flag(
+        "all",
+        "Parameters that --weight_decay acts on: all, or weights (not biases and parameters of batch norm and layer norm).",
+        choices=("all", "weights"),
+    )
     backbone_lr_scale: float = flag(1.0, "Multiplies the learning rate of the backbone.", minimum=0)
     lr_schedule: str = flag(
         "constant",
@@ -436,6 +456,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(
             f"--geometry {c.geometry} requires crops: give --data_aug True, or leave it out to resize whole frames to a square"
         )
+    if c.flip and c.data_aug:
+        faults.append("--flip True with --data_aug True: crops are flipped already, leave --flip out")
+    if c.reads != "video" and (c.flip or c.augment != "none"):
+        faults.append(f"--model {c.model} reads no frames: leave --flip and --augment out")
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
         faults.append(f"--normalize True contradicts --input_scale {c.input_scale}: give one of them")
     if not re.fullmatch(r"\d+|\d+(\.\d+)?min", c.checkpoint_every) or re.fullmatch(r"0+(\.0+)?min", c.checkpoint_every):
@@ -456,7 +480,7 @@ def config_faults(c: TrainConfig) -> list[str]:
 def batch_norm_fault(c: TrainConfig, ranks: int) -> str | None:
     """Check that each part of the batch holds complete groups of --batch_norm trained on this many ranks."""
     parts = ranks * c.accumulate
-    if c.batch_norm != "trained" or c.batch_size % parts or c.batch_size // parts % c.bn_group == 0:
+    if c.batch_norm == "frozen" or c.batch_size % parts or c.batch_size // parts % c.bn_group == 0:
         return None
     return f"--batch_size {c.batch_size} in {parts} parts ({ranks} ranks, --accumulate {c.accumulate}) gives {c.batch_size // parts} actions each, which is not a multiple of --bn_group {c.bn_group}: change one of them"
 

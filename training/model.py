@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from training.data.batch import Batch, Tensors
 from training.data.facts import NO_FACTS, DataFacts
 from training.methods import build_method
 from training.methods.base import Method, ParameterGroup
-from training.rows import freeze_batch_norm, set_batch_norm
+from training.rows import RowBatchNorm, freeze_batch_norm, set_batch_norm
 from training.runtime.seeding import one_thread, seed_all
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,15 @@ class ScoringModel(nn.Module):
         *,
         freeze: bool = False,
         input_scale: str = "unit",
-        trains_batch_norm: bool = False,
+        trains_batch_norm: bool | Literal["first"] = False,
     ) -> None:
         super().__init__()
         self.backbone, self.method, self.frozen, self.trains_batch_norm = backbone, method, freeze, trains_batch_norm
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(not freeze and backbone.is_trainable(name))
+        if trains_batch_norm == "first":
+            for layer in self._later_batch_norms():
+                layer.requires_grad_(False)
         self.input_scale = input_scale
         mean, std = INPUT_SCALES[input_scale]
         self.register_buffer("input_mean", torch.tensor(mean))
@@ -54,19 +58,41 @@ class ScoringModel(nn.Module):
             self.backbone.eval()
         if not self.trains_batch_norm:
             freeze_batch_norm(self)
+        elif self.trains_batch_norm == "first":
+            for layer in self._later_batch_norms():
+                layer.eval()
         return self
 
+    def _later_batch_norms(self) -> list[RowBatchNorm]:
+        """All batch norms of the backbone but the first."""
+        return [layer for layer in self.backbone.modules() if isinstance(layer, RowBatchNorm)][1:]
+
     def parameter_groups(self, config: TrainConfig) -> list[ParameterGroup]:
-        """The optimizer's parameter groups: those of the method, with the backbone's rate multiplied by --backbone_lr_scale."""
+        """The optimizer's parameter groups: those of the method, divided and scaled as --backbone_lr_scale, --bias_lr_scale and
+        --decay_of say."""
         groups = self.method.parameter_groups([name for name, p in self.named_parameters() if p.requires_grad])
-        if config.backbone_lr_scale == 1:
+        if (config.backbone_lr_scale, config.bias_lr_scale, config.decay_of) == (1, 1, "all"):
             return groups
+        of_norms = {
+            f"{path}.{name}"
+            for path, layer in self.named_modules()
+            if isinstance(layer, (RowBatchNorm, nn.LayerNorm))
+            for name, _ in layer.named_parameters(recurse=False)
+        }
+
+        def factors(name: str) -> tuple[float, float]:
+            """The factors of a parameter's learning rate and weight decay."""
+            rate = config.backbone_lr_scale if name.startswith("backbone.") else 1.0
+            is_bias = "bias" in name.rpartition(".")[2] and name not in of_norms
+            without_decay = config.decay_of == "weights" and (is_bias or name in of_norms)
+            return rate * (config.bias_lr_scale if is_bias else 1.0), 0.0 if without_decay else 1.0
+
         scaled: list[ParameterGroup] = []
         for names, rate, decay in groups:
-            of_backbone = [name for name in names if name.startswith("backbone.")]
-            others = [name for name in names if not name.startswith("backbone.")]
-            scaled += [ParameterGroup(of_backbone, rate * config.backbone_lr_scale, decay)] if of_backbone else []
-            scaled += [ParameterGroup(others, rate, decay)] if others else []
+            divided: dict[tuple[float, float], list[str]] = {}
+            for name in sorted(names, key=lambda name: not name.startswith("backbone.")):
+                divided.setdefault(factors(name), []).append(name)
+            scaled += [ParameterGroup(part, rate * r, decay * d) for (r, d), part in divided.items()]
         return scaled
 
     def prepare(self, clip: torch.Tensor) -> torch.Tensor:
@@ -106,7 +132,7 @@ def build_model(config: TrainConfig, data: DataFacts = NO_FACTS) -> ScoringModel
         method,
         freeze=config.freeze or method.freezes_backbone,
         input_scale=chosen,
-        trains_batch_norm=config.batch_norm == "trained",
+        trains_batch_norm="first" if config.batch_norm == "first" else config.batch_norm == "trained",
     )
     set_batch_norm(model, group=config.bn_group, together=config.bn_windows == "together")
     if saved_scale and scale == "auto":

@@ -399,7 +399,8 @@ def test_the_job_file_classifies_drawn_falls(tmp_path: Path, log: Path):
     flags = ["--dataset", dataset, "--dataset_kind", "table", "--height", 0, "--window", 0, "--after", 0]
     run_python("-m", "data_preparation.extract", *flags)
     env = {**environment(dataset, tmp_path), "DEEPSPORTS_CONFIG": "job_files/drawn_clips_config.sh"}
-    job = sbatch(*TWO_BY_TWO, "job_files/train_model.job", "--epochs", 1, env=env, output=log)
+    options = ["--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=2G", "--gpus-per-node=0", "--time=20"]
+    job = sbatch(*options, "job_files/train_model.job", "--batch_size", 4, "--epochs", 1, env=env, output=log)
     assert wait_for_end(job) == ["COMPLETED"], log.read_text()
     assert "Test accuracy" in log.read_text()
     run = tmp_path / "runs" / "clips"

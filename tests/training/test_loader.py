@@ -31,7 +31,7 @@ class Numbers(Dataset):
     def reader(self) -> Numbers:
         return self
 
-    def plan(self, epoch: int, index: int) -> tuple[int, int]:
+    def plan(self, epoch: int, index: int, repeat: int = 0) -> tuple[int, int]:
         return epoch, index
 
     def __len__(self) -> int:

@@ -188,6 +188,15 @@ def test_weights_without_adapters_start_it_and_half_of_them_do_not(tmp_path: Pat
         build_model(config_of("i3d", **small, pretrained_model=str(tmp_path / "best.pt")))
 
 
+def test_a_released_checkpoint_starts_it(shared: Path, tmp_path: Path):
+    """The whole wrapper, with the names of a replica."""
+    state = fan_in_state(reference()["state_dict"], 0.3)
+    file = tmp_path / "gait_adapter03.pth.tar"
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, file)
+    found = build_model(vspp_config(pretrained_model=str(file))).backbone.state_dict()
+    assert all(torch.equal(tensor, state[f"model.{name}"]) for name, tensor in found.items())
+
+
 # ------------------------------------------------------------------------------------------------------ the pretext task
 
 

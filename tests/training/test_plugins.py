@@ -146,8 +146,8 @@ def test_a_configuration_of_the_first_edition_loads():
         "window_layout": "reference",
     }
     assert from_record(old) == TrainConfig(method="svr", patch_size=8)
-    with pytest.raises(UserError, match="does not know: tree_depth"):
-        from_record({**old, "tree_depth": 3})
+    with pytest.raises(UserError, match="does not know: no_such_flag"):
+        from_record({**old, "no_such_flag": 3})
 
 
 def test_another_method_is_one_difference_not_many():

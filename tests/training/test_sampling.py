@@ -13,7 +13,7 @@ from training.data.sampling import balancing_repeats, clip_frames, epoch_order, 
 from training.data.splits import split_train_val
 from training.runtime.seeding import derive_seed, generator
 
-BINNED = [m for m in FRAME_METHODS if m not in ("random", "end_aligned")]
+BINNED = [m for m in FRAME_METHODS if "spaced" in m and "end" not in m]
 
 
 def dives(count: int) -> list[Dive]:
@@ -34,6 +34,32 @@ def test_binned_methods_take_one_frame_of_each_bin_inside_the_dive(start, n, cou
     # the original multiplies with the rounded step, so a bin that begins with a whole frame may begin a hair before it
     assert (frames >= start + np.floor(bin_starts - 1e-6)).all()
     assert (frames <= start + np.floor(bin_starts) + np.ceil(n / count)).all()
+
+
+def test_tsm_takes_the_frames_of_the_original():
+    known = {5: [1, 1, 2, 3, 3, 4, 5, 5], 8: list(range(1, 9)), 9: [1, 2, 3, 4, 6, 7, 8, 9]}
+    for n, frames in known.items():
+        assert clip_frames(1, n, 8, "segments", None).tolist() == frames
+    assert clip_frames(1, 5, 8, "segments", generator(0)).tolist() == known[5]
+    for seed in range(20):
+        frames = clip_frames(1, 45, 8, "segments", generator(seed))
+        assert ((frames - 1) // 5 == np.arange(8)).all()  # segments of five frames; the last five are not used
+        dense = clip_frames(11, 110, 8, "dense", generator(seed))
+        assert set(np.diff(dense)) == {8}
+        assert dense[0] in range(11, 11 + 36)
+    assert {int(clip_frames(1, 67, 8, "dense", generator(seed))[0]) for seed in range(40)} == {1, 2, 3}
+    assert clip_frames(1, 100, 8, "dense", None)[0] == 19
+    assert clip_frames(11, 30, 8, "dense", generator(1)).tolist() == [11, 19, 27, 15, 23, 11, 19, 27]
+
+
+def test_mscadc_takes_the_frames_of_the_original():
+    offsets = [0, 6, 13, 19, 26, 32, 39, 45, 52, 58, 65, 71, 78, 84, 91, 97]
+    frames = clip_frames(1, 1459, 16, "end_aligned_spaced", None)
+    assert frames.tolist() == [1357 + offset for offset in offsets]
+    shifts = {int(clip_frames(1, 1459, 16, "end_aligned_spaced", generator(s))[0]) - 1357 for s in range(100)}
+    assert shifts == set(range(-3, 4))
+    assert needed_frames(1400, 1459, 16, "end_aligned_spaced") == (1354, 1459)
+    assert clip_frames(1, 50, 16, "end_aligned_spaced", None).min() == 1
 
 
 @given(n=st.integers(8, 200), seed=st.integers(0, 99))

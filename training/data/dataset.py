@@ -37,7 +37,7 @@ class Plan:
     """What Method.sample needs to plan the sample of `action`.
 
     `pool` holds the training actions, sorted by key; exemplars come from it. With `augment` False (validation and test)
-    nothing is random.
+    nothing is random. `repeat` counts from 0 the repeats of an action in an epoch (Method.repeats) that are drawn anew.
     """
 
     action: Action
@@ -46,11 +46,13 @@ class Plan:
     seed: int
     epoch: int
     augment: bool
+    repeat: int = 0
 
     def rng(self, purpose: str) -> np.random.Generator | None:
-        """A new generator seeded by (seed, purpose, epoch, action), or None without augmentation. A second call with the
-        same purpose returns the same random numbers."""
-        return generator(self.seed, purpose, self.epoch, *plain_key(self.action.key)) if self.augment else None
+        """A new generator seeded by (seed, purpose, epoch, action, repeat), or None without augmentation. A second call with
+        the same purpose returns the same random numbers."""
+        repeat = (self.repeat,) if self.repeat else ()
+        return generator(self.seed, purpose, self.epoch, *plain_key(self.action.key), *repeat) if self.augment else None
 
     def clip(self, action: Action, name: str = "clip") -> ClipSpec:
         """A clip of `action`, augmented by the generator `rng(name)`."""
@@ -103,14 +105,16 @@ class ActionDataset:
         actions = [action for action in self.actions if action.key not in keys]
         return ActionDataset(actions, self.config, self.method, augment=self.augment, pool=self.pool)
 
-    def plan(self, epoch: int, index: int) -> PlannedSample:
-        """The planned sample of action `index` in an epoch.
+    def plan(self, epoch: int, index: int, repeat: int = 0) -> PlannedSample:
+        """The planned sample of action `index` in an epoch. `repeat` is how often it occurred before in this epoch; without
+        --augment all repeats are equal.
 
         Raises:
             UserError: the action lacks a label that the method needs, or has too few frames for the clip.
         """
         action = self.actions[index]
-        plan = Plan(action, self.source, self.pool, self.config.seed, epoch, self.augment)
+        repeat = repeat if self.config.augment != "none" else 0
+        plan = Plan(action, self.source, self.pool, self.config.seed, epoch, self.augment, repeat)
         return PlannedSample(index, self.method.sample(action, plan))
 
 

@@ -15,7 +15,7 @@ from data_preparation.common.workers import kill_workers
 from training.config import TrainConfig
 from training.data.batch import Batch
 from training.data.dataset import ActionDataset, PlannedSample
-from training.data.sampling import epoch_order, rank_rows
+from training.data.sampling import epoch_order, rank_rows, repeats_before
 from training.data.workers import CONTEXT, hidden_main_module, init_worker, start_server, time_limit
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
@@ -83,9 +83,10 @@ def _worker_error(error: Exception) -> Exception:
 
 
 class PlannedBatches:
-    """A batch sampler that plans the samples of a batch just before a worker reads them. `batches` holds (epoch, index) pairs."""
+    """A batch sampler that plans the samples of a batch just before a worker reads them. `batches` holds (epoch, index), or
+    (epoch, index, repeat), see ActionDataset.plan."""
 
-    def __init__(self, dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, int]]]) -> None:
+    def __init__(self, dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, ...]]]) -> None:
         self.dataset, self.batches = dataset, batches
 
     def __len__(self) -> int:
@@ -93,11 +94,11 @@ class PlannedBatches:
 
     def __iter__(self) -> Iterator[list[PlannedSample]]:
         for batch in self.batches:
-            yield [self.dataset.plan(epoch, index) for epoch, index in batch]
+            yield [self.dataset.plan(*planned) for planned in batch]
 
 
 def _load(
-    dataset: ActionDataset, batches: list[list[tuple[int, int]]], config: TrainConfig, device: torch.device
+    dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, ...]]], config: TrainConfig, device: torch.device
 ) -> DataLoader:
     workers = min(config.loader_workers, len(batches))
     start_server(workers)
@@ -117,9 +118,10 @@ def training_batches(
 ) -> Generator[Batch]:
     """This rank's rows of each global batch of an epoch, from `first_step` on."""
     order = epoch_order(len(dataset), config.seed, epoch, dataset.repeats).tolist()
+    planned = [(epoch, index, repeat) for index, repeat in zip(order, repeats_before(order), strict=True)]
     size = config.batch_size
     batches = [
-        [(epoch, index) for index in rank_rows(order[step * size : (step + 1) * size], ranks.rank, ranks.world_size)]
+        rank_rows(planned[step * size : (step + 1) * size], ranks.rank, ranks.world_size)
         for step in range(first_step, epoch_length(dataset, size))
     ]
     return _iterate(_load(dataset, batches, config, device), config.peer_timeout_min)

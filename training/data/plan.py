@@ -21,13 +21,15 @@ class View:
     """The geometric transform of a clip, for pixels and for boxes.
 
     Frames are resized to `resize` (height, width), bilinear with antialiasing or with `nearest` to the nearest pixel, then
-    cropped to `crop` (top, left, height, width), then with `flip` flipped left to right.
+    cropped to `crop` (top, left, height, width), then with `flip` flipped left to right, then rotated counter-clockwise about the
+    centre by `degrees` (black comes in at the edges).
     """
 
     resize: tuple[int, int]
     crop: tuple[int, int, int, int]
     flip: bool = False
     nearest: bool = False
+    degrees: float = 0.0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -37,9 +39,24 @@ class View:
 
     def points(self, xy: np.ndarray, height: int, width: int) -> np.ndarray:
         """Transform points (..., 2) of (x, y) from pixels of frames of `height` x `width` to pixels of the result."""
-        top, left, _, out_width = self.crop
+        top, left, out_height, out_width = self.crop
         moved = xy * (self.resize[1] / width, self.resize[0] / height) - (left, top)
-        return np.stack([out_width - moved[..., 0], moved[..., 1]], axis=-1) if self.flip else moved
+        if self.flip:
+            moved = np.stack([out_width - moved[..., 0], moved[..., 1]], axis=-1)
+        if not self.degrees:
+            return moved
+        centre, angle = np.array([out_width / 2, out_height / 2]), np.deg2rad(self.degrees)
+        x, y = np.moveaxis(moved - centre, -1, 0)  # y points down
+        turned = (x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle))
+        return np.stack(turned, axis=-1) + centre
+
+
+@dataclass(frozen=True)
+class Look:
+    """Changes of the colours of a clip, the same for all its frames: names of data.augment.COLOURS in their order."""
+
+    changes: tuple[str, ...]
+    noise_seed: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +66,7 @@ class ClipSpec:
     action: Action
     frames: tuple[int, ...]
     view: View | None
+    look: Look | None = None
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from training.runtime.seeding import generator
 
+END_ALIGNED = ("end_aligned", "end_aligned_spaced")  # the methods that may use frames before `start` and after `end`
 END_SHIFT = 3  # frames by which the end-aligned window is shifted at most in training (C3D-AVG)
+END_WINDOW = 103  # frames of the window of end_aligned_spaced (MSCADC)
+DENSE_FRAMES = 64  # frames that a clip of method "dense" spans (TSM)
 
 
 def needed_frames(start: int, end: int, count: int, method: str) -> tuple[int, int]:
     """First and last frame that must exist for the clips of a dive. Frames after `end` are used only if they exist."""
-    return (max(end - count + 1 - END_SHIFT, 1), end) if method == "end_aligned" else (start, end)
+    if method not in END_ALIGNED:
+        return start, end
+    window = count if method == "end_aligned" else END_WINDOW
+    return max(end - window + 1 - END_SHIFT, 1), end
 
 
 def clip_frames(
     start: int, end: int, count: int, method: str, rng: np.random.Generator | None, frames_after: int = END_SHIFT
 ) -> np.ndarray:
-    """The `count` frame numbers of a clip, ascending, chosen from the frames `start` to `end` (both inclusive).
+    """The `count` frame numbers of a clip, ascending (except for `dense`), chosen from the frames `start` to `end` (both inclusive).
 
     With n = end - start + 1 frames and bins of n / count frames (the methods of DeepSports):
         spaced_fixed        the first frame of each bin
@@ -30,16 +37,28 @@ def clip_frames(
         end_aligned         the `count` frames up to `end`, shifted at random by -3 to 3 frames (C3D-AVG), but not past the
                             `frames_after` frames that follow `end` on disk. In a dive shorter than `count` it begins
                             before `start`; before the start of the video it repeats frame 1.
-    For validation and test `rng` is None: then every method takes the middle of each bin (end_aligned: no shift), except
-    spaced_fixed, which is not random.
+        end_aligned_spaced  `count` frames at equal distances in the 103 frames up to `end`, shifted in the same way (MSCADC: 16
+                            frames, each 6.5 frames after the one before)
+        segments            a frame at a random offset of its own in each of `count` segments of floor(n / count) frames; the
+                            last n mod count frames are never used. With n < count the middle of each bin (TSM)
+        dense               every (64 // count)-th frame from a random start, or from the first frame if n <= 64; after the last
+                            frame it continues with the first (TSM on Kinetics)
+    For validation and test `rng` is None: then every method takes the middle of each bin (end_aligned and end_aligned_spaced: no
+    shift; dense: the middle start), except spaced_fixed, which is not random.
 
     Raises:
         ValueError: `random` with fewer frames than `count`.
     """
     n = end - start + 1
-    if method == "end_aligned":
+    if method in END_ALIGNED:
         shift = 0 if rng is None else min(int(rng.integers(-END_SHIFT, END_SHIFT + 1)), frames_after)
-        return np.maximum(np.arange(end - count + 1, end + 1) + shift, 1)
+        if method == "end_aligned":
+            return np.maximum(np.arange(end - count + 1, end + 1) + shift, 1)
+        return np.maximum(end - END_WINDOW + 1 + shift + np.arange(count) * (END_WINDOW + 1) // count, 1)
+    if method == "dense":
+        starts = max(n - DENSE_FRAMES, 1)
+        first = (n - DENSE_FRAMES) // 2 if rng is None else int(rng.integers(starts))
+        return start + (max(first, 0) + np.arange(count) * max(DENSE_FRAMES // count, 1)) % n
     if method == "random" and rng is not None:
         if n < count:
             raise ValueError(f"the dive has {n} frames and --frame_method random needs {count} different ones")
@@ -47,8 +66,10 @@ def clip_frames(
     bins = np.arange(count)
     if method == "spaced_fixed":
         offsets = np.zeros(count)
-    elif rng is None:
+    elif rng is None or (method == "segments" and n < count):
         offsets = np.full(count, 0.5)
+    elif method == "segments":
+        return start + bins * (n // count) + rng.integers(n // count, size=count)
     elif method in ("spaced_varied", "spaced_fixed_new"):
         offsets = np.full(count, rng.random())
     else:
@@ -61,6 +82,16 @@ def epoch_order(count: int, seed: int, epoch: int, repeats: Sequence[int] | None
     means once."""
     rng = generator(seed, "order", epoch)
     return rng.permutation(count) if repeats is None else rng.permutation(np.repeat(np.arange(count), repeats))
+
+
+def repeats_before(order: Sequence[int]) -> list[int]:
+    """How often each item of an order occurs before its place in it."""
+    seen: Counter[int] = Counter()
+    before = []
+    for item in order:
+        before.append(seen[item])
+        seen[item] += 1
+    return before
 
 
 def balancing_repeats(labels: Sequence[int]) -> list[int]:

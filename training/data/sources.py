@@ -18,9 +18,10 @@ from data_preparation.identity import source_hashes
 from data_preparation.layout import prepared
 from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
+from training.data.augment import change_colours, randaugment
 from training.data.features import feature_file
 from training.data.plan import ClipSpec
-from training.data.sampling import END_SHIFT, clip_frames, needed_frames
+from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames
 from training.data.transforms import apply_view, crop_view, squash_view
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,8 @@ class FrameSource:
 
     def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
-        # only end_aligned uses frames after the action's end; do not open the archive for the others
-        frames_after = self._frames_after(action) if c.frame_method == "end_aligned" else 0
+        # only these use frames after the action's end; do not open the archive for the others
+        frames_after = self._frames_after(action) if c.frame_method in END_ALIGNED else 0
         try:
             frames = clip_frames(action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after)
         except ValueError as error:
@@ -99,8 +100,13 @@ class FrameSource:
 
     def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
-        view = crop_view(c.spatial_size, rng, c.geometry) if c.data_aug else squash_view(c.spatial_size)
-        return ClipSpec(action, frames, view)
+        if c.data_aug:
+            view = crop_view(c.spatial_size, rng, c.geometry)
+        else:
+            view = squash_view(c.spatial_size, rng if c.flip else None)
+        clip = ClipSpec(action, frames, view)
+        # drawn last: frames and crops are those of a training without it
+        return clip if rng is None or c.augment == "none" else randaugment(clip, rng)
 
     def _frames_after(self, action: Action) -> int:
         """How many frames follow the action's end on disk without a gap, at most END_SHIFT."""
@@ -110,7 +116,8 @@ class FrameSource:
     def read(self, clip: ClipSpec) -> torch.Tensor:
         assert clip.view is not None
         reader = self._readers[clip.action.video]
-        return apply_view(clip.view, np.stack([reader.image(number) for number in clip.frames]))
+        frames_TCHW = apply_view(clip.view, np.stack([reader.image(number) for number in clip.frames]))
+        return change_colours(frames_TCHW, clip.look) if clip.look else frames_TCHW
 
 
 class FeatureSource:

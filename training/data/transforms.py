@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from training.data.augment import rotate
 from training.data.plan import View
 
 
@@ -25,9 +26,9 @@ def resize(frames_THWC: np.ndarray, height: int, width: int, nearest: bool = Fal
     return F.interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
 
 
-def squash_view(size: int) -> View:
-    """The whole frame, resized to a square of `size` regardless of its aspect ratio."""
-    return View((size, size), (0, 0, size, size))
+def squash_view(size: int, rng: np.random.Generator | None = None) -> View:
+    """The whole frame, resized to a square of `size` regardless of its aspect ratio; with `rng` flipped with probability 0.5."""
+    return View((size, size), (0, 0, size, size), flip=rng is not None and bool(rng.random() < 0.5))
 
 
 def crop_view(size: int, rng: np.random.Generator | None, geometry: str = "standard") -> View:
@@ -48,11 +49,12 @@ def crop_view(size: int, rng: np.random.Generator | None, geometry: str = "stand
 
 
 def apply_view(view: View, frames_THWC: np.ndarray) -> torch.Tensor:
-    """Resize, crop and flip: (T, H, W, 3) uint8 -> (T, 3, *view.size) uint8."""
+    """Resize, crop, flip and rotate: (T, H, W, 3) uint8 -> (T, 3, *view.size) uint8."""
     frames_TCHW = resize(frames_THWC, *view.resize, view.nearest)
     top, left, height, width = view.crop
     frames_TCHW = frames_TCHW[..., top : top + height, left : left + width]
-    return (frames_TCHW.flip(-1) if view.flip else frames_TCHW).contiguous()
+    frames_TCHW = (frames_TCHW.flip(-1) if view.flip else frames_TCHW).contiguous()
+    return rotate(frames_TCHW, view.degrees) if view.degrees else frames_TCHW
 
 
 def to_video(clip_BTCHW: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor) -> torch.Tensor:
