@@ -123,6 +123,10 @@ class Method(nn.Module):
         """What a reader of the results must know about the predictions, such as that an annotated value is an input."""
         return []
 
+    def record(self, actions: Sequence[Action]) -> dict[str, str]:
+        """What splits.json records of these actions besides labels and clips: a run resumes only if it is the same."""
+        return {}
+
     def repeats(self, actions: Sequence[Action]) -> Sequence[int] | None:
         """How often each training action occurs in an epoch; None means once.
 
