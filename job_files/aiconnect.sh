@@ -45,8 +45,8 @@ train() { # train NAME [flags]
         --train_path "$annotations/train_rare.csv" --test_path "$annotations/test_split_0.pkl" --train_val_split_ratio 0.7 \
         --model tsm --resnet_depth 18 --resnet_width 16 --batch_norm trained --bn_group 4 \
         --method classify --head_on_each True --head_init_std 0.001 --head_dropout 0.5 \
-        --frame_num 8 --frame_method segments --spatial_size 48 --batch_size 16 \
-        --epochs 20 --optimizer AdamW --learning_rate 0.002 --weight_decay 0.01 --lr_schedule cosine --warmup_steps 20 \
+        --frame_num 8 --frame_method segments --spatial_size 32 --batch_size 16 \
+        --epochs 14 --optimizer AdamW --learning_rate 0.002 --weight_decay 0.01 --lr_schedule cosine --warmup_steps 20 \
         --clip_grad 20 --evaluate True "$@" >"$runs/$name.txt"
 }
 mkdir -p "$runs"

@@ -32,11 +32,13 @@ class BackboneFlags:
     """Base class of a backbone's flags.
 
     `reads` is the input: "video" frames, or vectors of a "features" file. `offers` lists what a method may require
-    (MethodFlags.needs). `TINY` holds flags of a small network for the tests.
+    (MethodFlags.needs). `any_size` says that the input need not be square (--spatial_width). `TINY` holds flags of a small
+    network for the tests.
     """
 
     reads: ClassVar[str] = "video"
     offers: ClassVar[frozenset[str]] = frozenset({"vectors"})
+    any_size: ClassVar[bool] = False
     TINY: ClassVar[Sequence[str]] = ()
 
     if TYPE_CHECKING:

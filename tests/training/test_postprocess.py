@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preparation.actions import Action
+from data_preparation.boxes import Boxes, boxes_file, write_boxes
 from data_preparation.common.errors import UserError
 from data_preparation.detections import Detection, coverage_faults, in_frames_of, read_detections
+from data_preparation.synthetic import detector
 from training import combine, postprocess
 from training.config import TrainConfig, as_record
 from training.data.splits import load_splits
@@ -210,3 +212,32 @@ def test_what_does_not_fit_is_refused(runs: Path):
     with pytest.raises(UserError, match=r"give --weights equal, .* \(and --rules all"):
         combine.combine(paths, flags(runs, weights="equal"))
     assert not (runs / "ab").exists()
+
+
+def test_the_drawn_detector_sees_one_frame_at_a_time(tmp_path: Path):
+    """Upright, leaning and off the floor; its file is one that rules accept."""
+    upright = np.array([[30.0, 10], [40, 10], [40, 66], [30, 66]])
+    lean = np.radians(40)
+    bent = (upright - 40) @ np.array([[np.cos(lean), np.sin(lean)], [-np.sin(lean), np.cos(lean)]]) + (40, 45)
+    boxes = Boxes(np.arange(1, 31), np.stack([upright, bent, upright - (0, 9)] * 10), 72, 72)
+    assert detector.shapes(boxes).tolist() == [0, 1, 2] * 10
+    for video in ("a", "b"):
+        write_boxes(boxes_file(tmp_path / "boxes", video), boxes)
+    file = tmp_path / "found.csv"
+    command = ["--dataset", str(tmp_path), "--output", str(file)]
+    detector.main(command)
+    found = read_detections(file)
+    assert sorted(found) == ["a", "b"]
+    assert 10 < len(found["a"]) < 30
+    assert found["a"] != found["b"]
+    right = [detector.CLASSES[(each.frame - 1) % 3] == each.name for each in found["a"] + found["b"]]
+    assert 0.7 < np.mean(right) < 1
+    content = file.read_bytes()
+    detector.main(command)
+    assert file.read_bytes() == content
+    detector.main([*command, "--missed", "1"])
+    assert read_detections(file) == {"a": [], "b": []}
+    for video in ("a", "b"):
+        boxes_file(tmp_path / "boxes", video).unlink()
+    with pytest.raises(UserError, match="holds no boxes"):
+        detector.main(command)
