@@ -33,7 +33,7 @@ import torch
 
 from tests.conftest import REPOSITORY, SHARED, data_flags, tiny_model
 from tests.golden import difference, golden, recipe_state, recipe_tensor
-from tests.small import DIVES, batch_of, sampled_batch, tiny_config
+from tests.small import DIVES, FACTS, batch_of, sampled_batch, tiny_config
 from training.backbones.c3d.network import C3D
 from training.backbones.timesformer.network import TimeSformer
 from training.config import TrainConfig
@@ -352,6 +352,35 @@ def tpt(place: Place) -> Iterator[Row]:
     yield from real_step(place, name, flags, 4)
 
 
+def methods(place: Place) -> Iterator[Row]:
+    """The time of a step of two dives with each published method on I3D, compared with plain regression."""
+    published: dict[str, dict[str, Any]] = {
+        "regression": {},
+        "usdl": {"batch_norm": "trained", "window_layout": "10x16_end"},
+        "musdl": {"batch_norm": "trained", "window_layout": "10x16_end"},
+        "core": {"pairs": "free"},
+        "tpt": {"pairs": "free", "window_layout": "20x8"},
+    }
+    plain = 0.0
+    for method, flags in published.items():
+        if place.dry:
+            own = {name: value for name, value in flags.items() if name == "pairs"}
+            config = dataclasses.replace(tiny_config("i3d", method), batch_size=2, **own)
+        else:
+            config = TrainConfig(model="i3d", method=method, frame_num=103, batch_size=2, precision="bf16", **flags)
+        model = build_model(config, FACTS).to(place.device).train()
+        model.method.observe(DIVES)
+        step = Step(model, config, Ranks(), place.device)
+        batch = to_device(noise(config, model, 2), place.device)
+        rounds = iter(range(1000))
+        seconds = timed(
+            place, lambda step=step, batch=batch, rounds=rounds: step(batch, 1e-5, next(rounds)), 2 if place.dry else 8
+        )
+        plain = plain or seconds
+        name = f"--method {method} on I3D, 2 dives of 103 frames"
+        yield Row(name, PASS, f"{seconds * 1e3:.0f} ms, {seconds / plain:.2f} times regression")
+
+
 # ---------------------------------------------------------------------------------------------------------- trainings
 
 
@@ -592,6 +621,7 @@ CHECKS: dict[str, tuple[Callable[[Place], Iterator[Row]], int]] = {
     "c3d": (c3d, 60),
     "i3d": (i3d, 60),
     "tpt": (tpt, 90),
+    "methods": (methods, 90),
     "nccl": (nccl, 60),
     "deterministic": (deterministic, 60),
     "data_wait": (data_wait, 120),
