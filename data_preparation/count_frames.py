@@ -25,7 +25,7 @@ from data_preparation.archive import FrameReader
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError, os_error_text
 from data_preparation.common.files import reporting_write_errors, write_atomic
-from data_preparation.common.workers import check_workers, init_worker
+from data_preparation.common.workers import WORKER_KILLED, check_workers, init_worker
 from data_preparation.datasets.clips import COUNTS_HEADER
 from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import ARCHIVE_SUFFIX, VIDEO_SUFFIXES
@@ -133,7 +133,7 @@ def count_all(source: Path, workers: int) -> dict[str, int]:
             bar = tqdm(results, total=len(clips), unit="clip", disable=not sys.stderr.isatty())
             counts = list(bar)
         except BrokenProcessPool:
-            raise UserError("a worker was killed, probably out of memory: use fewer --workers") from None
+            raise UserError(WORKER_KILLED) from None
     if faults := [fault for _, fault in counts if fault]:
         raise UserError.of(faults)
     return dict(sorted(zip(names, (count for count, _ in counts), strict=True), key=lambda item: video_order(item[0])))
