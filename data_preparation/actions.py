@@ -65,7 +65,8 @@ def sort_key(key: ActionKey) -> tuple:
 def plain_key(key: ActionKey) -> tuple[int | str, int]:
     """A key with a numeric video as an integer: ("07", 3) becomes (7, 3).
 
-    Random seeds, fingerprints and files of run folders use this form, as they did when all videos were numbers.
+    The seeds of clips, the fingerprints of data and the files of run folders use this form: when they were introduced, all
+    videos were numbers.
     """
     return (int(key[0]) if key[0].isdigit() else key[0], key[1])
 

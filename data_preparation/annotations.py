@@ -606,6 +606,22 @@ def load_split(path: Path) -> list[ActionKey]:
     return keys
 
 
+def load_official_split(
+    files: datasets.AnnotationFiles, annotated: Iterable[ActionKey]
+) -> tuple[dict[str, datasets.Split], list[str]]:
+    """(the split "official" of --train_path and --test_path, the faults of the lists); ({}, []) without a train list.
+
+    Raises:
+        UserError: a list as a whole is unreadable.
+    """
+    if not files.train:
+        return {}, []
+    train, test = load_split(files.train), load_split(files.test) if files.test else []
+    fix = "write a disjoint train list with python -m data_preparation.annotations disjoint (MTL-AQA's smaller training sets overlap its test list)"
+    faults = datasets.split_faults(annotated, train, test, fix)
+    return {"official": datasets.Split(tuple(train), tuple(test))}, faults
+
+
 # -------------------------------------------------------------------------------------------------------- command lines
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_preparation import datasets
-from data_preparation.actions import is_chosen, video_order
+from data_preparation.actions import video_order
 from data_preparation.annotations import load_vocabulary
 from data_preparation.common.command_line import to_argv
 from data_preparation.common.errors import UserError
@@ -27,6 +27,7 @@ from launch import slurm
 from launch.config import REPOSITORY, LaunchConfig
 from launch.fitting import Request, excess, parse_nodes, parse_partitions
 from training.config import TrainConfig, batch_norm_fault, path_faults
+from training.data.lists import listed_actions
 from training.runtime.run_folder import RunFolder, resume_faults
 from training.tasks import task_of
 
@@ -175,10 +176,7 @@ def used_videos(training: TrainConfig) -> set[str]:
     if training.vocabulary_file:
         load_vocabulary(training.vocabulary_file)
     data = datasets.load(training.dataset_kind, training.annotation_files)
-    train, test = (
-        [action for action in part if is_chosen(action.video, training.chosen_videos)]
-        for part in data.parts("official" if training.split == "event" else training.split, training.fold)
-    )
+    train, test = listed_actions(training, data)
     used = train + test if training.evaluate or training.split == "event" else train
     if faults := task_of(training.task).faults(used, data.classes):
         raise UserError.of(faults)

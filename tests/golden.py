@@ -67,9 +67,17 @@ def fan_in_state(shapes: dict[str, list[int]], se_scale: float) -> dict[str, tor
     return state
 
 
-def follow(step: Step, batches: list[Batch], case: dict, own_names: dict[str, str], rates: list[float]) -> None:
+def follow(
+    step: Step,
+    batches: list[Batch],
+    case: dict,
+    own_names: dict[str, str],
+    rates: list[float],
+    tolerance: float = 1e-6,
+    of_changes: float = 1e-6,
+) -> None:
     """Run the optimizer steps of an original's trajectory in float64 and compare loss, gradient norm and every parameter to
-    1e-6. `own_names` maps the original's parameter names to ours."""
+    `tolerance`, and how far each parameter moved to `of_changes`. `own_names` maps the original's parameter names to ours."""
     own = dict(step.model.named_parameters())
     parameters = {name: own[own_names[name]] for name in case["norms"] if name not in case.get("rounding_noise", ())}
     start = {name: p.detach().clone() for name, p in parameters.items()}
@@ -77,12 +85,14 @@ def follow(step: Step, batches: list[Batch], case: dict, own_names: dict[str, st
     step.model.train()
     for number, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
         found = step(batch, rate, number)
-        assert found["loss"] == pytest.approx(case["loss"][number], rel=1e-6), number
-        assert found["grad_norm"] == pytest.approx(case["gradient_norm"][number], rel=1e-6), number
+        assert found["loss"] == pytest.approx(case["loss"][number], rel=tolerance), number
+        assert found["grad_norm"] == pytest.approx(case["gradient_norm"][number], rel=tolerance), number
         for name, p in parameters.items():
-            assert float(p.detach().norm()) == pytest.approx(case["norms"][name][number], rel=1e-6, abs=1e-9), name
+            assert float(p.detach().norm()) == pytest.approx(
+                case["norms"][name][number], rel=tolerance, abs=1e-3 * tolerance
+            ), name
             change = float((p.detach() - start[name]).norm())
-            assert change == pytest.approx(case["changes"][name][number], rel=1e-6, abs=1e-9), name
+            assert change == pytest.approx(case["changes"][name][number], rel=of_changes, abs=1e-9), name
     fixed = [own_names[name] for name in case.get("unchanged", ())]
     if "running_after" not in case:
         fixed += [name for name in state if "running_" in name]

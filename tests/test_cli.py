@@ -39,6 +39,7 @@ NEW_FLAGS = {
     "resume", "checkpoint_every", "keep_checkpoints", "peer_timeout_min", "log_every", "leave_out", "captions_path", "vocabulary_path", "split", "folds", "fold", "split_seed",
     "input_scale", "accumulate", "time_embed_resize", "checkpoint_activations", "ema", "compile", "tensorboard",
     "dataset_kind", "batch_norm", "bn_group", "bn_windows", "nesterov", "backbone_lr_scale", "lr_steps", "lr_gamma", "geometry",
+    "bias_lr_scale", "decay_of", "flip", "augment",
 }  # fmt: skip
 
 # what belongs to --model timesformer and --method regression, the defaults
@@ -110,7 +111,7 @@ def test_every_original_flag_is_understood(short_form: bool):
         (["--model", "c3d"], ["--frame_num"]),
         (["--videos", "../first"], ["--videos"]),
         (["--run_name", "a/b"], ["--run_name"]),
-        (["--model", "resnet"], ["c3d, features, i3d, timesformer"]),
+        (["--model", "resnet"], ["c3d, features, i3d, ", ", timesformer"]),
         (["stray"], ["stray"]),
     ],
 )

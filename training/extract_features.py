@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from data_preparation import datasets
-from data_preparation.actions import Action
+from data_preparation.actions import Action, plain_key
 from data_preparation.common.command_line import flag, parse, run, split_flags, to_argv
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import reporting_write_errors, write_atomic
@@ -91,7 +91,7 @@ def fingerprint(config: TrainConfig, model: ScoringModel, precision: str, action
     names += ["geometry"] * (config.geometry != "standard")  # an extraction begun before this flag existed can resume
     record = as_record(config)
     digest.update(repr([(name, record[name]) for name in names] + [config.needs, precision]).encode())
-    digest.update(repr([(action.key, action.start_frame, action.end_frame) for action in actions]).encode())
+    digest.update(repr([(plain_key(a.key), a.start_frame, a.end_frame) for a in actions]).encode())
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, torch.Tensor) and not name.startswith("method."):
             digest.update(name.encode())

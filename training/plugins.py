@@ -57,6 +57,9 @@ class MethodFlags:
     "tokens"    features (B, N, D) whose N vectors are in temporal order, after one of the whole clip if the backbone has one
     "stages"    the network split into stem, tail and pool (backbones.base.Staged)
     "maps"      named feature maps together with the features (backbones.base.Mapped)
+    "volume"    maps of the whole clip, named "volume": (B, feature_dim, T, H, W)
+    "attention" maps of an attention branch, named "attention": (B, K, T, H, W); --frame_num is T, and the backbone's flag
+                --attention_channels is K
     "frames"    features (B, N, D) of video frames that the method chooses; every backbone that reads video offers them
 
     `clips_per_sample` is the number of clips of a training sample, for forecasts of memory. `task` is what the method predicts:

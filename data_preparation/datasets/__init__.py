@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -18,6 +19,7 @@ from data_preparation.actions import Action, ActionKey, ScoreRules, VideoFacts, 
 from data_preparation.common.errors import UserError
 
 DEFAULT = "mtl_aqa"
+_SHARED_FIX = "remove them from one of the lists"
 PLUGINS = "DEEPSPORTS_PLUGINS"  # the variable with the folder of further data sets, backbones and methods
 
 __path__ = [*__path__, *([str(Path(more).resolve() / "datasets")] if (more := os.environ.get(PLUGINS)) else [])]
@@ -134,23 +136,34 @@ def load(kind: str, files: AnnotationFiles) -> DataSet:
     return found
 
 
-def split_faults(annotated: Iterable[ActionKey], train: Sequence[ActionKey], test: Sequence[ActionKey]) -> list[str]:
-    """The faults of a pair of split lists: entries without annotation, and actions that are in both."""
+def repeated_faults(where: str, keys: Iterable[ActionKey]) -> list[str]:
+    """A message if a list names actions more than once; `where` is the list."""
+    if not (repeated := [key for key, count in Counter(keys).items() if count > 1]):
+        return []
+    return [f"{where} names {len(repeated)} actions more than once ({list_names(repeated)}): keep one entry of each"]
+
+
+def shared_faults(train: Sequence[ActionKey], test: Sequence[ActionKey], fix: str = _SHARED_FIX) -> list[str]:
+    """A message if actions are in both lists."""
+    if not (shared := sorted(set(train) & set(test), key=sort_key)):
+        return []
+    return [
+        f"the train and test lists share {len(shared)} actions ({list_names(shared)}), so the test result would be meaningless: {fix}"
+    ]
+
+
+def split_faults(
+    annotated: Iterable[ActionKey], train: Sequence[ActionKey], test: Sequence[ActionKey], shared_fix: str = _SHARED_FIX
+) -> list[str]:
+    """The faults of a pair of split lists: entries without annotation, and actions that are in both (`shared_faults`)."""
     known = set(annotated)
     faults = []
     for keys, name in ((train, "train"), (test, "test")):
         if unannotated := [key for key in keys if key not in known]:
-            faults.append(_unannotated_text(unannotated, f"the {name} list"))
-    shared = sorted(set(train) & set(test), key=sort_key)
-    if shared:
-        faults.append(
-            f"the train and test lists share {len(shared)} actions ({list_names(shared)}), so the test result would be meaningless (MTL-AQA's smaller training sets overlap its test list like this): write a disjoint train list with python -m data_preparation.annotations disjoint"
-        )
-    return faults
-
-
-def _unannotated_text(keys: Sequence[ActionKey], where: str) -> str:
-    return f"{where} names {len(keys)} actions without annotation ({list_names(keys)}): use lists and annotations of the same data set"
+            faults.append(
+                f"the {name} list names {len(unannotated)} actions without annotation ({list_names(unannotated)}): use lists and annotations of the same data set"
+            )
+    return faults + shared_faults(train, test, shared_fix)
 
 
 def group_warnings(actions: Mapping[ActionKey, Action], splits: Mapping[str, Split]) -> list[str]:

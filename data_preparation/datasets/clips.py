@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_preparation.actions import LAST_FRAME, Action, ActionKey, list_names, sort_key, video_name
+from data_preparation.actions import LAST_FRAME, Action, ActionKey, list_names, video_name
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, repeated_faults, shared_faults
 from data_preparation.layout import VIDEO_SUFFIXES
 from data_preparation.similar_files import names_in
 from data_preparation.text_tables import CLASS_NAMES, csv_cells, load_json, read_class_names, read_text
@@ -493,7 +493,9 @@ def _data_set(folder: Path, lists: Lists, counts: Mapping[str, int] | None) -> D
         train, test = (tuple(keys[_place(row)] for row in part) for part in parts)
         where = f"{folder}, {name}" if name.startswith("fold") else str(folder)
         splits[name] = Split(train, test)
-        faults += _list_faults(where, train, test)
+        for part, keys_of_part in (("train", train), ("test", test)):
+            faults += repeated_faults(f"{where}: the {part} list", keys_of_part)
+        faults += [f"{where}: {fault}" for fault in shared_faults(train, test)]
         seen = {row.label for row in parts[0]}
         if absent := [c for label, c in enumerate(lists.classes) if label not in seen]:
             faults.append(
@@ -522,18 +524,3 @@ def _keys(rows: Iterable[Row]) -> dict[tuple[str, int, int | None], ActionKey]:
         for video, of_video in places.items()
         for number, place in enumerate(sorted(of_video, key=lambda p: (p[1], p[2] or 0)), start=1)
     }
-
-
-def _list_faults(where: str, train: Sequence[ActionKey], test: Sequence[ActionKey]) -> list[str]:
-    """Clips that occur twice in a list, or in both lists."""
-    faults = []
-    for keys, part in ((train, "train"), (test, "test")):
-        if twice := [key for key, count in Counter(keys).items() if count > 1]:
-            faults.append(
-                f"{where}: the {part} list names {len(twice)} clips more than once ({list_names(twice)}): keep one row of each"
-            )
-    if shared := sorted(set(train) & set(test), key=sort_key):
-        faults.append(
-            f"{where}: {len(shared)} clips ({list_names(shared)}) are in the train and in the test list, so the test result would be meaningless: remove them from one"
-        )
-    return faults

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,14 @@ from data_preparation.actions import (
     video_name,
 )
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, split_faults
+from data_preparation.datasets import (
+    AnnotationFiles,
+    DataSet,
+    Split,
+    group_warnings,
+    repeated_faults,
+    split_faults,
+)
 from data_preparation.pickles import load_pickle
 
 READS_LISTS = False
@@ -130,8 +136,7 @@ def _key_list(path: Path, faults: list[str]) -> tuple[ActionKey, ...]:
         faults.append(
             f"{path}: {len(bad)} entries are not (name of a video, number of a dive), such as {bad[0]!r}: download it again"
         )
-    if twice := [key for key, count in Counter(keys).items() if count > 1]:
-        faults.append(f"{path} names {len(twice)} dives twice ({list_names(twice)}): remove the duplicates")
+    faults += repeated_faults(str(path), keys)
     return tuple(keys)
 
 

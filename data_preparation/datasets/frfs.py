@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_preparation.actions import Action, ActionKey, video_name
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, shared_faults
 from data_preparation.similar_files import names_in, similar_files_hint
 from data_preparation.text_tables import csv_cells
 
@@ -135,10 +135,8 @@ def read(files: AnnotationFiles) -> DataSet:
             missing.append(str(error))
     if missing:
         raise UserError.of(missing)
-    if shared := sorted(lists["Train"].keys() & lists["Test"].keys()):
-        faults.append(
-            f"{folder}: {len(shared)} clips ({', '.join(shared[:5])}) are in both lists, so the test result would be meaningless: remove them from one"
-        )
+    splits = {"official": Split(*(tuple((name, 1) for name in lists[part]) for part in _PARTS))}
+    faults += [f"{folder}: {fault}" for fault in shared_faults(splits["official"].train, splits["official"].test)]
     values = {**lists["Train"], **lists["Test"]}
     fall = fall_value(values)
     if fall is None and not faults:
@@ -152,7 +150,6 @@ def read(files: AnnotationFiles) -> DataSet:
     for name, value in values.items():
         label = None if fall is None else int(value == fall)
         actions[(name, 1)] = Action(name, 1, 1, FRAMES, label=label, group=groups.get(name, ""))
-    splits = {"official": Split(*(tuple((name, 1) for name in lists[part]) for part in _PARTS))}
     warnings = [
         f"{folder / part}.csv has {len(lists[part])} clips; FR-FS as released has {size}"
         for part, size in _RELEASED_SIZES.items()

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from data_preparation.actions import DIVING
-from data_preparation.annotations import load_captions, load_split, read_annotations
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, split_faults
+from data_preparation.annotations import load_captions, load_official_split, read_annotations
+from data_preparation.datasets import AnnotationFiles, DataSet
 
 READS_LISTS = True
 
@@ -21,9 +21,5 @@ def read(files: AnnotationFiles) -> DataSet:
     read = read_annotations(files.annotations)
     captions = load_captions(files.captions) if files.captions else {}
     actions = {key: replace(d, caption=captions.get(key, d.caption)) for key, d in read.dives.items()}
-    faults, splits = list(read.faults), {}
-    if files.train:
-        train, test = load_split(files.train), load_split(files.test) if files.test else []
-        faults += split_faults(read.keys, train, test)
-        splits["official"] = Split(tuple(train), tuple(test))
-    return DataSet(dict(actions), splits, (), {"": DIVING}, tuple(faults), (), read.facts, read.keys)
+    splits, faults = load_official_split(files, read.keys)
+    return DataSet(dict(actions), splits, (), {"": DIVING}, (*read.faults, *faults), (), read.facts, read.keys)

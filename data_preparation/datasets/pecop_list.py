@@ -8,12 +8,11 @@ not used. A performer's clips are never split between training and validation.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from data_preparation.actions import LAST_FRAME, Action, video_name
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, split_faults
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, repeated_faults, shared_faults
 from data_preparation.datasets.clips import Faults
 from data_preparation.text_tables import read_text
 
@@ -49,11 +48,7 @@ def parse_list(path: Path) -> tuple[list[Action], list[str]]:
             faults.add(number, "performer and name cannot be the name of a video", fault, f"{performer}/{name}")
         else:
             actions.append(Action(video_name(f"{performer}/{name}"), 1, 1, int(frames), group=performer))
-    twice = [video for video, count in Counter(action.video for action in actions).items() if count > 1]
-    found = faults.sentences()
-    if twice:
-        found.append(f"{path} names {len(twice)} clips more than once ({', '.join(twice[:5])}): keep one row of each")
-    return actions, found
+    return actions, [*faults.sentences(), *repeated_faults(str(path), [action.key for action in actions])]
 
 
 def _name_fault(performer: str, name: str) -> str:
@@ -85,7 +80,7 @@ def read(files: AnnotationFiles) -> DataSet:
             faults += own_faults
             keys[part] = tuple(dict.fromkeys(action.key for action in found))
             actions |= {action.key: action for action in found}
-    faults += split_faults(actions, keys["train"], keys["test"])
+    faults += shared_faults(keys["train"], keys["test"])
     splits = {"official": Split(keys["train"], keys["test"])}
     warnings = tuple(group_warnings(actions, splits))
     return DataSet(actions, splits, faults=tuple(faults), warnings=warnings, keys=frozenset(actions))

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from data_preparation.actions import Action, ActionKey, ScoreRules, list_names, overlap_faults
-from data_preparation.annotations import COMMON_CONVERTERS, Columns, load_split, parse_rows
+from data_preparation.annotations import COMMON_CONVERTERS, Columns, load_official_split, parse_rows
 from data_preparation.common.errors import UserError
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, split_faults
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
 from data_preparation.similar_files import similar_files_hint
 from data_preparation.text_tables import CLASS_NAMES, read_class_names
 
@@ -145,11 +145,8 @@ def read(files: AnnotationFiles) -> DataSet:
     faults += [fault for action in actions.values() for fault in action.faults()]
     faults += overlap_faults(a for a in actions.values() if a.start_frame <= a.end_frame)
     faults = [f"{path}: {fault}" for fault in (*faults, *rows.fact_faults)]
-    splits = {}
-    if files.train:
-        train, test = load_split(files.train), load_split(files.test) if files.test else []
-        faults += split_faults(rows.keys, train, test)
-        splits["official"] = Split(tuple(train), tuple(test))
+    splits, list_faults = load_official_split(files, rows.keys)
+    faults += list_faults
     warnings = [*group_warnings(actions, splits), *_unseen_classes(actions, splits, classes)]
     return DataSet(actions, splits, classes, rules, tuple(faults), tuple(warnings), rows.facts, rows.keys)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from data_preparation.actions import ActionKey, Dive
 from data_preparation.common.errors import UserError, read_all
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, shared_faults
 from data_preparation.datasets.aqa7 import FRAMES, KINDS, RULES, clip_video, shortened
 from data_preparation.number_files import in_points, read_numbers
 
@@ -78,14 +78,11 @@ def read(files: AnnotationFiles) -> DataSet:
         faults += shortened(
             [f"{list_paths[part]}: {fault}" for fault in _list_faults(numbers, getattr(KIND.clips, part))]
         )
-    if shared := sorted({*lists["train"].tolist()} & {*lists["test"].tolist()}):
-        faults.append(
-            f"dives {', '.join(map(str, shared[:5]))} are in both lists ({len(shared)} in all): give the released lists"
-        )
     keys = {
         part: tuple((clip_video(KIND.name, int(n)), 1) for n in numbers.tolist() if n in range(1, DIVES + 1))
         for part, numbers in lists.items()
     }
+    faults += shared_faults(keys["train"], keys["test"], "give the released lists")
     splits = {"official": Split(keys["train"], keys["test"])}
     warnings = [] if faults else [*_warnings(lists, list_paths), *group_warnings(actions, splits)]
     return DataSet(

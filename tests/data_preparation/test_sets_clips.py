@@ -97,7 +97,7 @@ def test_faults_of_finediving_are_reported_together(tmp_path: Path):
     for text in (
         "frame labels for frames", "difficulty nan must be greater than 0", "a field cannot be parsed",
         "1 keys are not (name of a video, number of a dive), such as (7, 1)", "differ in difficulty of 1 dives",
-        "names 1 dives twice", "the test list names 1 ", "the train and test lists share 1 ",
+        "names 1 actions more than once", "the test list names 1 ", "the train and test lists share 1 ",
     ):  # fmt: skip
         assert text in faults
 
@@ -142,7 +142,7 @@ def test_faults_of_frfs_are_reported_together(tmp_path: Path):
     faults = "\n".join(read_frfs(folder).faults)
     for text in (
         "row 7: it is not the name of a clip and a number", "row 212: '../x': write a video's name",
-        "names 1 clips more than once (clip003)", "1 clips (clip300) are in both lists",
+        "names 1 clips more than once (clip003)", "the train and test lists share 1 actions (clip300/001)",
         "416 clips have fewer than 103 pictures (clip000 has 0",
     ):  # fmt: skip
         assert text in faults
@@ -252,7 +252,7 @@ def test_faults_of_ucf101_are_reported_together(tmp_path: Path):
     faults = "\n".join(found.faults)
     for text in (
         "0 instead of 1 for ApplyEyeMakeup", "row 2 (Applause): its folder is not a class", "more than a file and a number",
-        "the train list names 1 clips more than once", "1 clips (ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01/001) are in the",
+        "the train list names 1 actions more than once", "lists share 1 actions (ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01/001)",
         "1 clips of the lists (Punch/v_Punch_g02_c09) are missing",
     ):  # fmt: skip
         assert text in faults
@@ -313,8 +313,8 @@ def test_faults_of_lists_are_reported_together(tmp_path: Path):
         "2 rows, 4 (it has 2), 5 (it has 4): not 3 columns", "row 6 (/data/g): the path is absolute",
         "row 7 (h/../i): the path cannot be the name of a video", "row 8 (-1): the label is negative",
         "1 rows have labels above 2 (the highest is 7)", "every clip has label 0", "1 clips of the lists (l) are missing",
-        "1 clips have fewer frames than the lists need (a: 30, has 29)", "the train list names 1 clips more than once",
-        "1 clips (a/001) are in the train and in the test list", "1 of 3 classes (two) have no clip in the train list",
+        "1 clips have fewer frames than the lists need (a: 30, has 29)", "the train list names 1 actions more than once",
+        "lists share 1 actions (a/001)", "1 of 3 classes (two) have no clip in the train list",
     ):  # fmt: skip
         assert text in faults
 
@@ -471,7 +471,7 @@ WRITERS = {
     "finediving": (lambda folder: layouts.write_finediving(folder, SMALL_KEYS), "FINA_Men3mSync_r1", "dives          11 in 4 videos"),
     "frfs": (layouts.write_frfs, "clip007", "classes        2 (no fall: 276, fall: 141)"),
     "clips": (layouts.write_ucf, "Punch/v_Punch_g03_c01", "fold2: 24 to train and 6 to test"),
-    "table": (lambda folder: (folder / "table.csv").write_text(TABLE), "vault/a1", "final score    12.5 to 14.5, median 13.5; 2 distinct (vault, 2)"),
+    "table": (lambda folder: (folder / "table.csv").write_text(TABLE), "vault/a1", "final score    12.5 to 14.5, median 13.5; 2 distinct (vault: 2 actions, 1 to train, 1 to test, range 12.3 to 16.9)"),
 }  # fmt: skip
 
 

@@ -44,6 +44,9 @@ DIVES = actions_of(12)
 # every backbone with the default method, every method on video and on features
 PAIRS = [(model, "regression") for model in MODELS]
 PAIRS += [(model, method) for model in ("timesformer", "features") for method in METHODS if method != "regression" and fits(model, method)]  # fmt: skip
+# and what fits neither of them on the first backbone that it fits
+OTHERS = [method for method in METHODS if not any(fits(model, method) for model in ("timesformer", "features"))]
+PAIRS += [next((model, method) for model in MODELS if fits(model, method)) for method in OTHERS]
 NAMES = [f"{model}-{method}" for model, method in PAIRS]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -184,3 +185,14 @@ def test_no_frames_are_needed(dataset: Path, train: Callable, tmp_path: Path):
     assert done.returncode == 2
     assert "--features" in done.stderr
     assert "is not a file" in done.stderr
+
+
+def test_the_fingerprint_of_features_is_that_of_the_first_edition(tmp_path: Path):
+    """Its run folders state the hash of features whose videos were whole numbers."""
+    rows = matrix()
+    np.savez(tmp_path / "features.npz", **{"01/002": rows[0], "12/001": rows[1], "110/003": rows[2]})
+    dives = [Dive(f"{v:02d}", n, 1, 9, difficulty=3.0, final_score=80.0) for v, n in ((110, 3), (1, 2), (12, 1))]
+    digest = hashlib.sha256()
+    for key, row in zip([(1, 2), (12, 1), (110, 3)], rows, strict=False):
+        digest.update(repr((key, row.shape)).encode() + row.tobytes())
+    assert FeatureFile(tmp_path / "features.npz").fingerprint(dives) == digest.hexdigest()[:16]

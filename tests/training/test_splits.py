@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preparation.actions import Action, Dive, video_name
+from data_preparation.annotations import write_split
 from data_preparation.common.errors import UserError
+from data_preparation.datasets import DataSet, Split
 from training.config import TrainConfig
+from training.data.lists import listed_actions
 from training.data.splits import data_fingerprint, split_events, split_train_val
 
 sizes = st.lists(st.integers(1, 9), min_size=4, max_size=15)
@@ -79,6 +83,22 @@ def test_the_fingerprint_sees_every_label():
     changes = [{"end_frame": 10}, {"final_score": 61.0}, {"difficulty": 3.1}, {"position": 2}, {"caption": ("b",)}]
     prints = {data_fingerprint([dataclasses.replace(dive, **change)]) for change in [{}, *changes]}
     assert len(prints) == 6
+
+
+def test_events_are_those_of_all_published_folds_and_left_out_actions_are_in_no_list(tmp_path: Path):
+    """A data set with two published folds has --fold 1 to 5 of --split event."""
+    dives = {dive.key: dive for dive in dives_of([2] * 6)}
+    keys = tuple(dives)
+    data = DataSet(dict(dives), {"fold1": Split(keys[:8], keys[8:]), "fold2": Split(keys[8:], keys[:8])})
+    write_split(tmp_path / "out.csv", keys[:1])
+    config = TrainConfig(leave_out=str(tmp_path / "out.csv"))
+    for fold in (1, 5):
+        train, test = listed_actions(dataclasses.replace(config, split="event", fold=fold), data)
+        assert [dive.key for dive in (*train, *test)] == list(keys[1:])
+    train, test = listed_actions(dataclasses.replace(config, fold=2), data)
+    assert ([d.key for d in train], [d.key for d in test]) == (list(keys[8:]), list(keys[1:8]))
+    with pytest.raises(UserError, match="no split for --fold 3"):
+        listed_actions(dataclasses.replace(config, fold=3), data)
 
 
 labelled = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 2)), min_size=2, max_size=60)

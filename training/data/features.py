@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from data_preparation.actions import Action, ActionKey, action_name, list_names, video_name
+from data_preparation.actions import Action, ActionKey, action_name, list_names, plain_key, sort_key, video_name
 from data_preparation.annotations import load_split
 from data_preparation.common.errors import UserError, first_line
 
@@ -99,8 +99,9 @@ class FeatureFile:
     def fingerprint(self, actions: Sequence[Action]) -> str:
         """A short hash of these actions' features."""
         digest = hashlib.sha256()
-        for action in sorted(actions, key=lambda action: action.key):
-            digest.update(repr((action.key, self.row(action.key).shape)).encode() + self.row(action.key).tobytes())
+        for key in sorted((action.key for action in actions), key=sort_key):
+            row = self.row(key)
+            digest.update(repr((plain_key(key), row.shape)).encode() + row.tobytes())
         return digest.hexdigest()[:16]
 
     def faults(self, actions: Sequence[Action]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The training, validation and test dives: a function of the split lists, the flags and the seed."""
+"""The training, validation and test actions: a function of the split lists, the flags and the seed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from data_preparation import datasets
-from data_preparation.actions import Action, is_chosen, list_names, plain_key, sort_key
-from data_preparation.annotations import load_split
+from data_preparation.actions import Action, plain_key, sort_key
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.facts import DataFacts
+from training.data.lists import listed_actions
 from training.runtime.seeding import derive_seed, generator
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The dives of a run, in disjoint lists."""
+    """The actions of a run, in disjoint lists."""
 
     train: list[Action]
     val: list[Action]
@@ -30,7 +30,7 @@ class Splits:
 
     @property
     def known(self) -> list[Action]:
-        """The dives whose scores may be known before the test split is opened, ordered by key."""
+        """The actions whose labels may be known before the test split is opened, ordered by key."""
         return sorted([*self.train, *self.val], key=lambda a: sort_key(a.key))
 
     def record(self) -> dict[str, Any]:
@@ -40,37 +40,29 @@ class Splits:
 
 
 def load_splits(config: TrainConfig) -> Splits:
-    """The training, validation and test dives of a run.
+    """The training, validation and test actions of a run.
 
     Raises:
-        UserError: unreadable files, lists without annotation or that overlap, too few dives or events.
+        UserError: unreadable files, lists without annotation or that overlap, too few actions or events.
     """
     data = datasets.load(config.dataset_kind, config.annotation_files)
-    left_out = set(load_split(config.leave_out_file)) if config.leave_out_file else set()
-    if unknown := sorted(left_out - set(data.actions), key=sort_key):
-        raise UserError(
-            f"--leave_out {config.leave_out} names {len(unknown)} actions without annotation ({list_names(unknown)}): give a list of this data set"
-        )
-    listed, test = (
-        [action for action in part if is_chosen(action.video, config.chosen_videos) and action.key not in left_out]
-        for part in data.parts("official" if config.split == "event" else config.split, config.fold)
-    )
+    listed, test = listed_actions(config, data)
     if config.split == "event":
         splits = split_events([*listed, *test], config)
     else:
         if len(listed) < 2:
             raise UserError(
-                f"{config.train_list} leaves {len(listed)} dives of the videos {' '.join(config.videos)}: training and validation need one each at least"
+                f"{config.train_list} leaves {len(listed)} actions of the videos {' '.join(config.videos)}: training and validation need one each at least"
             )
         splits = Splits(*split_train_val(listed, config.train_val_split_ratio, config.seed), test)
     splits = replace(splits, facts=facts_of(data, [*listed, *test]), data_set=list(data.actions.values()))
     if len(splits.train) < config.batch_size:
         raise UserError(
-            f"--batch_size {config.batch_size} is more than the {len(splits.train)} training dives: give {len(splits.train)} or less"
+            f"--batch_size {config.batch_size} is more than the {len(splits.train)} training actions: give {len(splits.train)} or less"
         )
     if config.evaluate and not splits.test:
         raise UserError(
-            f"{config.test_list} has no dive of the videos {' '.join(config.videos)}: use more videos, or give --evaluate False"
+            f"{config.test_list} has no action of the videos {' '.join(config.videos)}: use more videos, or give --evaluate False"
         )
     return splits
 
@@ -132,24 +124,24 @@ def _balanced_choice(actions: Sequence[Action], ratio: float, seed: int) -> set[
     return {i for group in parts[0] for i in groups[group]}
 
 
-def split_events(dives: Sequence[Action], config: TrainConfig) -> Splits:
+def split_events(actions: Sequence[Action], config: TrainConfig) -> Splits:
     """Whole events for the test (part --fold of --folds) and, of the others, whole events for validation.
 
-    An event is a group of actions, or a video if they have no groups. Each dive is in the test part of exactly one fold.
+    An event is a group of actions, or a video if they have no groups. Each action is in the test part of exactly one fold.
 
     Raises:
         UserError: fewer events than parts, or none left to validate on.
     """
     from sklearn.model_selection import GroupKFold, GroupShuffleSplit  # here, because the import takes a second
 
-    events = [d.held_together for d in dives]
+    events = [action.held_together for action in actions]
     count = len(set(events))
     if count < max(config.folds, 3):
         raise UserError(
             f"--split event with --folds {config.folds} needs {max(config.folds, 3)} events (videos) and the lists have {count}: give fewer --folds, more --videos, or --split official"
         )
     folds = GroupKFold(config.folds, shuffle=True, random_state=derive_seed(config.split_seed, "events") % 2**32)
-    rest, held_out = list(folds.split(dives, groups=events))[config.fold - 1]
+    rest, held_out = list(folds.split(actions, groups=events))[config.fold - 1]
     remaining = len({events[i] for i in rest})
     if remaining < 2:
         raise UserError(
@@ -159,7 +151,7 @@ def split_events(dives: Sequence[Action], config: TrainConfig) -> Splits:
     seed = derive_seed(config.split_seed, "validation events", config.fold) % 2**32
     shuffled = GroupShuffleSplit(1, test_size=held_for_validation, random_state=seed)
     train, val = next(shuffled.split(rest, groups=[events[i] for i in rest]))
-    return Splits([dives[rest[i]] for i in train], [dives[rest[i]] for i in val], [dives[i] for i in held_out])
+    return Splits([actions[rest[i]] for i in train], [actions[rest[i]] for i in val], [actions[i] for i in held_out])
 
 
 def data_fingerprint(actions: Iterable[Action]) -> str:

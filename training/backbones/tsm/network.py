@@ -126,9 +126,9 @@ class TSM(Backbone):
             yield name, x
 
     def with_maps(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """(features (B, T, C), {"layer4": (B, T, C, H / 32, W / 32)})."""
-        maps = dict(self.end_points(video_BCTHW))["layer4"].unflatten(0, (len(video_BCTHW), -1))
-        return maps.mean(dim=(3, 4)), {"layer4": maps}
+        """(features (B, T, C), {"volume": (B, C, T, H / 32, W / 32)})."""
+        maps = dict(self.end_points(video_BCTHW))["layer4"].unflatten(0, (len(video_BCTHW), -1))  # (B, T, C, h, w)
+        return maps.mean(dim=(3, 4)), {"volume": maps.transpose(1, 2)}
 
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         return self.with_maps(video_BCTHW)[0]

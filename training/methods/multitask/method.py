@@ -4,7 +4,8 @@ Multitask Learning Approach to Action Quality Assessment" (Parmar and Morris, CV
 The score and the attributes use the average of a clip's features; the captioner reads the features in order. Losses and
 their weights are the original's: MSE + L1 of score / 17, the sum of five cross entropies, and 0.01 x the negative
 log-likelihood of the caption (summed over words, averaged over dives). --loss_mse_weight is the weight of MSE + L1;
---loss_spcoef_weight adds the soft Spearman correlation, as in --method regression.
+--loss_spcoef_weight adds the soft Spearman correlation, as in --method regression. With --heads context the heads are those of
+MSCADC-MTL, of the same paper, which read the maps of the backbone.
 
 Parameter names, original -> here: fc6.fc -> fc6, score.fc_final_score -> score, dive.fc_position, .fc_armstand,
 .fc_rot_type, .fc_ss_no, .fc_tw_no -> attributes.position, .armstand, .rotation_type, .ss_no, .tw_no; the captioner's names
@@ -13,7 +14,9 @@ are the original's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,14 +26,16 @@ from torch.nn import functional as F
 from data_preparation.actions import ATTRIBUTE_CLASSES, Action
 from data_preparation.annotations import load_vocabulary
 from data_preparation.common.errors import UserError
-from training.backbones.base import Backbone
+from training.backbones.base import Backbone, Mapped
 from training.config import TrainConfig
 from training.data.batch import Tensors
 from training.data.facts import DataFacts
 from training.data.plan import Arrays
 from training.losses import mse, soft_spearman
 from training.methods.base import Method
+from training.methods.multitask.context import CAPTION_MAPS, WIDTH, ContextHead, MeanConv3d, caption_vector
 from training.methods.multitask.s2vt import END, S2VT, START, caption_mask, encode_caption
+from training.rows import full_precision
 
 HIDDEN = 4096
 SCORE_UNIT = 17.0  # points: standard deviation of MTL-AQA's final scores, rounded
@@ -40,23 +45,21 @@ CAPTION_LENGTH = 100  # words, including <sos> and <eos>
 
 def build(config: TrainConfig, feature_dim: int, data: DataFacts) -> Multitask:
     words = load_vocabulary(config.vocabulary_file) if config.vocabulary_file else None
-    return Multitask(config, feature_dim, words)
+    return (ContextMultitask if config.heads == "context" else LinearMultitask)(config, feature_dim, words)
 
 
 class Multitask(Method):
-    """Predicts score and attributes and, with a vocabulary, captions."""
+    """Predicts score and attributes and, with a vocabulary, captions. Base class of two kinds of heads."""
 
-    def __init__(self, config: TrainConfig, feature_dim: int, words: Sequence[str] | None) -> None:
+    captioner: S2VT | None
+
+    def __init__(self, config: TrainConfig, words: Sequence[str] | None) -> None:
         super().__init__()
         if words is not None and list(words[:2]) != ["<eos>", "<sos>"]:
             raise UserError(
                 f"--vocabulary_path {config.vocabulary_path} does not begin with <eos> and <sos>: give MTL-AQA's vocab.json"
             )
         self.config, self.words = config, words
-        self.fc6 = nn.Linear(feature_dim, HIDDEN)
-        self.score = nn.Linear(HIDDEN, 1)
-        self.attributes = nn.ModuleDict({name: nn.Linear(HIDDEN, n) for name, n in ATTRIBUTE_CLASSES.items()})
-        self.captioner = None if words is None else S2VT(len(words), feature_dim)
         self._numbers = {word: number for number, word in enumerate(words or ())}
 
     def labels(self, dive: Action) -> Arrays:
@@ -89,20 +92,21 @@ class Multitask(Method):
             )
         return encode_caption([self._numbers[word] for word in caption], CAPTION_LENGTH)
 
+    def heads(self, backbone: Backbone, clip: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        """The score (B,) and the logits (B, classes) of each attribute by name, and the vectors (B, N, D) that the captioner
+        reads."""
+        raise NotImplementedError
+
     def forward(self, backbone: Backbone, clips: Tensors, given: Tensors, labels: Tensors) -> Tensors:
-        features_BND = backbone(clips["clip"])
-        with torch.autocast(features_BND.device.type, enabled=False):  # in bf16 scores have steps of half a point
-            features_BND = features_BND.float()
-            hidden_BH = F.relu(self.fc6(features_BND.mean(dim=1)))
-            outputs = {"score": self.score(hidden_BH)[:, 0]}
-            outputs |= {name: layer(hidden_BH) for name, layer in self.attributes.items()}  # (B, classes)
-            if self.captioner is None:
-                return outputs
+        outputs, vectors_BND = self.heads(backbone, clips["clip"])
+        if self.captioner is None:
+            return outputs
+        with torch.autocast(vectors_BND.device.type, enabled=False):
             if "caption" in labels:  # teacher forcing, for the loss only
                 words_BL = labels["caption"][:, : int(caption_mask(labels["caption"]).sum(dim=1).max())]
-                outputs["caption_nll"] = caption_nll(self.captioner(features_BND, words_BL), words_BL)
+                outputs["caption_nll"] = caption_nll(self.captioner(vectors_BND, words_BL), words_BL)
             if not self.training:
-                outputs["caption_words"] = self.captioner.greedy(features_BND, CAPTION_LENGTH)
+                outputs["caption_words"] = self.captioner.greedy(vectors_BND, CAPTION_LENGTH)
         return outputs
 
     def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
@@ -151,6 +155,53 @@ class Multitask(Method):
             " ".join(self.words[number] for number in row[mask] if number not in (START, END))
             for row, mask in zip(words_BL, caption_mask(words_BL), strict=True)
         ]
+
+
+class LinearMultitask(Multitask):
+    """C3D-AVG-MTL: linear layers on the mean of a clip's vectors."""
+
+    def __init__(self, config: TrainConfig, feature_dim: int, words: Sequence[str] | None) -> None:
+        super().__init__(config, words)
+        self.fc6 = nn.Linear(feature_dim, HIDDEN)
+        self.score = nn.Linear(HIDDEN, 1)
+        self.attributes = nn.ModuleDict({name: nn.Linear(HIDDEN, n) for name, n in ATTRIBUTE_CLASSES.items()})
+        self.captioner = None if words is None else S2VT(len(words), feature_dim)
+
+    def heads(self, backbone: Backbone, clip: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        features_BND = backbone(clip)
+        with torch.autocast(features_BND.device.type, enabled=False):  # in bf16 scores have steps of half a point
+            features_BND = full_precision(features_BND)
+            hidden_BH = F.relu(self.fc6(features_BND.mean(dim=1)))
+            outputs = {"score": self.score(hidden_BH)[:, 0]}
+            return outputs | {name: layer(hidden_BH) for name, layer in self.attributes.items()}, features_BND
+
+
+class ContextMultitask(Multitask):
+    """MSCADC-MTL: a context head of its own on the maps of a clip for score, attributes and captions.
+
+    Parameter names, original -> here: score.*, dive.*, caption.* -> context.score.*, context.attributes.*, context.caption.*; their
+    head_conv3 -> score.*, attributes.*, caption_conv.*.
+    """
+
+    def __init__(self, config: TrainConfig, feature_dim: int, words: Sequence[str] | None) -> None:
+        super().__init__(config, words)
+        parts = ("score", "attributes") if words is None else ("score", "attributes", "caption")
+        self.context = nn.ModuleDict({part: ContextHead(feature_dim) for part in parts})
+        self.score = MeanConv3d(1)
+        self.attributes = nn.ModuleDict({name: MeanConv3d(n) for name, n in ATTRIBUTE_CLASSES.items()})
+        self.captioner = None if words is None else S2VT(len(words), WIDTH * math.prod(CAPTION_MAPS))
+        self.caption_conv = None if words is None else nn.Conv3d(WIDTH, WIDTH, 3, padding=1)
+
+    def heads(self, backbone: Backbone, clip: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        features_BND, maps = cast(Mapped, backbone).with_maps(clip)
+        with torch.autocast(features_BND.device.type, enabled=False):
+            volume = full_precision(maps["volume"])  # (B, C, T, H, W)
+            hidden = {part: head(volume) for part, head in self.context.items()}
+            outputs = {"score": self.score(hidden["score"])[:, 0]}
+            outputs |= {name: layer(hidden["attributes"]) for name, layer in self.attributes.items()}
+            if self.caption_conv is None:
+                return outputs, features_BND
+            return outputs, caption_vector(self.caption_conv(hidden["caption"]))
 
 
 def caption_nll(log_probabilities_BLV: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:

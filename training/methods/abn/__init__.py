@@ -1,0 +1,1 @@
+"""Attention branch and perception branch (ST-ABN)."""
