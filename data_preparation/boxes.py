@@ -1,6 +1,8 @@
 """Boxes of trackers and detectors: a side file for each video, DATASET/boxes/NAME.csv.
 
     python -m data_preparation.boxes frfs --source FRFS_Boxes.json --dataset DIR
+    python -m data_preparation.boxes convert --source FILE_OR_FOLDER --width 640 --height 360 --dataset DIR
+    python -m data_preparation.boxes check --dataset DIR [--sheets FOLDER]
 
 A row is the box of one frame: `frame,width,height,x1,y1,x2,y2,x3,y3,x4,y4`. Frames are numbered from 1 as in the
 archives. The corners of the box (any quadrilateral) follow each other round it, in pixels of a picture of width x height,
@@ -11,19 +13,24 @@ of some methods, and not fields of the records.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from data_preparation.actions import LAST_FRAME, video_name
+from data_preparation.archive import FrameReader, open_frames
 from data_preparation.common.command_line import flag, parse_command, run
-from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import reporting_write_errors, write_atomic
+from data_preparation.common.errors import UserError, first_line, read_all
+from data_preparation.common.files import atomic_file, reporting_write_errors, write_atomic
 from data_preparation.layout import dataset_layout
 from data_preparation.text_tables import csv_cells, load_json, read_text
+from data_preparation.trackers import FORMATS, one_track, read_tracked
 
 COLUMNS = ("frame", "width", "height", *(f"{axis}{corner}" for corner in (1, 2, 3, 4) for axis in "xy"))
 FRFS_FRAMES = 103  # boxes of each clip of FR-FS
@@ -96,9 +103,16 @@ def box_faults(boxes: Boxes) -> list[str]:
 
 def box_warnings(boxes: Boxes) -> list[str]:
     """What is odd about boxes without faults."""
+    found = []
     if count := int(_centres_outside(boxes).sum()):
-        return [f"{count} of {len(boxes.frames)} boxes have their centre outside of the picture"]
-    return []
+        found.append(f"{count} of {len(boxes.frames)} boxes have their centre outside of the picture")
+    steps = np.diff(boxes.frames)
+    if (steps > 1).any():
+        at = int(steps.argmax())
+        found.append(
+            f"{int((steps - 1).sum())} frames between the first and the last box have none, in {int((steps > 1).sum())} gaps; the longest is {boxes.frames[at] + 1} to {boxes.frames[at + 1] - 1}"
+        )
+    return found
 
 
 def _centres_outside(boxes: Boxes) -> np.ndarray:
@@ -218,6 +232,75 @@ def _frfs_boxes(raw: Any, width: int, height: int) -> Boxes:
     return Boxes(np.arange(1, FRFS_FRAMES + 1), corners, width, height)
 
 
+# ---------------------------------------------------------------------------------------------- output files of trackers
+
+
+def tracker_boxes(path: Path, width: int, height: int, track: str, first_frame: int) -> Boxes:
+    """The boxes of one video in the output file of a tracker, which numbers frames from `first_frame` on (trackers.py).
+
+    Raises:
+        UserError: the file is unreadable, or naming all its faults.
+    """
+    read = read_tracked(path)
+    try:
+        tracked = one_track(read, track)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    order = np.argsort(tracked.frames, kind="stable")
+    corners = tracked.corners[order]
+    if np.isfinite(corners).all():  # box_faults names the others
+        corners = in_sequence(corners)
+    boxes = Boxes(tracked.frames[order] + 1 - first_frame, corners, width, height)
+    if faults := box_faults(boxes):
+        raise UserError.of(f"{path}: {fault}" for fault in faults)
+    return boxes
+
+
+# ------------------------------------------------------------------------------------------------------- contact sheets
+
+SHEET_COLUMNS, SHEET_FRAMES = 6, 12
+SHEET_HEIGHT = 160  # pixels of a frame
+BOX_COLOUR = (250, 220, 40)
+
+
+def contact_sheet(reader: FrameReader, boxes: Boxes) -> Image.Image:
+    """Frames of a video, evenly spread over its boxes, each with its box and its number."""
+    shared = np.intersect1d(reader.numbers, np.arange(boxes.frames[0], boxes.frames[-1] + 1))
+    numbers = shared[np.unique(np.linspace(0, len(shared) - 1, SHEET_FRAMES).round().astype(int))]
+    cells = []
+    for number in numbers.tolist():
+        frame = Image.fromarray(reader.image(number))
+        size = (round(frame.width * SHEET_HEIGHT / frame.height), SHEET_HEIGHT)
+        frame, draw_at = frame.resize(size), np.array(size) / (boxes.width, boxes.height)
+        draw = ImageDraw.Draw(frame)
+        for corners in boxes.corners[boxes.frames == number]:
+            draw.polygon([tuple(corner) for corner in (corners * draw_at).tolist()], outline=BOX_COLOUR)
+        draw.text((3, 2), str(number), fill="white", stroke_width=1, stroke_fill="black")
+        cells.append(frame)
+    columns = min(len(cells), SHEET_COLUMNS)
+    width, gap = max(cell.width for cell in cells), 2
+    sheet = Image.new("RGB", (columns * (width + gap), -(-len(cells) // columns) * (SHEET_HEIGHT + gap)), "white")
+    for index, cell in enumerate(cells):
+        sheet.paste(cell, (index % columns * (width + gap), index // columns * (SHEET_HEIGHT + gap)))
+    return sheet
+
+
+def draw_sheet(frames_dir: Path, video: str, boxes: Boxes, sheets: Path) -> None:
+    """Write the contact sheet of a video.
+
+    Raises:
+        UserError: the video has no frames, or none with a box.
+    """
+    reader = open_frames(frames_dir, video)
+    if not np.isin(reader.numbers, boxes.frames).any():
+        raise UserError(f"video {video}: no stored frame has a box: check the numbers of the frames, or --first_frame")
+    sheet = sheets / f"{video}.png"
+    with reporting_write_errors(sheet):
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(sheet) as temporary:
+            contact_sheet(reader, boxes).save(temporary, format="PNG")
+
+
 # -------------------------------------------------------------------------------------------------------- command line
 
 
@@ -231,22 +314,115 @@ class FrfsConfig:
     height: int = flag(FRFS_SIZE[1], "Height of the pictures that the tracker saw, in pixels.", minimum=1)
 
 
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Write the output files of a tracker (MOTChallenge .txt, .csv, .npz) as side files, one for each video."""
+
+    dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
+    source: Path | None = flag(
+        None, "File of one video, named after it, or a folder of such files (in folders, as the videos)."
+    )
+    width: int = flag(0, "Width of the pictures that the tracker saw, in pixels.", minimum=0)
+    height: int = flag(0, "Height of the pictures that the tracker saw, in pixels.", minimum=0)
+    track: str = flag(
+        "only",
+        "The id of the athlete, where a tracker follows several, or longest for the id with the most frames; only refuses several.",
+        allowed="only, longest, whole number",
+    )
+    first_frame: int = flag(1, "Number that the tracker gives the first frame of a video.", minimum=0, maximum=1)
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.source is None:
+            faults.append("--source is missing: give the output file of the tracker, or a folder of them")
+        if not (self.width and self.height):
+            faults.append("--width and --height are missing: give the size of the pictures that the tracker saw")
+        if self.track not in ("only", "longest") and not self.track.isdigit():
+            faults.append(f"--track {self.track} is not an id: give a whole number, longest or only")
+        if faults:
+            raise UserError.of(faults)
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Check the side files: one box a frame, inside the picture, gaps. --sheets draws them into the frames."""
+
+    dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
+    sheets: Path | None = flag(None, "Folder for a contact sheet of each video; without it none are drawn.")
+
+
+def _print_warnings(found: Mapping[str, Boxes]) -> None:
+    for name, boxes in found.items():
+        for warning in box_warnings(boxes):
+            print(f"warning: {name}: {warning}")
+
+
+def _write_all(folder: Path, found: Mapping[str, Boxes]) -> None:
+    for name, boxes in found.items():
+        write_boxes(boxes_file(folder, name), boxes)
+    _print_warnings(found)
+
+
 def _convert_frfs(config: FrfsConfig) -> None:
     layout = dataset_layout(config.dataset)
     source = config.source or layout.annotations / "FRFS_Boxes.json"
     found = parse_frfs(source, config.width, config.height)
+    _write_all(layout.root / "boxes", found)
+    print(f"{layout.root / 'boxes'}: boxes of {len(found)} clips in pixels of {config.width}x{config.height}")
+
+
+def _convert(config: ConvertConfig) -> None:
+    assert config.source is not None
+    layout = dataset_layout(config.dataset)
+    if not config.source.exists():
+        raise UserError(f"--source {config.source} is not a file or folder: give the output of the tracker")
+    base = config.source if config.source.is_dir() else config.source.parent
+    files = sorted(base.rglob("*")) if config.source.is_dir() else [config.source]
+    files = [file for file in files if file.suffix.lower() in FORMATS]
+    if not files:
+        raise UserError(f"--source {config.source} has no file of a tracker: give {'; '.join(FORMATS.values())}")
+    videos = [_named_by(file, base) for file in files]
+    if twice := [name for name, count in Counter(videos).items() if count > 1]:
+        raise UserError(f"--source {config.source} has two files of video {twice[0]}: keep one of them")
+    settings = (config.width, config.height, config.track, config.first_frame)
+    readers = {name: partial(tracker_boxes, file, *settings) for name, file in zip(videos, files, strict=True)}
+    found = read_all(readers)
+    _write_all(layout.root / "boxes", found)
+    print(f"{layout.root / 'boxes'}: boxes of {len(found)} videos in pixels of {config.width}x{config.height}")
+
+
+def _named_by(file: Path, base: Path) -> str:
+    """The video that a file in the folder `base` is named after."""
+    try:
+        return video_name(file.relative_to(base).with_suffix("").as_posix())
+    except ValueError as error:
+        raise UserError(f"{file} is not named after a video ({error}): rename it") from None
+
+
+def _check(config: CheckConfig) -> None:
+    layout = dataset_layout(config.dataset)
     folder = layout.root / "boxes"
-    for name, boxes in found.items():
-        write_boxes(boxes_file(folder, name), boxes)
-    for name, boxes in found.items():
-        for warning in box_warnings(boxes):
-            print(f"warning: clip {name}: {warning}")
-    print(f"{folder}: boxes of {len(found)} clips in pixels of {config.width}x{config.height}")
+    files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.csv"))}
+    if not files:
+        raise UserError(f"{folder} has no boxes: write them with python -m data_preparation.boxes convert")
+    found = read_all({name: partial(read_boxes, file) for name, file in files.items()})
+    _print_warnings(found)
+    print(f"{folder}: {sum(len(boxes.frames) for boxes in found.values())} boxes of {len(found)} videos")
+    if sheets := config.sheets:
+        read_all({name: partial(draw_sheet, layout.frames, name, boxes, sheets) for name, boxes in found.items()})
+        print(f"contact sheets: {sheets}")
 
 
 def main(argv: Sequence[str]) -> None:
-    _, config = parse_command({"frfs": FrfsConfig}, argv, prog="python -m data_preparation.boxes")
-    _convert_frfs(config)
+    commands: dict[str, tuple[type, Callable[[Any], None]]] = {
+        "frfs": (FrfsConfig, _convert_frfs),
+        "convert": (ConvertConfig, _convert),
+        "check": (CheckConfig, _check),
+    }
+    name, config = parse_command(
+        {name: cls for name, (cls, _) in commands.items()}, argv, prog="python -m data_preparation.boxes"
+    )
+    commands[name][1](config)
 
 
 if __name__ == "__main__":

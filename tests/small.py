@@ -18,6 +18,7 @@ from training.data.batch import Batch
 from training.data.dataset import Plan
 from training.data.facts import DataFacts
 from training.data.plan import ClipSpec
+from training.data.sources import FrameSource
 from training.methods.base import Method
 
 MODELS, METHODS = plugins.names(plugins.BACKBONES), plugins.names(plugins.METHODS)
@@ -116,7 +117,8 @@ def sampled_batch(
     """The batch of the samples that a method plans for some actions; `clip` gives the clip of an action. Pairs are made within
     the actions."""
     pool = sorted(actions, key=lambda action: action.key)
-    plans = [Plan(action, NoFrames(), pool, config.seed, epoch, augment) for action in actions]
+    source = FrameSource(config) if config.needs == "stages" else NoFrames()  # boxes need the view of the clip
+    plans = [Plan(action, source, pool, config.seed, epoch, augment) for action in actions]
     samples = [method.sample(action, plan) for action, plan in zip(actions, plans, strict=True)]
     clips = {name: torch.stack([clip(s.clips[name].action) for s in samples]) for name in samples[0].clips}
     given, labels = (

@@ -567,7 +567,7 @@ def path_faults(c: TrainConfig) -> list[str]:
             )
         else:
             end = ", or none" if name in ("leave_out", "captions_path", "vocabulary_path") else ""
-            faults.append(f"--{name} {path} is not a file (relative to {Path.cwd()}): give its path{end}")
+            faults.append(f"--{name} {path} is not a file or folder (relative to {Path.cwd()}): give its path{end}")
     if c.tensorboard and find_spec("tensorboard") is None:
         faults.append("--tensorboard True needs TensorBoard: pip install tensorboard, or give --tensorboard False")
     if c.weight_file and not c.weight_file.is_file():

@@ -176,9 +176,9 @@ def main(argv: Sequence[str]) -> int:
     source = source_of(config)
     if faults := task_of(config.task).faults([*splits.known, *splits.test], splits.facts.classes):
         raise UserError.of(faults)
-    folder.check_splits(splits.record() | source.record(splits.known))
     device = collectives.choose_device(options.gpu, ranks)
     model = build_model(config, splits.facts).to(device)
+    folder.check_splits(splits.record() | source.record(splits.known) | model.method.record(splits.known))
     if faults := source.faults(splits.test) + label_faults(splits.test, model.method):
         raise UserError.of(faults)
     check_machine(config, model, ranks, device, splits, trains=False)

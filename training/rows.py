@@ -217,6 +217,31 @@ class RowBatchNorm(nn.Module):
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}, group={self.group}"
 
 
+class MaskedBatchNorm(RowBatchNorm):
+    """Batch norm of a varying number of positions: (rows, C, N) with valid (rows, N) bool -> (rows, C, N).
+
+    Each row has statistics of its own, those of its valid positions, whatever `group` is. Outputs at other positions mean nothing.
+    A row with fewer than two valid positions does not change the running statistics.
+    """
+
+    def forward(self, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # takes a mask
+        if not self.training:
+            return super().forward(x)
+        is_valid, counts = valid[:, None].to(x.dtype), valid.sum(dim=1)[:, None].to(x.dtype)  # (rows, 1, N), (rows, 1)
+        mean = (x * is_valid).sum(dim=2) / counts.clamp(min=1)  # (rows, C)
+        centred = (x - mean[..., None]) * is_valid
+        squares = centred.square().sum(dim=2)
+        if not _recomputing:
+            # every row records its statistics, because the ranks gather equal numbers; `update` leaves out NaN
+            var = squares / torch.where(counts > 1, counts - 1, torch.nan)
+            self.step_statistics.setdefault(_part, []).append(torch.stack([mean, var], dim=1).detach())
+        deviation = (squares / counts.clamp(min=1) + self.eps).sqrt()
+        return centred / deviation[..., None] * self.weight[:, None] + self.bias[:, None]
+
+    def update(self, statistics_U2C: torch.Tensor) -> None:
+        super().update(statistics_U2C[statistics_U2C.isfinite().flatten(1).all(dim=1)])
+
+
 @torch.no_grad()
 def update_running_statistics(model: nn.Module, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Update the running statistics of all batch norms with those recorded in this step, in the row order of the global batch.

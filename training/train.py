@@ -120,7 +120,13 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
     trained_on = collectives.on_first_rank(partial(entries_of_run, config, splits, source, frozen=model.frozen))
     collectives.on_first_rank(
-        partial(open_run, run, config, splits.record() | source.record(splits.known), splits.facts.record())
+        partial(
+            open_run,
+            run,
+            config,
+            splits.record() | source.record(splits.known) | model.method.record(splits.known),
+            splits.facts.record(),
+        )
     )
     with record_failure(run, failure_text) if ranks.is_first else nullcontext():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from data_preparation.actions import Dive
+from data_preparation.boxes import Boxes, boxes_file, write_boxes
 from tests.small import (
     FACTS,
     METHODS,
@@ -52,16 +53,23 @@ NAMES = [f"{model}-{method}" for model, method in PAIRS]
 
 @pytest.fixture(scope="module")
 def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features that tell the score: 3 vectors of 12 numbers for each of DIVES."""
+    """Features that tell the score: 3 vectors of 12 numbers for each of DIVES. Boxes are beside them, in boxes/."""
     file = tmp_path_factory.mktemp("features") / "f.npz"
     draws = np.random.default_rng(0)
     rows = {dive.name: draws.normal(size=(3, 12)) * 0.3 + dive.final_score / 30 for dive in DIVES}
     np.savez(file, **rows)
+    frames = np.array([frame for frame in range(1, DIVES[-1].end_frame + 1) if frame % 7])
+    middle = draws.uniform(4, 60, (len(frames), 1, 2))
+    middle[(DIVES[3].start_frame <= frames) & (frames <= DIVES[3].end_frame)] = -50  # outside of the picture
+    corners = middle + np.array([(-9, -9), (9, -9), (9, 9), (-9, 9)])  # (N, 4, 2)
+    write_boxes(boxes_file(file.parent / "boxes", DIVES[0].video), Boxes(frames, corners, 64, 64))
     return file
 
 
 def config_for(model: str, method: str, features: Path, **flags) -> TrainConfig:
     more = {"features": features} if model == "features" else {}
+    if hasattr(plugins.flags_of(plugins.METHODS, method), "boxes"):
+        more["boxes"] = str(features.parent / "boxes")
     return tiny_config(model, method, **{"batch_size": 12, "optimizer": "SGD", "learning_rate": 0.01, **more, **flags})
 
 

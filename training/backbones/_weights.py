@@ -14,7 +14,7 @@ from data_preparation.common.errors import UserError
 from data_preparation.file_types import file_type_hint, file_type_of, read_head
 from training.backbones import _standins
 
-_WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "base_model")
+_WRAPPERS = ("model_state", "state_dict", "model_state_dict", "model", "base_model", "i3d")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "base_model.")  # from DataParallel, torch.compile, SlowFast, CoRe
 
 
@@ -34,7 +34,7 @@ def read_weights(path: Path) -> Weights:
     """The tensors of a weight file by name, without prefixes such as `module.`.
 
     Supported layouts: SlowFast's (`model_state`, keys `model.*`; TimeSformer's .pyth files), `state_dict` (keys
-    `module.*`), `base_model` (CoRe), a bare state dict (c3d.pickle), and .safetensors (timm's ViT files). Other content
+    `module.*`), `base_model` (CoRe), `i3d` (TSA-Net), a bare state dict (c3d.pickle), and .safetensors (timm's ViT files). Other content
     (flags, scores, an optimizer) is not loaded.
 
     Raises:

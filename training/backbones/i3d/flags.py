@@ -13,6 +13,8 @@ from training.plugins import BackboneFlags
 @dataclass(frozen=True)
 class Flags(BackboneFlags):
     offers: ClassVar[frozenset[str]] = frozenset({"vectors", "tokens", "stages", "maps"})
+    stem_channels: ClassVar[int] = 480
+    stem_stride: ClassVar[int] = 16
     # two windows; a large epsilon, because such a small clip leaves one position per channel, often with zero variance
     TINY: ClassVar[tuple[str, ...]] = (
         "--spatial_size", "32", "--frame_num", "13", "--window_layout", "20x8", "--bn_eps", "0.1",

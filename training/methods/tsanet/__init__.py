@@ -1,0 +1,1 @@
+"""TSA-Net: attention within the tube of boxes around the athlete."""
