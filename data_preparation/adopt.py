@@ -36,7 +36,7 @@ from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import sha256
 from data_preparation.common.limits import limit_error_text
-from data_preparation.common.workers import check_workers, init_worker, kill_workers
+from data_preparation.common.workers import WORKER_KILLED, check_workers, init_worker, kill_workers
 from data_preparation.decoding import Decoder, request_frames, to_jpeg
 from data_preparation.extract import merge_ranges, provenance
 from data_preparation.frame_numbers import VideoScan, scan_video
@@ -347,7 +347,7 @@ def adopt_videos(
             bar.update()
         pool.shutdown()
     except BrokenProcessPool:
-        raise UserError("a worker was killed, probably out of memory: use fewer --workers") from None
+        raise UserError(WORKER_KILLED) from None
     except BaseException:  # Ctrl-C or a signal: an archive is complete or absent
         pool.shutdown(wait=False, cancel_futures=True)
         kill_workers()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from data_preparation.actions import Action, ActionKey, action_name, is_chosen, 
 from data_preparation.common.errors import UserError
 from data_preparation.layout import VIDEO_SUFFIXES
 from data_preparation.loose_frames import FrameFiles, counted_from_one, have_own_numbers, listed
-from data_preparation.similar_files import Numbering, names_in, names_like_video, numberings
+from data_preparation.similar_files import Numbering, names_in, names_like_video, numberings, walk_once
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _CLIP = re.compile(r"(?P<video>.+)[/_](?P<number>[0-9]+)")
@@ -85,18 +84,11 @@ def find_sources(
 
 
 def _walk(source: Path) -> tuple[list[Path], list[Path]]:
-    """(video files, folders with numbered pictures) under a folder. Follows links, but into no folder twice."""
+    """(video files, folders with numbered pictures) under a folder."""
     files: list[Path] = []
     folders: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    for name, inner, names in os.walk(source, followlinks=True):
-        folder, status = Path(name), os.stat(name)
-        if (status.st_dev, status.st_ino) in seen:
-            inner.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        inner[:] = sorted(n for n in inner if not n.startswith("."))
-        files += [folder / n for n in sorted(names) if n.lower().endswith(VIDEO_SUFFIXES) and not n.startswith(".")]
+    for folder, _, names in walk_once(source):
+        files += [folder / name for name in names if name.lower().endswith(VIDEO_SUFFIXES)]
         if folder != source and picture_numberings(names):
             folders.append(folder)
     return files, folders

@@ -25,11 +25,11 @@ from data_preparation.archive import FrameReader
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError, os_error_text
 from data_preparation.common.files import reporting_write_errors, write_atomic
-from data_preparation.common.workers import check_workers, init_worker
+from data_preparation.common.workers import WORKER_KILLED, check_workers, init_worker
 from data_preparation.datasets.clips import COUNTS_HEADER
 from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import ARCHIVE_SUFFIX, VIDEO_SUFFIXES
-from data_preparation.similar_files import IMAGE_SUFFIXES, numberings
+from data_preparation.similar_files import IMAGE_SUFFIXES, numberings, walk_once
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,11 @@ def find_clips(source: Path) -> list[Path]:
     """The clips below a folder: video files, archives, and folders that hold pictures. Names with a dot at the start are
     left out."""
     found: list[Path] = []
-    for folder, inner, names in os.walk(source, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        visible = [name for name in names if not name.startswith(".")]
-        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in visible) and Path(folder) != source:
-            found.append(Path(folder))
+    for folder, _, names in walk_once(source):
+        if folder != source and any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+            found.append(folder)
             continue
-        suffixes = (*VIDEO_SUFFIXES, ARCHIVE_SUFFIX)
-        found += [Path(folder, name) for name in sorted(visible) if name.lower().endswith(suffixes)]
+        found += [folder / name for name in names if name.lower().endswith((*VIDEO_SUFFIXES, ARCHIVE_SUFFIX))]
     return found
 
 
@@ -133,7 +130,7 @@ def count_all(source: Path, workers: int) -> dict[str, int]:
             bar = tqdm(results, total=len(clips), unit="clip", disable=not sys.stderr.isatty())
             counts = list(bar)
         except BrokenProcessPool:
-            raise UserError("a worker was killed, probably out of memory: use fewer --workers") from None
+            raise UserError(WORKER_KILLED) from None
     if faults := [fault for _, fault in counts if fault]:
         raise UserError.of(faults)
     return dict(sorted(zip(names, (count for count, _ in counts), strict=True), key=lambda item: video_order(item[0])))

@@ -32,7 +32,7 @@ from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import Cancelled, sha256
 from data_preparation.common.limits import limit_error_text
-from data_preparation.common.workers import check_workers, init_worker, kill_workers
+from data_preparation.common.workers import WORKER_KILLED, check_workers, init_worker, kill_workers
 from data_preparation.decoding import Decoder, FrameRange, FrameRequest, request_frames, to_jpeg
 from data_preparation.frame_numbers import VideoScan, scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout
@@ -185,7 +185,7 @@ class DecodingPool:
         except BrokenProcessPool:
             if self.stopped:
                 raise Cancelled from None
-            raise UserError("a worker was killed, probably out of memory: use fewer --workers") from None
+            raise UserError(WORKER_KILLED) from None
         except RuntimeError:  # the pool was shut down
             raise Cancelled from None
         finally:

@@ -1,8 +1,8 @@
-"""Names and paths of a prepared data set (imports only actions, common.errors and similar_files).
+"""Names and paths of a prepared data set (imports only actions, datasets, common.errors and similar_files).
 
 DeepSports_dataset/
     whole_videos/NN.mp4             the source videos; those of clips may lie in folders (diving/054.avi)
-    whole_videos_frames/NN.zip      the frames that the dives need (archive.py)
+    whole_videos_frames/NN.zip      the frames that the actions need (archive.py)
     whole_videos_frames/NN/000001.jpg   or loose frames, as in the original code
     annotations/                    pickles, vocabulary (annotations.py)
     weights/                        published weight files
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data_preparation.actions import video_order
 from data_preparation.common.errors import UserError
+from data_preparation.datasets import DEFAULT
 from data_preparation.similar_files import names_in, names_like_video
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg")
@@ -69,7 +70,7 @@ class DatasetLayout:
 
     def annotations_of(self, kind: str) -> Path:
         """The annotations of a data set of a kind (--dataset_kind): MTL-AQA's file; of others, the whole folder."""
-        return self.annotation_file if kind == "mtl_aqa" else self.annotations
+        return self.annotation_file if kind == DEFAULT else self.annotations
 
     @property
     def train_file(self) -> Path:

@@ -13,8 +13,7 @@ from data_preparation.catalogue import catalogue_facts
 from data_preparation.common.command_line import flag, to_argv
 from data_preparation.common.errors import UserError
 from data_preparation.layout import dataset_layout
-
-_MAX_LISTED = 40  # videos in a message
+from data_preparation.many_videos import names_text
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class ShardConfig:
         """All annotated actions of the videos of this shard, videos ascending.
 
         Raises:
-            UserError: the annotations cannot be read, or a video has no annotated dive.
+            UserError: the annotations cannot be read, or a video has no annotated action.
         """
         by_video: dict[str, list[Action]] = {}
         for action in datasets.load(self.dataset_kind, self.annotation_files).actions.values():
@@ -73,9 +72,8 @@ class ShardConfig:
         every = sorted(by_video, key=video_order)
         wanted = chosen_videos(self.videos)
         if unknown := [name for name in sorted(wanted or ()) if not any(is_chosen(v, {name}) for v in every)]:
-            shown = " ".join(every[:_MAX_LISTED]) + (" ..." if len(every) > _MAX_LISTED else "")
             raise UserError(
-                f"--videos {' '.join(unknown)}: these videos have no annotated dive; those that have are {shown}"
+                f"--videos {' '.join(unknown)}: these videos have no annotated action; those that have are {names_text(every)}"
             )
         chosen = [video for video in every if is_chosen(video, wanted)]
         return {video: by_video[video] for video in chosen[self.shard_index :: self.shard_count]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,20 @@ def names_in(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
+
+
+def walk_once(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """(folder, names of its folders, names of its files) of a folder and all below it, sorted, without names that begin with
+    a dot. Follows links, but into no folder twice. Clear the list of folders to stay above them."""
+    seen: set[tuple[int, int]] = set()
+    for name, inner, names in os.walk(source, followlinks=True):
+        status = os.stat(name)
+        if (status.st_dev, status.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inner[:] = sorted(each for each in inner if not each.startswith("."))
+        yield Path(name), inner, sorted(each for each in names if not each.startswith("."))
 
 
 def names_like_video(names: Iterable[str], video: str, suffixes: Iterable[str] | None = None) -> list[str]:

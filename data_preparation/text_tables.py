@@ -60,6 +60,17 @@ def load_json(text: str) -> tuple[Any, list[str]]:
         raise ValueError("too many brackets in brackets") from None
 
 
+def whole_number(value: Any) -> int:
+    """A whole number from text, or from a number of any type.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is not one.
+    """
+    if isinstance(value, bool) or (not isinstance(value, str) and int(value) != value):
+        raise ValueError("not a whole number")
+    return int(value)
+
+
 def csv_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
     """(header, (row number, cells) of each row that is not empty, faults of rows with more cells than the header).
 

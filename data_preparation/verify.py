@@ -26,13 +26,13 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from data_preparation import datasets
-from data_preparation.actions import Action, VideoFacts
+from data_preparation.actions import Action, VideoFacts, video_order
 from data_preparation.alignment import compare_with_video, sample_frames
 from data_preparation.archive import FrameReader, adopt_command, extract_first, open_frames, source_rate
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_file, reporting_write_errors, sha256, write_atomic
-from data_preparation.common.workers import check_workers, init_worker
+from data_preparation.common.workers import WORKER_KILLED, check_workers, init_worker
 from data_preparation.decoding import stored_size
 from data_preparation.frame_numbers import scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout
@@ -277,9 +277,9 @@ def verify(
             as_completed(pending), total=len(work), desc="verifying", unit="video", disable=not sys.stderr.isatty()
         )
         try:
-            reports = sorted((future.result() for future in done), key=lambda report: report.video)
+            reports = sorted((future.result() for future in done), key=lambda report: video_order(report.video))
         except BrokenProcessPool:
-            raise UserError("a worker was killed, probably out of memory: use fewer --workers") from None
+            raise UserError(WORKER_KILLED) from None
     reports = [_with_stated_faults(report, facts.get(report.video, ())) for report in reports]
     running = [*before, *running_extractions(layout.frames)]
     return [_with_extraction(layout, report, running) for report in reports]

@@ -23,7 +23,8 @@ LEAVES = {
     "data_preparation/common/command_line.py": {COMMON + "errors", COMMON + "limits"},
     "data_preparation/common/files.py": ERRORS,
     "data_preparation/common/workers.py": ERRORS | {COMMON + "limits"},
-    "data_preparation/layout.py": ERRORS | {"data_preparation.actions", "data_preparation.similar_files"},
+    "data_preparation/layout.py": ERRORS
+    | {"data_preparation.actions", "data_preparation.datasets", "data_preparation.similar_files"},
     "data_preparation/similar_files.py": set(),
     "data_preparation/actions.py": ERRORS,
     "data_preparation/file_types.py": ERRORS,

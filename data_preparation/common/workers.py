@@ -18,6 +18,8 @@ from data_preparation.common.limits import (
     temporary_folder_faults,
 )
 
+WORKER_KILLED = "a worker was killed, probably out of memory: use fewer --workers"
+
 _OWN_FILES = 6  # open files of the command itself: a video, an archive, queues
 _FILES_PER_WORKER = 3
 _THREADS_PER_WORKER = 2

@@ -27,7 +27,7 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, repeated_faults, shared_faults
 from data_preparation.layout import VIDEO_SUFFIXES
 from data_preparation.similar_files import names_in
-from data_preparation.text_tables import CLASS_NAMES, csv_cells, load_json, read_class_names, read_text
+from data_preparation.text_tables import CLASS_NAMES, csv_cells, load_json, read_class_names, read_text, whole_number
 
 READS_LISTS = False
 
@@ -122,16 +122,6 @@ def clip_name(path: str) -> str:
     return video_name(path.removesuffix(suffix) if suffix.lower() in VIDEO_SUFFIXES else path)
 
 
-def _whole(value: Any) -> int:
-    """
-    Raises:
-        ValueError: it is not a whole number, as text or as a number.
-    """
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError("not a whole number")
-    return int(value)
-
-
 def _add_row(rows: list[Row], faults: Faults, number: int, path: str, start: Any, frames: Any, label: Any) -> None:
     """Append a row, or its fault. Numbers may be text; None means not given."""
     try:
@@ -145,7 +135,7 @@ def _add_row(rows: list[Row], faults: Faults, number: int, path: str, start: Any
     numbers: list[int | None] = []
     for text, what in ((start, "start"), (frames, "number of frames"), (label, "label")):
         try:
-            numbers.append(None if text is None else _whole(text))
+            numbers.append(None if text is None else whole_number(text))
         except (TypeError, ValueError, OverflowError):
             faults.add(number, f"the {what} is not a whole number", "correct it", str(text)[:40])
             return

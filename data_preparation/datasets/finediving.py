@@ -37,6 +37,7 @@ from data_preparation.datasets import (
     split_faults,
 )
 from data_preparation.pickles import load_pickle
+from data_preparation.text_tables import whole_number
 
 READS_LISTS = False
 
@@ -198,12 +199,6 @@ def step_starts(labels: Sequence[int]) -> list[int]:
     return [index for index, label in enumerate(labels) if index == 0 or label != labels[index - 1]]
 
 
-def _whole(value: Any) -> int:
-    if int(value) != value:
-        raise ValueError("not a whole number")
-    return int(value)
-
-
 def _items(value: Any) -> list[Any]:
     """The items of a list or of an array."""
     return list(value) if isinstance(value, (list, tuple)) else value.tolist()
@@ -229,12 +224,12 @@ def _make_dive(
     """(the dive or None, faults, warnings)."""
     title = f"{Dive.noun} {action_name(key)}"
     try:
-        start, end = _whole(coarse["start_frame"]), _whole(coarse["end_frame"])
+        start, end = whole_number(coarse["start_frame"]), whole_number(coarse["end_frame"])
         score, difficulty = float(coarse["dive_score"]), float(coarse["difficulty"])
         number = str(coarse["action_type"]).upper()
         judges: tuple[float, ...] | None = tuple(map(float, _items(coarse["judge_scores"])))
-        labels = None if fine is None else [_whole(label) for label in _items(fine["frames_labels"])]
-        transitions = None if fine is None else [_whole(frame) for frame in _items(fine["steps_transit_frames"])]
+        labels = None if fine is None else [whole_number(label) for label in _items(fine["frames_labels"])]
+        transitions = None if fine is None else [whole_number(frame) for frame in _items(fine["steps_transit_frames"])]
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         return None, [f"{title}: a field cannot be parsed ({error}): download the annotations again"], []
     faults, warnings = [], []

@@ -2,9 +2,10 @@
 USDL and MUSDL (Tang et al., "Uncertainty-aware Score Distribution Learning for Action Quality Assessment", CVPR 2020).
 
 The folder has their label.pkl (six sub-scores of each clip) and splits.pkl (four folds of each task), and frames.csv with the
-number of frames of each clip (data_preparation.count_frames). The final score is the sum of the sub-scores. The labels name clips, "Suturing_B001"; only the left view is used, so the video is
-"Suturing/Suturing_B001_capture1", and `--videos Suturing` chooses one task. The surgeon is the group: the published folds
-have surgeons in both parts, `--split event` holds out whole surgeons.
+number of frames of each clip (data_preparation.count_frames). The final score is the sum of the sub-scores. The labels name
+clips, "Suturing_B001"; only the left view is used, so the video is "Suturing/Suturing_B001_capture1", and `--videos Suturing`
+chooses one task. The surgeon is the group: the published folds have surgeons in both parts, `--split event` holds out whole
+surgeons.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_file, write_atomic
-from data_preparation.common.workers import check_workers
+from data_preparation.common.workers import WORKER_KILLED, check_workers
 from data_preparation.layout import DatasetLayout
 from data_preparation.similar_files import names_in
 
@@ -173,9 +173,7 @@ def write_missing(
                     future.result()
                 bar.update(frames_done.value - bar.n)
         except BrokenProcessPool:
-            raise UserError(
-                "a worker was killed, probably out of memory: use fewer --workers and run the command again"
-            ) from None
+            raise UserError(f"{WORKER_KILLED} and run the command again") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from data_preparation.common.errors import UserError
 from tests.conftest import SHARED
 from tests.golden import compare_running, difference, follow, golden, recipe_video, scaled_state
-from tests.small import batch_of, config_of, tiny_config
+from tests.small import DIVES, batch_of, config_of, tiny_config
 from training.backbones.st_abn.network import CLASSIFIERS, ORIGINAL, STABN, STAGES_OF_RESNET
 from training.backbones.tsm.network import TSM
 from training.config import TrainConfig
@@ -166,3 +168,11 @@ def test_both_branches_learn_scores():
     assert losses[-1]["loss"] < losses[0]["loss"]
     model.eval()
     assert model.method.predict(model(batch), batch.given)["score"].shape == (8,)
+
+
+def test_classes_are_balanced_and_scores_cannot_be():
+    method = build_method(tiny_config("st_abn", "abn", balance=True), 8, DataFacts(("fall", "landing")))
+    actions = [dataclasses.replace(action, label=int(action.number > 1)) for action in DIVES]
+    assert method.repeats(actions) == [3] * 2 + [1] * 6
+    with pytest.raises(UserError, match="--balance True requires classes: give --predicts label"):
+        tiny_config("st_abn", "abn", balance=True, predicts="score")

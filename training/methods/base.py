@@ -86,11 +86,12 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
-        """Predictions: {"score": (B,) final scores in points}. In validation and test all tensors are on the CPU."""
+        """Predictions as the task of the method takes them: {"score": (B,) final scores in points} for the task score,
+        {"probability": (B, classes)} for label, anything finite for pretext. In validation and test all tensors are on the CPU."""
         raise NotImplementedError
 
     def metrics(self, outputs: Tensors, labels: Tensors) -> dict[str, float]:
-        """Metrics of other predictions than the score, over a whole set: name -> value."""
+        """Metrics of what the method predicts besides the values of its task, over a whole set: name -> value."""
         return {}
 
     def columns(self, outputs: Tensors) -> dict[str, list]:

@@ -141,15 +141,37 @@ class Task(ABC):
         raise NotImplementedError
 
 
+class Difference(NamedTuple):
+    """A metric of two runs, and the 95 % interval of B - A."""
+
+    title: str
+    a: float
+    b: float
+    interval: tuple[float, float]
+
+
+def comparison_lines(
+    a: Predictions, b: Predictions, differences: Sequence[Difference], metric: Metric, better: float
+) -> list[str]:
+    """The table of a paired bootstrap of two runs; `better` is the fraction of resamples in which B has the larger `metric`."""
+    return [
+        f"A = {a.name}, B = {b.name}: {len(a.keys)} test actions, paired bootstrap",
+        f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}   95 % interval",
+        *(
+            f"{d.title:14}{d.a:10.4f}{d.b:10.4f}{d.b - d.a:+10.4f}   {d.interval[0]:+.4f} to {d.interval[1]:+.4f}"
+            for d in differences
+        ),
+        f"B better ({metric.name}) in {better:.1%} of the resamples",
+    ]
+
+
 def origin_text(summary: Mapping[str, Any]) -> str:
     """What predicted, according to summary.json: the checkpoint of a run, or several runs."""
     checkpoint = summary["checkpoint"]
-    members = checkpoint.get("members")  # of training.combine
-    return (
-        f"mean of {members} run{'s' if members > 1 else ''}"
-        if members
-        else f"checkpoint of epoch {checkpoint['epoch']}"
-    )
+    members, rules = checkpoint.get("members"), checkpoint.get("rules", ())  # of training.combine
+    if not members:
+        return f"checkpoint of epoch {checkpoint['epoch']}"
+    return f"mean of {members} run{'s' if members > 1 else ''}" + (f", then rules: {', '.join(rules)}" if rules else "")
 
 
 def number_text(value: float | None) -> str:

@@ -18,7 +18,18 @@ import numpy as np
 from data_preparation.actions import Action, list_names
 from training.metrics import RESAMPLES
 from training.plots import new_figure, save_figure
-from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth, number_text, origin_text
+from training.tasks.base import (
+    Arrays,
+    Column,
+    Difference,
+    Metric,
+    Predictions,
+    Task,
+    Truth,
+    comparison_lines,
+    number_text,
+    origin_text,
+)
 
 _Z_95 = 1.959963984540054  # of the normal distribution, two-sided 95 %
 _PREFIX = "probability_"  # of the columns with the probability of each class
@@ -246,20 +257,14 @@ class LabelTask(Task):
             "macro_f1": lambda chosen: _f1_of_resamples(chosen, true, weights),
         }
         of_a, of_b = (self.metrics(run.predicted, run.truth) for run in (a, b))
-        lines = [
-            f"A = {a.name}, B = {b.name}: {len(a.keys)} test actions, paired bootstrap",
-            f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}   95 % interval",
+        gains = {key: statistics[key](chosen_b) - statistics[key](chosen_a) for key, _, _ in self.logged}
+        differences = [
+            Difference(title, of_a[key], of_b[key], _percentiles(gains[key])) for key, title, _ in self.logged
         ]
-        for key, title, _ in self.logged:
-            gains = statistics[key](chosen_b) - statistics[key](chosen_a)
-            low, high = _percentiles(gains)
-            x, y = of_a[key], of_b[key]
-            lines.append(f"{title:14}{x:10.4f}{y:10.4f}{y - x:+10.4f}   {low:+.4f} to {high:+.4f}")
-            if key == self.metric.key:
-                win_rate = np.mean(gains > 0) + np.mean(gains == 0) / 2
+        of_metric = gains[self.metric.key]
+        better = float(np.mean(of_metric > 0) + np.mean(of_metric == 0) / 2)
         return [
-            *lines,
-            f"B better ({self.metric.name}) in {win_rate:.1%} of the resamples",
+            *comparison_lines(a, b, differences, self.metric, better),
             f"only A is right for {only_a} actions, only B for {only_b}: McNemar's exact test gives p = {mcnemar(only_a, only_b):.3g}",
         ]
 

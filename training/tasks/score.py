@@ -31,7 +31,18 @@ from training.metrics import (
     spearman_rows,
 )
 from training.plots import new_figure, save_figure
-from training.tasks.base import Arrays, Column, Metric, Predictions, Task, Truth, number_text, origin_text
+from training.tasks.base import (
+    Arrays,
+    Column,
+    Difference,
+    Metric,
+    Predictions,
+    Task,
+    Truth,
+    comparison_lines,
+    number_text,
+    origin_text,
+)
 
 _CORRELATIONS = ("spearman", "pearson")
 
@@ -273,20 +284,15 @@ class ScoreTask(Task):
     def comparison(self, a: Predictions, b: Predictions) -> list[str]:
         """Paired bootstrap (Efron and Tibshirani, 1993): both runs are resampled together."""
         of_a, of_b = (self.metrics(run.predicted, run.truth) for run in (a, b))
-        lines = [
-            f"A = {a.name}, B = {b.name}: {len(a.keys)} test actions, paired bootstrap",
-            f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}   95 % interval",
-        ]
-        win_rate = math.nan
+        differences, better = [], math.nan
         for key, title, _ in self.logged:
             order, sizes, statistic = _by_kind(a.truth, key)
             scores_a, scores_b = (run.predicted["score"][order] for run in (a, b))
             low, high, greater = paired_interval(scores_a, scores_b, a.truth.values[order], statistic, sizes=sizes)
             if key == self.metric.key:
-                win_rate = greater
-            x, y = of_a[key], of_b[key]
-            lines.append(f"{title:14}{x:10.4f}{y:10.4f}{y - x:+10.4f}   {low:+.4f} to {high:+.4f}")
-        return [*lines, f"B better ({self.metric.name}) in {win_rate:.1%} of the resamples"]
+                better = greater
+            differences.append(Difference(title, of_a[key], of_b[key], (low, high)))
+        return comparison_lines(a, b, differences, self.metric, better)
 
 
 TASK = ScoreTask()

@@ -19,6 +19,14 @@ class Flags(RankLossFlags):
         choices=("label", "score"),
     )
     branch_dropout: float = flag(0.5, "Dropout before the output layer of each branch.", minimum=0, maximum=1)
+    balance: bool = flag(
+        False, "Repeat the actions of rare classes in an epoch, so that all classes occur about equally often."
+    )
+
+    def method_faults(self) -> list[str]:
+        without_classes = self.balance and self.predicts != "label"
+        fault = "--balance True requires classes: give --predicts label, or leave --balance out"
+        return [*super().method_faults(), *([fault] if without_classes else [])]
 
     @property
     def needs(self) -> str:

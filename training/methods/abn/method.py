@@ -8,6 +8,7 @@ plain PyTorch code (fc, conv_att_out, fc_att_out).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from training.config import TrainConfig
 from training.data.batch import Tensors
 from training.data.facts import DataFacts
 from training.data.plan import Arrays
+from training.data.sampling import balancing_repeats
 from training.methods.base import Method
 from training.methods.regression.method import Regression, ScaledRegression
 from training.methods.scale import ScoreScale
@@ -56,7 +58,7 @@ class TwoBranches(Method):
 
     def __init__(self, config: TrainConfig, feature_dim: int, target: Method, name: str, size: int) -> None:
         super().__init__()
-        self.target, self.name = target, name
+        self.target, self.name, self.balance = target, name, config.balance
         channels = config.attention_channels
         self.dropout = RowDropout(config.branch_dropout)
         self.fc = nn.Linear(feature_dim, size)
@@ -96,3 +98,6 @@ class TwoBranches(Method):
             return {}
         right = outputs[f"{ATTENTION}logits"].argmax(dim=1) == labels["label"]
         return {"attention_accuracy": float(right.double().mean())}
+
+    def repeats(self, actions: Sequence[Action]) -> Sequence[int] | None:
+        return balancing_repeats([action.need("label") for action in actions]) if self.balance else None
