@@ -57,24 +57,42 @@ networks() {
     report results.md results
 }
 
-# Features of a C3D with random weights: 5 windows of 16 frames. The judges are needed by musdl, the dive numbers by --pairs number.
+# Features of a C3D with random weights: 5 windows of 16 frames. Random features differ much in size, so each is standardised (mean and
+# deviation of the train list). The judges are needed by musdl.
+standardised() { # standardised RAW FILE: copy a feature file with standardised features
+    python - "$1" "$2" "$annotations/train_split_0.pkl" <<'PY'
+import sys
+from pathlib import Path
+import numpy as np
+from data_preparation.actions import action_name
+from data_preparation.annotations import load_split
+
+raw, file, train = sys.argv[1:]
+arrays = dict(np.load(raw))
+rows = np.concatenate([np.atleast_2d(arrays[action_name(key)]) for key in load_split(Path(train))])
+mean, deviation = rows.mean(axis=0), rows.std(axis=0) + 1e-8
+np.savez(file, **{name: (a - mean) / deviation if "/" in name else a for name, a in arrays.items()})
+PY
+}
+
 features() {
-    local file="$runs/features.npz"
-    local data=(--annotation_path "$annotations/final_annotations_dict_with_dive_number.pkl" --frame_num 80 --workers 2)
-    [ -e "$file" ] || python -m training.extract_features --output "$file" "${common[@]}" "${c3d[@]}" "${data[@]}" \
-        --window_layout full
-    local fixed=(--model features --features "$file" "${data[@]}" --loss_spcoef_weight 0 --learning_rate 0.001 --epochs 30)
-    local unranked=(--model features --features "$file" "${data[@]}" --learning_rate 0.001 --epochs 30)
-    train features-regression "${fixed[@]}" "${head[@]}"
+    local raw="$runs/features_raw.npz" file="$runs/features.npz"
+    local data=(--annotation_path "$annotations/final_annotations_dict_with_dive_number.pkl" --workers 2)
+    [ -e "$raw" ] || python -m training.extract_features --output "$raw" "${common[@]}" "${c3d[@]}" "${data[@]}" \
+        --frame_num 80 --window_layout full
+    [ -e "$file" ] || standardised "$raw" "$file"
+    local fixed=(--model features --features "$file" "${data[@]}" --learning_rate 0.001 --epochs 10)
+    train features-regression "${fixed[@]}" "${head[@]}" --loss_spcoef_weight 0
     train features-regression-spearman "${fixed[@]}" "${head[@]}" --loss_spcoef_weight 0.1
-    train features-multitask "${fixed[@]}" --method multitask "${captions[@]}"
-    train features-svr --model features --features "$file" "${data[@]}" --method svr
-    train features-usdl "${unranked[@]}" --method usdl
-    train features-musdl "${unranked[@]}" --method musdl
-    train features-core "${unranked[@]}" --method core
-    train features-core-difficulty-predicted "${unranked[@]}" --method core --difficulty predicted
-    train features-core-free "${unranked[@]}" --method core --pairs free
-    train features-tpt "${unranked[@]}" --method tpt
+    train features-multitask "${fixed[@]}" --method multitask
+    train features-svr "${fixed[@]}" --method svr
+    train features-usdl "${fixed[@]}" --method usdl
+    train features-musdl "${fixed[@]}" --method musdl
+    train features-core "${fixed[@]}" --method core
+    train features-core-predicted "${fixed[@]}" --method core --difficulty predicted
+    train features-core-free "${fixed[@]}" --method core --pairs free
+    train features-tpt "${fixed[@]}" --method tpt
+    train features-tpt-predicted "${fixed[@]}" --method tpt --difficulty predicted
     report feature_results.md "feature results"
 }
 

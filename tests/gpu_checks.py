@@ -625,7 +625,7 @@ CHECKS: dict[str, tuple[Callable[[Place], Iterator[Row]], int]] = {
     "nccl": (nccl, 60),
     "deterministic": (deterministic, 60),
     "data_wait": (data_wait, 120),
-    "compiled": (compiled, 150),
+    "compiled": (compiled, 240),
     "killed_and_resumed": (killed_and_resumed, 90),
     "evaluation": (evaluation, 60),
     "torchrun": (torchrun, 60),

@@ -129,6 +129,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "spaced_fixed", "How the frames of a clip are sampled.", short="-fm", choices=FRAME_METHODS
     )
     spatial_size: int = flag(224, "Height and width of the input in pixels.", short="-ss", minimum=1)
+    spatial_width: int = flag(
+        0,
+        "Width of the input in pixels if it is not square, such as 683 with --spatial_size 384 for whole frames of 960 x 540; 0: as --spatial_size.",
+        minimum=0,
+    )
     normalize: bool = flag(
         False,
         "Normalise with MTL-AQA's RGB mean and standard deviation (same as --input_scale mtl_aqa).",
@@ -322,6 +327,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         return self.runs_dir / self.run_name
 
     @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the frames that the backbone reads."""
+        return self.spatial_size, self.spatial_width or self.spatial_size
+
+    @property
     def weight_file(self) -> Path | None:
         """The pretrained weights, or None for random ones."""
         return None if self.pretrained_model.lower() in NO_WEIGHTS else Path(self.pretrained_model)
@@ -456,6 +466,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(
             f"--geometry {c.geometry} requires crops: give --data_aug True, or leave it out to resize whole frames to a square"
         )
+    if c.spatial_width and not c.any_size:
+        faults.append(f"--model {c.model} needs a square input: leave --spatial_width out, or choose --model tsm")
+    if c.spatial_width and c.data_aug:
+        faults.append("--spatial_width with --data_aug True: crops are square, leave one of them out")
     if c.flip and c.data_aug:
         faults.append("--flip True with --data_aug True: crops are flipped already, leave --flip out")
     if c.reads != "video" and (c.flip or c.augment != "none"):

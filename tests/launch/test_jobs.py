@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from data_preparation.layout import DatasetLayout
-from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python
+from tests.conftest import REPOSITORY, TINY_MODEL, data_flags, run_python, tiny_model
 from tests.on_cluster import (
     FINAL,
     NODE,
@@ -379,6 +380,21 @@ def test_a_pipeline_that_cannot_prepare_does_not_train_and_continues_after_the_f
     assert wait_for_end(jobs["evaluate"]) == ["COMPLETED"], sorted((run / "pipeline").iterdir())
     assert (run / "summary.json").exists()
     assert run_python(*command, env=env).stdout.count("done") == 4
+
+    # two trainings, the second from the best model of a pretext task
+    pretext = ["--method", "vspp", "--segments", 2, "--run_name", "pretext", "--runs_dir", tmp_path / "runs"]
+    words = shlex.join(map(str, [*data_flags(dataset), *tiny_model(*pretext), *pretext, "--epochs", 1]))
+    file = tmp_path / "pretext.sh"
+    file.write_text(f"flags=({words})\nsource '{REPOSITORY}/job_files/with_flags.sh'\n")
+    split = command.index("--")
+    command = [*command[:split], "--pretrain", file, *command[split:], "--run_name", "scores"]
+    jobs = dict(re.findall(r"^(\w+) +submitted, job (\d+)", run_python(*command, env=env).stdout, re.MULTILINE))
+    assert list(jobs) == ["pretrain", "train", "evaluate"]
+    assert wait_for_end(jobs["evaluate"]) == ["COMPLETED"]
+    best = tmp_path / "runs" / "pretext" / "checkpoints" / "best.pt"
+    saved = json.loads((tmp_path / "runs" / "scores" / "config.json").read_text())
+    assert saved["pretrained_model"] == str(best)
+    assert (tmp_path / "runs" / "scores" / "summary.json").exists()
 
 
 def test_cancel_lets_a_run_save(dataset: Path, tmp_path: Path, log: Path, run: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 
@@ -62,7 +63,7 @@ def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated:
     if not config.loader_workers:
         return 0
     clips, batches = _largest_load(config, world_size, training, evaluated)
-    clip = config.frame_num * 3 * config.spatial_size**2  # uint8
+    clip = config.frame_num * 3 * math.prod(config.input_size)  # uint8
     return batches * (-(-clips * clip // _PAGE) + tensors - 1) * _PAGE
 
 

@@ -101,7 +101,7 @@ class FrameSource:
         if c.data_aug:
             view = crop_view(c.spatial_size, rng, c.geometry)
         else:
-            view = squash_view(c.spatial_size, rng if c.flip else None)
+            view = squash_view(c.input_size, rng if c.flip else None)
         clip = ClipSpec(action, frames, view)
         # drawn last: frames and crops are those of a training without it
         return clip if rng is None or c.augment == "none" else randaugment(clip, rng)
