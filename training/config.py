@@ -50,7 +50,7 @@ INPUT_SCALES: dict[str, tuple[tuple[float, float, float], tuple[float, float, fl
 
 @dataclass(frozen=True)
 class TrainConfig(BackboneFlags, MethodFlags):
-    """Train a dive-scoring model and, with --evaluate True, open the test split once at the end."""
+    """Train a model and, with --evaluate True, open the test split once at the end."""
 
     # --- paths
     root_dir: Path = flag(
@@ -163,7 +163,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Augmentation of training clips, the same for all frames of a clip: randaugment applies two of nine strong operations (rotation, posterise, solarise, colour, contrast, brightness, sharpness, autocontrast, noise), drawn for each clip.",
         choices=AUGMENTATIONS,
     )
-    batch_size: int = flag(4, "Dives per optimizer step, over all GPUs together.", short="-bs", minimum=1)
+    batch_size: int = flag(4, "Actions per optimizer step, over all GPUs together.", short="-bs", minimum=1)
     accumulate: int = flag(
         1,
         "Process the batch in this many parts to save memory; the loss still uses the whole batch.",
@@ -205,7 +205,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     method: str = flag("regression", "What to learn from the features.", choices=plugins.names(METHODS))
 
     # --- optimisation
-    epochs: int = flag(5, "Number of passes over the training dives.", short="-ep", minimum=1, may_change=True)
+    epochs: int = flag(5, "Number of passes over the training actions.", short="-ep", minimum=1, may_change=True)
     optimizer: str = flag("AdamW", "Optimizer.", short="-opt", choices=OPTIMIZERS)
     amsgrad: bool = flag(False, "Use the AMSGrad variant of Adam and AdamW.", short="-ams")
     learning_rate: float = flag(0.00001, "Learning rate (peak value if there is a schedule).", short="-lr", minimum=0)

@@ -7,6 +7,7 @@
 
 The environment variable DEEPSPORTS_PLUGINS may name a folder with more of them, as backbones/NAME and methods/NAME.
 There is no other list of backbones and methods: the command line, the README tables and the tests use this module.
+Tasks are files of training/tasks, data sets files of data_preparation/datasets; the folder may have more of both, too.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated
 def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated: int, tensors: int) -> int:
     """Bytes of shared memory of one rank: its workers share each tensor of a batch in a segment of its own.
 
-    `training` and `evaluated` are numbers of dives, `tensors` the number of tensors per sample.
+    `training` and `evaluated` are numbers of actions, `tensors` the number of tensors per sample.
     """
     if not config.loader_workers:
         return 0
