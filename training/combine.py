@@ -1,6 +1,8 @@
-"""Average the stored predictions of several runs on the same test actions (an ensemble).
+"""Average the stored predictions of several runs on the same test actions (an ensemble), and apply rules to the classes.
 
     python -m training.combine runs/a runs/b runs/c --output runs/abc
+    python -m training.combine runs/a runs/b --postprocess aiconnect --boxes boxes.csv --output runs/ab
+    python -m training.combine runs/a runs/b --postprocess aiconnect --boxes boxes.csv --test False
 
 Members and their weights are chosen on the validation predictions alone, by greedy forward selection with replacement
 (Caruana et al., "Ensemble selection from libraries of models", ICML 2004): start with nothing, add the run that gives the best
@@ -12,6 +14,12 @@ All runs need the same test actions and, with --weights greedy, the same validat
 validates must not be one on which another was trained. So runs that differ in method or model, or in the seed of
 --split event, can be combined. Runs of --split official with other seeds validate on other actions: give --weights equal.
 Folds have other test actions: combine the runs of each fold, and average the results of the folds.
+
+--postprocess NAME corrects the averaged classes by the rules of training/postprocess/NAME.py, also those of a single run. With
+--rules better, each rule is applied only if it raises the validation result of the rules before it.
+
+--test False prints the validation results of each run, of the combination and after each rule. It writes nothing and opens no
+test split.
 """
 
 from __future__ import annotations
@@ -31,13 +39,16 @@ from data_preparation.actions import Action
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_folder, reporting_write_errors, write_atomic
+from data_preparation.detections import Detections, coverage_faults, read_detections
+from training import postprocess
 from training.compare import check_comparable, check_same_task, predictions_of
 from training.config import TrainConfig, as_in_run
 from training.data.splits import Splits, load_splits
 from training.evaluate import result_lines
+from training.postprocess.base import Case, Rule, apply_rules, better_rules, cases_of, with_labels
 from training.predictions import predictions_csv, read_predictions
 from training.runtime.run_folder import RunFolder, read_json, write_json
-from training.tasks.base import Arrays, Predictions
+from training.tasks.base import Arrays, Predictions, Task
 
 RECORD = "combination.json"
 DATA = ("annotation_path", "train_path", "test_path", "leave_out")  # flags for moved data
@@ -54,14 +65,42 @@ class CombineConfig:
         "greedy chooses members and weights on the validation predictions; equal gives all runs the same weight.",
         choices=("greedy", "equal"),
     )
+    postprocess: str = flag(
+        "none", "Rules that correct the classes (training/postprocess).", choices=("none", *postprocess.names())
+    )
+    rules: str = flag(
+        "better",
+        "better applies a rule only if it raises the validation result of the rules before it; all applies all rules.",
+        choices=("better", "all"),
+    )
+    boxes: Path | None = flag(
+        None, "CSV file of a detector's boxes, for rules that need them (data_preparation/detections.py)."
+    )
+    test: bool = flag(True, "False prints validation results only: nothing is written, and no test split is opened.")
     annotation_path: Path | None = as_in_run("annotation_path")
     train_path: Path | None = as_in_run("train_path")
     test_path: Path | None = as_in_run("test_path")
     leave_out: str | None = as_in_run("leave_out")
 
     def __post_init__(self) -> None:
-        if self.output is None:
-            raise UserError("--output is missing: give the folder to write, such as runs/combined")
+        faults = []
+        if self.output is None and self.test:
+            faults.append("--output is missing: give the folder to write, such as runs/combined")
+        needs_boxes = self.postprocess != "none" and postprocess.rules_of(self.postprocess).needs_boxes
+        if needs_boxes and self.boxes is None:
+            faults.append(f"--postprocess {self.postprocess} needs the boxes of a detector: give --boxes FILE")
+        if self.boxes is not None and not needs_boxes:
+            faults.append(f"--postprocess {self.postprocess} uses no boxes: leave --boxes out")
+        if faults:
+            raise UserError.of(faults)
+
+    def postprocess_record(self) -> dict[str, str | None] | None:
+        """What identifies the rules and their inputs, or None without rules."""
+        if self.postprocess == "none":
+            return None
+        boxes = hashlib.sha256(self.boxes.read_bytes()).hexdigest()[:16] if self.boxes else None
+        name, code = self.postprocess, postprocess.code_digest(self.postprocess)
+        return {"name": name, "rules": self.rules, "code": code, "boxes": boxes}
 
 
 def average(predictions: Sequence[Predictions], weights: Sequence[float]) -> Arrays:
@@ -115,36 +154,147 @@ def validation_predictions_of(path: Path) -> Predictions:
         ) from None
 
 
-def check_validated_alike(first: Predictions, other: Predictions) -> None:
-    """Check that two runs predicted the same for the same validation actions.
+def check_validated_alike(validated: Sequence[Predictions]) -> None:
+    """Check that all runs predicted the same for the same validation actions.
 
     Raises:
         UserError: they did not.
     """
-    check_same_task(first, other)
-    if first.keys != other.keys or not np.array_equal(first.truth.values, other.truth.values):
-        raise UserError(
-            f"{first.name} validated on {len(first.keys)} actions and {other.name} on {len(other.keys)}, {len(set(first.keys) & set(other.keys))} of them in common: members cannot be chosen on them; give --weights equal, or runs with the same validation actions"
-        )
+    first = validated[0]
+    for other in validated[1:]:
+        check_same_task(first, other)
+        if first.keys != other.keys or not np.array_equal(first.truth.values, other.truth.values):
+            raise UserError(
+                f"{first.name} validated on {len(first.keys)} actions and {other.name} on {len(other.keys)}, {len(set(first.keys) & set(other.keys))} of them in common: members cannot be chosen on them; give --weights equal, or runs with the same validation actions (and --rules all, if there are rules)"
+            )
 
 
-def choose(validated: Sequence[Predictions]) -> tuple[list[int], float]:
-    """The weight of each run (0: not a member) and the validation result of the combination, from validation predictions.
+@dataclass(frozen=True)
+class Step:
+    """A line of the validation table: a run, their mean, or the result after a rule."""
+
+    name: str
+    metrics: dict[str, float]
+    kept: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the predictions of R runs become one: `counts` are their weights (0: not a member), `rules` are applied afterwards.
+
+    `steps` are the validation results on the way, empty if validation was not used.
+    """
+
+    counts: list[int]
+    rules: list[Rule]
+    steps: list[Step]
+
+    @property
+    def last(self) -> Step | None:
+        """The validation result of the combination."""
+        return next((step for step in reversed(self.steps) if step.kept), None)
+
+
+def choose(
+    paths: Sequence[Path],
+    config: CombineConfig,
+    make_cases: Callable[[Predictions, Arrays], list[Case]],
+) -> Choice:
+    """Choose weights and rules on the stored validation predictions, as far as the flags want that; otherwise the weights are
+    equal, and all rules are applied.
 
     Raises:
-        UserError: the runs validated on different actions.
+        UserError: a run has no validation predictions, or the runs validated on different actions.
     """
-    for other in validated[1:]:
-        check_validated_alike(validated[0], other)
-    weights = greedy_weights(len(validated), lambda counts: quality_of(validated, counts))
-    return weights, quality_of(validated, weights)
+    rules = () if config.postprocess == "none" else postprocess.rules_of(config.postprocess).rules
+    counts = [1] * len(paths)
+    if config.test and config.weights == "equal" and (config.rules == "all" or not rules):
+        return Choice(counts, list(rules), [])
+    validated = [validation_predictions_of(path) for path in paths]
+    check_validated_alike(validated)
+    task, truth, classes = validated[0].task, validated[0].truth, validated[0].classes
+    if config.weights == "greedy":
+        counts = greedy_weights(len(validated), lambda counts: quality_of(validated, counts))
+    steps = [Step(each.name, task.metrics(each.predicted, truth)) for each in validated]
+    mean = average(validated, counts)
+    if len(validated) > 1:
+        shares = " + ".join(
+            f"{count / sum(counts):.2f} {v.name}" for count, v in zip(counts, validated, strict=True) if count
+        )
+        steps.append(Step(shares, task.metrics(mean, truth)))
+    cases = make_cases(validated[0], mean) if rules else []
+
+    def after(applied: Sequence[Rule]) -> dict[str, float]:
+        return task.metrics(with_labels(mean, apply_rules(applied, cases), classes), truth)
+
+    keeps = [True] * len(rules)
+    if rules and config.rules == "better":
+        keeps = better_rules(rules, lambda applied: after(applied)[task.metric.key])
+    kept: list[Rule] = []
+    for rule, keep in zip(rules, keeps, strict=True):
+        steps.append(Step(f"+ {rule.__name__}", after([*kept, rule]), keep))
+        kept += [rule] if keep else []
+    return Choice(counts, kept, steps)
+
+
+def table_lines(task: Task, steps: Sequence[Step]) -> list[str]:
+    """The validation results as a table."""
+    width = max(len(step.name) for step in steps)
+    lines = ["  ".join([f"{'validation':{width}}", *(f"{column.title:>10}" for column in task.logged)])]
+    for step in steps:
+        values = (f"{step.metrics[column.key]:10.4f}" for column in task.logged)
+        lines.append("  ".join([f"{step.name:{width}}", *values]) + ("" if step.kept else "  not better: left out"))
+    return lines
+
+
+class CaseMaker:
+    """Makes the cases of rules from predictions of a run's actions.
+
+    Raises:
+        UserError: the rules do not fit the runs, or the boxes are damaged or do not fit the data set.
+    """
+
+    def __init__(self, config: CombineConfig, run: TrainConfig, splits: Splits) -> None:
+        self.actions = {action.key: action for action in (*splits.known, *splits.test)}
+        self.detections: Detections | None = None
+        if config.postprocess == "none":
+            return
+        if run.task != "label":
+            raise UserError(f"--postprocess corrects classes and --method {run.method} predicts none: leave it out")
+        rules = postprocess.rules_of(config.postprocess)
+        if unknown := [name for name in rules.classes if name not in splits.facts.classes]:
+            raise UserError(
+                f"--postprocess {config.postprocess} names {', '.join(unknown)} and the data set has the classes {', '.join(splits.facts.classes)}: choose rules for these, or write some (training/postprocess)"
+            )
+        if config.boxes is not None:
+            self.detections = read_detections(config.boxes)
+            needed = [*splits.val, *splits.test]
+            if faults := coverage_faults(config.boxes, self.detections, needed, splits.data_set):
+                raise UserError.of(faults)
+
+    def __call__(self, predictions: Predictions, averaged: Arrays) -> list[Case]:
+        """A case for each action of `predictions`, with the averaged probabilities of several runs."""
+        actions = [self.actions[key] for key in predictions.keys]
+        return cases_of(averaged, actions, predictions.classes, self.detections)
+
+
+def validate(paths: Sequence[Path], config: CombineConfig) -> list[str]:
+    """The table of the validation results of the runs, their mean and the rules.
+
+    Raises:
+        UserError: as `combine`.
+    """
+    first = _with_moved_data(RunFolder(paths[0]).existing_config(), config)
+    choice = choose(paths, config, CaseMaker(config, first, load_splits(first)))
+    return table_lines(validation_predictions_of(paths[0]).task, choice.steps)
 
 
 def combine(paths: Sequence[Path], config: CombineConfig) -> None:
-    """Choose members and weights, average the test predictions and write the folder --output, complete or not at all.
+    """Choose members, weights and rules, average the test predictions and write the folder --output, complete or not at all.
 
     Raises:
-        UserError: runs without predictions, of different tasks or actions, or whose annotations were moved.
+        UserError: runs without predictions, of different tasks or actions, or whose annotations were moved; rules or boxes
+            that do not fit.
     """
     assert config.output is not None
     folders = [RunFolder(path) for path in paths]
@@ -156,26 +306,30 @@ def combine(paths: Sequence[Path], config: CombineConfig) -> None:
                 for path in closed
             ]
         )
-    counts, value = [1] * len(paths), None
-    if config.weights == "greedy":
-        counts, value = choose([validation_predictions_of(path) for path in paths])
-    weights = [count / sum(counts) for count in counts]
+    splits = load_splits(_with_moved_data(configs[0], config))
+    make_cases = CaseMaker(config, configs[0], splits)
+    choice = choose(paths, config, make_cases)
+    weights = [count / sum(choice.counts) for count in choice.counts]
 
     tested = [predictions_of(path) for path in paths]
     for other in tested[1:]:
         check_comparable(tested[0], other)
     task, classes = tested[0].task, tested[0].classes
-    splits = load_splits(_with_moved_data(configs[0], config))
     actions = _test_actions(splits, tested[0], paths[0])
     name = Path(os.path.abspath(config.output)).name
-    combined = dataclasses.replace(tested[0], name=name, predicted=average(tested, weights))
+    predicted = average(tested, weights)
+    if choice.rules:
+        predicted = with_labels(predicted, apply_rules(choice.rules, make_cases(tested[0], predicted)), classes)
+    combined = dataclasses.replace(tested[0], name=name, predicted=predicted)
     validation = f"val_{task.metric.key}"
     alone = [summary["checkpoint"].get(validation) for summary in summaries if summary is not None]
     members = [i for i, weight in enumerate(weights) if weight]
     best = max(members, key=lambda i: -np.inf if alone[i] is None else alone[i])
+    value = choice.last.metrics[task.metric.key] if choice.last else None
+    rules = {"rules": [rule.__name__ for rule in choice.rules]} if config.postprocess != "none" else {}
     summary = {
         "task": task.name,
-        "checkpoint": {"epoch": None, "members": len(members), validation: value},
+        "checkpoint": {"epoch": None, "members": len(members), validation: value, **rules},
         "method_metrics": {},
         **task.summary(combined.predicted, splits.known, actions, classes),
     }
@@ -189,7 +343,13 @@ def combine(paths: Sequence[Path], config: CombineConfig) -> None:
         }
         for path, folder, weight, own in zip(paths, folders, weights, alone, strict=True)
     ]
-    record = {"weights": config.weights, "runs": runs, "comparison": task.comparison(tested[best], combined)}
+    record = {
+        "weights": config.weights,
+        "runs": runs,
+        "postprocess": config.postprocess_record(),
+        "validation": table_lines(task, choice.steps) if choice.steps else [],
+        "comparison": task.comparison(tested[best], combined),
+    }
     with reporting_write_errors(config.output), atomic_folder(config.output) as folder:
         text = predictions_csv(task, combined.predicted, actions, classes)
         write_atomic(RunFolder(folder).predictions_file, text.encode())
@@ -238,7 +398,9 @@ def stored_lines(output: Path) -> list[str]:
         assert record is not None
         assert summary is not None
         weights = [f"  {each['weight']:.2f}  {each['name']}" for each in record["runs"]]
-        return [*result_lines(summary), f"Weights ({record['weights']}):", *weights, "", *record["comparison"]]
+        validation = record.get("validation", [])
+        lines = [*result_lines(summary), f"Weights ({record['weights']}):", *weights]
+        return [*lines, *(["", *validation] if validation else []), "", *record["comparison"]]
     except (AssertionError, KeyError, TypeError):
         raise UserError(f"{output} holds no combination, or a damaged one: give another --output") from None
 
@@ -254,16 +416,22 @@ def check_same_runs(paths: Sequence[Path], config: CombineConfig) -> None:
     known = sorted(each.get("predictions", "") for each in record.get("runs", []))
     if known != sorted(map(digest, paths)) or record.get("weights") != config.weights:
         raise UserError(f"{config.output} exists and is not the combination of these runs: give another --output")
+    if record.get("postprocess") != config.postprocess_record():
+        raise UserError(f"{config.output} exists and was made with other rules or boxes: give another --output")
 
 
 def main(argv: Sequence[str]) -> None:
     names = list(takewhile(lambda word: not word.startswith("-"), argv))
     config = parse(CombineConfig, argv[len(names) :], prog="python -m training.combine RUN RUN...", description=__doc__)
     paths = [Path(name) for name in names]
-    if len({path.resolve() for path in paths}) < max(len(paths), 2):
+    least = 2 if config.test and config.postprocess == "none" else 1
+    if len({path.resolve() for path in paths}) < max(len(paths), least):
         raise UserError(
             "give two different run folders or more: python -m training.combine runs/a runs/b --output runs/ab"
         )
+    if not config.test:
+        print("\n".join(validate(paths, config)))
+        return
     assert config.output is not None
     if config.output.exists():
         check_same_runs(paths, config)

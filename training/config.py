@@ -50,7 +50,7 @@ INPUT_SCALES: dict[str, tuple[tuple[float, float, float], tuple[float, float, fl
 
 @dataclass(frozen=True)
 class TrainConfig(BackboneFlags, MethodFlags):
-    """Train a dive-scoring model and, with --evaluate True, open the test split once at the end."""
+    """Train a model and, with --evaluate True, open the test split once at the end."""
 
     # --- paths
     root_dir: Path = flag(
@@ -129,6 +129,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "spaced_fixed", "How the frames of a clip are sampled.", short="-fm", choices=FRAME_METHODS
     )
     spatial_size: int = flag(224, "Height and width of the input in pixels.", short="-ss", minimum=1)
+    spatial_width: int = flag(
+        0,
+        "Width of the input in pixels if it is not square, such as 683 with --spatial_size 384 for whole frames of 960 x 540; 0: as --spatial_size.",
+        minimum=0,
+    )
     normalize: bool = flag(
         False,
         "Normalise with MTL-AQA's RGB mean and standard deviation (same as --input_scale mtl_aqa).",
@@ -158,7 +163,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Augmentation of training clips, the same for all frames of a clip: randaugment applies two of nine strong operations (rotation, posterise, solarise, colour, contrast, brightness, sharpness, autocontrast, noise), drawn for each clip.",
         choices=AUGMENTATIONS,
     )
-    batch_size: int = flag(4, "Dives per optimizer step, over all GPUs together.", short="-bs", minimum=1)
+    batch_size: int = flag(4, "Actions per optimizer step, over all GPUs together.", short="-bs", minimum=1)
     accumulate: int = flag(
         1,
         "Process the batch in this many parts to save memory; the loss still uses the whole batch.",
@@ -200,7 +205,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     method: str = flag("regression", "What to learn from the features.", choices=plugins.names(METHODS))
 
     # --- optimisation
-    epochs: int = flag(5, "Number of passes over the training dives.", short="-ep", minimum=1, may_change=True)
+    epochs: int = flag(5, "Number of passes over the training actions.", short="-ep", minimum=1, may_change=True)
     optimizer: str = flag("AdamW", "Optimizer.", short="-opt", choices=OPTIMIZERS)
     amsgrad: bool = flag(False, "Use the AMSGrad variant of Adam and AdamW.", short="-ams")
     learning_rate: float = flag(0.00001, "Learning rate (peak value if there is a schedule).", short="-lr", minimum=0)
@@ -320,6 +325,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
     @property
     def run_dir(self) -> Path:
         return self.runs_dir / self.run_name
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the frames that the backbone reads."""
+        return self.spatial_size, self.spatial_width or self.spatial_size
 
     @property
     def weight_file(self) -> Path | None:
@@ -456,6 +466,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(
             f"--geometry {c.geometry} requires crops: give --data_aug True, or leave it out to resize whole frames to a square"
         )
+    if c.spatial_width and not c.any_size:
+        faults.append(f"--model {c.model} needs a square input: leave --spatial_width out, or choose --model tsm")
+    if c.spatial_width and c.data_aug:
+        faults.append("--spatial_width with --data_aug True: crops are square, leave one of them out")
     if c.flip and c.data_aug:
         faults.append("--flip True with --data_aug True: crops are flipped already, leave --flip out")
     if c.reads != "video" and (c.flip or c.augment != "none"):

@@ -53,7 +53,7 @@ def open_test_split(
     splits: Splits,
     between_batches: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Score the test dives with best.pt; write predictions.csv, the plot and summary.json; return the summary.
+    """Predict the test actions with best.pt; write predictions.csv, the plot and summary.json; return the summary.
 
     If the test split was opened before, return that result: choosing among several evaluations would be model selection on
     the test set.

@@ -88,6 +88,7 @@ def fingerprint(config: TrainConfig, model: ScoringModel, precision: str, action
     digest = hashlib.sha256()
     own = [field.name for field in dataclasses.fields(plugins.flags_of(plugins.BACKBONES, config.model))]
     names = ["model", "frame_num", "frame_method", "spatial_size", "data_aug", *own]
+    names += ["spatial_width"] * (config.spatial_width > 0)
     names += ["geometry"] * (config.geometry != "standard")  # an extraction begun before this flag existed can resume
     record = as_record(config)
     digest.update(repr([(name, record[name]) for name in names] + [config.needs, precision]).encode())

@@ -31,7 +31,7 @@ def soft_spearman(
     The predicted scores get soft ranks over the *batch* (Blondel et al., "Fast Differentiable Sorting and Ranking", ICML
     2020; torchsort), the targets get average ranks. `strength` is the regularisation strength in the unit of the scores: with
     smaller values the result is closer to scipy.stats.spearmanr and fewer scores get a gradient. Always computed in float32.
-    Returns 0 without gradient if the correlation is undefined (one dive, equal predictions or equal targets), and NaN without
+    Returns 0 without gradient if the correlation is undefined (one action, equal predictions or equal targets), and NaN without
     gradient if a prediction is NaN or infinite.
     """
     import torchsort  # here, so that a run with --loss_spcoef_weight 0 does not need it

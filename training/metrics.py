@@ -151,7 +151,7 @@ def bootstrap_interval(
         return (math.nan, math.nan)
     resamples = _resamples(sizes or [len(y)], seed)
     values = statistic_rows(p[resamples], y[resamples])
-    values = values[np.isfinite(values)]  # a resample that repeats one dive has no correlation
+    values = values[np.isfinite(values)]  # a resample that repeats one action has no correlation
     if not len(values):
         return (math.nan, math.nan)
     low, high = np.percentile(values, [2.5, 97.5])
@@ -166,7 +166,7 @@ def paired_interval(
     seed: int = 0,
     sizes: Sequence[int] | None = None,
 ) -> tuple[float, float, float]:
-    """Paired bootstrap (Efron and Tibshirani, 1993) of the difference of a metric, B minus A, on the same dives.
+    """Paired bootstrap (Efron and Tibshirani, 1993) of the difference of a metric, B minus A, on the same actions.
 
     Returns (low, high) of the 95 % interval and the fraction of resamples in which B's metric is greater. Both predictions
     are resampled together, so actions that are hard for both do not widen the interval. `sizes` as in `bootstrap_interval`.
@@ -194,30 +194,30 @@ def _position_name(dive: Action) -> str:
     return POSITIONS[dive.need("position")]
 
 
-def group_metrics(predicted: Scores, dives: Sequence[Action]) -> dict[str, dict[str, dict[str, float]]]:
-    """Metrics per event (group or video), difficulty band and, if all dives have one, position: grouping -> group -> metrics.
+def group_metrics(predicted: Scores, actions: Sequence[Action]) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics per event (group or video), difficulty band and, if all actions have one, position: grouping -> group -> metrics.
     Events of one action each, such as clips, are left out. With several kinds, whose points are not comparable, a group has
     the actions of one kind and is named "kind: group".
 
-    Metrics: number of dives, Spearman, MAE and bias (mean of predicted minus true), in points.
+    Metrics: number of actions ("dives"), Spearman, MAE and bias (mean of predicted minus true), in points.
     """
     groupings: dict[str, Callable[[Action], str]] = {}
-    if len({d.held_together for d in dives}) < len(dives):
-        groupings["group" if any(d.group for d in dives) else "event"] = lambda d: d.held_together
-    if all(d.difficulty is not None for d in dives):
+    if len({d.held_together for d in actions}) < len(actions):
+        groupings["group" if any(d.group for d in actions) else "event"] = lambda d: d.held_together
+    if all(d.difficulty is not None for d in actions):
         groupings["difficulty"] = lambda d: difficulty_band(d.need("difficulty"))
-    if all(has_field(d, "position") for d in dives):
+    if all(has_field(d, "position") for d in actions):
         groupings["position"] = _position_name
-    several_kinds = len({d.kind for d in dives}) > 1
+    several_kinds = len({d.kind for d in actions}) > 1
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, of in groupings.items():
         rows: dict[str, list[int]] = {}
-        for i, dive in enumerate(dives):
-            rows.setdefault(f"{dive.kind}: {of(dive)}" if several_kinds else of(dive), []).append(i)
+        for i, action in enumerate(actions):
+            rows.setdefault(f"{action.kind}: {of(action)}" if several_kinds else of(action), []).append(i)
         result[name] = {}
         for group in sorted(rows):
             p = np.array([predicted[i] for i in rows[group]], np.float64)
-            y = np.array([dives[i].need("final_score") for i in rows[group]], np.float64)
+            y = np.array([actions[i].need("final_score") for i in rows[group]], np.float64)
             result[name][group] = {
                 "dives": len(y),
                 "spearman": spearman(p, y),
@@ -231,12 +231,12 @@ def group_metrics(predicted: Scores, dives: Sequence[Action]) -> dict[str, dict[
 
 
 def _group_means(train: Sequence[Action], of: Callable[[Action], Hashable]) -> Callable[[Action], float]:
-    """A predictor: the mean training score of a dive's group, or of all dives if the group has no training dive."""
+    """A predictor: the mean training score of an action's group, or of all actions if the group has no training action."""
     groups: dict[Hashable, list[float]] = {}
-    for dive in train:
-        groups.setdefault(of(dive), []).append(dive.need("final_score"))
+    for action in train:
+        groups.setdefault(of(action), []).append(action.need("final_score"))
     overall = float(np.mean([d.need("final_score") for d in train]))
-    return lambda dive: float(np.mean(groups[of(dive)])) if of(dive) in groups else overall
+    return lambda action: float(np.mean(groups[of(action)])) if of(action) in groups else overall
 
 
 def _first_judge_score(dive: Action) -> float:
@@ -245,10 +245,10 @@ def _first_judge_score(dive: Action) -> float:
 
 
 def baselines(train: Sequence[Action], test: Sequence[Action]) -> dict[str, dict[str, float]]:
-    """Metrics on the test dives of predictors that use no video: name -> metrics.
+    """Metrics on the test actions of predictors that use no video: name -> metrics.
 
-    `train` holds all dives whose scores may be used (training and validation). Predictors that need dive numbers or judge
-    scores are included if every dive has them.
+    `train` holds all actions whose scores may be used (training and validation). Predictors that need dive numbers or judge
+    scores are included if every action has them.
     """
     true = [d.need("final_score") for d in test]
     known = [*train, *test]

@@ -7,6 +7,7 @@
 
 The environment variable DEEPSPORTS_PLUGINS may name a folder with more of them, as backbones/NAME and methods/NAME.
 There is no other list of backbones and methods: the command line, the README tables and the tests use this module.
+Tasks are files of training/tasks, data sets files of data_preparation/datasets; the folder may have more of both, too.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ class BackboneFlags:
     """Base class of a backbone's flags.
 
     `reads` is the input: "video" frames, or vectors of a "features" file. `offers` lists what a method may require
-    (MethodFlags.needs). `TINY` holds flags of a small network for the tests. Of a backbone that offers "stages", the maps between
-    stem and tail have `stem_channels` channels, and one position for `stem_stride` x `stem_stride` pixels.
+    (MethodFlags.needs). `any_size` says that the input need not be square (--spatial_width). `TINY` holds flags of a small
+    network for the tests. Of a backbone that offers "stages", the maps between stem and tail have `stem_channels` channels, and
+    one position for `stem_stride` x `stem_stride` pixels.
     """
 
     reads: ClassVar[str] = "video"
     offers: ClassVar[frozenset[str]] = frozenset({"vectors"})
+    any_size: ClassVar[bool] = False
     stem_channels: ClassVar[int] = 0
     stem_stride: ClassVar[int] = 0
     TINY: ClassVar[Sequence[str]] = ()

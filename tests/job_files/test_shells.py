@@ -19,6 +19,7 @@ SCRIPTS = [
     "job_files/quickstart.sh",
     "job_files/setup.sh",
     "job_files/results_table.sh",
+    "job_files/aiconnect.sh",
     "job_files/quickstart_config.sh",
     "job_files/small_cpu_config.sh",
     "model_train_config.sh",

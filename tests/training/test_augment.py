@@ -15,6 +15,7 @@ from torchvision.transforms import functional
 from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
 from tests.small import config_of
+from training.backbones import build_backbone
 from training.config import TrainConfig
 from training.data.augment import OPERATIONS, change_colours, randaugment
 from training.data.batch import Batch
@@ -92,8 +93,22 @@ def test_clips_are_those_of_any_ranks_and_of_a_resume_and_repeats_are_drawn_anew
 def test_flags_that_do_nothing_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="leave --flip out"):
         config_of(flip=True, data_aug=True)
+    with pytest.raises(UserError, match="needs a square input: leave --spatial_width out"):
+        config_of(spatial_width=64)
+    with pytest.raises(UserError, match="crops are square"):
+        config_of("tsm", spatial_width=64, data_aug=True)
     with pytest.raises(UserError, match="reads no frames"):
         config_of("features", features=str(tmp_path / "f.npz"), augment="randaugment")
+
+
+def test_whole_frames_need_not_be_square():
+    config = config_of("tsm", resnet_depth="18", resnet_width=8, spatial_size=32, spatial_width=53, frame_num=2)
+    clip = data_for(config).source.read(data_for(config).plan(0, 0).sample.clips["clip"])
+    assert clip.shape == (2, 3, 32, 53)
+    network = build_backbone(config).eval()
+    assert network.example(config, 2).shape == (2, 3, 2, 32, 53)
+    with torch.no_grad():
+        assert network(network.example(config, 2)).shape == (2, 2, 64)
 
 
 def test_two_of_nine_operations_are_drawn_for_a_clip_and_rotation_goes_to_both_sides():

@@ -203,7 +203,7 @@ def test_expected_memory_is_what_a_step_keeps(tmp_path: Path):
 def test_a_non_finite_loss_names_ranks_and_dives(tmp_path: Path):
     engine = engine_of(tmp_path)
     engine.ranks = Ranks(0, 4)
-    assert "rank 2: dives 01/005)" in engine._non_finite_loss_text(NonFiniteLoss(float("nan"), [5]), torch.arange(8))
+    assert "rank 2: actions 01/005)" in engine._non_finite_loss_text(NonFiniteLoss(float("nan"), [5]), torch.arange(8))
     assert non_finite_rows({"a": torch.tensor([1.0, torch.inf]), "n": torch.tensor([1, 2])}) == [1]
 
 

@@ -519,7 +519,7 @@ def test_a_non_finite_loss_stops_before_the_optimizer(train, tmp_path: Path):
     done = train("--learning_rate", 1e30, "--optimizer", "SGD", "--epochs", 3, check=False)
     assert done.returncode == 2
     assert "the loss became" in done.stderr
-    assert "dives 0" in done.stderr
+    assert "actions 0" in done.stderr
 
 
 def test_gpus_that_cuda_does_not_see_are_an_error(train):

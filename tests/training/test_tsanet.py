@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from data_preparation.actions import Action
+from data_preparation.actions import DIVING, Action
 from data_preparation.boxes import Boxes, boxes_file, in_sequence, write_boxes
 from data_preparation.common.errors import UserError
 from tests.conftest import SHARED
@@ -30,7 +30,7 @@ from training.data.sources import FrameSource
 from training.data.transforms import apply_view
 from training.engine.step import Step
 from training.methods import build_method
-from training.methods.tsanet.method import TubeClassifier
+from training.methods.tsanet.method import TubeClassifier, _boxes_in
 from training.methods.tsanet.tube import TubeAttention, released_cells, touched_cells
 from training.model import ScoringModel
 from training.rows import MaskedBatchNorm, set_batch_norm, update_running_statistics
@@ -373,3 +373,36 @@ def test_actions_without_boxes_are_refused_by_name(tmp_path: Path):
     assert label_faults(actions, plain) == []
     with pytest.raises(UserError, match="--method tsanet needs stages"):
         config_of("timesformer", "tsanet")
+
+
+def test_scores_are_predicted_as_usdl_does(tmp_path: Path):
+    """A step with boxes in windows of 16 frames; the task of the run is that of the flag."""
+    corners = np.array([[[8, 8], [40, 8], [40, 60], [8, 60]]] * 20, float)
+    write_boxes(boxes_file(tmp_path, "a"), Boxes(np.arange(1, 21), corners, 64, 64))
+    config = config_of(
+        "i3d", "tsanet", window_layout="full", frame_num=18, spatial_size=28, boxes=str(tmp_path), predicts="score", batch_size=2,
+    )  # fmt: skip
+    assert (config.task, flags_of().task) == ("score", "label")
+    action = Action("a", 1, 1, 20, final_score=80.0, rules=DIVING)
+    method = build_method(config, 32, DataFacts((), {"": DIVING}))
+    method.add_attention(16)
+    model = ScoringModel(Stages(16, 32), method, trains_batch_norm=True)
+    set_batch_norm(model, group=2, together=False)
+    sample = method.sample(action, Plan(action, FrameSource(config), [action], 0, 0, True))
+    assert sample.given["tube"].shape == (18, 2, 2)
+    assert sample.given["tube"].any()
+    given, labels = (
+        {name: torch.as_tensor(np.stack([value] * 2)) for name, value in part.items()}
+        for part in (sample.given, sample.labels)
+    )
+    batch = Batch({"clip": torch.randn(2, 3, 18, 28, 28)}, given, labels, torch.arange(2))
+    found = Step(model.train(), config, Ranks(), CPU)(batch, 1e-3, 0)
+    assert found["loss"] > 0
+    scores = method.predict(model.eval()(batch), given)["score"]
+    assert scores.shape == (2,)
+    assert ((scores >= 0) & (scores <= DIVING.high)).all()
+    # a run resumes only with the same boxes
+    before = method.record([action])
+    write_boxes(boxes_file(tmp_path, "a"), Boxes(np.arange(1, 21), corners + 1, 64, 64))
+    _boxes_in.cache_clear()
+    assert method.record([action]) != before

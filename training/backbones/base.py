@@ -59,7 +59,7 @@ class Backbone(nn.Module):
 
     def example(self, config: TrainConfig, clips: int) -> torch.Tensor:
         """An input of `forward` filled with zeros, used to estimate cost and memory."""
-        return torch.zeros(clips, 3, config.frame_num, config.spatial_size, config.spatial_size)
+        return torch.zeros(clips, 3, config.frame_num, *config.input_size)
 
     def is_trainable(self, name: str) -> bool:
         """Whether to train the parameter `name`, unless --freeze freezes the whole backbone."""

@@ -143,4 +143,4 @@ def label_faults(actions: Sequence[Action], method: Planner) -> list[str]:
             method.labels(action)
         except UserError as error:
             faults[str(error)] = None
-    return list(faults)[:10] + ([f"and {len(faults) - 10} more dives"] if len(faults) > 10 else [])
+    return list(faults)[:10] + ([f"and {len(faults) - 10} more actions"] if len(faults) > 10 else [])

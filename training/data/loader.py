@@ -20,7 +20,7 @@ from training.data.workers import CONTEXT, hidden_main_module, init_worker, star
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
 
-# dives per batch and rank: without a graph, eight clips need about the memory of one clip in training
+# actions per batch and rank: without a graph, eight clips need about the memory of one clip in training
 EVALUATION_BATCH = 8
 
 # if workers cannot be started, the destructor of the incomplete iterator would fail without this attribute
@@ -139,10 +139,10 @@ def batches_of(
 def evaluation_batches(
     dataset: ActionDataset, config: TrainConfig, ranks: Ranks, device: torch.device
 ) -> Generator[Batch | None]:
-    """Batches that together hold each dive exactly once over all ranks, without padding. Every rank yields equally often:
+    """Batches that together hold each action exactly once over all ranks, without padding. Every rank yields equally often:
     None when only other ranks have a batch left.
 
-    Which dives share a batch does not depend on the number of ranks: batches are formed first, then dealt to the ranks.
+    Which actions share a batch does not depend on the number of ranks: batches are formed first, then dealt to the ranks.
     """
     size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
     batches = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 
@@ -57,12 +58,12 @@ def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated
 def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated: int, tensors: int) -> int:
     """Bytes of shared memory of one rank: its workers share each tensor of a batch in a segment of its own.
 
-    `training` and `evaluated` are numbers of dives, `tensors` the number of tensors per sample.
+    `training` and `evaluated` are numbers of actions, `tensors` the number of tensors per sample.
     """
     if not config.loader_workers:
         return 0
     clips, batches = _largest_load(config, world_size, training, evaluated)
-    clip = config.frame_num * 3 * config.spatial_size**2  # uint8
+    clip = config.frame_num * 3 * math.prod(config.input_size)  # uint8
     return batches * (-(-clips * clip // _PAGE) + tensors - 1) * _PAGE
 
 

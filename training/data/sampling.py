@@ -1,4 +1,4 @@
-"""Choice of a clip's frames, and the order of dives in an epoch (pure functions)."""
+"""Choice of a clip's frames, and the order of actions in an epoch (pure functions)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DENSE_FRAMES = 64  # frames that a clip of method "dense" spans (TSM)
 
 
 def needed_frames(start: int, end: int, count: int, method: str) -> tuple[int, int]:
-    """First and last frame that must exist for the clips of a dive. Frames after `end` are used only if they exist."""
+    """First and last frame that must exist for the clips of an action. Frames after `end` are used only if they exist."""
     if method not in END_ALIGNED:
         return start, end
     window = count if method == "end_aligned" else END_WINDOW
@@ -35,7 +35,7 @@ def clip_frames(
         spaced_varied_new   a frame at a random offset of its own in each bin
         random              a sorted sample without replacement
         end_aligned         the `count` frames up to `end`, shifted at random by -3 to 3 frames (C3D-AVG), but not past the
-                            `frames_after` frames that follow `end` on disk. In a dive shorter than `count` it begins
+                            `frames_after` frames that follow `end` on disk. In an action shorter than `count` it begins
                             before `start`; before the start of the video it repeats frame 1.
         end_aligned_spaced  `count` frames at equal distances in the 103 frames up to `end`, shifted in the same way (MSCADC: 16
                             frames, each 6.5 frames after the one before)
@@ -61,7 +61,7 @@ def clip_frames(
         return start + (max(first, 0) + np.arange(count) * max(DENSE_FRAMES // count, 1)) % n
     if method == "random" and rng is not None:
         if n < count:
-            raise ValueError(f"the dive has {n} frames and --frame_method random needs {count} different ones")
+            raise ValueError(f"the action has {n} frames and --frame_method random needs {count} different ones")
         return start + np.sort(rng.choice(n, size=count, replace=False))
     bins = np.arange(count)
     if method == "spaced_fixed":

@@ -93,9 +93,7 @@ class FrameSource:
         try:
             frames = clip_frames(action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after)
         except ValueError as error:
-            raise UserError(
-                f"dive {action.name}: {error}; choose another --frame_method or fewer --frame_num"
-            ) from None
+            raise UserError(f"{action.title}: {error}; choose another --frame_method or fewer --frame_num") from None
         return self.plan_frames(action, tuple(frames.tolist()), rng)
 
     def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
@@ -103,7 +101,7 @@ class FrameSource:
         if c.data_aug:
             view = crop_view(c.spatial_size, rng, c.geometry)
         else:
-            view = squash_view(c.spatial_size, rng if c.flip else None)
+            view = squash_view(c.input_size, rng if c.flip else None)
         clip = ClipSpec(action, frames, view)
         # drawn last: frames and crops are those of a training without it
         return clip if rng is None or c.augment == "none" else randaugment(clip, rng)
@@ -182,7 +180,7 @@ def _video_faults(actions: Sequence[Action], config: TrainConfig) -> tuple[list[
     short = [a.name for a in actions if config.frame_method == "random" and a.frame_count < config.frame_num]
     if short:
         faults.append(
-            f"video {video} has {len(short)} dives of fewer than {config.frame_num} frames ({short[0]}, ...), too few for --frame_method random: give a smaller --frame_num or another --frame_method"
+            f"video {video} has {len(short)} actions of fewer than {config.frame_num} frames ({short[0]}, ...), too few for --frame_method random: give a smaller --frame_num or another --frame_method"
         )
     try:
         reader = open_frames(config.root_dir, video)
@@ -191,11 +189,11 @@ def _video_faults(actions: Sequence[Action], config: TrainConfig) -> tuple[list[
     if lacking := [a.name for a in actions if not _has_frames(a, config, reader.numbers)]:
         listed = ", ".join(lacking[:3]) + (", ..." if len(lacking) > 3 else "")
         faults.append(
-            f"video {video} lacks frames of {len(lacking)} dives ({listed}) for --frame_method {config.frame_method}: run python -m data_preparation.extract --videos {video}"
+            f"video {video} lacks frames of {len(lacking)} actions ({listed}) for --frame_method {config.frame_method}: run python -m data_preparation.extract --videos {video}"
         )
     return faults, reader.loose is not None and reader.loose.from_zero
 
 
-def _has_frames(dive: Action, config: TrainConfig, on_disk: np.ndarray) -> bool:
-    first, last = needed_frames(dive.start_frame, dive.end_frame, config.frame_num, config.frame_method)
+def _has_frames(action: Action, config: TrainConfig, on_disk: np.ndarray) -> bool:
+    first, last = needed_frames(action.start_frame, action.end_frame, config.frame_num, config.frame_method)
     return bool(np.isin(np.arange(first, last + 1), on_disk).all())

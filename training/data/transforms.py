@@ -26,9 +26,13 @@ def resize(frames_THWC: np.ndarray, height: int, width: int, nearest: bool = Fal
     return F.interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
 
 
-def squash_view(size: int, rng: np.random.Generator | None = None) -> View:
-    """The whole frame, resized to a square of `size` regardless of its aspect ratio; with `rng` flipped with probability 0.5."""
-    return View((size, size), (0, 0, size, size), flip=rng is not None and bool(rng.random() < 0.5))
+def squash_view(size: int | tuple[int, int], rng: np.random.Generator | None = None) -> View:
+    """The whole frame, resized to a square of `size`, or to (height, width), regardless of its aspect ratio.
+
+    With `rng` it is flipped with probability 0.5.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    return View((height, width), (0, 0, height, width), flip=rng is not None and bool(rng.random() < 0.5))
 
 
 def crop_view(size: int, rng: np.random.Generator | None, geometry: str = "standard") -> View:

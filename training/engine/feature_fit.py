@@ -1,4 +1,4 @@
-"""Training without gradient steps, for methods that are fitted once to the features of all training dives
+"""Training without gradient steps, for methods that are fitted once to the features of all training actions
 (Method.fits_features).
 
 The run folder looks as it does after one epoch of Engine, so evaluation, status and comparison treat both alike.
@@ -55,12 +55,12 @@ class FeatureFit(Trainer):
         log.info("This method has no gradient steps: the flags of epochs, optimizer, loss and averages are not used")
         predictor = Predictor(self.config, self.ranks, self.device, between_batches=self.stop_if_requested)
         train_rows, val_rows = (predictor.predict(self.model, data) for data in (train_data, val_data))
-        log.info("Features of %d dives: %.1f s", len(train_data) + len(val_data), time.perf_counter() - started)
+        log.info("Features of %d actions: %.1f s", len(train_data) + len(val_data), time.perf_counter() - started)
         for rows, data in ((train_rows, train_data), (val_rows, val_data)):
             if non_finite := non_finite_rows(rows.outputs):
                 names = ", ".join(data.actions[row].name for row in non_finite[:10])
                 raise UserError(
-                    f"the features of {len(non_finite)} dives are not finite ({names}): give --precision fp32, or choose another --input_scale"
+                    f"the features of {len(non_finite)} actions are not finite ({names}): give --precision fp32, or choose another --input_scale"
                 )
 
         method = self.model.method

@@ -146,14 +146,14 @@ class Engine(Trainer):
         return bool(patience and position.best_epoch and position.epoch - position.best_epoch >= patience)
 
     def _non_finite_loss_text(self, error: NonFiniteLoss, own_indices: torch.Tensor) -> str:
-        """The message about a loss that is not finite, with the ranks and dives whose outputs are not."""
+        """The message about a loss that is not finite, with the ranks and actions whose outputs are not."""
         indices = torch.cat(collectives.gather_objects(own_indices))  # (B,) of the global batch
         rows_per_rank = len(indices) // self.ranks.world_size
         names_of_rank: dict[int, list[str]] = {}
         for row in error.rows or range(len(indices)):
             name = self.train_data.actions[int(indices[row])].name
             names_of_rank.setdefault(row // rows_per_rank, []).append(name)
-        where = "; ".join(f"rank {rank}: dives {', '.join(names)}" for rank, names in names_of_rank.items())
+        where = "; ".join(f"rank {rank}: actions {', '.join(names)}" for rank, names in names_of_rank.items())
         return f"the loss became {error.loss} at step {self.position.global_step + 1}, before the weights were updated ({where}): lower --learning_rate, set --clip_grad 1, or give --precision fp32"
 
     # ------------------------------------------------------------------------------------- stopping and resuming

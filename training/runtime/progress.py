@@ -36,7 +36,7 @@ class Meter:
         return {"data_s": self.data_s / self.steps, "step_s": self.step_s / self.steps}
 
     def throughput(self, batch_size: int) -> dict[str, float]:
-        """Fields of RunProgress: seconds per step, dives per second over all ranks, fraction of the time that waited for data."""
+        """Fields of RunProgress: seconds per step, actions per second over all ranks, fraction of the time that waited for data."""
         total = self.data_s + self.step_s
         return {
             "seconds_per_step": total / self.steps,

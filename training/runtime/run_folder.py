@@ -3,7 +3,7 @@
 runs/<name>/
     config.json         the resolved flags
     environment.json    code revision, package versions, host
-    splits.json         the training, validation and test dives
+    splits.json         the training, validation and test actions
     metrics.jsonl       a line for each logged step ("type": "step") and each epoch ("type": "epoch")
     progress.json       where the run is now (launch.status and Slurm's job comment read it)
     checkpoints/        epoch-0003-step-00000120.pt (3 epochs done, 120 steps), the last --keep_checkpoints of them; best.pt
@@ -260,7 +260,7 @@ class RunFolder:
         return f"another training is running in {self.path}: wait for it, or give another --run_name"
 
     def check_splits(self, splits: dict[str, Any]) -> None:
-        """Check that the run was trained on these dives, with these labels; `splits` is the content of splits.json.
+        """Check that the run was trained on these actions, with these labels; `splits` is the content of splits.json.
 
         Raises:
             UserError: it was not, or splits.json is missing.
@@ -268,7 +268,7 @@ class RunFolder:
         known = read_json(self.splits_file)
         if known is None:
             raise UserError(
-                f"{self.splits_file} is missing: restore it from a copy, because it lists the dives that the run was trained on"
+                f"{self.splits_file} is missing: restore it from a copy, because it lists the actions that the run was trained on"
             )
         if known != json.loads(json.dumps(splits)):
             raise UserError(

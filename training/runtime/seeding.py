@@ -1,4 +1,4 @@
-"""Seeds derived from what a random number is for: (seed, purpose, epoch or step, dive), and never from earlier random numbers."""
+"""Seeds derived from what a random number is for: (seed, purpose, epoch or step, action), and never from earlier random numbers."""
 
 from __future__ import annotations
 

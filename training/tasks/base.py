@@ -182,12 +182,10 @@ def comparison_lines(
 def origin_text(summary: Mapping[str, Any]) -> str:
     """What predicted, according to summary.json: the checkpoint of a run, or several runs."""
     checkpoint = summary["checkpoint"]
-    members = checkpoint.get("members")  # of training.combine
-    return (
-        f"mean of {members} run{'s' if members > 1 else ''}"
-        if members
-        else f"checkpoint of epoch {checkpoint['epoch']}"
-    )
+    members, rules = checkpoint.get("members"), checkpoint.get("rules", ())  # of training.combine
+    if not members:
+        return f"checkpoint of epoch {checkpoint['epoch']}"
+    return f"mean of {members} run{'s' if members > 1 else ''}" + (f", then rules: {', '.join(rules)}" if rules else "")
 
 
 def number_text(value: float | None) -> str:

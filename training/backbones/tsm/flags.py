@@ -13,6 +13,7 @@ BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 6, 3), "101": (3,
 
 @dataclass(frozen=True)
 class Flags(BackboneFlags):
+    any_size: ClassVar[bool] = True
     offers: ClassVar[frozenset[str]] = frozenset({"vectors", "tokens", "maps", "volume"})
     # a large epsilon, because the last maps of so small a frame have one pixel
     TINY: ClassVar[tuple[str, ...]] = (

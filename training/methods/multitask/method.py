@@ -68,7 +68,7 @@ class Multitask(Method):
     def labels(self, dive: Action) -> Arrays:
         if missing := [name for name in ATTRIBUTE_CLASSES if getattr(dive, name) is None]:
             raise UserError(
-                f"dive {dive.name} has no {', '.join(missing)}, which --method multitask requires: add them to the annotations, or choose another --method"
+                f"{dive.title} has no {', '.join(missing)}, which --method multitask requires: add them to the annotations, or choose another --method"
             )
         classes = {name: np.array(getattr(dive, name), np.int64) for name in ATTRIBUTE_CLASSES}
         caption = {} if self.words is None else {"caption": self._encoded(dive).numpy()}
@@ -87,11 +87,11 @@ class Multitask(Method):
         caption = getattr(dive, "caption", None)
         if not caption:
             raise UserError(
-                f"dive {dive.name} has no caption: give captions for every dive, or give --captions_path none and --vocabulary_path none"
+                f"{dive.title} has no caption: give captions for every dive, or give --captions_path none and --vocabulary_path none"
             )
         if unknown := sorted(set(caption) - set(self._numbers)):
             raise UserError(
-                f"dive {dive.name}: the vocabulary lacks words of the caption ({', '.join(unknown[:5])}): give the vocabulary of these captions"
+                f"{dive.title}: the vocabulary lacks words of the caption ({', '.join(unknown[:5])}): give the vocabulary of these captions"
             )
         return encode_caption([self._numbers[word] for word in caption], CAPTION_LENGTH)
 

@@ -1,7 +1,7 @@
 """Support vector regression on frozen features, the classical baseline (C3D-SVR): "Learning to Score Olympic Events" (Parmar
 and Morris, CVPRW 2017), with scikit-learn's SVR.
 
-The features of a clip are averaged over its windows and standardised. An SVR is fitted to the training dives for every
+The features of a clip are averaged over its windows and standardised. An SVR is fitted to the training actions for every
 combination of KERNELS, COSTS and EPSILONS; the one with the highest validation Spearman is selected.
 
 Where actions have no difficulty, or kinds with different ranges of scores, the target is the final score mapped to 0 to 100 by
