@@ -94,6 +94,8 @@ class DataSet:
         """
         folds = [key for key in self.splits if key.startswith("fold")]
         wanted = f"fold{fold}" if name == "official" and folds else name
+        if name == "official" and not folds and fold != 1:
+            raise UserError(f"the lists of the data set have no folds: leave out --fold {fold}")
         if wanted not in self.splits:
             text = f"--fold {fold}" if wanted.startswith("fold") else f"--split {name}"
             raise UserError(f"the data set has no split for {text}: it has {', '.join(self.splits) or 'none'}")

@@ -16,9 +16,11 @@ from data_preparation import datasets
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import write_atomic
 from data_preparation.datasets import AnnotationFiles
+from data_preparation.loose_frames import frame_files
 from data_preparation.pickles import load_pickle
 from tests.data_preparation.layouts_scores import drawn_unlv_dive, write_jigsaws, write_unlv_dive
 from training.runtime.run_folder import read_json
+from training.tasks.score import ScoreTask
 
 TABLE = "video,start_frame,end_frame,{}\n"
 
@@ -133,3 +135,56 @@ def test_a_pipe_is_not_replaced(tmp_path: Path):
     with pytest.raises(UserError, match="not a regular file"):
         write_atomic(tmp_path / "pipe", b"")
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "words"),
+    [
+        ("final_score,judge_scores", "1,nan 1", "write finite numbers of 0 or more"),
+        ("final_score,judge_scores", "1,-1 1", "write finite numbers of 0 or more"),
+        ("final_score,low,high", "1,-inf,inf", "write a finite number"),
+        ("final_score,low,high", "1,nan,2", "write a finite number"),
+        ("label", "-1", "labels count from 0"),
+    ],
+)
+def test_impossible_values_of_tables(tmp_path: Path, columns: str, cells: str, words: str):
+    (tmp_path / "a.csv").write_text(TABLE.format(columns) + f"1,1,9,{cells}\n")
+    assert words in faults_of("table", tmp_path / "a.csv")
+
+
+def test_true_is_not_a_number(tmp_path: Path):
+    (tmp_path / "a.json").write_text(json.dumps([{"video": 1, "start_frame": True, "end_frame": 9, "final_score": 1}]))
+    assert "true and false are not numbers" in faults_of("table", tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        ("a 0 9 0\nb 0 9 1\n", "a 5 9 0\nc 0 9 1\n", "have frames of a clip of the other list"),
+        ("a 0 9 0\na 0 8 0\nb 0 9 1\n", "c 0 9 1\n", "different numbers of frames"),
+        ("a 0 9 0\nb 0 9 1\n", "a 9 9 0\nc 0 9 1\n", ""),
+    ],
+)
+def test_clips_of_both_lists_share_no_frames(tmp_path: Path, train: str, test: str, words: str):
+    (tmp_path / "train.txt").write_text(train)
+    (tmp_path / "test.txt").write_text(test)
+    found = faults_of("clips", tmp_path)
+    assert words in found if words else not found
+
+
+def test_lists_without_folds_have_no_second_fold(tmp_path: Path):
+    data = datasets.DataSet({}, {"official": datasets.Split((), ())})
+    with pytest.raises(UserError, match="leave out --fold 2"):
+        data.split("official", 2)
+
+
+def test_a_frame_number_of_many_digits(tmp_path: Path):
+    (tmp_path / "99999999999999999999.jpg").touch()
+    with pytest.raises(UserError, match="too many digits"):
+        frame_files(tmp_path)
+
+
+@pytest.mark.parametrize("score", ["1e308", "-1e10", "nan"])
+def test_predictions_of_impossible_size(score: str):
+    with pytest.raises(ValueError, match="a score is"):
+        ScoreTask().read([{"true_score": "1", "predicted_score": score}])
