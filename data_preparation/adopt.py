@@ -34,7 +34,7 @@ from data_preparation.alignment import Alignment, compare_with_video
 from data_preparation.archive import FrameReader, decode_grey, write_archive
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import sha256
+from data_preparation.common.files import reporting_write_errors, sha256
 from data_preparation.common.limits import limit_error_text
 from data_preparation.common.workers import WORKER_KILLED, check_workers, init_worker, kill_workers
 from data_preparation.decoding import Decoder, request_frames, to_jpeg
@@ -43,7 +43,7 @@ from data_preparation.frame_numbers import VideoScan, scan_video
 from data_preparation.layout import DatasetLayout, archive_file, dataset_layout
 from data_preparation.loose_frames import FrameFiles, LooseFrames, combine
 from data_preparation.many_videos import MAX_LINES, grouped_lines
-from data_preparation.shards import ShardConfig
+from data_preparation.shards import ShardConfig, command_text
 from data_preparation.similar_files import IMAGE_SUFFIXES, names_in
 
 _SAMPLES = 12  # pictures of a video that are compared with the source video
@@ -365,6 +365,9 @@ def places(config: AdoptConfig) -> tuple[DatasetLayout | None, Path, Path, Path]
     """
     layout = None
     if config.source is None or config.output is None or config.dataset is not None or config.clip_end is not None:
+        if config.dataset is not None and config.source is not None and config.source.is_dir():
+            with reporting_write_errors(config.dataset):
+                config.dataset.mkdir(parents=True, exist_ok=True)
         layout = dataset_layout(config.dataset)
     source = config.source or (layout.frames if layout else Path())
     output = config.output or (layout.frames if layout else Path())
@@ -398,7 +401,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"{len(done)} of {len(chosen)} videos are packed in {output / inside}, {frames} frames")
     if faults := [line for outcome in outcomes.values() if isinstance(outcome, str) for line in outcome.splitlines()]:
         raise UserError.of(faults)
-    print("Check them: python -m data_preparation.verify --sheets sheets")
+    checked = ShardConfig(config.dataset, annotation_path=config.annotation_path, dataset_kind=config.dataset_kind)
+    print(f"Check them: {command_text('verify', checked, '--sheets', 'sheets')}")
     return 0
 
 

@@ -6,7 +6,7 @@ Pure functions of float64 arrays; scores are in points.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -115,14 +115,17 @@ def predicted_range(predicted: Scores) -> float:
     return float(np.ptp(np.asarray(predicted, np.float64)))
 
 
-def constant_prediction_warning(value_range: float | None) -> str | None:
-    """Return a warning if all predictions are the same according to `predicted_range`, else None.
+def constant_prediction_warning(ranges: Mapping[str, float | None]) -> str | None:
+    """Return a warning if all predictions of a kind are the same, else None.
 
-    Results of earlier versions have no `predicted_range` (None): no warning.
+    `ranges` has the `predicted_range` of each kind; of the kind "" if there is only one. Results of earlier versions have
+    none (None): no warning.
     """
-    if value_range is None or value_range >= _CONSTANT_RANGE:
+    constant = [kind for kind, width in ranges.items() if width is not None and width < _CONSTANT_RANGE]
+    if not constant:
         return None
-    return f"all predicted scores are the same to {_CONSTANT_RANGE:g} points: the model does not distinguish the actions (train longer, raise --learning_rate, or give --loss_spcoef_weight)"
+    of = f" of {', '.join(constant)}" if any(constant) else ""
+    return f"all predicted scores{of} are the same to {_CONSTANT_RANGE:g} points: the model does not distinguish the actions (train longer, or raise --learning_rate)"
 
 
 def _resamples(sizes: Sequence[int], seed: int) -> np.ndarray:
@@ -193,7 +196,8 @@ def _position_name(dive: Action) -> str:
 
 def group_metrics(predicted: Scores, actions: Sequence[Action]) -> dict[str, dict[str, dict[str, float]]]:
     """Metrics per event (group or video), difficulty band and, if all actions have one, position: grouping -> group -> metrics.
-    Events of one action each, such as clips, are left out.
+    Events of one action each, such as clips, are left out. With several kinds, whose points are not comparable, a group has
+    the actions of one kind and is named "kind: group".
 
     Metrics: number of actions ("dives"), Spearman, MAE and bias (mean of predicted minus true), in points.
     """
@@ -204,11 +208,12 @@ def group_metrics(predicted: Scores, actions: Sequence[Action]) -> dict[str, dic
         groupings["difficulty"] = lambda d: difficulty_band(d.need("difficulty"))
     if all(has_field(d, "position") for d in actions):
         groupings["position"] = _position_name
+    several_kinds = len({d.kind for d in actions}) > 1
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, of in groupings.items():
         rows: dict[str, list[int]] = {}
         for i, action in enumerate(actions):
-            rows.setdefault(of(action), []).append(i)
+            rows.setdefault(f"{action.kind}: {of(action)}" if several_kinds else of(action), []).append(i)
         result[name] = {}
         for group in sorted(rows):
             p = np.array([predicted[i] for i in rows[group]], np.float64)

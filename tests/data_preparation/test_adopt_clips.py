@@ -147,6 +147,8 @@ def test_odd_files_are_named_once(tmp_path: Path):
     done = run_main(ADOPT, *flags)
     assert "01: warning: 2 numbers are missing between its files, the first is img_00003.jpg" in done.stdout
     assert "1 more pictures, which are not packed, such as cover.jpg" in done.stdout
+    new = run_main(ADOPT, *flags[:2], "--dataset", tmp_path / "new", "--dataset_kind", "table", "--workers", 1)
+    assert f"verify --dataset {tmp_path / 'new'} --dataset_kind table --sheets sheets" in new.stdout
     picture(tmp_path / "in" / "video 2" / "1.jpg", 0)
     (tmp_path / "in" / "03.mp4").write_bytes(b"")
     picture(tmp_path / "in" / "03" / "1.jpg", 0)

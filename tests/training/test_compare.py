@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,9 @@ def test_the_table_of_two_runs(tmp_path: Path):
 
 def test_runs_of_other_dives_are_refused(tmp_path: Path):
     a, b = write_run(tmp_path / "a", noisy(9)), write_run(tmp_path / "b", noisy(9)[:150], DIVES[:150])
+    constant = run_main("training.compare", a, write_run(tmp_path / "same", 0 * noisy(9))).stdout
+    assert "Spearman of same is undefined: all predicted (or all true) scores are equal." in constant
+    assert "nan" not in constant
     for arguments, words in (
         ([a, b], "tested on 200 actions and b on 150, 150 of them in common"),
         ([a, tmp_path / "none"], "has no predictions.csv"),
@@ -76,6 +80,8 @@ def test_groups():
     assert list(groups["event"]) == ["01", "02", "03"]
     assert all(sum(g["dives"] for g in grouping.values()) == 200 for grouping in groups.values())
     assert np.average([g["bias"] for g in groups["event"].values()], weights=[67, 67, 66]) == pytest.approx(2, abs=1)
+    mixed = group_metrics(list(noisy(5)), [replace(d, kind=f"k{d.number % 2}") for d in DIVES])
+    assert list(mixed["event"]) == ["k0: 01", "k0: 02", "k0: 03", "k1: 01", "k1: 02", "k1: 03"]
     assert [difficulty_band(d) for d in (1.5, 2.9, 3.0, 3.45, 4.1)] == [
         "1.5 to 1.9", "2.5 to 2.9", "3.0 to 3.4", "3.0 to 3.4", "4.0 to 4.4",
     ]  # fmt: skip

@@ -191,6 +191,8 @@ def test_baselines_of_the_official_split(shared):
 
 
 def test_constant_predictions_give_a_warning():
-    assert "all predicted scores are the same" in constant_prediction_warning(predicted_range([61.2, 61.2001, 61.2]))
-    assert constant_prediction_warning(predicted_range([61.2, 61.3, 61.2])) is None
-    assert constant_prediction_warning(None) is None  # a result of an earlier version
+    same, other = predicted_range([61.2, 61.2001, 61.2]), predicted_range([61.2, 61.3, 61.2])
+    assert "all predicted scores are the same" in constant_prediction_warning({"": same})
+    assert constant_prediction_warning({"": other}) is None
+    assert constant_prediction_warning({"": None}) is None  # a result of an earlier version
+    assert "all predicted scores of vault are the same" in constant_prediction_warning({"ski": other, "vault": same})

@@ -60,6 +60,13 @@ def load_splits(config: TrainConfig) -> Splits:
         raise UserError(
             f"--batch_size {config.batch_size} is more than the {len(splits.train)} training actions: give {len(splits.train)} or less"
         )
+    if (
+        config.evaluate
+        and not splits.test
+        and config.split != "event"
+        and not data.split(config.split, config.fold).test
+    ):
+        raise UserError("the data set has no test list: give --split event, a test list, or --evaluate False")
     if config.evaluate and not splits.test:
         raise UserError(
             f"{config.test_list} has no action of the videos {' '.join(config.videos)}: use more videos, or give --evaluate False"

@@ -137,14 +137,15 @@ def validation_metrics(model: ScoringModel, task: Task, rows: Rows, actions: Seq
         raise UserError(
             "the model's validation predictions or their loss are not finite: lower --learning_rate, set --clip_grad 1, or give --precision fp32"
         )
-    if warning := task.warning(predicted):
-        log.warning("Validation: %s", warning)
+    truth = task.truth(actions)
+    if warning := task.warning(predicted, truth):
+        log.warning("Validation: %s%s", warning, method.against_constant)
     method_metrics = method.metrics(rows.outputs, rows.labels)
     if method_metrics:
         log.info("Validation: %s", ", ".join(f"{name} {value:.3f}" for name, value in method_metrics.items()))
     metrics = {
         **{"loss" if name == "loss" else f"loss_{name}": value for name, value in losses.items()},
-        **task.validation_metrics(predicted, task.truth(actions), losses),
+        **task.validation_metrics(predicted, truth, losses),
         **method_metrics,
     }
     return {f"val_{name}": value for name, value in metrics.items()}

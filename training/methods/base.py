@@ -36,6 +36,8 @@ class Method(nn.Module):
     freezes_backbone: bool = False
     # train by one call of `fit` on the features of all actions, without gradient steps
     fits_features: bool = False
+    # what else may help if all predictions are the same, the end of a warning
+    against_constant: str = ""
 
     def observe(self, train_actions: Sequence[Action]) -> None:
         """Compute buffers from the training actions, such as the edges of groups. Called once, before the optimizer is built.

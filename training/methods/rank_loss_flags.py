@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from data_preparation.common.command_line import flag
 from training.plugins import MethodFlags
 
+RANK_LOSS_ADVICE = "; --loss_spcoef_weight also helps"  # if all predictions are the same
+
 
 @dataclass(frozen=True)
 class RankLossFlags(MethodFlags):

@@ -97,7 +97,7 @@ class Task(ABC):
         """The metrics of a validation, with the one that chooses; `losses` are those of the whole validation set, by name."""
         return self.metrics(predicted, truth)
 
-    def warning(self, predicted: Arrays) -> str | None:
+    def warning(self, predicted: Arrays, truth: Truth) -> str | None:
         """A warning if the predictions are useless, such as all the same, else None."""
         return None
 
@@ -154,15 +154,29 @@ def comparison_lines(
     a: Predictions, b: Predictions, differences: Sequence[Difference], metric: Metric, better: float
 ) -> list[str]:
     """The table of a paired bootstrap of two runs; `better` is the fraction of resamples in which B has the larger `metric`."""
-    return [
+
+    def text(value: float, sign: str = "") -> str:
+        return f"{value:{sign}.4f}" if np.isfinite(value) else "undefined"
+
+    undefined = [
+        f"{metric.name} of {name} is undefined: {metric.undefined}."
+        for d in differences
+        if d.title == metric.name
+        for name, value in ((a.name, d.a), (b.name, d.b))
+        if not np.isfinite(value)
+    ]
+    lines = [
         f"A = {a.name}, B = {b.name}: {len(a.keys)} test actions, paired bootstrap",
         f"{'':14}{'A':>10}{'B':>10}{'B - A':>10}   95 % interval",
         *(
-            f"{d.title:14}{d.a:10.4f}{d.b:10.4f}{d.b - d.a:+10.4f}   {d.interval[0]:+.4f} to {d.interval[1]:+.4f}"
+            f"{d.title:14}{text(d.a):>10}{text(d.b):>10}{text(d.b - d.a, '+'):>10}   "
+            + (f"{d.interval[0]:+.4f} to {d.interval[1]:+.4f}" if np.isfinite(d.interval).all() else "undefined")
             for d in differences
         ),
-        f"B better ({metric.name}) in {better:.1%} of the resamples",
     ]
+    if undefined:
+        return lines + undefined
+    return [*lines, f"B better ({metric.name}) in {better:.1%} of the resamples"]
 
 
 def origin_text(summary: Mapping[str, Any]) -> str:

@@ -157,7 +157,7 @@ class LabelTask(Task):
         probability_AK = predicted["probability"]
         return confusion_matrix(probability_AK.argmax(axis=1), truth.values, probability_AK.shape[1])
 
-    def warning(self, predicted: Arrays) -> str | None:
+    def warning(self, predicted: Arrays, truth: Truth) -> str | None:
         if len(set(predicted["probability"].argmax(axis=1).tolist())) > 1:
             return None
         return "all actions get the same class: the model does not distinguish them (train longer, raise --learning_rate, or give --balance True)"
@@ -175,7 +175,7 @@ class LabelTask(Task):
                 **self.metrics(predicted, truth),
                 "accuracy_ci95": wilson_interval(int(np.trace(counts)), len(test)),
                 "macro_f1_ci95": _percentiles(resampled),
-                "warning": self.warning(predicted),
+                "warning": self.warning(predicted, truth),
                 "confusion": counts.tolist(),
             },
             "baselines": label_baselines(self.truth(known).values, truth.values, len(classes)),

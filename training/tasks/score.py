@@ -165,8 +165,9 @@ class ScoreTask(Task):
         }
         return _with_means(by_kind)
 
-    def warning(self, predicted: Arrays) -> str | None:
-        return constant_prediction_warning(predicted_range(predicted["score"]))
+    def warning(self, predicted: Arrays, truth: Truth) -> str | None:
+        scores, kinds = predicted["score"], kinds_of(truth) or {"": np.arange(len(truth.values))}
+        return constant_prediction_warning({kind: predicted_range(scores[rows]) for kind, rows in kinds.items()})
 
     def summary(
         self, predicted: Arrays, known: Sequence[Action], test: Sequence[Action], classes: Sequence[str]
@@ -179,7 +180,9 @@ class ScoreTask(Task):
             "test": {
                 "dives": len(test),
                 **self.metrics(predicted, truth),
-                "predicted_range": predicted_range(scores),
+                "predicted_range": max(
+                    predicted_range(scores[rows]) for rows in list(kinds.values()) or [np.arange(len(scores))]
+                ),
                 "spearman_ci95": interval(scores, truth, "spearman"),
                 "r_l2_x100_ci95": interval(scores, truth, "r_l2_x100"),
             },
@@ -189,7 +192,8 @@ class ScoreTask(Task):
 
     def _of_kind(self, predicted: np.ndarray, truth: Truth) -> dict[str, Any]:
         intervals = {f"{key}_ci95": interval(predicted, truth, key) for key in _STATISTICS}
-        return {"dives": len(predicted), **self.metrics({"score": predicted}, truth), **intervals}
+        metrics = self.metrics({"score": predicted}, truth)
+        return {"dives": len(predicted), **metrics, "predicted_range": predicted_range(predicted), **intervals}
 
     def _baselines(self, known: Sequence[Action], test: Sequence[Action]) -> dict[str, dict[str, float]]:
         """training.metrics.baselines; with several kinds, each predicts within a kind, and the metrics are averaged."""
@@ -225,7 +229,8 @@ class ScoreTask(Task):
             lines.append(
                 f"  A Spearman of 1 ({', '.join(perfect)}) counts as {LARGEST_CORRELATION:g} in the Fisher-z mean."
             )
-        if warning := constant_prediction_warning(test.get("predicted_range")):
+        of_kinds = {name: found.get("predicted_range") for name, found in kinds.items()}
+        if warning := constant_prediction_warning(of_kinds or {"": test.get("predicted_range")}):
             lines.append(f"  {warning}")
         if (test["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf):
             lines.append("  Worse than predicting the training mean: the model has not learned yet.")

@@ -35,6 +35,7 @@ from training.losses import mse, soft_spearman
 from training.methods.base import Method
 from training.methods.multitask.context import CAPTION_MAPS, WIDTH, ContextHead, MeanConv3d, caption_vector
 from training.methods.multitask.s2vt import END, S2VT, START, caption_mask, encode_caption
+from training.methods.rank_loss_flags import RANK_LOSS_ADVICE
 from training.rows import full_precision
 
 HIDDEN = 4096
@@ -52,6 +53,8 @@ class Multitask(Method):
     """Predicts score and attributes and, with a vocabulary, captions. Base class of two kinds of heads."""
 
     captioner: S2VT | None
+
+    against_constant = RANK_LOSS_ADVICE
 
     def __init__(self, config: TrainConfig, words: Sequence[str] | None) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from training.data.facts import DataFacts
 from training.data.plan import Arrays
 from training.losses import mse, soft_spearman
 from training.methods.base import Method
+from training.methods.rank_loss_flags import RANK_LOSS_ADVICE
 from training.methods.scale import ScoreScale
 from training.rows import RowDecoderLayer, RowDropout
 
@@ -63,6 +64,8 @@ class TokenDecoder(nn.Module):
 
 class HeadMethod(Method):
     """A head on the features of a clip, trained with a squared error and the rank correlation of the batch."""
+
+    against_constant = RANK_LOSS_ADVICE
 
     def __init__(self, head: nn.Module, config: TrainConfig) -> None:
         super().__init__()
