@@ -269,6 +269,8 @@ def _content_text(raw: Any) -> str:
 
 def _parse_float(value: Any) -> float:
     """A number; the cell '3,4' is 3.4."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are not numbers")
     if not isinstance(value, str):
         return float(value)
     if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", value.strip()):
@@ -300,6 +302,8 @@ def _parse_attribute(value: Any, name: str) -> int:
     words = _ATTRIBUTE_WORDS.get(name, {})
     if isinstance(value, str) and value.lower() in words:
         return words[value.lower()]
+    if isinstance(value, bool) and name == "armstand":
+        return int(value)
     try:
         return _parse_int(value)
     except ValueError:
@@ -445,7 +449,7 @@ def _parse_fields(fields: Mapping[str, Any], columns: Columns) -> tuple[dict[str
             try:
                 values[name] = convert(fields[name])
             except (TypeError, ValueError, OverflowError) as error:
-                faults.append(f"{name} '{fields[name]}' cannot be parsed: {first_line(error)}")
+                faults.append(f"{name} {str(fields[name])!r} cannot be parsed: {first_line(error)}")
     return values, faults
 
 

@@ -100,6 +100,8 @@ def open_video(path: Path) -> av.container.InputContainer:
         raise UserError(f"{path} is a folder: put the video file in its place")
     if not path.exists():
         raise UserError(f"{path} is missing: download it")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file: put the video file in its place")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} is not readable: change its permissions")
     if path.stat().st_size == 0:

@@ -128,6 +128,8 @@ def frame_files(folder: Path) -> FrameFiles | None:
     jpegs = [name for name in names_in(folder) if is_jpeg_file(name)]
     if not jpegs:
         return None
+    if too_long := [name for name in jpegs if re.search(r"[0-9]{16}", name)]:
+        raise UserError(f"{folder / too_long[0]}: its number has too many digits for a frame: remove it, or rename it")
     if all(map(is_frame_file, jpegs)):  # quick: a folder may hold 100,000 frames
         return FrameFiles(folder, FRAME_PATTERN, _array(int(name[:-4]) for name in jpegs))
     found = numberings(jpegs)

@@ -50,7 +50,9 @@ def _npy_array(path: Path) -> np.ndarray:
     try:
         # mapped, so that a header that claims more values than the file has is refused before memory is allocated
         return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError, SyntaxError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header can raise anything, as zipfile and tokenize do
         raise unreadable_file_error(path, "a readable array of numbers", first_line(error), {"npy"}) from None
 
 

@@ -24,6 +24,7 @@ from data_preparation.identity import Identity, TrainedOn, identities, source_ha
 _PATH = "Annotation file, or the folder of the released files, of the {} data set."
 _LIST = "{} list of the {} data set, if its format has lists."
 _FRAMES = "Frame archives of the {} data set (whole_videos_frames): also compares the SHA-256 of the source videos."
+_LIST_FLAGS = "--train_path and --test_path, or --other_train_path and --other_test_path"
 _KIND = "Format of the {} data set (data_preparation/datasets)."
 
 
@@ -62,6 +63,12 @@ def parts_of(data: DataSet) -> dict[str, Sequence[ActionKey]]:
 
 
 def _read(kind: str, files: AnnotationFiles, frames: Path | None) -> tuple[DataSet, dict[ActionKey, Identity]]:
+    if frames is not None and not frames.is_dir():
+        raise UserError(f"{frames} is not a folder: give the folder of the frame archives (whole_videos_frames)")
+    if datasets.reads_lists(kind) and (files.train is None or files.test is None):
+        raise UserError(
+            f"the lists of {files.annotations} are missing, so nothing is known of its parts: give the train and the test list ({_LIST_FLAGS})"
+        )
     data = datasets.load(kind, files)
     actions: list[Action] = list(data.actions.values())
     return data, identities(actions, source_hashes(frames, [a.video for a in actions]) if frames else {})

@@ -23,7 +23,9 @@ from data_preparation.file_types import unreadable_file_error
 
 # dtypes of numbers and text; not object, whose items are pointers
 _PLAIN_TYPE = re.compile(r"[biuf][0-9]{1,2}|[SU][0-9]{1,6}")
-_MAX_RANGE = 10_000_000
+_MAX_ITEMS = 2_000_000  # of the content, where a container that is referred to twice counts twice
+_MAX_DEPTH = 100  # of containers in containers
+_MAX_BITS = 64  # of a whole number
 
 # Python 2 wrote text as bytes, mostly UTF-8, with the same opcode as numpy's raw numbers. Decoding with surrogateescape
 # loses nothing: bytes that are not UTF-8 become lone surrogates, which encode to the same bytes.
@@ -102,7 +104,7 @@ def _defaultdict(factory: Any = None, *content: Any) -> dict[Any, Any]:
 
 def _range(*bounds: int) -> range:
     found = range(*bounds)
-    if not -_MAX_RANGE < found.stop - found.start < _MAX_RANGE:
+    if not -_MAX_ITEMS < found.stop - found.start < _MAX_ITEMS:
         raise UserError(f"refused: the pickle holds a range of {found.start} to {found.stop}")
     return found
 
@@ -284,6 +286,42 @@ def _decode_old_text(value: Any, done: dict[int, Any]) -> Any:
     return done[id(value)]
 
 
+def _check_size(value: Any, done: dict[int, tuple[int, int]], old_text: bool, level: int = 0) -> tuple[int, int]:
+    """(number of items, depth) of a value if all references are followed; `done` has those of containers by id.
+    Text of Python 2 (`old_text`) may have surrogates, which are decoded later.
+
+    Raises:
+        UserError: it has too many items, is too deep, or has text, numbers or arrays that no annotation needs.
+    """
+    if level > _MAX_DEPTH:
+        raise UserError(
+            f"refused: the pickle has more than {_MAX_DEPTH} levels of containers, or one that holds itself"
+        )
+    if isinstance(value, str) and not old_text and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"refused: the pickle holds the text {value[:40]!r}, which is not Unicode: correct it")
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise UserError("refused: the pickle holds a whole number of more than 19 digits, which no annotation needs")
+    if isinstance(value, _Array):
+        if not hasattr(value, "_values"):
+            raise UserError("refused: the pickle holds an array without values: save it again")
+        return value._values.size + 1, 1
+    if isinstance(value, range):
+        return len(value) + 1, 1
+    if not isinstance(value, (dict, list, tuple, set, frozenset)):
+        return 1, 0
+    if id(value) not in done:
+        items, depth = 1, 0
+        for each in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+            own_items, own_depth = _check_size(each, done, old_text, level + 1)
+            items, depth = items + own_items, max(depth, own_depth)
+        if items > _MAX_ITEMS or depth >= _MAX_DEPTH:
+            raise UserError(
+                f"refused: the pickle expands to more than {_MAX_ITEMS} items or {_MAX_DEPTH} levels, which no annotation needs"
+            )
+        done[id(value)] = (items, depth + 1)
+    return done[id(value)]
+
+
 def load_pickle(path: Path) -> Any:
     """Load an untrusted pickle of builtins, numpy scalars and arrays, and harmless containers.
 
@@ -299,6 +337,7 @@ def load_pickle(path: Path) -> Any:
     try:
         old_text = has_old_text(data)
         content = _RestrictedUnpickler(io.BytesIO(data), encoding=_TEXT, errors=_ESCAPED).load()
+        _check_size(content, {}, old_text)
         return _decode_old_text(content, {}) if old_text else content
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

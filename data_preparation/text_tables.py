@@ -15,6 +15,7 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.file_types import file_type_hint
 
 CLASS_NAMES = "classes.txt"  # the names of the classes, label 0 first
+_MAX_DIGITS = 20  # of a whole number in JSON
 _MAX_ROW_FAULTS = 50  # reported of rows with the wrong number of cells
 
 
@@ -55,9 +56,18 @@ def load_json(text: str) -> tuple[Any, list[str]]:
         return content
 
     try:
-        return json.loads(text, object_pairs_hook=unique), list(repeated)
+        content = json.loads(text, object_pairs_hook=unique, parse_int=_json_number)
+        if "\\ud" in text.lower():
+            json.dumps(content, ensure_ascii=False).encode()  # refuses half of a pair of surrogates
+        return content, list(repeated)
     except RecursionError:
         raise ValueError("too many brackets in brackets") from None
+
+
+def _json_number(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 def whole_number(value: Any) -> int:

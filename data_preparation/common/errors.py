@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 from data_preparation.common.limits import limit_error_text
 
 _Result = TypeVar("_Result")
+_LONG_NUMBER = re.compile(r"[0-9]{61,}")
+# what Python raises when the content of a file is not of the types, sizes and nesting that a reader expects
+_CONTENT_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def _shown(text: str) -> str:
+    """Text for a terminal: control characters and lone surrogates as escapes, long numbers shortened."""
+    text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return _LONG_NUMBER.sub(lambda digits: f"{digits[0][:20]}... ({len(digits[0])} digits)", text)
 
 
 class UserError(Exception):
     """An error that the user can fix. Its message is one sentence per line; each names the cause and the fix."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_shown(message))
 
     @classmethod
     def of(cls, faults: Iterable[str]) -> UserError:
@@ -34,6 +57,24 @@ def read_all(readers: Mapping[str, Callable[[], _Result]]) -> dict[str, _Result]
     if faults:
         raise UserError.of(faults)
     return results
+
+
+@contextmanager
+def reading_untrusted(where: str) -> Iterator[None]:
+    """Turn the errors that unexpected content of files causes into a UserError that names the files `where`.
+
+    The original error stays its cause, so a defect of the reader can be found.
+
+    Raises:
+        UserError: the block raised one, or met unexpected content.
+    """
+    try:
+        yield
+    except _CONTENT_ERRORS as error:
+        problem = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise UserError(
+            f"{where} cannot be read ({problem}): its content is not that of this format; correct it"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -32,8 +32,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     writers left are deleted first.
 
     Raises:
-        OSError: the disk is full or not writable.
+        OSError: the disk is full or not writable. UserError: `path` is a folder, device or pipe.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file, so it is not replaced: choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_temporaries(path)
     temporary = _temporary(path)

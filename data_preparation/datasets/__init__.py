@@ -10,15 +10,16 @@ import os
 import pkgutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from data_preparation.actions import Action, ActionKey, ScoreRules, VideoFacts, list_names, sort_key
-from data_preparation.common.errors import UserError
+from data_preparation.common.errors import UserError, reading_untrusted
 
 DEFAULT = "mtl_aqa"
+_MAX_FAULTS = 50  # reported of a data set
 _SHARED_FIX = "remove them from one of the lists"
 PLUGINS = "DEEPSPORTS_PLUGINS"  # the variable with the folder of further data sets, backbones and methods
 
@@ -93,6 +94,8 @@ class DataSet:
         """
         folds = [key for key in self.splits if key.startswith("fold")]
         wanted = f"fold{fold}" if name == "official" and folds else name
+        if name == "official" and not folds and fold != 1:
+            raise UserError(f"the lists of the data set have no folds: leave out --fold {fold}")
         if wanted not in self.splits:
             text = f"--fold {fold}" if wanted.startswith("fold") else f"--split {name}"
             raise UserError(f"the data set has no split for {text}: it has {', '.join(self.splits) or 'none'}")
@@ -121,7 +124,19 @@ def read(kind: str, files: AnnotationFiles) -> DataSet:
     Raises:
         UserError: there is no such kind, or a file as a whole is unreadable.
     """
-    return _module(kind).read(files)
+    paths = [str(path) for path in (files.annotations, files.train, files.test, files.captions) if path]
+    try:
+        with reading_untrusted(", ".join(paths)):
+            found: DataSet = _module(kind).read(files)
+    except UserError as error:
+        raise UserError.of(_first_faults(str(error).splitlines())) from error.__cause__
+    return replace(found, faults=_first_faults(found.faults))
+
+
+def _first_faults(faults: Sequence[str]) -> tuple[str, ...]:
+    """The first faults of many, and the number of the others."""
+    more = len(faults) - _MAX_FAULTS
+    return (*faults[:_MAX_FAULTS], *([f"and {more} more faults"] if more > 0 else []))
 
 
 def load(kind: str, files: AnnotationFiles) -> DataSet:

@@ -476,6 +476,11 @@ def _data_set(folder: Path, lists: Lists, counts: Mapping[str, int] | None) -> D
         actions[key] = Action(
             *key, row.start + 1, row.start + count, label=row.label, group=group_of(row.video, clips_of[row.video])
         )  # fmt: skip
+    counted = {(row.video, row.start, row.frames) for row in rows if row.frames is not None}
+    if twice := [f"{video}, start {start}" for (video, start), n in Counter(c[:2] for c in counted).items() if n > 1]:
+        faults.append(
+            f"{folder}: {len(twice)} clips ({'; '.join(twice[:3])}) are given with different numbers of frames: keep one row of each"
+        )
     if differing:
         faults.append(f"{folder}: {len(differing)} clips ({list_names(differing)}) have two labels: correct the lists")
     splits = {}
@@ -485,7 +490,7 @@ def _data_set(folder: Path, lists: Lists, counts: Mapping[str, int] | None) -> D
         splits[name] = Split(train, test)
         for part, keys_of_part in (("train", train), ("test", test)):
             faults += repeated_faults(f"{where}: the {part} list", keys_of_part)
-        faults += [f"{where}: {fault}" for fault in shared_faults(train, test)]
+        faults += [f"{where}: {fault}" for fault in (*shared_faults(train, test), *_overlaps(actions, train, test))]
         seen = {row.label for row in parts[0]}
         if absent := [c for label, c in enumerate(lists.classes) if label not in seen]:
             faults.append(
@@ -497,6 +502,28 @@ def _data_set(folder: Path, lists: Lists, counts: Mapping[str, int] | None) -> D
             f"{folder}: the numbers of frames of the lists were not compared with the clips: count them once ({count_command('DATASET/whole_videos', folder / COUNTS_FILE)})"
         )
     return DataSet(actions, splits, lists.classes, {}, tuple(faults), tuple(warnings), {}, frozenset(keys.values()))
+
+
+def _overlaps(actions: Mapping[ActionKey, Action], train: Sequence[ActionKey], test: Sequence[ActionKey]) -> list[str]:
+    """A message if different clips of the train list and of the test list have frames in common."""
+    in_train = set(train)
+    by_video: dict[str, list[Action]] = defaultdict(list)
+    for key in in_train ^ set(test):
+        if key in actions:
+            by_video[key[0]].append(actions[key])
+    shared = []
+    for clips in by_video.values():
+        ends = {True: 0, False: 0}  # the last frame so far of the clips of each list
+        for clip in sorted(clips, key=lambda each: each.start_frame):
+            own = clip.key in in_train
+            if clip.start_frame <= ends[not own]:
+                shared.append(clip.key)
+            ends[own] = max(ends[own], clip.end_frame)
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} clips ({list_names(sorted(shared))}) have frames of a clip of the other list, so the test result would be meaningless: correct the starts and numbers of frames, or remove them from one list"
+    ]
 
 
 def _place(row: Row) -> tuple[str, int, int | None]:

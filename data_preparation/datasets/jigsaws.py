@@ -79,7 +79,7 @@ def read(files: AnnotationFiles) -> DataSet:
     counts_file = folder / COUNTS_FILE
     if missing := [str(path) for path in paths.values() if not path.is_file()]:
         raise UserError(
-            f"{' and '.join(missing)} missing: put label.pkl and splits.pkl of USDL (JIGSAWS/data/info) into one folder and give it with --annotation_path"
+            f"{' and '.join(missing)} missing (--annotation_path is {files.annotations}): put label.pkl and splits.pkl of USDL (JIGSAWS/data/info) into one folder and give it with --annotation_path"
         )
     contents = read_all({name: partial(_dictionary, path) for name, path in paths.items()})
     labels, label_faults = _labels(contents["label"])
@@ -120,7 +120,8 @@ def read(files: AnnotationFiles) -> DataSet:
 def _dictionary(path: Path) -> dict[Any, Any]:
     content = load_pickle(path)
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary: give the released file")
+        found = "an empty dictionary" if content == {} else f"a {type(content).__name__}"
+        raise UserError(f"{path} holds {found}, not a dictionary with entries: give the released file")
     return content
 
 
@@ -132,12 +133,12 @@ def _labels(content: dict[Any, Any]) -> tuple[dict[str, tuple[float, ...]], list
         name = str(key).removesuffix("_capture1")
         sub_scores = list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else []
         if not _NAME.fullmatch(name):
-            faults.append(f"'{key}' is not the name of a clip: write names such as Suturing_B001")
+            faults.append(f"{str(key)!r} is not the name of a clip: write names such as Suturing_B001")
         elif name in labels:
             faults.append(f"{name} is given twice, with and without _capture1: keep one")
         elif len(sub_scores) != len(SUB_SCORES) or not all(_is_sub_score(score) for score in sub_scores):
             faults.append(
-                f"{name} has {value!r}: give {len(SUB_SCORES)} whole numbers from {LOWEST} to {HIGHEST} ({', '.join(SUB_SCORES)})"
+                f"{name} has {repr(value)[:60]}: give {len(SUB_SCORES)} whole numbers from {LOWEST} to {HIGHEST} ({', '.join(SUB_SCORES)})"
             )
         else:
             labels[name] = tuple(float(score) for score in sub_scores)
@@ -147,7 +148,7 @@ def _labels(content: dict[Any, Any]) -> tuple[dict[str, tuple[float, ...]], list
 def _is_sub_score(value: Any) -> bool:
     try:
         return float(value) in range(LOWEST, HIGHEST + 1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -157,7 +158,11 @@ def _folds(content: dict[Any, Any], labels: dict[str, tuple[float, ...]]) -> tup
     faults = []
     for task, sizes in FOLD_SIZES.items():
         listed = content.get(task)
-        if not isinstance(listed, (list, tuple)) or len(listed) != FOLDS:
+        if (
+            not isinstance(listed, (list, tuple))
+            or len(listed) != FOLDS
+            or not all(isinstance(names, (list, tuple)) for names in listed)
+        ):
             faults.append(f"'{task}' has not {FOLDS} lists of names: give the released file")
             continue
         for fold, names in enumerate(listed, start=1):
@@ -169,7 +174,7 @@ def _folds(content: dict[Any, Any], labels: dict[str, tuple[float, ...]]) -> tup
             for name in plain:
                 if not name.startswith(f"{task}_") or name not in labels:
                     faults.append(
-                        f"fold {fold} of {task} names '{name}', which has no label of that task: correct the name"
+                        f"fold {fold} of {task} names {name!r}, which has no label of that task: correct the name"
                     )
                 elif name in folds:
                     faults.append(

@@ -7,6 +7,8 @@ are described in data_preparation/README.md; the names of the classes may be in 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,30 @@ _RANGE = ("low", "high")
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, (str, int)):
+    if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise TypeError("write text or a whole number")
     return str(value).strip()
+
+
+def _label(value: Any) -> str:
+    text = _text(value)
+    if re.fullmatch(r"-[0-9]+", text):
+        raise ValueError("labels count from 0")
+    return text
+
+
+def _finite(value: Any) -> float:
+    number = COMMON_CONVERTERS["final_score"](value)
+    if not math.isfinite(number):
+        raise ValueError("write a finite number")
+    return number
+
+
+def _judge_scores(value: Any) -> tuple[float, ...]:
+    scores = COMMON_CONVERTERS["judge_scores"](value)
+    if not all(math.isfinite(score) and score >= 0 for score in scores):
+        raise ValueError("write finite numbers of 0 or more")
+    return scores
 
 
 COLUMNS = Columns(
@@ -36,10 +59,11 @@ COLUMNS = Columns(
     ("start_frame", "end_frame"),
     {
         **COMMON_CONVERTERS,
-        "label": _text,
+        "judge_scores": _judge_scores,
+        "label": _label,
         "kind": _text,
         "group": _text,
-        **dict.fromkeys(_RANGE, COMMON_CONVERTERS["difficulty"]),
+        **dict.fromkeys(_RANGE, _finite),
     },
 )
 

@@ -31,6 +31,8 @@ def test_the_shared_actions_are_counted_and_listed(shared: Path, tmp_path: Path)
 
     for arguments, words in (
         ([], "--annotation_path, --other_annotation_path missing"),
+        ([*first[:2], *other], "give the train and the test list"),
+        ([*first, *other, "--root_dir", tmp_path / "absent"], "is not a folder"),
         ([*first, *other, "--output", tmp_path / "list.txt"], "give a name that ends in .pkl, .csv, .json"),
     ):
         done = run_main("data_preparation.overlap", *arguments, check=False)

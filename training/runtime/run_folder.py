@@ -33,7 +33,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from data_preparation.common.errors import UserError
+from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import lock, reporting_write_errors, write_atomic, write_error
 from training.config import TrainConfig, as_record, differences, from_record
 from training.runtime.interruption import ProcessLost
@@ -76,8 +76,10 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}): restore it from a copy, or use another --run_name") from None
+    except (ValueError, RecursionError) as error:  # also brackets in brackets, and numbers of thousands of digits
+        raise UserError(
+            f"{path} is not JSON (it is damaged: {first_line(error)}): restore it from a copy, or use another --run_name"
+        ) from None
 
 
 def sweep_points(folder: Path) -> dict[str, dict[str, list[str]]]:

@@ -44,6 +44,7 @@ from training.tasks.base import (
     origin_text,
 )
 
+_LARGEST_SCORE = 1e9  # read from a file
 _CORRELATIONS = ("spearman", "pearson")
 
 
@@ -284,6 +285,8 @@ class ScoreTask(Task):
         true, predicted = (np.array([float(row[name]) for row in rows]) for name in ("true_score", "predicted_score"))
         if not (np.isfinite(true).all() and np.isfinite(predicted).all()):
             raise ValueError("a score is not a finite number")
+        if max(np.abs(true).max(initial=0), np.abs(predicted).max(initial=0)) > _LARGEST_SCORE:
+            raise ValueError(f"a score is larger than {_LARGEST_SCORE:g}, so its square cannot be computed exactly")
         return Truth(true, [row.get("kind", "") for row in rows]), {"score": predicted}, ()
 
     def comparison(self, a: Predictions, b: Predictions) -> list[str]:
