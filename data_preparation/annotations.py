@@ -217,12 +217,18 @@ def _with_keys(rows: Iterable[Any], where: str, columns: Columns) -> Iterator[tu
         yield (key if number is not None else (key[0], counted[key[0]])), row
 
 
+def table_hint(missing: Path) -> str:
+    """The end of a message about MTL-AQA's missing annotations, where the folder has a table of other actions."""
+    found = [name for name in ("table.csv", "table.json") if missing.with_name(name).is_file()]
+    return f"; {found[0]} there needs --dataset_kind table" if found else ""
+
+
 def _rows(path: Path, columns: Columns) -> list[tuple[ActionKey, Mapping[str, Any]]]:
     """(key, fields) of every entry of an annotation file, in the file's order."""
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path} is not a file{similar_files_hint(path, _SUFFIXES)}: download MTL-AQA's (python -m data_preparation.download annotations), or name your annotations with --annotation_path"
+            f"{path} is not a file{similar_files_hint(path, _SUFFIXES)}: download MTL-AQA's (python -m data_preparation.download annotations), or name your annotations with --annotation_path{table_hint(path)}"
         )
     _reject_spreadsheet(path)
     suffix = path.suffix.lower()
@@ -453,6 +459,7 @@ def _column_faults(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[
     known = columns.known
     faults = [
         f"no {columns.noun} has '{name}'; the columns are {', '.join(map(str, given))}"
+        + ("; actions other than dives need --dataset_kind table" if name == "difficulty" else "")
         for name in columns.required
         if name not in given
     ]
@@ -562,10 +569,11 @@ def load_vocabulary(path: Path) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- split lists
 
 
-def load_split(path: Path) -> list[ActionKey]:
-    """Load the (video, dive) pairs of a split list.
+def load_split(path: Path, one_each: bool = False) -> list[ActionKey]:
+    """Load the (video, number) pairs of a split list. `one_each`: every video has only the action 1, so a CSV may have the
+    column video alone.
 
-    Formats: .pkl, .csv with the columns video and dive, .json, and .npy of shape (N, 2). The order is that of the file;
+    Formats: .pkl, .csv with the columns video and number (or dive), .json, and .npy of shape (N, 2). The order is that of the file;
     the pairs of a set are sorted.
 
     Raises:
@@ -580,8 +588,9 @@ def load_split(path: Path) -> list[ActionKey]:
     suffix = path.suffix.lower()
     if suffix in _TEXT_SUFFIXES:
         rows = _csv_rows(path, DIVES)
-        if not all(any(name in row for name in DIVES.number) for row in rows):
-            raise UserError(f"{path}: a split list needs the columns video and dive, filled in every row")
+        numbered = [any(name in row for name in DIVES.number) for row in rows]
+        if not all(numbered) and (any(numbered) or not one_each):
+            raise UserError(f"{path}: a split list needs the columns video and number (or dive), filled in every row")
         raw: Any = [key for key, _ in _with_keys(rows, str(path), DIVES)]
     elif suffix == ".json":
         raw = _json_rows(path)
@@ -606,7 +615,7 @@ def load_split(path: Path) -> list[ActionKey]:
     keys = [_parse_key(item, str(path)) for item in raw]
     twice = sorted((key for key, count in Counter(keys).items() if count > 1), key=sort_key)
     if twice:
-        raise UserError(f"{path} names {len(twice)} dives twice ({list_names(twice)}): remove the duplicates")
+        raise UserError(f"{path} names {len(twice)} actions twice ({list_names(twice)}): remove the duplicates")
     return keys
 
 
@@ -620,7 +629,9 @@ def load_official_split(
     """
     if not files.train:
         return {}, []
-    train, test = load_split(files.train), load_split(files.test) if files.test else []
+    annotated = frozenset(annotated)
+    one_each = all(number == 1 for _, number in annotated)
+    train, test = (load_split(path, one_each) if path else [] for path in (files.train, files.test))
     fix = "write a disjoint train list with python -m data_preparation.annotations disjoint (MTL-AQA's smaller training sets overlap its test list)"
     faults = datasets.split_faults(annotated, train, test, fix)
     return {"official": datasets.Split(tuple(train), tuple(test))}, faults
@@ -659,8 +670,13 @@ class SummaryConfig:
             raise UserError(
                 f"--{name}_path and --dataset are missing: give one, or source job_files/environment.sh first"
             )
-        layout = DatasetLayout(folder)
-        return layout.annotations_of(self.dataset_kind) if name == "annotation" else getattr(layout, f"{name}_file")
+        return DatasetLayout(folder).annotations_of(self.dataset_kind)
+
+    def list_path(self, name: str) -> Path | None:
+        """The list that --NAME_path names, or else that of the data set; None if a data set other than MTL-AQA has none."""
+        folder = self.dataset or default_dataset()
+        given = getattr(self, f"{name}_path")
+        return given or (DatasetLayout(folder).own_list(name, self.dataset_kind) if folder else None)
 
 
 _WRITERS: dict[str, Callable[[list[ActionKey]], bytes]] = {
@@ -701,7 +717,7 @@ class DisjointConfig:
 
 def _summary(config: SummaryConfig) -> None:
     kind, annotations = config.dataset_kind, config.path("annotation")
-    lists = (config.path("train"), config.path("test")) if datasets.reads_lists(kind) else (None, None)
+    lists = (config.list_path("train"), config.list_path("test")) if datasets.reads_lists(kind) else (None, None)
     folder = config.dataset or default_dataset()
     captions = DatasetLayout(folder).captions_file if folder and kind == datasets.DEFAULT else None
     files = datasets.AnnotationFiles(

@@ -80,6 +80,11 @@ class DatasetLayout:
     def test_file(self) -> Path:
         return self.annotations / "test_split_0.pkl"
 
+    def own_list(self, name: str, kind: str) -> Path | None:
+        """The train or test list of a data set of a kind; None if it has none, which only MTL-AQA's may not."""
+        path = self.train_file if name == "train" else self.test_file
+        return path if kind == DEFAULT or path.is_file() else None
+
     @property
     def captions_file(self) -> Path:
         return self.annotations / "final_captions_dict.pkl"

@@ -18,7 +18,7 @@ from data_preparation.actions import (
 )
 from data_preparation.datasets import DataSet
 
-_MAX_VIDEOS = 60  # with a row each
+_MAX_VIDEOS = 40  # with a row each
 _MAX_WARNINGS = 50
 
 
@@ -28,8 +28,9 @@ def summary(data: DataSet) -> str:
     noun = actions[0].noun
     videos = sorted({a.video for a in actions}, key=video_order)
     listed = {key for split in data.splits.values() for key in (*split.train, *split.test)}
+    unlisted = f", {len(set(data.actions) - listed)} in neither" if data.splits else ""
     lines = [
-        f"{noun + 's':<14} {len(actions)} in {len(videos)} videos; {_lists_text(data)}, {len(set(data.actions) - listed)} in neither",
+        f"{noun + 's':<14} {len(actions)} in {len(videos)} videos; {_lists_text(data)}{unlisted}",
         f"frames         {sum(a.frame_count for a in actions)} in {noun}s; {'an' if noun[0] in 'aeiou' else 'a'} {noun} has {_spread((a.frame_count for a in actions), 0)}",
         *_value_lines(data, actions),
         *_label_lines(data, actions),

@@ -89,10 +89,10 @@ def dive_frame_faults(reader: FrameReader, dives: Sequence[Action]) -> list[str]
         missing = [n for n in range(dive.start_frame, dive.end_frame + 1) if n not in present]
         if missing:
             faults.append(
-                f"dive {dive.name}: {len(missing)} of {dive.frame_count} frames are missing, the first is {missing[0]}"
+                f"{dive.title}: {len(missing)} of {dive.frame_count} frames are missing, the first is {missing[0]}"
             )
     if len(faults) > _MAX_LISTED_DIVES:
-        faults = [*faults[:_MAX_LISTED_DIVES], f"{len(faults) - _MAX_LISTED_DIVES} more dives lack frames"]
+        faults = [*faults[:_MAX_LISTED_DIVES], f"{len(faults) - _MAX_LISTED_DIVES} more {dives[0].noun}s lack frames"]
     if faults and reader.loose:
         others = numberings(name for name in names_in(reader.path) if not is_frame_file(name))
         faults += [f"{reader.path} also has {others[0].text}, which may be the missing frames"] if others else []
@@ -336,16 +336,22 @@ def is_absent(report: VideoReport) -> bool:
 
 def report_text(reports: Sequence[VideoReport]) -> str:
     """The report as a table: a row per video or, if there are many, per faulty video and per folder of the others."""
-    lines = ["video   dives    frames     size       MB   made from"]
+    wide = max(5, *(len(r.video) for r in reports)) if len(reports) <= MAX_LINES else 5
+    lines = [f"{'video':<{wide}} actions    frames     size       MB   made from"]
     for r in reports if len(reports) <= MAX_LINES else _joined_by_folder(reports):
         size = "x".join(map(str, reversed(r.shapes[0]))) if len(r.shapes) == 1 else "?"
         lines.append(
-            f"{r.video:>5} {r.dives:>7} {r.frames:>9} {size:>8} {r.size_bytes / 1e6:>8.1f}   {r.origin}{_state(r)}"
+            f"{r.video:>{wide}} {r.dives:>7} {r.frames:>9} {size:>8} {r.size_bytes / 1e6:>8.1f}   {r.origin}{_state(r)}"
         )
     lines.append(
-        f"total {sum(r.dives for r in reports):>7} {sum(r.frames for r in reports):>9} {'':>8} {sum(r.size_bytes for r in reports) / 1e6:>8.1f}"
+        f"{'total':<{wide}} {sum(r.dives for r in reports):>7} {sum(r.frames for r in reports):>9} {'':>8} {sum(r.size_bytes for r in reports) / 1e6:>8.1f}"
     )
     return "\n".join(lines)
+
+
+def _noun(work: Mapping[str, Sequence[Action]]) -> str:
+    """What an action of these videos is called."""
+    return next(iter(work.values()))[0].noun
 
 
 def _joined_by_folder(reports: Sequence[VideoReport]) -> list[VideoReport]:
@@ -377,8 +383,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     files = config.annotation_files
     if datasets.reads_lists(config.dataset_kind):
-        train_file, test_file = config.train_path or layout.train_file, config.test_path or layout.test_file
-        files = replace(files, train=train_file, test=test_file)
+        own = (layout.own_list(name, config.dataset_kind) for name in ("train", "test"))
+        train, test = (given or found for given, found in zip((config.train_path, config.test_path), own, strict=True))
+        files = replace(files, train=train, test=test)
     data = datasets.read(config.dataset_kind, files)
     facts = config.stated_facts()
     reports = verify(layout, work, config, facts)
@@ -386,7 +393,10 @@ def main(argv: Sequence[str]) -> int:
     other_heights = height_faults(reports)
     unfinished = [r for r in reports if r.extraction_state]
     faulty = [r for r in reports if r.faults and not r.extraction_state]
-    text = report_text(reports) + f"\n{len(work)} videos, {sum(r.dives for r in reports)} dives; {data.splits_text}"
+    text = (
+        report_text(reports)
+        + f"\n{len(work)} videos, {sum(r.dives for r in reports)} {_noun(work)}s; {data.splits_text}"
+    )
     if warnings := all_warnings(reports, facts):
         text += "\n" + "\n".join(warnings)
     absent = [r.video for r in faulty if is_absent(r)]
@@ -400,7 +410,7 @@ def main(argv: Sequence[str]) -> int:
     if faults:
         text += "\n\n" + "\n".join(faults)
     else:
-        text += "\n\nAll frames of all dives exist and decode; the splits are disjoint."
+        text += f"\n\nAll frames of all {_noun(work)}s exist and decode{'; the splits are disjoint' if data.splits else ''}."
         text += " Read the warnings above." if warnings else ""
         text += f"\n{remembered}"
     if config.report:

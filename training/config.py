@@ -372,10 +372,17 @@ class TrainConfig(BackboneFlags, MethodFlags):
     @property
     def annotation_files(self) -> datasets.AnnotationFiles:
         """The annotation files; the split lists only if the data set reads them, the test list only if there is a test."""
-        reads = datasets.reads_lists(self.dataset_kind)
+        reads = datasets.reads_lists(self.dataset_kind) and not self._divides_all
         train = self.train_path if reads else None
         test = self.test_path if reads and task_of(self.task).has_test else None
         return datasets.AnnotationFiles(self.annotation_path, train, test, self.captions_file)
+
+    @property
+    def _divides_all(self) -> bool:
+        """Whether --split event divides all actions: a data set other than MTL-AQA needs no lists with the default names."""
+        lists = [(self.train_path, "train_split_0.pkl"), (self.test_path, "test_split_0.pkl")]
+        absent = all(path.name == name and not path.exists() for path, name in lists)
+        return absent and self.split == "event" and self.dataset_kind != datasets.DEFAULT
 
     @property
     def train_list(self) -> Path:

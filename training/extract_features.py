@@ -176,6 +176,7 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
         arrays = compute_part(model, data, config, device, batches[number])
         with reporting_write_errors(parts):
             write_atomic(part_file(parts, number), array_bytes(arrays))
+        log.info("Part %d of %d: features of %d actions", number + 1, len(batches), len(arrays))
     collectives.barrier()
     about = partial(about_features, options, config, actions)
     return collectives.on_first_rank(lambda: join_parts(options.output, parts, len(batches), actions, about()))

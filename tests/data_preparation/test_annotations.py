@@ -98,8 +98,10 @@ def test_split_entries_that_are_not_pairs_of_whole_numbers_are_refused(tmp_path:
     with pytest.raises(UserError, match=r"is not a \(video, dive\) pair"):
         load_split(tmp_path / "l.json")
     (tmp_path / "l.csv").write_text("video,dive_no\n1,4\n1,6\n")
-    with pytest.raises(UserError, match="needs the columns video and dive, filled in every row"):
+    with pytest.raises(UserError, match="needs the columns video and number"):
         load_split(tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text("video\nvault/a2\nvault/a1\n")
+    assert load_split(tmp_path / "l.csv", one_each=True) == [("vault/a2", 1), ("vault/a1", 1)]
 
 
 @pytest.mark.parametrize("protocol", range(6))

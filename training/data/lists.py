@@ -12,7 +12,7 @@ from training.config import TrainConfig
 def listed_actions(config: TrainConfig, data: DataSet) -> tuple[list[Action], list[Action]]:
     """The actions of the train list and of the test list: those of --videos, without those of --leave_out.
 
-    --split event divides both lists together, so --fold is then not that of a published split.
+    --split event divides both lists together (all actions if there are none), so --fold is then not that of a published split.
 
     Raises:
         UserError: there is no such split, or --leave_out is unreadable or names actions without annotation.
@@ -22,7 +22,10 @@ def listed_actions(config: TrainConfig, data: DataSet) -> tuple[list[Action], li
         raise UserError(
             f"--leave_out {config.leave_out} names {len(unknown)} actions without annotation ({list_names(unknown)}): give a list of this data set"
         )
-    lists = data.parts("official") if config.split == "event" else data.parts(config.split, config.fold)
+    if config.split == "event":
+        lists = data.parts("official") if data.splits else (list(data.actions.values()), [])
+    else:
+        lists = data.parts(config.split, config.fold)
     train, test = (
         [action for action in part if is_chosen(action.video, config.chosen_videos) and action.key not in left_out]
         for part in lists
