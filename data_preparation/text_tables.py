@@ -98,6 +98,10 @@ def csv_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[
         start, above, delimiter = lines.tell(), 2, excel[1]
     else:
         delimiter = next((d for d in ",;\t" if d in first), ",")
+        if delimiter not in first and re.search(r"\S[ |]+\S", first):
+            raise UserError(
+                f"{path}: its first line has no comma, semicolon or tab between the column names: separate the cells with commas"
+            )
     lines.seek(start)
     try:
         header, *rows = list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)) or [[]]

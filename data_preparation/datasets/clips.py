@@ -334,7 +334,7 @@ def _plain_lists(paths: Sequence[Path], classes: tuple[str, ...]) -> Lists:
         faults.append(
             f"{paths[0]} and {paths[1]}: {len(above)} rows have labels above {most - 1} (the highest is {max(above)}), and {stated}: correct one of them"
         )
-    classes = classes or tuple(map(str, range(min(max(labels, default=0) + 1, most))))
+    classes = classes or tuple(map(str, range(max((label for label in labels if label < most), default=0) + 1)))
     if len(classes) > 1 and len(parts[1]) > 1 and not any(row.label for row in parts[1]):
         faults.append(
             f"{paths[1]}: every clip has label 0, as in a list of clips whose labels are secret: give a list with labels instead, such as the validation list"

@@ -193,3 +193,14 @@ def test_predictions_of_impossible_size(score: str):
 @pytest.mark.parametrize("kind", ["aqa7", "unlv_dive", "jigsaws"])
 def test_a_missing_folder_is_named(tmp_path: Path, kind: str):
     assert faults_of(kind, tmp_path / "absent" / "folder").startswith(f"{tmp_path}/absent/folder does not exist")
+
+
+def test_a_table_without_separators(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("video start_frame end_frame label\n1 1 9 a\n")
+    assert "separate the cells with commas" in faults_of("table", tmp_path / "a.csv")
+
+
+def test_a_wrong_label_of_clips_is_one_fault(tmp_path: Path):
+    (tmp_path / "train.txt").write_text("a 0 9 0\nb 0 9 0\n")
+    (tmp_path / "test.txt").write_text("c 0 9 5\n")
+    assert len(faults_of("clips", tmp_path).splitlines()) == 1
