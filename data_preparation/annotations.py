@@ -164,7 +164,7 @@ def _reject_spreadsheet(path: Path) -> None:
 def _load_npy(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header can raise anything, as zipfile and tokenize do
         raise UserError(
             f"{path} is not a readable array of numbers ({first_line(error)}): save an array of numbers with numpy.save, or write a CSV"
         ) from None

@@ -626,7 +626,7 @@ def from_record(record: dict) -> TrainConfig:
         raise UserError("the run's configuration is empty: restore config.json from a copy")
     values: dict[str, Any] = {
         name: Path(value)
-        if isinstance(fields[name].default, Path)
+        if isinstance(fields[name].default, Path) and isinstance(value, str)
         else str(value)  # --checkpoint_every was a number in earlier versions
         if isinstance(fields[name].default, str)
         else tuple(value)

@@ -151,6 +151,17 @@ def load(kind: str, files: AnnotationFiles) -> DataSet:
     return found
 
 
+def released_folder(given: Path) -> Path:
+    """The folder of released files that --annotation_path names, or that holds the file that it names.
+
+    Raises:
+        UserError: there is no such file or folder.
+    """
+    if not given.exists():
+        raise UserError(f"{given} does not exist: name the folder of the released files with --annotation_path")
+    return given if given.is_dir() else given.parent
+
+
 def repeated_faults(where: str, keys: Iterable[ActionKey]) -> list[str]:
     """A message if a list names actions more than once; `where` is the list."""
     if not (repeated := [key for key, count in Counter(keys).items() if count > 1]):

@@ -19,7 +19,7 @@ import numpy as np
 
 from data_preparation.actions import Action, ActionKey, ScoreRules
 from data_preparation.common.errors import UserError, read_all
-from data_preparation.datasets import AnnotationFiles, DataSet, Split
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, released_folder
 from data_preparation.number_files import in_points, read_numbers
 
 READS_LISTS = False
@@ -112,7 +112,7 @@ def _find_lists(given: Path) -> dict[str, Path]:
     Raises:
         UserError: a list is missing.
     """
-    folder = given if given.is_dir() else given.parent
+    folder = released_folder(given)
     pairs = [{part: folder / place / name.format(part) for part in PARTS} for place in _FOLDERS for name in _FILES]
     chosen = next((pair for pair in pairs if all(path.is_file() for path in pair.values())), None)
     if chosen is None:

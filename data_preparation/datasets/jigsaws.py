@@ -19,7 +19,7 @@ from typing import Any
 
 from data_preparation.actions import Action, ActionKey, ScoreRules
 from data_preparation.common.errors import UserError, read_all
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, released_folder
 from data_preparation.datasets.clips import COUNTS_FILE, count_command, read_counts
 from data_preparation.pickles import load_pickle
 
@@ -74,12 +74,12 @@ def read(files: AnnotationFiles) -> DataSet:
     Raises:
         UserError: a file is missing, unreadable or does not hold a dictionary.
     """
-    folder = files.annotations if files.annotations.is_dir() else files.annotations.parent
+    folder = released_folder(files.annotations)
     paths = {name: folder / f"{name}.pkl" for name in ("label", "splits")}
     counts_file = folder / COUNTS_FILE
     if missing := [str(path) for path in paths.values() if not path.is_file()]:
         raise UserError(
-            f"{' and '.join(missing)} missing (--annotation_path is {files.annotations}): put label.pkl and splits.pkl of USDL (JIGSAWS/data/info) into one folder and give it with --annotation_path"
+            f"{' and '.join(missing)} missing: put label.pkl and splits.pkl of USDL (JIGSAWS/data/info) into one folder and give it with --annotation_path"
         )
     contents = read_all({name: partial(_dictionary, path) for name, path in paths.items()})
     labels, label_faults = _labels(contents["label"])

@@ -20,7 +20,7 @@ import numpy as np
 
 from data_preparation.actions import ActionKey, Dive
 from data_preparation.common.errors import UserError, read_all
-from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, shared_faults
+from data_preparation.datasets import AnnotationFiles, DataSet, Split, group_warnings, released_folder, shared_faults
 from data_preparation.datasets.aqa7 import FRAMES, KINDS, RULES, clip_video, shortened
 from data_preparation.number_files import in_points, read_numbers
 
@@ -101,7 +101,7 @@ def _find_files(given: Path) -> dict[str, Path]:
     Raises:
         UserError: files are missing.
     """
-    folder = given if given.is_dir() else given.parent
+    folder = released_folder(given)
     found: dict[str, Path] = {}
     for wanted, names in _FILES.items():
         places = [folder / place / f"{name}{suffix}" for place in _FOLDERS for name in names for suffix in _SUFFIXES]

@@ -188,3 +188,8 @@ def test_a_frame_number_of_many_digits(tmp_path: Path):
 def test_predictions_of_impossible_size(score: str):
     with pytest.raises(ValueError, match="a score is"):
         ScoreTask().read([{"true_score": "1", "predicted_score": score}])
+
+
+@pytest.mark.parametrize("kind", ["aqa7", "unlv_dive", "jigsaws"])
+def test_a_missing_folder_is_named(tmp_path: Path, kind: str):
+    assert faults_of(kind, tmp_path / "absent" / "folder").startswith(f"{tmp_path}/absent/folder does not exist")

@@ -52,7 +52,7 @@ def load_splits(config: TrainConfig) -> Splits:
     else:
         if len(listed) < 2:
             raise UserError(
-                f"{config.train_list} leaves {len(listed)} actions of the videos {' '.join(config.videos)}: training and validation need one each at least"
+                f"{config.train_list} leaves {len(listed)} actions of {_chosen_text(config)}: training and validation need one each at least"
             )
         splits = Splits(*split_train_val(listed, config.train_val_split_ratio, config.seed), test)
     splits = replace(splits, facts=facts_of(data, [*listed, *test]), data_set=list(data.actions.values()))
@@ -69,9 +69,15 @@ def load_splits(config: TrainConfig) -> Splits:
         raise UserError("the data set has no test list: give --split event, a test list, or --evaluate False")
     if config.evaluate and not splits.test:
         raise UserError(
-            f"{config.test_list} has no action of the videos {' '.join(config.videos)}: use more videos, or give --evaluate False"
+            f"{config.test_list} has no action of {_chosen_text(config)}: choose more, or give --evaluate False"
         )
     return splits
+
+
+def _chosen_text(config: TrainConfig) -> str:
+    """The flags that choose actions of the lists, for messages."""
+    left_out = f", without those of --leave_out {config.leave_out}" if config.leave_out_file else ""
+    return f"the videos {' '.join(config.videos)}{left_out}"
 
 
 def facts_of(data: datasets.DataSet, actions: Sequence[Action]) -> DataFacts:
