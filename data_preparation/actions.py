@@ -190,14 +190,13 @@ class Action:
             )
         return value
 
-    @property
-    def label_text(self) -> str:
+    def label_text(self, classes: Sequence[str] = ()) -> str:
         """What was judged, for pictures: 'kind, DD 3.2, score 80, label 1', as far as known."""
         parts = (
             ("", self.kind or None),
             ("DD ", self.difficulty),
             ("score ", self.final_score),
-            ("label ", self.label),
+            ("", classes[self.label]) if classes and self.label is not None else ("label ", self.label),
         )
         return "  ".join(f"{name}{value:g}" if name else str(value) for name, value in parts if value is not None)
 
@@ -254,9 +253,8 @@ class Dive(Action):
     dive_number: str | None = field(default=None, kw_only=True)
     caption: tuple[str, ...] | None = field(default=None, kw_only=True)
 
-    @property
-    def label_text(self) -> str:
-        return f"{self.dive_number or ''}  {super().label_text}"
+    def label_text(self, classes: Sequence[str] = ()) -> str:
+        return f"{self.dive_number or ''}  {super().label_text(classes)}"
 
     def attributes(self) -> tuple:
         return (*(getattr(self, name) for name in ATTRIBUTE_CLASSES), self.caption)

@@ -60,9 +60,11 @@ def fact_faults(
 def version_warnings(scan: VideoScan, dives: Sequence[Action]) -> list[str]:
     """Signs in a single file that it is not the version that was labelled. Not needed if its rate is stated.
 
-    The labels of a clip that is one action are the whole file, so nothing can be shifted.
+    The labels of a clip that is one action are the whole file, so nothing can be shifted. Of other actions than dives, a
+    video with one action counts as such a clip.
     """
-    if len(dives) == 1 and dives[0].frame_count >= _CLIP_FRACTION * scan.frame_count:
+    whole = dives[0].frame_count >= _CLIP_FRACTION * scan.frame_count
+    if len(dives) == 1 and (whole or not isinstance(dives[0], Dive)):
         return []
     warnings, rate = [], scan.rate
     seconds = median(d.frame_count for d in dives) / rate

@@ -155,7 +155,9 @@ def source_faults(layout: DatasetLayout, video: str, record: dict[str, Any]) -> 
     return []
 
 
-def verify_video(layout: DatasetLayout, video: str, dives: Sequence[Action], config: VerifyConfig) -> VideoReport:
+def verify_video(
+    layout: DatasetLayout, video: str, dives: Sequence[Action], config: VerifyConfig, classes: Sequence[str] = ()
+) -> VideoReport:
     """Verify one video: read and decode all stored frames and, with --sheets, draw the contact sheet."""
     try:
         reader = open_frames(layout.frames, video)
@@ -194,7 +196,7 @@ def verify_video(layout: DatasetLayout, video: str, dives: Sequence[Action], con
     if config.sheets and (drawable := _drawable(reader, dives, faults)):
         sheet = config.sheets / f"{video}.png"
         with reporting_write_errors(sheet), atomic_file(sheet) as temporary:
-            contact_sheet(reader, drawable).save(temporary, format="PNG")
+            contact_sheet(reader, drawable, classes).save(temporary, format="PNG")
     source = record.get("source", {})
     rate = source.get("frames_per_second")
     origin = str(source.get("name")) + (f" at {rate} fps" if rate else "") if archived else "loose frames"
@@ -227,7 +229,7 @@ def _sheet_frames(dive: Action) -> tuple[int, int, int]:
     return dive.start_frame, (dive.start_frame + dive.end_frame) // 2, dive.end_frame
 
 
-def contact_sheet(reader: FrameReader, dives: Sequence[Action]) -> Image.Image:
+def contact_sheet(reader: FrameReader, dives: Sequence[Action], classes: Sequence[str] = ()) -> Image.Image:
     """Draw the first, middle and last frame of each dive under its label."""
 
     def thumbnail(number: int) -> Image.Image:
@@ -237,7 +239,7 @@ def contact_sheet(reader: FrameReader, dives: Sequence[Action]) -> Image.Image:
     strips = []
     for d in dives:
         images = [thumbnail(n) for n in _sheet_frames(d)]
-        label = f"{d.name}  {d.label_text}  frames {d.start_frame}-{d.end_frame}"
+        label = f"{d.name}  {d.label_text(classes)}  frames {d.start_frame}-{d.end_frame}"
         width = max(sum(i.width for i in images), int(ImageDraw.Draw(images[0]).textlength(label))) + _GAP
         strip = Image.new("RGB", (width, _SHEET_HEIGHT + _LABEL_HEIGHT + 4), "white")
         ImageDraw.Draw(strip).text((2, 4), label, fill="black")
@@ -262,6 +264,7 @@ def verify(
     work: dict[str, list[Action]],
     config: VerifyConfig,
     facts: Mapping[str, Sequence[VideoFacts]] = MappingProxyType({}),
+    classes: Sequence[str] = (),
 ) -> list[VideoReport]:
     """Verify several videos, `config.processes` at a time, with a progress bar.
 
@@ -272,7 +275,7 @@ def verify(
     # spawn, not fork: this process may have threads
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(config.processes, len(work)), context, init_worker) as pool:
-        pending = [pool.submit(verify_video, layout, video, dives, config) for video, dives in work.items()]
+        pending = [pool.submit(verify_video, layout, video, dives, config, classes) for video, dives in work.items()]
         done = tqdm(
             as_completed(pending), total=len(work), desc="verifying", unit="video", disable=not sys.stderr.isatty()
         )
@@ -388,7 +391,7 @@ def main(argv: Sequence[str]) -> int:
         files = replace(files, train=train, test=test)
     data = datasets.read(config.dataset_kind, files)
     facts = config.stated_facts()
-    reports = verify(layout, work, config, facts)
+    reports = verify(layout, work, config, facts, data.classes)
     remembered = mark_videos_verified(layout.frames, [r.video for r in reports if not r.faults])
     other_heights = height_faults(reports)
     unfinished = [r for r in reports if r.extraction_state]

@@ -19,7 +19,7 @@
 # Changed, and why:
 # * The side of the rotation is drawn for each clip. The authors' code draws it once for the whole training.
 # * The frames of a clip are counted; the authors' lists say 63 or 68 for all.
-# * Repeats of an action in an epoch are drawn anew, as rows of the authors' list are.
+# * Repeats of an action in an epoch are augmented with other random numbers, as rows of the authors' list are.
 # * Rules are chosen on validation clips. The authors tuned thresholds and order on the public leaderboard.
 #
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file

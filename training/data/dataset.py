@@ -37,7 +37,7 @@ class Plan:
     """What Method.sample needs to plan the sample of `action`.
 
     `pool` holds the training actions, sorted by key; exemplars come from it. With `augment` False (validation and test)
-    nothing is random. `repeat` counts from 0 the repeats of an action in an epoch (Method.repeats) that are drawn anew.
+    nothing is random. `repeat` counts from 0 the repeats of an action in an epoch (Method.repeats) that have random numbers of their own.
     """
 
     action: Action
