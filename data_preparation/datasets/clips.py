@@ -329,7 +329,10 @@ def _plain_lists(paths: Sequence[Path], classes: tuple[str, ...]) -> Lists:
         faults += own_faults
     labels = [row.label for rows in parts for row in rows if row.label is not None]
     most = len(classes) or len(parts[0])  # each class needs a clip in the train list
-    if above := [label for label in labels if label >= most]:
+    above = [label for label in labels if label >= most]
+    if (
+        above and not faults
+    ):  # rows that cannot be read leave classes without a clip, which needs no sentence of its own
         stated = f"{CLASS_NAMES} has {most} classes" if classes else f"the train list has {most} clips"
         faults.append(
             f"{paths[0]} and {paths[1]}: {len(above)} rows have labels above {most - 1} (the highest is {max(above)}), and {stated}: correct one of them"
@@ -492,7 +495,8 @@ def _data_set(folder: Path, lists: Lists, counts: Mapping[str, int] | None) -> D
             faults += repeated_faults(f"{where}: the {part} list", keys_of_part)
         faults += [f"{where}: {fault}" for fault in (*shared_faults(train, test), *_overlaps(actions, train, test))]
         seen = {row.label for row in parts[0]}
-        if absent := [c for label, c in enumerate(lists.classes) if label not in seen]:
+        absent = [c for label, c in enumerate(lists.classes) if label not in seen]
+        if absent and parts[0]:
             faults.append(
                 f"{where}: {len(absent)} of {len(lists.classes)} classes ({', '.join(absent[:5])}) have no clip in the train list: add clips, or leave these classes out"
             )
