@@ -330,9 +330,7 @@ def _plain_lists(paths: Sequence[Path], classes: tuple[str, ...]) -> Lists:
     labels = [row.label for rows in parts for row in rows if row.label is not None]
     most = len(classes) or len(parts[0])  # each class needs a clip in the train list
     above = [label for label in labels if label >= most]
-    if (
-        above and not faults
-    ):  # rows that cannot be read leave classes without a clip, which needs no sentence of its own
+    if above and parts[0]:  # a train list without a readable row has its own sentence
         stated = f"{CLASS_NAMES} has {most} classes" if classes else f"the train list has {most} clips"
         faults.append(
             f"{paths[0]} and {paths[1]}: {len(above)} rows have labels above {most - 1} (the highest is {max(above)}), and {stated}: correct one of them"
