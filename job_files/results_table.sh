@@ -92,7 +92,6 @@ features() {
     train features-core-predicted "${fixed[@]}" --method core --difficulty predicted
     train features-core-free "${fixed[@]}" --method core --pairs free
     train features-tpt "${fixed[@]}" --method tpt
-    train features-tpt-predicted "${fixed[@]}" --method tpt --difficulty predicted
     report feature_results.md "feature results"
 }
 

@@ -202,7 +202,7 @@ def table(runs: Sequence[OpenedRun]) -> str:
         raise UserError(
             f"{runs[0].name} has the task {runs[0].task} and {other.name} the task {other.task}: make a table of each"
         )
-    header = ["run", "model", "method", "seeds", *(title for _, title, _ in task.table)]
+    header = ["run", "model", "method", "seeds", *(title for _, title, _ in task.table), "95 % interval"]
     lines = [header, ["---"] * len(header)]
     footnotes = [
         f"\n{actions} test actions"
@@ -214,7 +214,7 @@ def table(runs: Sequence[OpenedRun]) -> str:
         seeds = by_seed(group, list(tested))
         tests = [mean_over_folds([_metrics(task, each.summary["test"]) for each in folds]) for folds in seeds]
         method = ", ".join([config.method, *group[0].summary.get("notes", [])])
-        lines.append([name, config.model, method, str(len(seeds)), *_figures(task, tests)])
+        lines.append([name, config.model, method, str(len(seeds)), *_figures(task, tests), _interval(task, group)])
         if group[0].summary["method_metrics"]:
             other_metrics = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
             listed = ", ".join(
@@ -225,8 +225,19 @@ def table(runs: Sequence[OpenedRun]) -> str:
     first = by_seed(grouped(runs)[0], list(tested))[0]
     for name in first[0].summary["baselines"]:
         values = mean_over_folds([_metrics(task, each.summary["baselines"][name]) for each in first])
-        lines.append([f"*without video: {name}*", "", "", "", *_figures(task, [values])])
+        lines.append([f"*without video: {name}*", "", "", "", *_figures(task, [values]), ""])
     return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + footnotes)
+
+
+def _interval(task: Task, runs: Sequence[OpenedRun]) -> str:
+    """The interval of the first column's metric over the test actions: the means of both ends over the runs. Empty for folds,
+    which have different test actions."""
+    key, _, digits = task.table[0]
+    intervals = [each.summary["test"].get(f"{key}_ci95") for each in runs]
+    if len({each.fold for each in runs}) > 1 or not all(interval and None not in interval for interval in intervals):
+        return ""
+    low, high = (statistics.fmean(ends) for ends in zip(*intervals, strict=True))
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def _metrics(task: Task, result: dict[str, Any]) -> dict[str, float | None]:
