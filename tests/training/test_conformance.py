@@ -219,21 +219,27 @@ def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, featu
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
 def test_a_few_samples_are_overfitted(model: str, method: str, features_file: Path):
+    """At one of two learning rates: at a large one, a deep network with trained batch norm may get stuck."""
     config = config_for(model, method, features_file, optimizer="AdamW", batch_norm="trained")
     noise = {"dropout": (0.0,), "drop_path": 0.0, "head_dropout": 0.0}
     config = dataclasses.replace(config, **{n: v for n, v in noise.items() if n in config.__dataclass_fields__})
-    network = build_model(config, FACTS)
-    if network.method.fits_features:
-        pytest.skip("fitted at once: there are no steps")
-    step = Step(network, config, Ranks(), CPU)
-    network.train()
-    batch = chunk_batch(batch_for(config, network), 3)[0]  # a small batch, so that the largest network takes seconds
-    first = least = step(batch, 1e-3, 0)["loss"]
-    for number in range(1, 200):
-        least = min(least, step(batch, 1e-3, number)["loss"])
-        if least < 0.2 * first:
-            return
-    pytest.fail(f"after 200 steps of AdamW at 1e-3 the loss is still {least / first:.0%} of the first")
+    left = {}
+    for learning_rate in (3e-4, 1e-3):
+        network = build_model(config, FACTS)
+        if network.method.fits_features:
+            pytest.skip("fitted at once: there are no steps")
+        step = Step(network, config, Ranks(), CPU)
+        network.train()
+        batch = chunk_batch(batch_for(config, network), 3)[
+            0
+        ]  # a small batch, so that the largest network takes seconds
+        first = least = step(batch, learning_rate, 0)["loss"]
+        for number in range(1, 200):
+            least = min(least, step(batch, learning_rate, number)["loss"])
+            if least < 0.2 * first:
+                return
+        left[learning_rate] = round(float(least / first), 2)
+    pytest.fail(f"after 200 steps of AdamW, the least loss by learning rate is this share of the first: {left}")
 
 
 def unexplained(method: str, folder: Path, permuted: bool) -> float:
