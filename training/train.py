@@ -143,6 +143,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         warn_of_time_limit(ranks)
         trainer.fit(train_data, val_data)
         trainer.complete_val_predictions(val_data)
+        trainer.complete_novelty(train_data, val_data)
         if config.evaluate:
             summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
             for line in result_lines(summary):

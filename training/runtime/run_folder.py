@@ -9,6 +9,7 @@ runs/<name>/
     checkpoints/        epoch-0003-step-00000120.pt (3 epochs done, 120 steps), the last --keep_checkpoints of them; best.pt
     losses.png          redrawn each epoch
     val_predictions.csv predictions for the validation actions, of the epoch that validation chose (for training.combine)
+    calibration.npz     distances of clips from the training clips, to decline others (training/novelty.py)
     predictions.csv, summary.json and a plot (scores.png, confusion.png)   written once, when the test split is opened
     tensorboard/        events, with --tensorboard True
     jobs/<job id>/      a job's logs, flags, starts and ends (launch.job); jobs/*.out is the output of the jobs
@@ -162,6 +163,11 @@ class RunFolder:
     @property
     def val_predictions_file(self) -> Path:
         return self.path / "val_predictions.csv"
+
+    @property
+    def novelty_file(self) -> Path:
+        """How far validation clips are from the training clips (training/novelty.py)."""
+        return self.path / "calibration.npz"
 
     def val_predictions_epoch(self) -> int | None:
         """The epoch whose validation predictions are stored, or None."""
