@@ -11,6 +11,7 @@ runs/<name>/
     val_predictions.csv predictions for the validation actions, of the epoch that validation chose (for training.combine)
     predictions.csv, summary.json and a plot (scores.png, confusion.png)   written once, when the test split is opened
     tensorboard/        events, with --tensorboard True
+    wandb/, wandb.json  a run of Weights & Biases and its state, with --wandb True
     jobs/<job id>/      a job's logs, flags, starts and ends (launch.job); jobs/*.out is the output of the jobs
     code/<digest>/      the code that jobs run (launch.snapshot)
 """
@@ -310,7 +311,11 @@ class RunFolder:
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The records of one type ("step" or "epoch"), oldest first, without an incomplete last line of a killed process."""
-        return [r for r in _complete_lines(self.metrics_file) if r["type"] == kind]
+        return [r for r in self.records() if r["type"] == kind]
+
+    def records(self) -> Iterable[dict[str, Any]]:
+        """All records of metrics.jsonl, oldest first, without an incomplete last line of a killed process."""
+        return _complete_lines(self.metrics_file)
 
     def rewind_metrics(self, epochs_done: int, global_step: int) -> None:
         """Remove the lines after the checkpoint that the run resumes from: they will be logged again."""
