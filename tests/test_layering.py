@@ -89,10 +89,10 @@ def test_only_one_file_runs_slurms_commands_and_one_reads_its_variables():
     assert holders('"SLURM_') == {"training/runtime/ranks.py"}
 
 
-PLOTS_AND_STATISTICS = {"matplotlib", "scipy", "sklearn"}
+PLOTS_AND_STATISTICS = {"jinja2", "matplotlib", "scipy", "sklearn"}
 IMPORTED_LATE = {
     "training.train": PLOTS_AND_STATISTICS
-    | {"av", "fvcore", "h5py", "submitit", "tensorboard", "timm", "torchmetrics", "torchsort", "torchvision"},
+    | {"av", "fvcore", "h5py", "submitit", "tensorboard", "timm", "torchmetrics", "torchsort", "torchvision", "wandb"},
     "training.evaluate": PLOTS_AND_STATISTICS | {"timm", "torchsort"},
     "training.compare": PLOTS_AND_STATISTICS | {"torch"},
     "training.report": PLOTS_AND_STATISTICS | {"torch"},

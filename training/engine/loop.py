@@ -29,7 +29,6 @@ from training.runtime.progress import Meter, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.schedule import learning_rate
-from training.tensorboard import EventLog
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,6 @@ class Engine(Trainer):
         self.predictor = Predictor(config, ranks, device, between_batches=self.save_and_stop_if_requested)
         self.checkpoints = Checkpoints(run, config)
         self.meter = Meter()
-        self.events = EventLog(run.path / "tensorboard") if config.tensorboard and ranks.is_first else None
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -242,9 +240,3 @@ class Engine(Trainer):
             record = {"type": "step", "epoch": position.epoch + 1, "step": position.global_step, **losses, "lr": rate}
             self._record({**record, **times})
         self.meter = Meter()
-
-    def _record(self, record: dict[str, Any]) -> None:
-        """Append a record to metrics.jsonl and, with --tensorboard, to TensorBoard's events."""
-        self.run.append_metrics(record)
-        if self.events:
-            self.events.add(record)

@@ -9,12 +9,11 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from data_preparation.actions import ActionKey, action_name, video_name
 from data_preparation.archive import FrameReaders
 from data_preparation.common.errors import UserError, first_line
@@ -27,19 +26,14 @@ from training.runtime.run_folder import RunFolder, read_json
 from training.tasks import task_of
 from training.tasks.base import Metric, Predictions, Task, number_text
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 log = logging.getLogger("training")
 
 _EXAMPLES = 5  # of the best and of the worst predictions
 _FRAMES, _FRAME_HEIGHT, _QUALITY = 6, 96, 80  # of an example: number of thumbnails, pixels, JPEG quality
 _COMMAND = "python -m training.report --html"
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATES.filters["anchor"] = lambda title: re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +45,21 @@ class Example:
     frames: Sequence[str]
 
 
+@cache
+def _templates() -> Environment:
+    """The templates, which escape all texts."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = FileSystemLoader(Path(__file__).parent / "templates")
+    found = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found.filters["anchor"] = lambda title: re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return found
+
+
 def render(template: str, **content: Any) -> str:
     """A page from templates/. All content is escaped, except for the drawings."""
     made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return _TEMPLATES.get_template(template).render(made=made, command=_COMMAND, **content)
+    return _templates().get_template(template).render(made=made, command=_COMMAND, **content)
 
 
 def write_page(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ runs/<name>/
     report.html         a page about the run, written after the test split was opened (training/html_report)
     resumes.jsonl       a line for each resume: epoch, step and time
     tensorboard/        events, with --tensorboard True
+    wandb/, wandb.json  a run of Weights & Biases and its state, with --wandb True
     jobs/<job id>/      a job's logs, flags, starts and ends (launch.job); jobs/*.out is the output of the jobs
     code/<digest>/      the code that jobs run (launch.snapshot)
 """
@@ -316,7 +317,11 @@ class RunFolder:
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The records of one type ("step" or "epoch"), oldest first, without an incomplete last line of a killed process."""
-        return [r for r in _complete_lines(self.metrics_file) if r["type"] == kind]
+        return [r for r in self.records() if r["type"] == kind]
+
+    def records(self) -> Iterable[dict[str, Any]]:
+        """All records of metrics.jsonl, oldest first, without an incomplete last line of a killed process."""
+        return _complete_lines(self.metrics_file)
 
     def rewind_metrics(self, epochs_done: int, global_step: int) -> None:
         """Remove the lines after the checkpoint that the run resumes from: they will be logged again."""
