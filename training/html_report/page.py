@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from data_preparation.actions import ActionKey, action_name, video_name
 from data_preparation.archive import FrameReaders
 from data_preparation.common.errors import UserError, first_line
