@@ -81,9 +81,7 @@ def window_lengths(lengths: np.ndarray, factor: float = 1.0) -> list[int]:
     return chosen
 
 
-def windows(
-    change_T: np.ndarray, is_cut_T: np.ndarray, lengths: Sequence[int], starts: range
-) -> list[tuple[int, int]]:
+def windows(change_T: np.ndarray, is_cut_T: np.ndarray, lengths: Sequence[int], starts: range) -> list[tuple[int, int]]:
     """(first, last) index of each window that starts in `starts`, moves and has no cut inside."""
     cuts_before, moved_before = (np.r_[0, np.cumsum(values)] for values in (is_cut_T, change_T))
     stride = max(lengths[0] // _STARTS, 1)
