@@ -143,6 +143,12 @@ class Novelty:
         return f"{self.validated} validation {self.noun}s set the limit, {self.expected_declined:.1%} of {self.noun}s like them are expected beyond it"
 
 
+def declined_text(noun: str, distance: float) -> str:
+    """What is said of a clip that is declined."""
+    article = "an" if noun[0] in "aeiou" else "a"
+    return f"not {article} {noun} like those it was trained on (distance {distance:.2f}, limit {LIMIT:g})"
+
+
 def fit(train: Arrays, val: Arrays) -> Novelty:
     """Fit to the descriptions of training clips, and set the limit so that it accepts ACCEPTED of the validation clips, or all if
     they are fewer than a hundred."""

@@ -8,6 +8,7 @@ those that overlap the nearest one is kept. A video therefore needs the memory o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class Range(NamedTuple):
 
 
 # A function of the frames of some windows (each (T, H, W, 3) uint8) that gives their distances, (windows,)
-Distances = Callable[[Sequence[np.ndarray]], np.ndarray]
+Distances = Callable[[Sequence[np.ndarray]], Sequence[float]]
 
 
 # ------------------------------------------------------------------------------------------------- cheap: motion, cuts
@@ -56,7 +57,7 @@ def small_grey(frame_HWC: np.ndarray) -> np.ndarray:
 
 def changes(grey_THW: Sequence[np.ndarray]) -> np.ndarray:
     """The mean change of each frame from the one before, (T,); 0 for the first."""
-    return np.array([0.0, *(float(np.abs(b - a).mean()) for a, b in zip(grey_THW, grey_THW[1:], strict=False))])
+    return np.array([0.0, *(float(np.abs(b - a).mean()) for a, b in itertools.pairwise(grey_THW))])
 
 
 def cuts(change_T: np.ndarray) -> np.ndarray:
@@ -133,7 +134,7 @@ def search(frames: Iterable[np.ndarray], lengths: Sequence[int], distances: Dist
     for first, block, new in blocks(frames, longest):
         change_T = changes([small_grey(frame) for frame in block])
         planned = windows(change_T, cuts(change_T), lengths, range(new))
-        found = distances([np.stack(block[a : b + 1]) for a, b in planned]) if planned else []
+        found: Sequence[float] = distances([np.stack(block[a : b + 1]) for a, b in planned]) if planned else []
         accepted += [
             Range(first + a, first + b, float(distance))
             for (a, b), distance in zip(planned, found, strict=True)
