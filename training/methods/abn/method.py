@@ -92,6 +92,9 @@ class TwoBranches(Method):
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         return self.target.predict(outputs, given)
 
+    def quantities(self, outputs: Tensors, given: Tensors) -> Tensors:
+        return self.target.quantities(outputs, given)
+
     def metrics(self, outputs: Tensors, labels: Tensors) -> dict[str, float]:
         """For classes, the accuracy of the attention branch (0 to 1)."""
         if self.name != "logits":

@@ -111,6 +111,10 @@ class Regression(HeadMethod):
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         return {"score": outputs["execution_and_difficulty"].prod(dim=1) * PERFECT_EXECUTION}
 
+    def quantities(self, outputs: Tensors, given: Tensors) -> Tensors:
+        execution, difficulty = outputs["execution_and_difficulty"].unbind(dim=1)
+        return self.predict(outputs, given) | {"execution": execution * PERFECT_EXECUTION, "difficulty": difficulty}
+
 
 class ScaledRegression(HeadMethod):
     """Predicts the final score on the scale of 0 to 1 of its kind."""
