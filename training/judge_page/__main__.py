@@ -104,15 +104,14 @@ def main(argv: Sequence[str]) -> int | None:
     listener = open_socket(config.port)
     load = functools.partial(load_judge, config.run, gpu=config.gpu, with_explanation=config.explain)
     worker = Worker(load, config.queue, config.time_limit)
-    ended_by: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        ended_by.append(number)
         raise SystemExit(128 + number)
 
     with listener, PrivateFolder() as folder:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, end)
+        signal.signal(signal.SIGTERM, end)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, end)
         try:
             facts = worker.start()
             clips = Clips(folder, _HELD_PER_WAITING * config.queue, 60 * config.keep)
@@ -125,15 +124,27 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def serve(page: JudgePage, listener: socket.socket) -> None:
-    """Serve the page until a signal ends it."""
-    # no access log: its lines would hold the token
+    """Serve the page until a signal ends it.
+
+    Raises:
+        SystemExit, KeyboardInterrupt: a signal did.
+    """
+    # no access log: its lines would hold the token. The app logs its own errors, uvicorn only that a request was cut off at the end
     settings = uvicorn.Config(
-        page.app(), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_CLOSING_S
+        page.app(), log_level="critical", access_log=False, server_header=False, timeout_graceful_shutdown=_CLOSING_S
     )
     server = uvicorn.Server(settings)
-    # uvicorn ends on TERM and INT by itself, then raises the signal again
-    signal.signal(signal.SIGHUP, server.handle_exit)
+    hung_up: list[int] = []
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        hung_up.append(number)
+        server.should_exit = True
+
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hang_up)  # uvicorn does the same for TERM and INT, and raises them again
     server.run(sockets=[listener])
+    if hung_up:
+        raise SystemExit(128 + hung_up[0])
 
 
 if __name__ == "__main__":

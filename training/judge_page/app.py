@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +32,8 @@ from training.judge_page.clips import Clip, Clips
 from training.judge_page.forms import FORM_BYTES, MIB, Form, Refusal, discard, read_form
 from training.judge_page.records import RunFacts, Verdict, VideoFacts
 from training.judge_page.worker import Job, QueueFull, Worker
+
+log = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 _SWEEP_S = 20.0  # seconds between removals of old clips
@@ -269,6 +272,11 @@ class JudgePage:
         back = f"clips/{clip}" if clip and self.clips.get(clip) else ""
         return self._page("refused.html", "Refused", refusal.status, sentence=refusal.sentence, back=back)
 
+    async def _fail(self, request: Request, error: Exception) -> Response:
+        """A defect of the page: its log is the terminal."""
+        log.error("%s %s failed", request.method, request.url.path.partition(self.token)[2], exc_info=error)
+        return self._page("refused.html", "Failed", 500, sentence="The page failed: read its messages in the terminal.", back="")
+
     async def _forget(self, request: Request, error: Exception) -> Response:
         """The browser closed the connection: nobody reads this."""
         return Response(status_code=400)
@@ -310,7 +318,7 @@ class JudgePage:
                 Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS, www_redirect=False),
                 Middleware(Guard, token=self.token),
             ],
-            exception_handlers={Refusal: self._refuse, HTTPException: self._refuse, ClientDisconnect: self._forget},
+            exception_handlers={Refusal: self._refuse, HTTPException: self._refuse, ClientDisconnect: self._forget, Exception: self._fail},
             lifespan=sweeping,
         )
 

@@ -6,7 +6,6 @@ job fails with one sentence and the next job starts a new process.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import signal
 import threading
@@ -20,8 +19,6 @@ from typing import Any
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.workers import init_worker
 from training.judge_page.records import Judge, RunFacts
-
-log = logging.getLogger(__name__)
 
 _DAMAGED = "the file is damaged or of a rare kind: convert it (ffmpeg -i OLD new.mp4) and send the new file"
 
