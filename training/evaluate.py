@@ -31,6 +31,7 @@ from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
 from training.engine.prediction import Predictor, as_arrays
 from training.engine.state import Position
+from training.html_report.page import write_report_or_warn
 from training.model import ScoringModel, build_model
 from training.predictions import predictions_csv
 from training.runtime import checkpoint, collectives
@@ -94,6 +95,7 @@ def open_test_split(
         title = f"{run.title}: {result_lines(summary)[0]}"
         task.draw(predicted, splits.test, splits.facts.classes, run.path / task.plot_file, title)
         write_json(run.summary_file, summary)
+        write_report_or_warn(run)
         summary = run.summary()
     return gather_objects(summary)[0]
 

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # the imports below take seconds: do not miss a sign
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -139,9 +139,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             model, config, run, ranks, device, interruption, on_progress
         )
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
-        trainer.resume()
-        warn_of_time_limit(ranks)
-        trainer.fit(train_data, val_data)
+        with closing(trainer):
+            trainer.resume()
+            warn_of_time_limit(ranks)
+            trainer.fit(train_data, val_data)
         trainer.complete_val_predictions(val_data)
         if config.evaluate:
             summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)

@@ -24,6 +24,8 @@ from training.runtime.progress import Progress, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.tasks import task_of
+from training.tensorboard import EventLog
+from training.wandb_log import WandbLog
 
 
 class Trainer(ABC):
@@ -47,6 +49,11 @@ class Trainer(ABC):
         self.classes: Sequence[str] = ()  # of the data set
         self.trained_on: dict[str, str] = {}  # entries of the checkpoints, see trained_on.entries_of_run
         self.epochs, self.total_steps = config.epochs, 0
+        self.logs: list[EventLog | WandbLog] = []  # further logs of what metrics.jsonl gets
+        if config.tensorboard and ranks.is_first:
+            self.logs.append(EventLog(run.path / "tensorboard"))
+        if config.wandb and ranks.is_first:
+            self.logs.append(WandbLog(run, config))
 
     @abstractmethod
     def resume(self) -> None:
@@ -99,6 +106,17 @@ class Trainer(ABC):
         self.model.load_state_dict(checkpoint.load(best, self.device, required={"model", "position"})["model"])
         predictor = Predictor(self.config, self.ranks, self.device, between_batches=self.stop_if_requested)
         self._save_val_predictions(self.model.method, predictor.predict(self.model, val_data), val_data)
+
+    def close(self) -> None:
+        """Close the logs of --tensorboard and --wandb."""
+        for each in self.logs:
+            each.close()
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """Append a record to metrics.jsonl, and to the logs of --tensorboard and --wandb; only the first rank does."""
+        self.run.append_metrics(record)
+        for each in self.logs:
+            each.add(record)
 
     def report_finished(self) -> None:
         """Set the state in progress.json to finished."""

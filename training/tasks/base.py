@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_preparation.actions import Action, ActionKey
+from training.html_report.content import RankedActions, Section
 
 Arrays = dict[str, np.ndarray]
 
@@ -114,6 +115,10 @@ class Task(ABC):
         """The result of summary.json in one line, then warnings and baselines, one line each."""
         raise NotImplementedError
 
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        """What a reader of summary.json must know besides its numbers, a sentence each: warnings."""
+        return []
+
     def draw(
         self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], path: Path, title: str
     ) -> None:
@@ -135,6 +140,21 @@ class Task(ABC):
             KeyError, TypeError, ValueError: the rows are damaged.
         """
         raise NotImplementedError
+
+    def report_sections(
+        self,
+        test: Predictions,
+        validation: Predictions | None,
+        lines: Sequence[Mapping[str, str]],
+        summary: Mapping[str, Any],
+    ) -> list[Section]:
+        """The sections of report.html about the result. `lines` are those of predictions.csv, in the order of `test`; `validation`
+        holds the stored validation predictions, None if there are none."""
+        return []
+
+    def ranked(self, test: Predictions, lines: Sequence[Mapping[str, str]]) -> RankedActions | None:
+        """How wrong each prediction is, for the examples of report.html; None if that has no meaning."""
+        return None
 
     def comparison(self, a: Predictions, b: Predictions) -> list[str]:
         """The lines that compare two runs on the same actions: metrics of both, differences with 95 % intervals, a test."""
