@@ -389,7 +389,7 @@ def test_people_score_clips_in_a_browser(served, shared: Path, tmp_path: Path):
         ]
         # files that are no clip
         for file, words, selector in (
-            (clips / "broken/mp4parse_invalid_userdata.mp4", "no frame", ".stop"),
+            (clips / "broken/mp4parse_invalid_userdata.mp4", "cut short or damaged", ".stop"),
             (clips / "broken/thumborvideo_corrupt_0bytes.mp4", "empty", "#message"),
             (clips / "README.md", "not a video", "#message"),
             (large, "limit of 2 MiB", "#message"),

@@ -275,7 +275,9 @@ class JudgePage:
     async def _fail(self, request: Request, error: Exception) -> Response:
         """A defect of the page: its log is the terminal."""
         log.error("%s %s failed", request.method, request.url.path.partition(self.token)[2], exc_info=error)
-        return self._page("refused.html", "Failed", 500, sentence="The page failed: read its messages in the terminal.", back="")
+        return self._page(
+            "refused.html", "Failed", 500, sentence="The page failed: read its messages in the terminal.", back=""
+        )
 
     async def _forget(self, request: Request, error: Exception) -> Response:
         """The browser closed the connection: nobody reads this."""
@@ -318,7 +320,12 @@ class JudgePage:
                 Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS, www_redirect=False),
                 Middleware(Guard, token=self.token),
             ],
-            exception_handlers={Refusal: self._refuse, HTTPException: self._refuse, ClientDisconnect: self._forget, Exception: self._fail},
+            exception_handlers={
+                Refusal: self._refuse,
+                HTTPException: self._refuse,
+                ClientDisconnect: self._forget,
+                Exception: self._fail,
+            },
             lifespan=sweeping,
         )
 

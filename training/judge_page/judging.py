@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import simplejpeg
 
+from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import write_atomic
 from data_preparation.decoding import decode_ranges, to_jpeg
-from data_preparation.frame_numbers import scan_video
+from data_preparation.frame_numbers import VideoScan, scan_video
 from training.judge_page.records import Judge, Question, RunFacts, Verdict, VideoFacts
 
 if TYPE_CHECKING:  # imports torch, which only the worker process needs
-    from training.scorer import Prediction, Scorer
+    from training.scorer import Clip, Prediction, Scorer
 
 _THUMBNAILS, _THUMBNAIL_HEIGHT, _THUMBNAIL_QUALITY = 24, 240, 80
 _MOST_CHANCES = 6  # classes whose probability is shown
@@ -36,6 +38,21 @@ def read_video(path: Path, folder: Path) -> VideoFacts:
             width, height = scan.height, scan.width
         write_atomic(folder / f"{number}.jpg", to_jpeg(frame, _THUMBNAIL_HEIGHT, _THUMBNAIL_QUALITY))
     return VideoFacts(scan.frame_count, float(scan.rate), width, height, tuple(numbers))
+
+
+def read_clip(scorer: Scorer, scan: VideoScan, action: Action, name: str) -> Clip:
+    """The frames of an action that the network reads, as an archive would hold them.
+
+    Raises:
+        UserError: a frame cannot be decoded.
+    """
+    from training.scorer import Clip
+
+    numbers = scorer.frames_of(action, scan.frame_count)
+    ranges = [(number, number) for number in numbers.tolist()]
+    jpegs = [to_jpeg(frame, scorer.stored.height, scorer.stored.quality) for _, frame in decode_ranges(scan, ranges)]
+    frames_THWC = np.stack([simplejpeg.decode_jpeg(jpeg) for jpeg in jpegs])
+    return Clip(frames_THWC, action, name, float(scan.rate), numbers)
 
 
 # ------------------------------------------------------------------------------------------------------- the questions
@@ -95,12 +112,19 @@ def declined_text(prediction: Prediction) -> str:
     return f"This is not an action like those that the run was trained on: its distance from them is {prediction.distance:.2f}, and above {prediction.threshold:.2f} no score is given."
 
 
-def verdict_of(prediction: Prediction, scored: str, scale: tuple[float, float] | None, notes: Sequence[str]) -> Verdict:
+def scored_text(action: Action, rate: float, known: Mapping[str, Any]) -> str:
+    """What was scored: frames, seconds, and what the person has said."""
+    answers = "".join(f", {name.replace('_', ' ')} {value}" for name, value in known.items())
+    seconds = f"{action.frame_count / rate:.2f} s"
+    return f"frames {action.start_frame} to {action.end_frame} ({seconds}){answers}"
+
+
+def verdict_of(prediction: Prediction, scored: str, scale: tuple[float, float] | None) -> Verdict:
     """A prediction in the words of the page, without explanation."""
     values = dict(prediction.values)
     declined = declined_text(prediction)
     if declined:
-        return Verdict(scored, declined=declined, notes=tuple(notes))
+        return Verdict(scored, declined=declined)
     chances = sorted(values.pop("probabilities", {}).items(), key=lambda pair: -pair[1])
     score, chosen, caption = (values.pop(name, None) for name in ("score", "class", "caption"))
     values.pop("probability", None)  # it is among the probabilities
@@ -112,7 +136,7 @@ def verdict_of(prediction: Prediction, scored: str, scale: tuple[float, float] |
         interval = (prediction.low, prediction.high)
     return Verdict(
         scored, f"{score:.1f}" if score is not None else str(chosen), "points" if score is not None else "", interval,
-        score, scale, rows=tuple(rows), chances=tuple(chances[:_MOST_CHANCES]), caption=caption or "", notes=tuple(notes),
+        score, scale, rows=tuple(rows), chances=tuple(chances[:_MOST_CHANCES]), caption=caption or "",
     )  # fmt: skip
 
 
@@ -134,7 +158,13 @@ class RunJudge:
 
     def score(self, path: Path, name: str, start: int, end: int, answers: Mapping[str, str], folder: Path) -> Verdict:
         known = values_of(answers, self.facts.questions)
-        raise NotImplementedError
+        action = self.scorer.action("clip", 1, start, end, **known)
+        scan = scan_video(path)
+        clip = read_clip(self.scorer, scan, action, name)
+        prediction = self.scorer.predict([clip])[0]
+        rules = action.rules
+        scale = None if rules is None else (rules.low, rules.high)
+        return verdict_of(prediction, scored_text(action, float(scan.rate), known), scale)
 
 
 def load_judge(run: Path, *, gpu: bool, with_explanation: bool) -> Judge:
@@ -146,7 +176,4 @@ def load_judge(run: Path, *, gpu: bool, with_explanation: bool) -> Judge:
     from training.runtime.run_folder import RunFolder
     from training.scorer import Scorer
 
-    try:
-        return RunJudge(Scorer.from_run(run, gpu=gpu), RunFolder(run).title, with_explanation)
-    except UserError:
-        raise
+    return RunJudge(Scorer.from_run(run, gpu=gpu), RunFolder(run).title, with_explanation)

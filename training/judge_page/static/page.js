@@ -86,7 +86,7 @@ function startTrimming(form) {
     sliders.end.value = end;
     $("start-time").value = `${((start - 1) / rate).toFixed(2)} s`;
     $("end-time").value = `${(end / rate).toFixed(2)} s`;
-    const half = frames / strip.length / 2;
+    const half = frames / strip.length; // every second picture is shown
     for (const picture of strip) {
       const frame = Number(picture.dataset.frame);
       picture.classList.toggle("outside", frame + half < start || frame - half > end);
@@ -112,14 +112,17 @@ function startTrimming(form) {
     numbers[side].addEventListener("change", () => set(side, numbers[side].value));
   }
 
-  function withoutVideo() {
-    video.hidden = true;
-    $("play").hidden = true;
-    $("frames").hidden = false;
+  function setPlays(plays) {
+    video.hidden = !plays;
+    $("frames").hidden = plays;
+    for (const button of form.querySelectorAll(".plays")) button.hidden = !plays;
   }
-  video.addEventListener("error", withoutVideo);
-  video.addEventListener("loadedmetadata", () => { if (video.videoWidth) { $("play").hidden = false; } else { withoutVideo(); } });
-  if (video.error) withoutVideo(); else if (video.readyState >= 1) $("play").hidden = !video.videoWidth;
+  video.addEventListener("error", () => setPlays(false));
+  video.addEventListener("loadedmetadata", () => setPlays(video.videoWidth > 0)); // 0: the browser plays the sound only
+  if (video.error) setPlays(false); else if (video.readyState >= 1) setPlays(video.videoWidth > 0);
+  for (const side of ["start", "end"]) {
+    $(`${side}-here`).addEventListener("click", () => set(side, String(Math.floor(video.currentTime * rate) + 1)));
+  }
   $("play").addEventListener("click", () => {
     video.currentTime = (Number(numbers.start.value) - 0.5) / rate;
     stopAt = Number(numbers.end.value) / rate;
