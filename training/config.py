@@ -281,6 +281,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
     tensorboard: bool = flag(
         False, "Also write TensorBoard events to the run folder (pip install tensorboard).", may_change=True
     )
+    wandb: bool = flag(
+        False,
+        "Also write a run of Weights & Biases to the run folder (pip install wandb); it is sent nowhere unless WANDB_MODE is set.",
+        may_change=True,
+    )
     loglevel: str = flag(
         "INFO",
         "Level of log messages.",
@@ -578,6 +583,12 @@ def _common_folder(folders: list[Path]) -> Path | None:
     return None if common == Path(common.anchor) else common
 
 
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported. A folder of that name without a package does not count, such as W&B's output."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
 def path_faults(c: TrainConfig) -> list[str]:
     """Check that the paths that a run needs exist; return one error message per missing path."""
     faults = []
@@ -589,8 +600,10 @@ def path_faults(c: TrainConfig) -> list[str]:
         else:
             end = ", or none" if name in ("leave_out", "captions_path", "vocabulary_path") else ""
             faults.append(f"--{name} {path} is not a file or folder (relative to {Path.cwd()}): give its path{end}")
-    if c.tensorboard and find_spec("tensorboard") is None:
+    if c.tensorboard and not _is_installed("tensorboard"):
         faults.append("--tensorboard True needs TensorBoard: pip install tensorboard, or give --tensorboard False")
+    if c.wandb and not _is_installed("wandb"):
+        faults.append("--wandb True needs Weights & Biases: pip install wandb, or give --wandb False")
     if c.weight_file and not c.weight_file.is_file():
         faults.append(
             f"--pretrained_model {c.weight_file} is not a file: download it, or give none to train from scratch"

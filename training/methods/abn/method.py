@@ -92,6 +92,9 @@ class TwoBranches(Method):
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         return self.target.predict(outputs, given)
 
+    def details(self, outputs: Tensors) -> dict[str, list]:
+        return self.target.details(outputs)
+
     def quantities(self, outputs: Tensors, given: Tensors) -> Tensors:
         return self.target.quantities(outputs, given)
 
