@@ -134,7 +134,7 @@ class TSM(Backbone):
         return self.with_maps(video_BCTHW)[0]
 
     def last_maps(self) -> nn.Module:
-        return self.base_model.layer4[-1]
+        return list(self.get_submodule("base_model.layer4").children())[-1]
 
     def in_clip(self, maps: torch.Tensor, frames: int) -> torch.Tensor:
         return maps[:, 0].unflatten(0, (-1, (frames + 1) // 2 if self.temporal_pool else frames))
