@@ -89,7 +89,12 @@ class TrainConfig(BackboneFlags, MethodFlags):
         path=True,
     )
     vocabulary_path: str = flag(
-        "none", "Vocabulary of the captions (vocab.json).", allowed="path, none", may_change=True, path=True
+        "none",
+        "Vocabulary of the captions (vocab.json).",
+        allowed="path, none",
+        may_change=True,
+        path=True,
+        in_model=True,
     )
     videos: tuple[str, ...] = flag(
         ("all",),
