@@ -204,6 +204,8 @@ class Engine(Trainer):
             log.info("Resuming %s at epoch %d, step %d", self.run.path, self.position.epoch + 1, self.position.step)
         if self.ranks.is_first:
             self.run.rewind_metrics(self.position.epoch, self.position.global_step)
+            if path is not None and self.position.epoch < self.config.epochs:
+                self.run.record_resume(self.position.epoch, self.position.global_step)
         collectives.barrier()
 
     def load_state(self, state: dict[str, Any]) -> None:
