@@ -29,7 +29,7 @@ from training.data.machine import check_machine
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
-from training.engine.prediction import Predictor, as_arrays
+from training.engine.prediction import Predictor
 from training.engine.state import Position
 from training.model import ScoringModel, build_model
 from training.predictions import predictions_csv
@@ -76,17 +76,16 @@ def open_test_split(
         raise UserError(
             f"{run.best_checkpoint} does not fit the network of {run.config_file}: restore both from a copy"
         ) from None
-    data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known)
+    data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known, all_views=True)
     predictor = Predictor(config, ranks, device, between_batches)
     predictor.encode_references(model, data.references, keep_known=True)
-    rows = predictor.predict(model, data)
-    predicted = as_arrays(model.method.predict(rows.outputs, rows.given))
+    rows, predicted = predictor.predict_views(model, data)
     summary = None
     if ranks.is_first:
         task = task_of(config.task)
         summary = summarise(task, predicted, splits, Position.from_record(best["position"]))
         summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
-        summary["notes"] = model.method.notes()
+        summary["notes"] = model.method.notes() + ([f"mean of {config.views_text}"] if config.views_text else [])
         columns = model.method.columns(rows.outputs)
         with reporting_write_errors(run.predictions_file):
             text = predictions_csv(task, predicted, splits.test, splits.facts.classes, columns)

@@ -15,7 +15,7 @@ from data_preparation.actions import Action, ActionKey, plain_key, sort_key
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.batch import Batch
-from training.data.plan import Arrays, ClipSpec, Sample
+from training.data.plan import Arrays, ClipSpec, Place, Sample
 from training.data.sources import Source, source_of
 from training.runtime.seeding import generator
 
@@ -64,14 +64,18 @@ class Plan:
 
 
 class PlannedSample(NamedTuple):
-    """What a worker needs to read a sample."""
+    """What a worker needs to read a sample. With several views of each action, `action_index` counts the views."""
 
     action_index: int
     sample: Sample
 
 
 class ActionDataset:
-    """The samples of a list of actions, each a function of (epoch, index). Without `augment` every epoch has the same ones."""
+    """The samples of a list of actions, each a function of (epoch, index). Without `augment` every epoch has the same ones.
+
+    With `all_views` the samples are all views of --test_clips and --test_crops of the first action, then those of the second, ...:
+    a view is a sample like any other, so batches need no more memory, and boxes follow the view of their sample.
+    """
 
     def __init__(
         self,
@@ -81,14 +85,24 @@ class ActionDataset:
         *,
         augment: bool,
         pool: Sequence[Action] = (),
+        all_views: bool = False,
     ) -> None:
         self.actions, self.config, self.method, self.augment = list(actions), config, method, augment
         self.pool = sorted(pool, key=lambda action: sort_key(action.key))
         self.source = source_of(config)
-        self.reader = ClipReader(self.source)
+        self._sources = [self.source]  # one for each view
+        if all_views and config.views_text:
+            places = [Place(*place) for place in np.ndindex(config.test_clips, config.test_crops)]
+            self._sources = [self.source.at(place) for place in places]
+        self.reader = ClipReader(self._sources[0])
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    @property
+    def views(self) -> int:
+        """Samples per action in an evaluation."""
+        return len(self._sources)
 
     @cached_property
     def repeats(self) -> Sequence[int] | None:
@@ -105,16 +119,22 @@ class ActionDataset:
         actions = [action for action in self.actions if action.key not in keys]
         return ActionDataset(actions, self.config, self.method, augment=self.augment, pool=self.pool)
 
+    def with_all_views(self) -> ActionDataset:
+        """This data set with all views of each action."""
+        return ActionDataset(
+            self.actions, self.config, self.method, augment=self.augment, pool=self.pool, all_views=True
+        )
+
     def plan(self, epoch: int, index: int, repeat: int = 0) -> PlannedSample:
-        """The planned sample of action `index` in an epoch. `repeat` is how often it occurred before in this epoch; without
-        --augment all repeats are equal.
+        """The planned sample of action `index` in an epoch; with several views, of view index % views of action index // views.
+        `repeat` is how often the action occurred before in this epoch; without --augment all repeats are equal.
 
         Raises:
             UserError: the action lacks a label that the method needs, or has too few frames for the clip.
         """
-        action = self.actions[index]
+        action, source = self.actions[index // self.views], self._sources[index % self.views]
         repeat = repeat if self.config.augment != "none" else 0
-        plan = Plan(action, self.source, self.pool, self.config.seed, epoch, self.augment, repeat)
+        plan = Plan(action, source, self.pool, self.config.seed, epoch, self.augment, repeat)
         return PlannedSample(index, self.method.sample(action, plan))
 
 

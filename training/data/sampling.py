@@ -24,7 +24,14 @@ def needed_frames(start: int, end: int, count: int, method: str) -> tuple[int, i
 
 
 def clip_frames(
-    start: int, end: int, count: int, method: str, rng: np.random.Generator | None, frames_after: int = END_SHIFT
+    start: int,
+    end: int,
+    count: int,
+    method: str,
+    rng: np.random.Generator | None,
+    frames_after: int = END_SHIFT,
+    clip: int = 0,
+    clips: int = 1,
 ) -> np.ndarray:
     """The `count` frame numbers of a clip, ascending (except for `dense`), chosen from the frames `start` to `end` (both inclusive).
 
@@ -44,7 +51,9 @@ def clip_frames(
         dense               every (64 // count)-th frame from a random start, or from the first frame if n <= 64; after the last
                             frame it continues with the first (TSM on Kinetics)
     For validation and test `rng` is None: then every method takes the middle of each bin (end_aligned and end_aligned_spaced: no
-    shift; dense: the middle start), except spaced_fixed, which is not random.
+    shift; dense: the middle start), except spaced_fixed, which is not random. A test with several clips takes clip number `clip` of
+    `clips`: from their frame, the first clip's, the others are shifted by equal parts of a bin (two clips: TSM's twice_sample);
+    those of dense start at equal distances from the first to the last possible start (TSM's dense sampling, with 10 clips).
 
     Raises:
         ValueError: `random` with fewer frames than `count`.
@@ -57,7 +66,12 @@ def clip_frames(
         return np.maximum(end - END_WINDOW + 1 + shift + np.arange(count) * (END_WINDOW + 1) // count, 1)
     if method == "dense":
         starts = max(n - DENSE_FRAMES, 1)
-        first = (n - DENSE_FRAMES) // 2 if rng is None else int(rng.integers(starts))
+        if rng is not None:
+            first = int(rng.integers(starts))
+        else:
+            first = (
+                (n - DENSE_FRAMES) // 2 if clips == 1 else int(np.linspace(0, max(n - DENSE_FRAMES, 0), clips)[clip])
+            )
         return start + (max(first, 0) + np.arange(count) * max(DENSE_FRAMES // count, 1)) % n
     if method == "random" and rng is not None:
         if n < count:
@@ -74,6 +88,8 @@ def clip_frames(
         offsets = np.full(count, rng.random())
     else:
         offsets = rng.random(count)
+    if clip:
+        offsets = (offsets + clip / clips) % 1
     return start + np.floor((bins + offsets) * (n / count)).astype(int)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,9 @@ from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
 from training.data.features import feature_file
-from training.data.plan import ClipSpec
+from training.data.plan import ClipSpec, Place, View
 from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames
-from training.data.transforms import apply_view, crop_view, squash_view
+from training.data.transforms import apply_view, crop_flip_rotate, crop_view, crop_views, resize, squash_view
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ class Source(Protocol):
         """Choose the view of a clip whose frames a method has chosen. `rng` is None for validation and test."""
         ...
 
+    def at(self, place: Place) -> Source:
+        """This source for one view of the test."""
+        ...
+
     def read(self, clip: ClipSpec) -> torch.Tensor:
         """A clip (T, 3, H, W) uint8, or features (N, D) float32.
 
@@ -76,6 +81,8 @@ class FrameSource:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self._readers = FrameReaders(config.root_dir)  # each worker opens its own
+        self._place: Place | None = None
+        self._resized: tuple[object, torch.Tensor] | None = None  # the last clip before its crop
 
     def faults(self, actions: Sequence[Action]) -> list[str]:
         return frame_faults(actions, self.config)
@@ -91,20 +98,31 @@ class FrameSource:
         # only these use frames after the action's end; do not open the archive for the others
         frames_after = self._frames_after(action) if c.frame_method in END_ALIGNED else 0
         try:
-            frames = clip_frames(action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after)
+            clip, clips = (self._place.clip, c.test_clips) if self._place else (0, 1)
+            frames = clip_frames(
+                action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after, clip, clips
+            )
         except ValueError as error:
             raise UserError(f"{action.title}: {error}; choose another --frame_method or fewer --frame_num") from None
         return self.plan_frames(action, tuple(frames.tolist()), rng)
 
     def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
-        if c.data_aug:
+        if self._place and c.data_aug:
+            view = crop_views(c.spatial_size, c.test_crops, c.geometry, c.full_res)[self._place.crop]
+        elif c.data_aug:
             view = crop_view(c.spatial_size, rng, c.geometry)
         else:
             view = squash_view(c.input_size, rng if c.flip else None)
         clip = ClipSpec(action, frames, view)
         # drawn last: frames and crops are those of a training without it
         return clip if rng is None or c.augment == "none" else randaugment(clip, rng)
+
+    def at(self, place: Place) -> FrameSource:
+        """This source for one view of the test; it shares the open archives."""
+        viewed = copy.copy(self)
+        viewed._place = place
+        return viewed
 
     def _frames_after(self, action: Action) -> int:
         """How many frames follow the action's end on disk without a gap, at most END_SHIFT."""
@@ -113,9 +131,23 @@ class FrameSource:
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
         assert clip.view is not None
-        reader = self._readers[clip.action.video]
-        frames_TCHW = apply_view(clip.view, np.stack([reader.image(number) for number in clip.frames]))
+        if self._place and self.config.test_crops > 1:
+            frames_TCHW = crop_flip_rotate(clip.view, self._before_crop(clip, clip.view))
+        else:
+            frames_TCHW = apply_view(clip.view, self._images(clip))
         return change_colours(frames_TCHW, clip.look) if clip.look else frames_TCHW
+
+    def _images(self, clip: ClipSpec) -> np.ndarray:
+        """The frames (T, H, W, 3) uint8 as they are stored."""
+        reader = self._readers[clip.action.video]
+        return np.stack([reader.image(number) for number in clip.frames])
+
+    def _before_crop(self, clip: ClipSpec, view: View) -> torch.Tensor:
+        """The resized frames. The crops of a clip follow each other in the test, so the last ones are kept."""
+        key = (clip.action.key, clip.frames, view.resize, view.nearest)
+        if self._resized is None or self._resized[0] != key:
+            self._resized = (key, resize(self._images(clip), *view.resize, view.nearest))
+        return self._resized[1]
 
 
 class FeatureSource:
@@ -132,6 +164,9 @@ class FeatureSource:
 
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         return {str(video): str(found) for video, found in self.file.about.get("videos", {}).items()}
+
+    def at(self, place: Place) -> FeatureSource:
+        return self
 
     def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         return ClipSpec(action, (), None)

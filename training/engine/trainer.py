@@ -24,6 +24,7 @@ from training.runtime.progress import Progress, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.tasks import task_of
+from training.tasks.base import Arrays
 
 
 class Trainer(ABC):
@@ -74,23 +75,29 @@ class Trainer(ABC):
 
     def _save_val_predictions(self, method: Method, rows: Rows, val_data: ActionDataset) -> None:
         """Write val_predictions.csv with the outputs of the best epoch so far; only the first rank writes."""
-        if not (self.ranks.is_first and self.task.has_test):
-            return
-        predicted = as_arrays(method.predict(rows.outputs, rows.given))
-        epochs = {"epoch": [self.position.best_epoch] * len(val_data)}
-        text = predictions_csv(self.task, predicted, val_data.actions, self.classes, epochs)
+        if self.ranks.is_first and self.task.has_test:
+            self._write_val_predictions(as_arrays(method.predict(rows.outputs, rows.given)), val_data)
+
+    def _write_val_predictions(self, predicted: Arrays, val_data: ActionDataset, views: str = "") -> None:
+        """Write val_predictions.csv; `views` says which views the predictions are the mean of, see TrainConfig.views_text."""
+        columns: dict[str, list] = {"epoch": [self.position.best_epoch] * len(val_data)}
+        if views:
+            columns["views"] = [views] * len(val_data)
+        text = predictions_csv(self.task, predicted, val_data.actions, self.classes, columns)
         with reporting_write_errors(self.run.val_predictions_file):
             write_atomic(self.run.val_predictions_file, text.encode())
 
     def complete_val_predictions(self, val_data: ActionDataset) -> None:
-        """After the training: make sure that val_predictions.csv is that of best.pt. It is not if an older version found the
-        best epoch, or if the run went on from an earlier checkpoint. The model may then hold the weights of best.pt.
+        """After the training: make sure that val_predictions.csv is that of best.pt, with the views of the test. It is not if an
+        older version found the best epoch, if the run went on from an earlier checkpoint, or if the test has more views than the
+        validation of an epoch. The model may then hold the weights of best.pt.
 
         Raises:
             StoppedBySignal: a signal came. UserError: best.pt is damaged, or the disk is full.
         """
-        stored = collectives.on_first_rank(self.run.val_predictions_epoch)
-        if not self.task.has_test or stored == self.position.best_epoch:
+        views = self.config.views_text
+        stored = collectives.on_first_rank(self.run.val_predictions_origin)
+        if not self.task.has_test or stored == (self.position.best_epoch, views):
             return
         best = self.run.best_checkpoint
         found = best if collectives.on_first_rank(best.exists) else None
@@ -98,7 +105,9 @@ class Trainer(ABC):
             return  # its weights are lost, as an error in the log says
         self.model.load_state_dict(checkpoint.load(best, self.device, required={"model", "position"})["model"])
         predictor = Predictor(self.config, self.ranks, self.device, between_batches=self.stop_if_requested)
-        self._save_val_predictions(self.model.method, predictor.predict(self.model, val_data), val_data)
+        _, predicted = predictor.predict_views(self.model, val_data.with_all_views())
+        if self.ranks.is_first:
+            self._write_val_predictions(predicted, val_data, views)
 
     def report_finished(self) -> None:
         """Set the state in progress.json to finished."""
