@@ -3,6 +3,7 @@
     python -m data_preparation.boxes frfs --source FRFS_Boxes.json --dataset DIR
     python -m data_preparation.boxes convert --source FILE_OR_FOLDER --width 640 --height 360 --dataset DIR
     python -m data_preparation.boxes check --dataset DIR [--sheets FOLDER]
+    python -m data_preparation.boxes shuffle --dataset DIR --output FOLDER     boxes of other videos, to compare with
 
 A row is the box of one frame: `frame,width,height,x1,y1,x2,y2,x3,y3,x4,y4`. Frames are numbered from 1 as in the
 archives. The corners of the box (any quadrilateral) follow each other round it, in pixels of a picture of width x height,
@@ -344,6 +345,19 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True)
+class ShuffleConfig:
+    """Give each video the boxes of another one. A method that uses boxes must be better with the true ones."""
+
+    dataset: Path | None = flag(None, "Data set folder; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
+    output: Path | None = flag(None, "New folder for the shuffled boxes.")
+    seed: int = flag(0, "Random seed.", minimum=0)
+
+    def __post_init__(self) -> None:
+        if self.output is None:
+            raise UserError("--output is missing: give a new folder for the shuffled boxes")
+
+
+@dataclass(frozen=True)
 class CheckConfig:
     """Check the side files: one box a frame, inside the picture, gaps. --sheets draws them into the frames."""
 
@@ -399,13 +413,46 @@ def _named_by(file: Path, base: Path) -> str:
         raise UserError(f"{file} is not named after a video ({error}): rename it") from None
 
 
-def _check(config: CheckConfig) -> None:
-    layout = dataset_layout(config.dataset)
-    folder = layout.root / "boxes"
+def _read_folder(folder: Path) -> dict[str, Boxes]:
+    """The boxes of all videos in a folder."""
     files = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.csv"))}
     if not files:
         raise UserError(f"{folder} has no boxes: write them with python -m data_preparation.boxes convert")
-    found = read_all({name: partial(read_boxes, file) for name, file in files.items()})
+    return read_all({name: partial(read_boxes, file) for name, file in files.items()})
+
+
+def shuffled(found: Mapping[str, Boxes], seed: int) -> dict[str, Boxes]:
+    """Give each video the boxes of another one: the frames stay, and each gets the other's box at the same part of the video.
+
+    Raises:
+        UserError: there is one video only, or one without any box.
+    """
+    if len(found) < 2 or not all(len(boxes.frames) for boxes in found.values()):
+        raise UserError("boxes can be shuffled among two or more videos that all have some: give more boxes")
+    order = np.random.default_rng(seed).permutation(sorted(found)).tolist()  # in a ring, so that none keeps its own
+    mixed = {}
+    for name, other in zip(order, [*order[1:], order[0]], strict=True):
+        frames, boxes = found[name].frames, found[other]
+        part = np.linspace(0, len(boxes.frames) - 1, len(frames)).round().astype(int)
+        mixed[name] = Boxes(frames, boxes.corners[part], boxes.width, boxes.height)
+    return mixed
+
+
+def _shuffle(config: ShuffleConfig) -> None:
+    assert config.output is not None
+    layout = dataset_layout(config.dataset)
+    if config.output.exists() and any(config.output.iterdir()):
+        raise UserError(f"--output {config.output} is not empty: give a new folder for the shuffled boxes")
+    mixed = shuffled(_read_folder(layout.root / "boxes"), config.seed)
+    for name, boxes in mixed.items():
+        write_boxes(boxes_file(config.output, name), boxes)
+    print(f"{config.output}: each of {len(mixed)} videos has the boxes of another one")
+
+
+def _check(config: CheckConfig) -> None:
+    layout = dataset_layout(config.dataset)
+    folder = layout.root / "boxes"
+    found = _read_folder(folder)
     _print_warnings(found)
     print(f"{folder}: {sum(len(boxes.frames) for boxes in found.values())} boxes of {len(found)} videos")
     if sheets := config.sheets:
@@ -417,6 +464,7 @@ def main(argv: Sequence[str]) -> None:
     commands: dict[str, tuple[type, Callable[[Any], None]]] = {
         "frfs": (FrfsConfig, _convert_frfs),
         "convert": (ConvertConfig, _convert),
+        "shuffle": (ShuffleConfig, _shuffle),
         "check": (CheckConfig, _check),
     }
     name, config = parse_command(

@@ -23,7 +23,8 @@ elif ! grep -qiE '^ID(_LIKE)?=.*(debian|ubuntu)' /etc/os-release 2>/dev/null; th
 fi
 
 if [ -z "$no_slurm" ]; then
-    bash tests/cluster/install.sh python3-venv python3-dev g++ # the last three for job_files/setup.sh
+    # the first three for job_files/setup.sh, the last two for pages
+    bash tests/cluster/install.sh python3-venv python3-dev g++ chromium chromium-driver
 fi
 bash job_files/setup.sh --tests
 source job_files/environment.sh

@@ -305,6 +305,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
     tensorboard: bool = flag(
         False, "Also write TensorBoard events to the run folder (pip install tensorboard).", may_change=True
     )
+    wandb: bool = flag(
+        False,
+        "Also write a run of Weights & Biases to the run folder (pip install wandb); it is sent nowhere unless WANDB_MODE is set.",
+        may_change=True,
+    )
     loglevel: str = flag(
         "INFO",
         "Level of log messages.",
@@ -557,10 +562,6 @@ def test_view_faults(c: TrainConfig) -> list[str]:
         faults.append(f"--test_crops {c.test_crops}: give 1, 3, 5 or 10")
     if (c.test_crops > 1 or c.full_res) and not c.data_aug:
         faults.append(f"{' and '.join(given)}: without --data_aug True there are no crops: give it, or leave them out")
-    if c.test_clips > 1 and c.frame_method in ("end_aligned", "end_aligned_spaced"):
-        faults.append(
-            f"--test_clips {c.test_clips} does not fit --frame_method {c.frame_method}, whose clips all end with the action: leave it out"
-        )
     if c.full_res and c.test_crops > 3:
         faults.append(
             f"--full_res True with --test_crops {c.test_crops}: crops as high as the frame have no corners, give 1 or 3"
@@ -654,6 +655,12 @@ def _common_folder(folders: list[Path]) -> Path | None:
     return None if common == Path(common.anchor) else common
 
 
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported. A folder of that name without a package does not count, such as W&B's output."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
 def path_faults(c: TrainConfig) -> list[str]:
     """Check that the paths that a run needs exist; return one error message per missing path."""
     faults = []
@@ -665,8 +672,10 @@ def path_faults(c: TrainConfig) -> list[str]:
         else:
             end = ", or none" if name in ("leave_out", "captions_path", "vocabulary_path") else ""
             faults.append(f"--{name} {path} is not a file or folder (relative to {Path.cwd()}): give its path{end}")
-    if c.tensorboard and find_spec("tensorboard") is None:
+    if c.tensorboard and not _is_installed("tensorboard"):
         faults.append("--tensorboard True needs TensorBoard: pip install tensorboard, or give --tensorboard False")
+    if c.wandb and not _is_installed("wandb"):
+        faults.append("--wandb True needs Weights & Biases: pip install wandb, or give --wandb False")
     if c.weight_file and not c.weight_file.is_file():
         faults.append(
             f"--pretrained_model {c.weight_file} is not a file: download it, or give none to train from scratch"

@@ -17,6 +17,7 @@ RowsStatistic = Callable[[np.ndarray, np.ndarray], np.ndarray]  # predicted (R, 
 
 LARGEST_CORRELATION = 1 - 1e-6  # in a mean over kinds or folds, which may be ordered perfectly
 _CONSTANT_RANGE = 0.01  # points; judges do not distinguish smaller differences
+_Z_95 = 1.959963984540054  # of the normal distribution, two-sided 95 %
 RESAMPLES = 2000  # of the bootstrap; with this many the ends of an interval vary by about 1 % of its width
 
 
@@ -179,6 +180,14 @@ def paired_interval(
         return (math.nan, math.nan, math.nan)
     low, high = np.percentile(gains, [2.5, 97.5])
     return float(low), float(high), float(np.mean(gains > 0) + np.mean(gains == 0) / 2)
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (JASA 1927)."""
+    share, z2 = correct / total, _Z_95**2 / total
+    middle = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 # ------------------------------------------------------------------------------------------------------------ groups

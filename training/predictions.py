@@ -37,29 +37,40 @@ def predictions_csv(
     return text.getvalue()
 
 
-def read_predictions(file: Path, name: str) -> Predictions:
-    """The predictions of the run `name` in a file, ordered by action.
+def read_predictions(file: Path, name: str, fewest: int = 3) -> Predictions:
+    """The predictions of the run `name` for at least `fewest` actions in a file, ordered by action.
 
     Raises:
         FileNotFoundError: there is no such file.
         UserError: it is damaged.
     """
     try:
-        rows = list(csv.DictReader(file.read_text().splitlines()))
-        for row in rows:  # files of the first edition name the number of an action "dive"
-            row.setdefault("number", row.get("dive", ""))
-        if len({(row["video"], row["number"]) for row in rows}) < max(len(rows), 3):
-            raise ValueError("fewer than three actions, or an action occurs twice")
-        rows.sort(key=lambda row: sort_key(_key(row)))
+        rows = prediction_lines(file)
+        if len({(row["video"], row["number"]) for row in rows}) < max(len(rows), fewest):
+            raise ValueError(f"fewer than {fewest} actions, or an action occurs twice")
         task = next((each for each in map(task_of, names()) if each.can_read(list(rows[0]))), None)
         if task is None:
             raise ValueError("it has no column that a task knows")
         truth, predicted, classes = task.read(rows)
-        return Predictions(name, task, list(map(_key, rows)), truth, predicted, classes)
+        difficulties = tuple(float(row["difficulty"]) if row.get("difficulty") else None for row in rows)
+        return Predictions(name, task, list(map(_key, rows)), truth, predicted, classes, difficulties)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged ({type(error).__name__}: {error}): restore it from a copy, because a test split is opened only once"
         ) from None
+
+
+def prediction_lines(file: Path) -> list[dict[str, str]]:
+    """The lines of a file of predictions with all their columns, ordered by action.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        KeyError, TypeError, ValueError: a line has no action.
+    """
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    for row in rows:  # files of the first edition name the number of an action "dive"
+        row.setdefault("number", row.get("dive", ""))
+    return sorted(rows, key=lambda row: sort_key(_key(row)))
 
 
 def _key(row: Mapping[str, str]) -> ActionKey:

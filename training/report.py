@@ -2,6 +2,7 @@
 
     python -m training.report runs/a-s0 runs/a-s1 runs/b-s0 ...
     python -m training.report runs/<sweep>      all evaluated points of a sweep
+    python -m training.report --html runs/a     make report.html of a run again
 
 Runs that differ only in --seed share a line, named after the run without the seed ("-s0"), or after the sweep and the
 point's flags without the seed. Folds of --split event (run names with "-f1" before the seed) also share a line: the mean
@@ -16,16 +17,19 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from data_preparation.common.command_line import run
+from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig, as_record, changeable
+from training.html_report.page import write_report
 from training.runtime.run_folder import REPEATS, RunFolder, read_json, sweep_points
 from training.tasks import DEFAULT, task_of
 from training.tasks.base import Task
 
+HTML = "--html"
 _SUFFIX = re.compile(r"([-_.]?f(old)?\d+)?([-_.]?s(eed)?\d+)?$")
 
 
@@ -248,15 +252,28 @@ def _figures(task: Task, results: Sequence[dict[str, float | None]]) -> list[str
     return [mean_and_std([result[key] for result in results], digits) for key, _, digits in task.table]
 
 
+@dataclass(frozen=True)
+class PageConfig:
+    """Where the page of --html gets its pictures."""
+
+    root_dir: Path | None = flag(None, "Folder of the frames, if they were moved since the training.")
+
+
 def main(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return
-    if not argv:
+    words = [word for word in argv if word != HTML]
+    names = [Path(word) for word in takewhile(lambda word: not word.startswith("-"), words)]
+    if not names:
         raise UserError(
             "give run folders or the folder of a sweep, for example: python -m training.report runs/a-s0 runs/a-s1"
         )
-    runs, omitted = opened_runs([Path(name) for name in argv])
+    options = parse(PageConfig, words[len(names) :], prog="python -m training.report RUN...", description=__doc__)
+    if HTML in argv:
+        print(write_report(RunFolder(names[0]), options.root_dir))
+        return
+    runs, omitted = opened_runs(names)
     print(table(runs))
     if omitted:
         print("\nOmitted:\n" + "".join(f"\n- {line}" for line in omitted))

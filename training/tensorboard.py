@@ -24,3 +24,9 @@ class EventLog:
             if isinstance(value, float):
                 self._writer.add_scalar(f"{record['type']}/{name}", value, record["step"])
         self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file of events."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -1,6 +1,7 @@
 """Write a drawn set of labelled clips: falls in figure skating (--task fall) or everyday actions (--task actions).
 
     python -m data_preparation.synthetic --task fall --dataset DIR
+    python -m data_preparation.synthetic --task fall --skaters 2 --width 160 --dataset DIR
     python -m data_preparation.synthetic --task actions --sheet actions.png
 
     DIR/whole_videos/NAME.mp4    one clip each, H.264, 15 frames per second
@@ -9,6 +10,9 @@
                                  decisive.json (NAME -> the frames that decide the class, and the box that holds the
                                  figure in all of them: left, top, right, bottom), synthetic.json (the flags of this set)
     DIR/boxes/NAME.csv           a rectangle around the figure for each frame (boxes.py)
+
+With --skaters 2 each clip shows two skaters, and only one of them counts: label, boxes and decisive.json are of that one, and
+nothing but the boxes tells which it is. Both are in the same list.
 
 Boxes are in pixels of the video. All random numbers are a function of (seed, clip), those of looks a function of (seed,
 performer): the same flags give the same bytes with any number of workers. A second call with the same flags makes only the
@@ -23,7 +27,7 @@ import math
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +52,7 @@ from data_preparation.synthetic.canvas import (
     random_stream,
     write_missing,
 )
-from data_preparation.synthetic.figure import draw_figure, place, quad, sample_looks
+from data_preparation.synthetic.figure import Figure, draw_figure, place, quad, sample_looks
 from data_preparation.text_tables import CLASS_NAMES
 
 DRAWING = 1  # increase when the same flags give other pixels or labels
@@ -57,7 +61,7 @@ SOFT_EDGE = 1.0  # pixels that boxes are wider on each side: averaging blurs the
 SCENES: dict[str, ModuleType] = {"fall": skating, "actions": movements}
 
 # purposes of the random streams
-PLAN, LENGTH, LOOKS, SCENERY, CLASSES, SPLIT = range(100, 106)
+PLAN, LENGTH, LOOKS, SCENERY, CLASSES, SPLIT, COMPANION = range(100, 107)  # 107 is detector.DETECTOR
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,12 @@ class ClipsConfig:
     dataset: Path | None = flag(None, "Folder to write; none uses DEEPSPORTS_DATASET of job_files/environment.sh.")
     clips: int = flag(600, "Number of clips.", minimum=2)
     performers: int = flag(40, "Number of performers; a quarter of them is for testing.", minimum=2)
+    skaters: int = flag(
+        1,
+        "Skaters in each clip of --task fall. Of two, only the one with the boxes decides the label.",
+        minimum=1,
+        maximum=2,
+    )
     width: int = flag(72, "Width of the videos in pixels (even).", minimum=32)
     height: int = flag(72, "Height of the videos in pixels (even).", minimum=32)
     fps: int = flag(15, "Frames per second.", minimum=1)
@@ -83,6 +93,8 @@ class ClipsConfig:
             faults.append(
                 f"--min_frames {self.min_frames} is greater than --max_frames {self.max_frames}: give a smaller --min_frames"
             )
+        if self.skaters > 1:
+            faults += self._pair_faults()
         least = self.performers * len(SCENES[self.task].PATTERN)
         if self.clips < least:
             faults.append(
@@ -91,6 +103,20 @@ class ClipsConfig:
             )
         if faults:
             raise UserError.of(faults)
+
+    def _pair_faults(self) -> list[str]:
+        faults = []
+        if SCENES[self.task] is not skating:
+            faults.append(f"--skaters {self.skaters} is for --task fall only: leave it out")
+        if self.width < skating.PAIR_WIDTH * self.height:
+            wide = 2 * math.ceil(skating.PAIR_WIDTH * self.height / 2)
+            faults.append(f"--width {self.width} is too narrow for --skaters {self.skaters}: give {wide} or more")
+        if _tested(self.performers) < 2:
+            faults.append(
+                f"--performers {self.performers} is too few for --skaters {self.skaters}: give 6 or more, "
+                "so that each list has two"
+            )
+        return faults
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -106,10 +132,12 @@ class ClipPlan:
     frames: int
     name: str  # of the video
     group: str
+    companion: int = 0  # the performer who also skates; 0 for nobody
 
 
 def make_plan(config: ClipsConfig) -> list[ClipPlan]:
     """Plan all clips. Performers have nearly equal numbers of clips, and nearly the same shares of the classes."""
+    tested = _test_performers(config.performers, random_stream(config.seed, SPLIT))
     scene = SCENES[config.task]
     rounds = math.ceil(config.clips / config.performers)
     labels = [_labels(config, performer, rounds) for performer in range(config.performers)]
@@ -119,8 +147,19 @@ def make_plan(config: ClipsConfig) -> list[ClipPlan]:
         length = random_stream(config.seed, LENGTH, index + 1).integers(config.min_frames, config.max_frames + 1)
         group = f"{scene.PERFORMER}{performer + 1:0{len(str(config.performers))}d}"
         name = f"{group}_{number + 1:0{len(str(rounds))}d}"
-        plans.append(ClipPlan(index + 1, performer + 1, labels[performer][number], int(length), name, group))
+        plan = ClipPlan(index + 1, performer + 1, labels[performer][number], int(length), name, group)
+        plans.append(plan if config.skaters == 1 else replace(plan, companion=_companion(config, plan, tested)))
     return plans
+
+
+def _companion(config: ClipsConfig, plan: ClipPlan, tested: set[int]) -> int:
+    """Another performer of the same list."""
+    others = [
+        performer
+        for performer in range(1, config.performers + 1)
+        if performer != plan.performer and (performer in tested) == (plan.performer in tested)
+    ]
+    return int(random_stream(config.seed, COMPANION, plan.clip).choice(others))
 
 
 def _labels(config: ClipsConfig, performer: int, rounds: int) -> list[str]:
@@ -133,12 +172,21 @@ def _labels(config: ClipsConfig, performer: int, rounds: int) -> list[str]:
     return drawn[:rounds]
 
 
+def _tested(performers: int) -> int:
+    """How many performers are for testing."""
+    return min(max(round(TEST_FRACTION * performers), 1), performers - 1)
+
+
+def _test_performers(performers: int, rng: np.random.Generator) -> set[int]:
+    """The performers who are for testing, from 1."""
+    return {int(i) + 1 for i in rng.permutation(performers)[: _tested(performers)]}
+
+
 def split_plans(plans: Sequence[ClipPlan], seed: int) -> tuple[list[ClipPlan], list[ClipPlan]]:
     """(train, test), both shuffled: a quarter of the performers is for testing."""
-    performers = sorted({plan.performer for plan in plans})
+    performers = len({plan.performer for plan in plans})
     rng = random_stream(seed, SPLIT)
-    count = min(max(round(TEST_FRACTION * len(performers)), 1), len(performers) - 1)
-    tested = {performers[i] for i in rng.permutation(len(performers))[:count]}
+    tested = _test_performers(performers, rng)
     shuffled = [plans[i] for i in rng.permutation(len(plans))]
     return [p for p in shuffled if p.performer not in tested], [p for p in shuffled if p.performer in tested]
 
@@ -154,14 +202,30 @@ class Film:
         self.config, self.plan, self.frames = config, plan, plan.frames
         self.size = (config.width * SUPERSAMPLE, config.height * SUPERSAMPLE)
         self.scale = self.size[1] / scene.FRAME_METRES  # pixels of the drawing per metre
-        self.performance = scene.perform(plan.label, random_stream(config.seed, PLAN, plan.clip))
-        looks = sample_looks(random_stream(config.seed, LOOKS, plan.performer), blades=scene is skating)
+        self.performance = scene.perform(plan.label, self._stream(PLAN))
         times = [k / max(plan.frames - 1, 1) for k in range(plan.frames)]
-        self.figures = [place(self.performance.stand_at(t), looks) for t in times]
+        self.figures = self._place(self.performance, plan.performer, times)
+        self.companion = skating.accompany(self.performance, self._stream(COMPANION, 1)) if plan.companion else None
+        self.companions = self._place(self.companion, plan.companion, times) if self.companion else []
         half = self.size[0] / 2 / self.scale
-        self.cameras = [(x - half, y) for x, y in (self.performance.camera_at(t) for t in times)]
+        self.cameras = [(x - half, y) for x, y in (self._camera_at(t) for t in times)]
         self.left = min(x for x, _ in self.cameras)
         self.bottom = min(y for _, y in self.cameras) - 1 / self.scale
+
+    def _stream(self, purpose: int, number: int = 0) -> np.random.Generator:
+        """The random generator of one purpose for this clip."""
+        return random_stream(self.config.seed, purpose, self.plan.clip, number)
+
+    def _place(self, performance: Any, performer: int, times: Sequence[float]) -> list[Figure]:
+        """The figure of a performer at each time."""
+        blades = SCENES[self.config.task] is skating
+        looks = sample_looks(random_stream(self.config.seed, LOOKS, performer), blades=blades)
+        return [place(performance.stand_at(t), looks) for t in times]
+
+    def _camera_at(self, t: float) -> Point:
+        if self.companion is None:
+            return self.performance.camera_at(t)
+        return skating.shared_camera(self.performance, self.companion, t)
 
     @cached_property
     def scenery(self) -> Image.Image:
@@ -169,24 +233,27 @@ class Film:
         spans = [max(c) - min(c) for c in zip(*self.cameras, strict=True)]
         width, height = (math.ceil(size + span * self.scale) + 2 for size, span in zip(self.size, spans, strict=True))
         image = Image.new("RGB", (width, height))
-        rng = random_stream(self.config.seed, SCENERY, self.plan.clip)
-        SCENES[self.config.task].scenery(image, self.left, self.bottom, self.scale, rng)
+        SCENES[self.config.task].scenery(image, self.left, self.bottom, self.scale, self._stream(SCENERY))
         return image
 
     def frame(self, index: int, figure: bool = True) -> Image.Image:
-        """The frame with this index, with its shadow, and with the figure unless `figure` is False."""
+        """The frame with this index, with all shadows, and with the figure that counts unless `figure` is False."""
         width, height = self.size
         left, lower = self._corner(index)
         upper = self.scenery.height - lower - height
         image = self.scenery.crop((left, upper, left + width, upper + height))
         draw = ImageDraw.Draw(image)
-        self._draw_shadow(draw, index)
-        if figure:
-            draw_figure(draw, self.figures[index], partial(self._to_pixels, index), self.scale)
+        shown = [self.figures[index]] if figure else []
+        companions = self.companions[index : index + 1]
+        for each in (self.figures[index], *companions):
+            self._draw_shadow(draw, index, each)
+        # the last one is in front
+        for each in shown + companions if self.companion and self.companion.in_front else companions + shown:
+            draw_figure(draw, each, partial(self._to_pixels, index), self.scale)
         return image.reduce(SUPERSAMPLE)
 
     def quad(self, index: int) -> np.ndarray:
-        """The corners (4, 2) of the rectangle around the figure, in pixels of the video, clockwise if the figure stands."""
+        """The corners (4, 2) of the rectangle around the figure that counts, in pixels of the video, clockwise if the figure stands."""
         corners = quad(self.figures[index])
         pixels = np.array([self._to_pixels(index, (x, y)) for x, y in corners.tolist()]) / SUPERSAMPLE
         width, height = pixels[1] - pixels[0], pixels[2] - pixels[1]
@@ -208,8 +275,8 @@ class Film:
         x, y = (point[0] - self.left) * self.scale - left, (point[1] - self.bottom) * self.scale - lower
         return x, self.size[1] - y
 
-    def _draw_shadow(self, draw: ImageDraw.ImageDraw, index: int) -> None:
-        joints = self.figures[index].joints
+    def _draw_shadow(self, draw: ImageDraw.ImageDraw, index: int, figure: Figure) -> None:
+        joints = figure.joints
         x0, y0 = self._to_pixels(index, (joints[:, 0].min(), 0.03))
         x1, y1 = self._to_pixels(index, (joints[:, 0].max(), -0.06))
         draw.ellipse((x0, y0, x1, y1), fill=(96, 104, 112))
@@ -270,7 +337,9 @@ def write_annotations(config: ClipsConfig, plans: Sequence[ClipPlan], layout: Da
 
 def provenance(config: ClipsConfig) -> dict[str, Any]:
     """Everything that determines the pixels and labels: two sets of equal provenance are equal."""
-    irrelevant = ("dataset", "workers", "sheet")
+    irrelevant = {"dataset", "workers", "sheet"}
+    if config.skaters == 1:
+        irrelevant.add("skaters")  # sets that were drawn before this flag stay valid
     flags = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in irrelevant}
     return {"made_by": "data_preparation.synthetic", "drawing": DRAWING, "flags": flags}
 
@@ -299,17 +368,18 @@ SHEET_FRAMES = 8
 SHEET_CLIPS = 6
 
 
-def contact_sheet(config: ClipsConfig, width: int = 120, height: int = 120) -> Image.Image:
+def contact_sheet(config: ClipsConfig, height: int = 120) -> Image.Image:
     """Draw a few clips of each class in turn: eight evenly spaced frames each, beside their class. Frames that decide the
     class are framed in red, and the box of the figure is drawn in yellow."""
     gap, column = 4, 110
+    width = 2 * round(height * config.width / config.height / 2)
     plans = make_plan(config)
     by_class = {name: [plan for plan in plans if plan.label == name] for name in SCENES[config.task].CLASSES}
     rows = [own[i] for i in range(SHEET_CLIPS) for own in by_class.values() if i < len(own)][:SHEET_CLIPS]
     size = (column + SHEET_FRAMES * (width + gap) + gap, len(rows) * (height + gap) + gap)
     sheet = Image.new("RGB", size, (250, 250, 248))
     draw = ImageDraw.Draw(sheet)
-    sized = dataclasses.replace(config, width=width, height=height)
+    sized = replace(config, width=width, height=height)
     for row, plan in enumerate(rows):
         film, y = Film(sized, plan), row * (height + gap) + gap
         draw.text(

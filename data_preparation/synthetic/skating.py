@@ -136,6 +136,41 @@ def perform(label: str, rng: np.random.Generator) -> Skate:
     return replace(smooth, fallen=fallen) if label == "fall" else smooth
 
 
+# ------------------------------------------------------------------------------------------------------- two skaters
+
+PAIR_WIDTH = 2.2  # width of a frame that holds two skaters, in heights
+APART = (2.1, 2.5)  # metres between two skaters before one of them falls
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A second skater, who goes the same way at the same speed. Nothing tells which of the two counts."""
+
+    skate: Skate
+    gap: float  # metres to the right of the first skater, before a fall
+    in_front: bool
+
+    def stand_at(self, t: float) -> Stand:
+        """The second skater at time `t`, 0 to 1."""
+        stand = self.skate.stand_at(t)
+        return replace(stand, x=stand.x + self.gap)
+
+
+def accompany(skate: Skate, rng: np.random.Generator) -> Companion:
+    """Plan a second skater, who lands or falls as often as the first one, and independently."""
+    label = PATTERN[rng.integers(len(PATTERN))]
+    other = replace(perform(label, rng), way=skate.way, speed=skate.speed)
+    return Companion(other, rng.choice((-1, 1)) * rng.uniform(*APART), bool(rng.integers(2)))
+
+
+def shared_camera(skate: Skate, companion: Companion, t: float) -> tuple[float, float]:
+    """What the middle of the lower edge of the frame shows, in metres, if the camera follows two skaters alike."""
+    _, cycles, phase = skate.lag
+    stands = skate.stand_at(t), companion.stand_at(t)
+    x, lift = (sum(values) / 2 for values in zip(*((s.x, s.lift) for s in stands), strict=True))
+    return x + 0.15 * math.sin(2 * math.pi * (cycles * t + phase)), 0.5 * lift + skate.zoom_shift - GROUND
+
+
 # -------------------------------------------------------------------------------------------------------------- arena
 
 BOARD_FOOT, BOARD_TOP = 0.42, 1.25  # metres: where the boards behind the ice begin and end

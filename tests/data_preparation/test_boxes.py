@@ -95,3 +95,23 @@ def test_boxes_are_drawn_into_frames_of_another_size(tmp_path: Path):
     assert (yellow[1].min(), yellow[1].max()) == pytest.approx((10 * 284 / 640, 60 * 284 / 640), abs=1)
     with pytest.raises(UserError, match="has no boxes: write them"):
         boxes.main(["check", "--dataset", str(tmp_path)])
+
+
+def test_shuffled_boxes_are_those_of_another_video(tmp_path: Path):
+    box = np.array([[0.0, 0], [4, 0], [4, 4], [0, 4]])
+    for at, (name, frames) in enumerate({"a": 3, "b": 5, "sub/c": 4}.items()):
+        moving = box + 10 * at + np.arange(frames)[:, None, None]
+        found = boxes.Boxes(np.arange(1, frames + 1), moving, 64, 48)
+        boxes.write_boxes(boxes.boxes_file(tmp_path / "boxes", name), found)
+    boxes.main(["shuffle", "--dataset", str(tmp_path), "--output", str(tmp_path / "mixed")])
+    owners = []
+    for name, frames in {"a": 3, "b": 5, "sub/c": 4}.items():
+        mixed = boxes.read_boxes(boxes.boxes_file(tmp_path / "mixed", name))
+        assert mixed.frames.tolist() == list(range(1, frames + 1))
+        owners.append(int(mixed.corners[0, 0, 0] // 10))
+        first, last = mixed.corners[[0, -1], 0, 0]
+        assert last - first == {0: 2, 1: 4, 2: 3}[owners[-1]]  # from the first box of the other video to its last
+    assert sorted(owners) == [0, 1, 2]
+    assert all(owner != at for at, owner in enumerate(owners))
+    with pytest.raises(UserError, match="mixed is not empty: give a new folder"):
+        boxes.main(["shuffle", "--dataset", str(tmp_path), "--output", str(tmp_path / "mixed")])

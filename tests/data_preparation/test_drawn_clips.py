@@ -26,10 +26,14 @@ from tests.data_preparation.test_synthetic import content
 SMALL = ClipsConfig(clips=30, performers=5, width=64, height=48, min_frames=16, max_frames=20, workers=1, seed=2)
 
 
-@pytest.fixture(scope="module", params=tuple(SCENES))
+PAIR = replace(SMALL, performers=6, skaters=2, width=106)
+
+
+@pytest.fixture(scope="module", params=[*SCENES, "pair"])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ClipsConfig:
-    """A written set of each task."""
-    config = replace(SMALL, task=request.param, dataset=tmp_path_factory.mktemp(request.param) / "set")
+    """A written set of each task, and one with two skaters."""
+    config = PAIR if request.param == "pair" else replace(SMALL, task=request.param)
+    config = replace(config, dataset=tmp_path_factory.mktemp(request.param) / "set")
     generate(config)
     return config
 
@@ -116,7 +120,16 @@ def test_the_decisive_part_is_written(config):
 def test_same_flags_same_bytes(config, tmp_path):
     argv = ["--task", config.task, "--dataset", tmp_path / "again", "--workers", 2, "--seed", config.seed]
     argv += ["--clips", config.clips, "--performers", config.performers, "--width", config.width]
-    argv += ["--height", config.height, "--min_frames", config.min_frames, "--max_frames", config.max_frames]
+    argv += [
+        "--skaters",
+        config.skaters,
+        "--height",
+        config.height,
+        "--min_frames",
+        config.min_frames,
+        "--max_frames",
+        config.max_frames,
+    ]
     run_python("-m", "data_preparation.synthetic", *argv)
     assert content(tmp_path / "again") == content(config.dataset)
     other = make_plan(replace(config, seed=3))
@@ -129,6 +142,9 @@ def test_same_flags_same_bytes(config, tmp_path):
         (["--task", "fall", "--clips", "20", "--performers", "10"], "--clips 20 is too few .* give 30 or more"),
         (["--task", "actions", "--width", "65"], "--width 65 is odd"),
         (["--task", "fall", "--dives", "20"], "--dives"),
+        (["--task", "actions", "--skaters", "2", "--width", "160"], "--skaters 2 is for --task fall only"),
+        (["--task", "fall", "--skaters", "2"], "--width 72 is too narrow for --skaters 2: give 160 or more"),
+        (["--task", "fall", "--skaters", "2", "--performers", "5"], "--performers 5 is too few .* give 6 or more"),
         (["--task", "slalom"], "'slalom' is not allowed; allowed: dive, fall, actions"),
         (["--task", "fall", "--clips", "120"], "give --dataset DIR"),
     ],
@@ -137,6 +153,29 @@ def test_errors_are_reported(argv, sentence, monkeypatch):
     monkeypatch.delenv("DEEPSPORTS_DATASET", raising=False)
     with pytest.raises(UserError, match=sentence):
         synthetic.main(argv)
+
+
+def test_only_the_boxes_tell_which_of_two_skaters_counts():
+    """Outcome, side and depth of the second skater have nothing to do with the label, and both skaters are in one list."""
+    config = replace(PAIR, clips=180, performers=12)
+    plans = make_plan(config)
+    lists = [{plan.performer for plan in part} for part in clips.split_plans(plans, config.seed)]
+    seen: Counter = Counter()
+    for plan in plans:
+        film = Film(config, plan)
+        assert plan.companion != plan.performer
+        assert any({plan.performer, plan.companion} <= performers for performers in lists)
+        assert film.companion is not None
+        seen[plan.label, "fell", bool(film.companion.skate.fallen)] += 1
+        seen[plan.label, "on the right", film.companion.gap > 0] += 1
+        seen[plan.label, "in front", film.companion.in_front] += 1
+        first, _ = film.decisive()
+        middle = film.quad(first).mean(axis=0)[0]
+        assert (middle < config.width / 2) == (film.companion.gap > 0)  # the other one is on the other side
+    for label, share in (("landing", 120), ("fall", 60)):
+        assert seen[label, "fell", True] / share == pytest.approx(1 / 3, abs=0.15)
+        assert seen[label, "on the right", True] / share == pytest.approx(0.5, abs=0.15)
+        assert seen[label, "in front", True] / share == pytest.approx(0.5, abs=0.15)
 
 
 def test_contact_sheet(tmp_path):

@@ -12,18 +12,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.svm import SVR
+from torch import nn
+from torch.nn import functional as F
 
 from data_preparation.actions import ATTRIBUTE_CLASSES, Dive
 from data_preparation.common.errors import UserError
-from tests.golden import difference, golden, recipe_state, recipe_tensor
-from tests.small import labels_of
+from tests.golden import difference, follow, golden, recipe_state, recipe_tensor, scaled_state
+from tests.small import config_of, labels_of
+from training.backbones.base import Backbone
 from training.config import TrainConfig
-from training.data.batch import Rows
+from training.data.batch import Batch, Rows, Tensors
 from training.data.facts import DataFacts
-from training.methods.multitask.method import Multitask, caption_metrics, caption_nll
+from training.engine.step import Step
+from training.methods.multitask.method import LinearMultitask, Multitask, caption_metrics, caption_nll
 from training.methods.multitask.s2vt import S2VT, caption_mask, encode_caption
 from training.methods.svr.method import SupportVectorRegression
+from training.model import ScoringModel
 from training.runtime import checkpoint
+from training.runtime.ranks import Ranks
 
 DIVE = Dive(
     "01",
@@ -106,6 +112,57 @@ def test_the_multitask_heads_are_the_originals(shared: Path, index: int):
     for name in ATTRIBUTE_CLASSES:
         assert difference(outputs[name], case[name]) < 1e-4
     assert sum(p.numel() for p in model.parameters()) == sum(file["parameters"].values())
+
+
+class Windows(Backbone):
+    """The stand-in of the golden trajectory for C3D: means of 16 frames, a linear layer over the channels."""
+
+    feature_dim = 8192
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(3, 512, 1)
+
+    def prepare(self, clip: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor) -> torch.Tensor:
+        return clip
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        starts = range(0, video.shape[2] - 17, 16)
+        windows = torch.stack([video[:, :, s : s + 16] for s in starts], dim=1).flatten(0, 1)
+        maps = F.relu(self.conv1(F.adaptive_avg_pool3d(windows, (1, 4, 4))))
+        return maps.flatten(1).unflatten(0, (len(video), -1))  # (B, N, 8192)
+
+
+@pytest.mark.slow
+def test_optimizer_steps_of_c3d_avg_are_the_originals(shared: Path):
+    """In float64, through the step of the engine: score, five attributes and caption."""
+    (case,) = golden(shared, "trajectories_c3d_avg")["cases"]
+    c = case["caption_config"]
+    config = config_of("c3d", "multitask", frame_num=103, optimizer="Adam", batch_size=case["batch"], learning_rate=case["lr"], weight_decay=0.0)  # fmt: skip
+    method = LinearMultitask(config, 8192, ["<eos>", "<sos>", *map(str, range(c["vocab_size"] - 2))])
+    method.captioner = S2VT(c["vocab_size"], 8192, c["dim_hidden"], c["dim_word"], c["n_layers"])
+    for gru in (method.captioner.rnn1, method.captioner.rnn2):
+        gru.row_dropout.rate = 0.0
+    model = ScoringModel(Windows(), method)
+    own_names = {}
+    for name in case["state_dict"]:
+        stem, _, kind = name.rpartition(".")
+        renamed = f"{NAMES[stem]}.{kind}" if stem in NAMES else name.replace("caption.", "captioner.")
+        own_names[name] = name if name.startswith("backbone.") else f"method.{renamed}"
+    state = scaled_state(case["state_dict"], 1.0, case["scale_overrides"])
+    model.load_state_dict({own_names[name]: t for name, t in state.items()}, strict=False)
+    clips = recipe_tensor(f"input:{case['name']}", case["input"], 1.0).double().split(case["batch"])
+    columns = ["final_score", *ATTRIBUTE_CLASSES]
+    batches = []
+    for number, clip in enumerate(clips):
+        rows = slice(number * case["batch"], (number + 1) * case["batch"])
+        labels: Tensors = {n: torch.tensor(column) for n, column in zip(columns, zip(*case["dives"][rows], strict=True), strict=True)}  # fmt: skip
+        labels["final_score"] = torch.tensor([dive[0] for dive in case["dives"][rows]], dtype=torch.float64)
+        labels["caption"] = torch.tensor(case["captions"][rows])
+        assert caption_mask(labels["caption"]).sum(dim=1).tolist() == case["caption_mask_ones"][rows]
+        batches.append(Batch({"clip": clip}, {}, labels, torch.arange(len(clip))))
+    step = Step(model.double(), config, Ranks(), torch.device("cpu"))
+    follow(step, batches * case["epochs"], case, own_names, [case["lr"]] * len(case["loss"]))
 
 
 def multitask(tmp_path: Path, words: list[str]) -> Multitask:

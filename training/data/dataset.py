@@ -15,8 +15,8 @@ from data_preparation.actions import Action, ActionKey, plain_key, sort_key
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.batch import Batch
-from training.data.plan import Arrays, ClipSpec, Place, Sample
-from training.data.sources import Source, source_of
+from training.data.plan import Arrays, ClipSpec, Sample
+from training.data.sources import Source, source_of, views_of_test
 from training.runtime.seeding import generator
 
 
@@ -38,6 +38,7 @@ class Plan:
 
     `pool` holds the training actions, sorted by key; exemplars come from it. With `augment` False (validation and test)
     nothing is random. `repeat` counts from 0 the repeats of an action in an epoch (Method.repeats) that have random numbers of their own.
+    `labelled` is False for an action that is to be scored, whose labels nobody knows.
     """
 
     action: Action
@@ -47,6 +48,15 @@ class Plan:
     epoch: int
     augment: bool
     repeat: int = 0
+    labelled: bool = True
+
+    def labels(self, method: Planner) -> Arrays:
+        """The labels of the action; none if they are not known.
+
+        Raises:
+            UserError: the annotation lacks a label that the method needs.
+        """
+        return method.labels(self.action) if self.labelled else {}
 
     def rng(self, purpose: str) -> np.random.Generator | None:
         """A new generator seeded by (seed, purpose, epoch, action, repeat), or None without augmentation. A second call with
@@ -75,6 +85,7 @@ class ActionDataset:
 
     With `all_views` the samples are all views of --test_clips and --test_crops of the first action, then those of the second, ...:
     a view is a sample like any other, so batches need no more memory, and boxes follow the view of their sample.
+    `source` is by default that of the configuration. With `labelled` False the samples have no labels.
     """
 
     def __init__(
@@ -86,14 +97,15 @@ class ActionDataset:
         augment: bool,
         pool: Sequence[Action] = (),
         all_views: bool = False,
+        source: Source | None = None,
+        labelled: bool = True,
     ) -> None:
         self.actions, self.config, self.method, self.augment = list(actions), config, method, augment
         self.pool = sorted(pool, key=lambda action: sort_key(action.key))
-        self.source = source_of(config)
-        self._sources = [self.source]  # one for each view
-        if all_views and config.views_text:
-            places = [Place(*place) for place in np.ndindex(config.test_clips, config.test_crops)]
-            self._sources = [self.source.at(place) for place in places]
+        self.source = source_of(config) if source is None else source
+        self.labelled = labelled
+        choices = views_of_test(config) if all_views else []
+        self._sources = [self.source.at(choice) for choice in choices] or [self.source]  # one for each view
         self.reader = ClipReader(self._sources[0])
 
     def __len__(self) -> int:
@@ -134,7 +146,7 @@ class ActionDataset:
         """
         action, source = self.actions[index // self.views], self._sources[index % self.views]
         repeat = repeat if self.config.augment != "none" else 0
-        plan = Plan(action, source, self.pool, self.config.seed, epoch, self.augment, repeat)
+        plan = Plan(action, source, self.pool, self.config.seed, epoch, self.augment, repeat, self.labelled)
         return PlannedSample(index, self.method.sample(action, plan))
 
 

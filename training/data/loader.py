@@ -136,6 +136,11 @@ def batches_of(
     return _iterate(_load(dataset, small_batches, config, device), config.peer_timeout_min)
 
 
+def evaluation_size(config: TrainConfig) -> int:
+    """Actions in a batch of validation, test and prediction."""
+    return min(config.batch_size // config.accumulate, EVALUATION_BATCH)
+
+
 def evaluation_batches(
     dataset: ActionDataset, config: TrainConfig, ranks: Ranks, device: torch.device
 ) -> Generator[Batch | None]:
@@ -144,8 +149,7 @@ def evaluation_batches(
 
     Which actions share a batch does not depend on the number of ranks: batches are formed first, then dealt to the ranks.
     """
-    size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
-    samples = len(dataset) * dataset.views
+    size, samples = evaluation_size(config), len(dataset) * dataset.views
     batches = [[(0, i) for i in range(start, min(start + size, samples))] for start in range(0, samples, size)]
     mine = batches[ranks.rank :: ranks.world_size]
     if mine:

@@ -57,12 +57,12 @@ class View:
         return np.stack(turned, axis=-1) + centre
 
 
-class Place(NamedTuple):
-    """Which of the clips (--test_clips) and crops (--test_crops) of an action a view of the evaluation shows. The first ones are
-    those of a validation with one view."""
+class ViewChoice(NamedTuple):
+    """One of the views of an action in the test: the place of the clip's frames (sampling.clip_frames) and the number of the
+    crop (transforms.crop_views), None for that of a validation."""
 
-    clip: int = 0
-    crop: int = 0
+    place: float
+    crop: int | None = None
 
 
 @dataclass(frozen=True)

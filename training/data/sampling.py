@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -30,8 +31,7 @@ def clip_frames(
     method: str,
     rng: np.random.Generator | None,
     frames_after: int = END_SHIFT,
-    clip: int = 0,
-    clips: int = 1,
+    place: float = 0.5,
 ) -> np.ndarray:
     """The `count` frame numbers of a clip, ascending (except for `dense`), chosen from the frames `start` to `end` (both inclusive).
 
@@ -51,27 +51,22 @@ def clip_frames(
         dense               every (64 // count)-th frame from a random start, or from the first frame if n <= 64; after the last
                             frame it continues with the first (TSM on Kinetics)
     For validation and test `rng` is None: then every method takes the middle of each bin (end_aligned and end_aligned_spaced: no
-    shift; dense: the middle start), except spaced_fixed, which is not random. A test with several clips takes clip number `clip` of
-    `clips`: from their frame, the first clip's, the others are shifted by equal parts of a bin (two clips: TSM's twice_sample);
-    those of dense start at equal distances from the first to the last possible start (TSM's dense sampling, with 10 clips).
+    shift; dense: the middle start), except spaced_fixed, which is not random. Another `place` (0 to 1; 0.5 is the middle) gives
+    another clip of the same action: that place in each bin, shift or start. For spaced_fixed 0.5 is the first frame of each bin.
 
     Raises:
         ValueError: `random` with fewer frames than `count`.
     """
     n = end - start + 1
     if method in END_ALIGNED:
-        shift = 0 if rng is None else min(int(rng.integers(-END_SHIFT, END_SHIFT + 1)), frames_after)
+        placed = math.floor(place * (2 * END_SHIFT + 1)) - END_SHIFT
+        shift = min(placed if rng is None else int(rng.integers(-END_SHIFT, END_SHIFT + 1)), frames_after)
         if method == "end_aligned":
             return np.maximum(np.arange(end - count + 1, end + 1) + shift, 1)
         return np.maximum(end - END_WINDOW + 1 + shift + np.arange(count) * (END_WINDOW + 1) // count, 1)
     if method == "dense":
         starts = max(n - DENSE_FRAMES, 1)
-        if rng is not None:
-            first = int(rng.integers(starts))
-        else:
-            first = (
-                (n - DENSE_FRAMES) // 2 if clips == 1 else int(np.linspace(0, max(n - DENSE_FRAMES, 0), clips)[clip])
-            )
+        first = math.floor((n - DENSE_FRAMES) * place) if rng is None else int(rng.integers(starts))
         return start + (max(first, 0) + np.arange(count) * max(DENSE_FRAMES // count, 1)) % n
     if method == "random" and rng is not None:
         if n < count:
@@ -79,18 +74,24 @@ def clip_frames(
         return start + np.sort(rng.choice(n, size=count, replace=False))
     bins = np.arange(count)
     if method == "spaced_fixed":
-        offsets = np.zeros(count)
+        offsets = np.full(count, (place - 0.5) % 1)
     elif rng is None or (method == "segments" and n < count):
-        offsets = np.full(count, 0.5)
+        offsets = np.full(count, place if rng is None else 0.5)
     elif method == "segments":
         return start + bins * (n // count) + rng.integers(n // count, size=count)
     elif method in ("spaced_varied", "spaced_fixed_new"):
         offsets = np.full(count, rng.random())
     else:
         offsets = rng.random(count)
-    if clip:
-        offsets = (offsets + clip / clips) % 1
     return start + np.floor((bins + offsets) * (n / count)).astype(int)
+
+
+def places_of_test(method: str, clips: int) -> list[float]:
+    """The places (see `clip_frames`) of the clips of an action in a test with --test_clips. Two clips of method segments
+    are those of TSM's twice_sample; clips of dense go from the first to the last start, as TSM's dense sampling."""
+    if method == "dense" and clips > 1:
+        return [index / (clips - 1) for index in range(clips)]
+    return [(0.5 + index / clips) % 1 for index in range(clips)]
 
 
 def epoch_order(count: int, seed: int, epoch: int, repeats: Sequence[int] | None = None) -> np.ndarray:

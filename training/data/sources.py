@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from data_preparation.actions import Action, video_order
-from data_preparation.archive import FrameReaders, missing_text, open_frames
+from data_preparation.archive import FrameReaders, StoredFrames, missing_text, open_frames
 from data_preparation.common.errors import UserError
 from data_preparation.identity import source_hashes
 from data_preparation.layout import prepared
@@ -21,8 +22,8 @@ from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
 from training.data.features import feature_file
-from training.data.plan import ClipSpec, Place, View
-from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames
+from training.data.plan import ClipSpec, View, ViewChoice
+from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames, places_of_test
 from training.data.transforms import apply_view, crop_flip_rotate, crop_view, crop_views, resize, squash_view
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,10 @@ class Source(Protocol):
         """What splits.json records about these actions' data besides labels."""
         ...
 
+    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
+        """How the frames of these actions are stored, from the first video; None if there are none."""
+        ...
+
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         """Hashes of the source videos of these actions, by video, as far as they are known (identity.source_hashes)."""
         ...
@@ -57,7 +62,7 @@ class Source(Protocol):
         """Choose the view of a clip whose frames a method has chosen. `rng` is None for validation and test."""
         ...
 
-    def at(self, place: Place) -> Source:
+    def at(self, choice: ViewChoice) -> Source:
         """This source for one view of the test."""
         ...
 
@@ -75,20 +80,56 @@ def source_of(config: TrainConfig) -> Source:
     return FrameSource(config) if config.reads == "video" else FeatureSource(config)
 
 
-class FrameSource:
-    """Frames of --root_dir: clips (T, 3, S, S) uint8."""
+def views_of_test(config: TrainConfig) -> list[ViewChoice]:
+    """The views of each action in the test; none if it has just that of a validation."""
+    places = places_of_test(config.frame_method, config.test_clips) if config.views_text else []
+    return [ViewChoice(place, crop) for place in places for crop in range(config.test_crops)]
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self._readers = FrameReaders(config.root_dir)  # each worker opens its own
-        self._place: Place | None = None
+
+class Frames(Protocol):
+    """The frames of one video. `numbers` (frames,) int64 ascend from 1 or later; archive.FrameReader is one."""
+
+    numbers: np.ndarray
+
+    def image(self, number: int) -> np.ndarray:
+        """A frame as (H, W, 3) uint8 RGB."""
+        ...
+
+
+class FramesOfVideos(Protocol):
+    """The frames of videos by their names."""
+
+    def __getitem__(self, video: str, /) -> Frames: ...
+
+
+class FrameSource:
+    """Frames of --root_dir, or of `videos` in memory: clips (T, 3, S, S) uint8. `place` is that of sampling.clip_frames, and
+    `crop` the number of one of --test_crops; None is the crop of validation."""
+
+    def __init__(
+        self, config: TrainConfig, videos: FramesOfVideos | None = None, place: float = 0.5, crop: int | None = None
+    ) -> None:
+        self.config, self.place, self.crop = config, place, crop
         self._resized: tuple[object, torch.Tensor] | None = None  # the last clip before its crop
+        self._readers = FrameReaders(config.root_dir) if videos is None else videos  # each worker opens its own
 
     def faults(self, actions: Sequence[Action]) -> list[str]:
         return frame_faults(actions, self.config)
 
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {}  # the labels identify the videos, and thereby the frames
+
+    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
+        action = actions[0]
+        try:
+            reader = open_frames(self.config.root_dir, action.video)
+            stored = StoredFrames(**reader.provenance.get("settings", {"height": 0}))
+            if stored.height:
+                return stored
+            return replace(stored, height=reader.image(action.start_frame).shape[0])
+        except UserError as error:  # the training reads frames only, so it can go on
+            log.warning("%s", error)
+            return None
 
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         return source_hashes(self.config.root_dir, (action.video for action in actions))
@@ -98,9 +139,8 @@ class FrameSource:
         # only these use frames after the action's end; do not open the archive for the others
         frames_after = self._frames_after(action) if c.frame_method in END_ALIGNED else 0
         try:
-            clip, clips = (self._place.clip, c.test_clips) if self._place else (0, 1)
             frames = clip_frames(
-                action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after, clip, clips
+                action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after, self.place
             )
         except ValueError as error:
             raise UserError(f"{action.title}: {error}; choose another --frame_method or fewer --frame_num") from None
@@ -108,8 +148,8 @@ class FrameSource:
 
     def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
-        if self._place and c.data_aug:
-            view = crop_views(c.spatial_size, c.test_crops, c.geometry, c.full_res)[self._place.crop]
+        if self.crop is not None and c.data_aug:
+            view = crop_views(c.spatial_size, c.test_crops, c.geometry, c.full_res)[self.crop]
         elif c.data_aug:
             view = crop_view(c.spatial_size, rng, c.geometry)
         else:
@@ -118,10 +158,10 @@ class FrameSource:
         # drawn last: frames and crops are those of a training without it
         return clip if rng is None or c.augment == "none" else randaugment(clip, rng)
 
-    def at(self, place: Place) -> FrameSource:
+    def at(self, choice: ViewChoice) -> FrameSource:
         """This source for one view of the test; it shares the open archives."""
         viewed = copy.copy(self)
-        viewed._place = place
+        viewed.place, viewed.crop = choice
         return viewed
 
     def _frames_after(self, action: Action) -> int:
@@ -131,7 +171,7 @@ class FrameSource:
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
         assert clip.view is not None
-        if self._place and self.config.test_crops > 1:
+        if self.crop is not None and self.config.test_crops > 1:
             frames_TCHW = crop_flip_rotate(clip.view, self._before_crop(clip, clip.view))
         else:
             frames_TCHW = apply_view(clip.view, self._images(clip))
@@ -162,10 +202,13 @@ class FeatureSource:
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {"features": self.file.fingerprint(actions)}
 
+    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
+        return None
+
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         return {str(video): str(found) for video, found in self.file.about.get("videos", {}).items()}
 
-    def at(self, place: Place) -> FeatureSource:
+    def at(self, choice: ViewChoice) -> FeatureSource:
         return self
 
     def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:

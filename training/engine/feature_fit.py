@@ -83,7 +83,7 @@ class FeatureFit(Trainer):
         self._save_val_predictions(method, val_rows, val_data)
         if self.ranks.is_first:
             record = {"type": "epoch", "epoch": 1, "step": 0, **metrics, "seconds": time.perf_counter() - started}
-            self.run.append_metrics(record)
+            self._record(record)
             draw_losses([record], self.run.plot_file(self.config), self.run.title, metric)
             # last, since best.pt marks the fit as done
             best = {"model": self.model.state_dict(), "position": asdict(self.position), **self.trained_on}

@@ -29,7 +29,6 @@ from training.runtime.progress import Meter, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.schedule import learning_rate
-from training.tensorboard import EventLog
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,6 @@ class Engine(Trainer):
         self.predictor = Predictor(config, ranks, device, between_batches=self.save_and_stop_if_requested)
         self.checkpoints = Checkpoints(run, config)
         self.meter = Meter()
-        self.events = EventLog(run.path / "tensorboard") if config.tensorboard and ranks.is_first else None
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -206,6 +204,8 @@ class Engine(Trainer):
             log.info("Resuming %s at epoch %d, step %d", self.run.path, self.position.epoch + 1, self.position.step)
         if self.ranks.is_first:
             self.run.rewind_metrics(self.position.epoch, self.position.global_step)
+            if path is not None and self.position.epoch < self.config.epochs:
+                self.run.record_resume(self.position.epoch, self.position.global_step)
         collectives.barrier()
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -240,9 +240,3 @@ class Engine(Trainer):
             record = {"type": "step", "epoch": position.epoch + 1, "step": position.global_step, **losses, "lr": rate}
             self._record({**record, **times})
         self.meter = Meter()
-
-    def _record(self, record: dict[str, Any]) -> None:
-        """Append a record to metrics.jsonl and, with --tensorboard, to TensorBoard's events."""
-        self.run.append_metrics(record)
-        if self.events:
-            self.events.add(record)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from data_preparation.actions import Action
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from training.config import TrainConfig
 from training.data.batch import Rows
@@ -24,7 +25,32 @@ from training.runtime.progress import Progress, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.tasks import task_of
-from training.tasks.base import Arrays
+from training.tasks.base import Arrays, Task
+from training.tensorboard import EventLog
+from training.wandb_log import WandbLog
+
+
+def write_val_predictions(
+    run: RunFolder,
+    task: Task,
+    predicted: Arrays,
+    actions: Sequence[Action],
+    classes: Sequence[str],
+    epoch: int,
+    views: str = "",
+) -> None:
+    """Write val_predictions.csv: the predictions of the best `epoch` for the validation actions. `views` says what they are the
+    mean of, see TrainConfig.views_text.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    origin: dict[str, list] = {"epoch": [epoch] * len(actions)}
+    if views:
+        origin["views"] = [views] * len(actions)
+    text = predictions_csv(task, predicted, actions, classes, origin)
+    with reporting_write_errors(run.val_predictions_file):
+        write_atomic(run.val_predictions_file, text.encode())
 
 
 class Trainer(ABC):
@@ -48,6 +74,11 @@ class Trainer(ABC):
         self.classes: Sequence[str] = ()  # of the data set
         self.trained_on: dict[str, str] = {}  # entries of the checkpoints, see trained_on.entries_of_run
         self.epochs, self.total_steps = config.epochs, 0
+        self.logs: list[EventLog | WandbLog] = []  # further logs of what metrics.jsonl gets
+        if config.tensorboard and ranks.is_first:
+            self.logs.append(EventLog(run.path / "tensorboard"))
+        if config.wandb and ranks.is_first:
+            self.logs.append(WandbLog(run, config))
 
     @abstractmethod
     def resume(self) -> None:
@@ -76,16 +107,10 @@ class Trainer(ABC):
     def _save_val_predictions(self, method: Method, rows: Rows, val_data: ActionDataset) -> None:
         """Write val_predictions.csv with the outputs of the best epoch so far; only the first rank writes."""
         if self.ranks.is_first and self.task.has_test:
-            self._write_val_predictions(as_arrays(method.predict(rows.outputs, rows.given)), val_data)
-
-    def _write_val_predictions(self, predicted: Arrays, val_data: ActionDataset, views: str = "") -> None:
-        """Write val_predictions.csv; `views` says which views the predictions are the mean of, see TrainConfig.views_text."""
-        columns: dict[str, list] = {"epoch": [self.position.best_epoch] * len(val_data)}
-        if views:
-            columns["views"] = [views] * len(val_data)
-        text = predictions_csv(self.task, predicted, val_data.actions, self.classes, columns)
-        with reporting_write_errors(self.run.val_predictions_file):
-            write_atomic(self.run.val_predictions_file, text.encode())
+            predicted = as_arrays(method.predict(rows.outputs, rows.given))
+            write_val_predictions(
+                self.run, self.task, predicted, val_data.actions, self.classes, self.position.best_epoch
+            )
 
     def complete_val_predictions(self, val_data: ActionDataset) -> None:
         """After the training: make sure that val_predictions.csv is that of best.pt, with the views of the test. It is not if an
@@ -107,7 +132,20 @@ class Trainer(ABC):
         predictor = Predictor(self.config, self.ranks, self.device, between_batches=self.stop_if_requested)
         _, predicted = predictor.predict_views(self.model, val_data.with_all_views())
         if self.ranks.is_first:
-            self._write_val_predictions(predicted, val_data, views)
+            write_val_predictions(
+                self.run, self.task, predicted, val_data.actions, self.classes, self.position.best_epoch, views
+            )
+
+    def close(self) -> None:
+        """Close the logs of --tensorboard and --wandb."""
+        for each in self.logs:
+            each.close()
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """Append a record to metrics.jsonl, and to the logs of --tensorboard and --wandb; only the first rank does."""
+        self.run.append_metrics(record)
+        for each in self.logs:
+            each.add(record)
 
     def report_finished(self) -> None:
         """Set the state in progress.json to finished."""

@@ -10,7 +10,10 @@ runs/<name>/
     losses.png          redrawn each epoch
     val_predictions.csv predictions for the validation actions, of the epoch that validation chose (for training.combine)
     predictions.csv, summary.json and a plot (scores.png, confusion.png)   written once, when the test split is opened
+    report.html         a page about the run, written after the test split was opened (training/html_report)
+    resumes.jsonl       a line for each resume: epoch, step and time
     tensorboard/        events, with --tensorboard True
+    wandb/, wandb.json  a run of Weights & Biases and its state, with --wandb True
     jobs/<job id>/      a job's logs, flags, starts and ends (launch.job); jobs/*.out is the output of the jobs
     code/<digest>/      the code that jobs run (launch.snapshot)
 """
@@ -163,6 +166,16 @@ class RunFolder:
     def val_predictions_file(self) -> Path:
         return self.path / "val_predictions.csv"
 
+    @property
+    def calibration_file(self) -> Path:
+        """What the intervals of predictions are made from (calibration.Calibration)."""
+        return self.path / "calibration.json"
+
+    def val_predictions_epoch(self) -> int | None:
+        """The epoch whose validation predictions are stored, or None."""
+        origin = self.val_predictions_origin()
+        return origin[0] if origin else None
+
     def val_predictions_origin(self) -> tuple[int, str] | None:
         """(epoch, TrainConfig.views_text) of the stored validation predictions, or None."""
         try:
@@ -175,6 +188,10 @@ class RunFolder:
     @property
     def summary_file(self) -> Path:
         return self.path / "summary.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
 
     def plot_file(self, config: TrainConfig) -> Path:
         return self.path / config.output  # an absolute --output stays what it is
@@ -311,7 +328,11 @@ class RunFolder:
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The records of one type ("step" or "epoch"), oldest first, without an incomplete last line of a killed process."""
-        return [r for r in _complete_lines(self.metrics_file) if r["type"] == kind]
+        return [r for r in self.records() if r["type"] == kind]
+
+    def records(self) -> Iterable[dict[str, Any]]:
+        """All records of metrics.jsonl, oldest first, without an incomplete last line of a killed process."""
+        return _complete_lines(self.metrics_file)
 
     def rewind_metrics(self, epochs_done: int, global_step: int) -> None:
         """Remove the lines after the checkpoint that the run resumes from: they will be logged again."""
@@ -324,6 +345,23 @@ class RunFolder:
         ]
         with reporting_write_errors(self.metrics_file):
             write_atomic(self.metrics_file, "".join(json.dumps(record) + "\n" for record in remaining).encode())
+
+    def record_resume(self, epoch: int, step: int) -> None:
+        """Append a line to resumes.jsonl: the training goes on after this step. Reports mark it.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
+        with reporting_write_errors(self._resumes_file), open(self._resumes_file, "a") as file:
+            file.write(json.dumps({"type": "resume", "epoch": epoch, "step": step, "time": time.time()}) + "\n")
+
+    def resumes(self) -> list[dict[str, Any]]:
+        """The resumes of the run, oldest first."""
+        return list(_complete_lines(self._resumes_file))
+
+    @property
+    def _resumes_file(self) -> Path:
+        return self.path / "resumes.jsonl"
 
     # ----------------------------------------------------------------------------------------------------- progress
 

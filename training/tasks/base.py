@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_preparation.actions import Action, ActionKey
+from training.html_report.content import RankedActions, Section
 
 Arrays = dict[str, np.ndarray]
 
@@ -64,6 +65,7 @@ class Predictions:
     truth: Truth
     predicted: Arrays  # as Method.predict returns it
     classes: tuple[str, ...] = ()
+    difficulties: tuple[float | None, ...] = ()  # of each action
 
 
 class Task(ABC):
@@ -119,6 +121,10 @@ class Task(ABC):
         """The result of summary.json in one line, then warnings and baselines, one line each."""
         raise NotImplementedError
 
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        """What a reader of summary.json must know besides its numbers, a sentence each: warnings."""
+        return []
+
     def draw(
         self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], path: Path, title: str
     ) -> None:
@@ -140,6 +146,40 @@ class Task(ABC):
             KeyError, TypeError, ValueError: the rows are damaged.
         """
         raise NotImplementedError
+
+    # what follows is for predictions of new videos
+
+    def values(self, predicted: Arrays, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """What is predicted for each action, by name."""
+        raise NotImplementedError
+
+    def misfits(self, predicted: Arrays, truth: Truth) -> np.ndarray:
+        """How far each prediction is from what is true, (A,): the nonconformity scores of conformal prediction."""
+        raise NotImplementedError
+
+    def region(self, predicted: Arrays, limits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """For each action all that is at most its limit (A,) from the prediction: {"low", "high"} or {"classes"}. Nothing for a
+        limit of infinity."""
+        raise NotImplementedError
+
+    def limit_text(self, limit: float) -> str:
+        """A limit of `misfits` in words."""
+        raise NotImplementedError
+
+    def report_sections(
+        self,
+        test: Predictions,
+        validation: Predictions | None,
+        lines: Sequence[Mapping[str, str]],
+        summary: Mapping[str, Any],
+    ) -> list[Section]:
+        """The sections of report.html about the result. `lines` are those of predictions.csv, in the order of `test`; `validation`
+        holds the stored validation predictions, None if there are none."""
+        return []
+
+    def ranked(self, test: Predictions, lines: Sequence[Mapping[str, str]]) -> RankedActions | None:
+        """How wrong each prediction is, for the examples of report.html; None if that has no meaning."""
+        return None
 
     def comparison(self, a: Predictions, b: Predictions) -> list[str]:
         """The lines that compare two runs on the same actions: metrics of both, differences with 95 % intervals, a test."""

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from data_preparation.actions import Action, list_names
-from training.metrics import RESAMPLES
+from training.html_report.content import Picture, RankedActions, Section
+from training.html_report.figures import GroupRow, confusion, groups, mean_true_over_predicted, most_extreme
+from training.metrics import RESAMPLES, wilson_interval
 from training.plots import new_figure, save_figure
 from training.tasks.base import (
     Arrays,
@@ -31,7 +33,6 @@ from training.tasks.base import (
     origin_text,
 )
 
-_Z_95 = 1.959963984540054  # of the normal distribution, two-sided 95 %
 _PREFIX = "probability_"  # of the columns with the probability of each class
 _MOST_LISTED = 12  # classes in the lines of a result
 _MOST_NUMBERED = 30  # classes; a larger confusion matrix has no numbers
@@ -57,14 +58,6 @@ def recall(counts: np.ndarray) -> np.ndarray:
     """The fraction of each class that is predicted as that class: (K, K) -> (K,); NaN for a class that does not occur."""
     with np.errstate(invalid="ignore"):
         return np.diagonal(counts) / counts.sum(axis=1)
-
-
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion."""
-    share, z2 = correct / total, _Z_95**2 / total
-    middle = (share + z2 / 2) / (1 + z2)
-    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -113,6 +106,49 @@ def label_baselines(train: np.ndarray, test: np.ndarray, classes: int) -> dict[s
         }
         for name, chances in (("majority", always), ("prior", prior))
     }
+
+
+# ----------------------------------------------------------------------------------------------------- sections of a page
+
+
+def _classes_section(counts: np.ndarray, classes: Sequence[str]) -> Section:
+    """The confusion matrix (K, K) and the recall of each class."""
+    rows = [
+        GroupRow(name, int(own.sum()), float(own[k] / own.sum()), wilson_interval(int(own[k]), int(own.sum())))
+        for k, (name, own) in enumerate(zip(classes, counts, strict=True))
+        if own.sum()
+    ]
+    shown = most_extreme([row._replace(value=1 - (row.value or 0)) for row in rows])  # of many the lowest recalls
+    kept = [row for row in rows if row.name in {each.name for each in shown}]
+    worst = min(rows, key=lambda row: row.value or 0)
+    few = f" Of {len(rows)} classes, the {len(kept)} with the lowest recall are shown." if len(kept) < len(rows) else ""
+    pictures = [
+        Picture(
+            confusion(counts, classes),
+            f"Confusion matrix of {len(classes)} classes and {counts.sum()} test actions; {np.trace(counts)} are on the diagonal.",
+            "Rows are true classes, columns predicted ones; dark cells off the diagonal are what the network confuses.",
+            wide=len(classes) > 12,
+        ),
+        Picture(
+            groups(kept, "recall", "recall", line=float(np.trace(counts) / counts.sum()), line_label="accuracy of all"),
+            f"Recall of each class: lowest for {worst.name} with {worst.value:.2f}.",
+            f"Recall by class (number of actions) with Wilson's 95 % interval.{few}",
+        ),
+    ]
+    return Section("Classes", pictures)
+
+
+def _confidence_section(test: Predictions) -> Section:
+    """The share of correct predictions over the probability of the predicted class."""
+    probability_AK = test.predicted["probability"]
+    chosen, confidence = probability_AK.argmax(axis=1), probability_AK.max(axis=1)
+    correct = (chosen == test.truth.values).astype(np.float64)
+    picture = Picture(
+        mean_true_over_predicted(confidence, correct, "probability of the predicted class", "share that is correct"),
+        f"Share of correct predictions over their probability: mean probability {confidence.mean():.2f}, accuracy {correct.mean():.2f}.",
+        f"Ten groups of equal size by probability. Mean probability {confidence.mean():.2f}, accuracy {correct.mean():.2f}: below the dashed line the network is too certain.",
+    )
+    return Section("Calibration", [picture])
 
 
 # ---------------------------------------------------------------------------------------------------------- the task
@@ -203,12 +239,7 @@ class LabelTask(Task):
             f"Test accuracy {number_text(test['accuracy'])} (95 % interval {intervals['accuracy']}), macro F1 {number_text(test['macro_f1'])} ({intervals['macro_f1']}), "
             f"{test['actions']} actions, {origin_text(summary)}"
         ]
-        if test["warning"]:
-            lines.append(f"  {test['warning']}")
-        if test["accuracy_ci95"][0] <= summary["baselines"]["majority"]["accuracy"]:
-            lines.append(
-                "  These actions do not show that the model is better than always predicting the largest class."
-            )
+        lines += [f"  {remark}" for remark in self.remarks(summary)]
         if more:
             lines.append(f"  {', '.join(f'{name} {number_text(value)}' for name, value in more.items())}")
         by_recall = sorted(summary["groups"]["class"].items(), key=lambda item: item[1]["recall"] or 0)
@@ -222,6 +253,13 @@ class LabelTask(Task):
             f"  without video, {name}: accuracy {number_text(values['accuracy'])}, macro F1 {number_text(values['macro_f1'])}"
             for name, values in summary["baselines"].items()
         ]
+
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        test = summary["test"]
+        found = [test["warning"]] if test["warning"] else []
+        if test["accuracy_ci95"][0] <= summary["baselines"]["majority"]["accuracy"]:
+            found.append("These actions do not show that the model is better than always predicting the largest class.")
+        return found
 
     def draw(
         self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], path: Path, title: str
@@ -252,6 +290,50 @@ class LabelTask(Task):
         chosen = [classes.index(row["predicted_class"]) for row in rows]
         probability_AK[np.arange(len(rows)), chosen] += 1e-6
         return Truth(true, [row.get("kind", "") for row in rows]), {"probability": probability_AK}, classes
+
+    def values(self, predicted: Arrays, classes: Sequence[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "class": classes[int(row.argmax())],
+                "probability": float(row.max()),
+                "probabilities": dict(zip(classes, row.tolist(), strict=True)),
+            }
+            for row in predicted["probability"]
+        ]
+
+    def misfits(self, predicted: Arrays, truth: Truth) -> np.ndarray:
+        """1 - probability of the true class ("Least Ambiguous Set-Valued Classifiers", Sadinle, Lei and Wasserman, JASA 2019)."""
+        return 1 - predicted["probability"][np.arange(len(truth.values)), truth.values]
+
+    def region(self, predicted: Arrays, limits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+        pairs = zip(predicted["probability"], limits.tolist(), strict=True)
+        return [
+            {} if math.isinf(limit) else {"classes": [classes[k] for k in np.flatnonzero(1 - row <= limit).tolist()]}
+            for row, limit in pairs
+        ]
+
+    def limit_text(self, limit: float) -> str:
+        return f"all classes of probability {1 - limit:.3f} or more"
+
+    def report_sections(
+        self,
+        test: Predictions,
+        validation: Predictions | None,
+        lines: Sequence[Mapping[str, str]],
+        summary: Mapping[str, Any],
+    ) -> list[Section]:
+        counts = np.array(summary["test"]["confusion"])
+        return [_classes_section(counts, test.classes), _confidence_section(test)]
+
+    def ranked(self, test: Predictions, lines: Sequence[Mapping[str, str]]) -> RankedActions | None:
+        probability_AK, true = test.predicted["probability"], test.truth.values
+        chosen = probability_AK.argmax(axis=1)
+        own = probability_AK[np.arange(len(true)), true]
+        texts = [
+            f"true: {test.classes[t]}, predicted: {test.classes[c]} (probability of the true class {p:.2f})"
+            for t, c, p in zip(true, chosen, own, strict=True)
+        ]
+        return RankedActions(1 - own, texts, "Most certain of the true class", "Least certain of the true class")
 
     def comparison(self, a: Predictions, b: Predictions) -> list[str]:
         true = a.truth.values

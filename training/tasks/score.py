@@ -15,12 +15,23 @@ from typing import Any
 import numpy as np
 
 from data_preparation.actions import Action, list_names
+from training.html_report.content import Picture, RankedActions, Section, Table
+from training.html_report.figures import (
+    GroupRow,
+    coverage_curve,
+    groups,
+    histogram,
+    mean_true_over_predicted,
+    most_extreme,
+    predicted_over_true,
+)
 from training.metrics import (
     LARGEST_CORRELATION,
     RowsStatistic,
     baselines,
     bootstrap_interval,
     constant_prediction_warning,
+    difficulty_band,
     fisher_mean,
     group_metrics,
     mean_correlation,
@@ -29,6 +40,7 @@ from training.metrics import (
     relative_l2_rows,
     score_metrics,
     spearman_rows,
+    wilson_interval,
 )
 from training.plots import new_figure, save_figure
 from training.tasks.base import (
@@ -129,6 +141,133 @@ def interval(predicted: np.ndarray, truth: Truth, key: str) -> tuple[float, floa
     return bootstrap_interval(predicted[order], truth.values[order], statistic, sizes=sizes)
 
 
+# ----------------------------------------------------------------------------------------------------- sections of a page
+
+_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+def conformal_half_width(residuals: np.ndarray, level: float) -> float:
+    """Half the width of a prediction interval, from absolute residuals (V,) of other actions: split conformal prediction (Lei et al.,
+    "Distribution-free predictive inference for regression", JASA 2018). Infinite for too few residuals."""
+    place = math.ceil((len(residuals) + 1) * level)
+    return float(np.sort(residuals)[place - 1]) if place <= len(residuals) else math.inf
+
+
+def _scores_section(
+    true: np.ndarray, scores: np.ndarray, kinds: Mapping[str, np.ndarray], half_width: float | None
+) -> Section:
+    known = half_width is not None and math.isfinite(half_width)
+    band = " The band is the 90 % interval from the validation actions." if known else ""
+    error = scores - true
+    pictures = [
+        Picture(
+            predicted_over_true(true, scores, kinds, half_width if known else None),
+            f"Scatter plot of {len(true)} test actions: predicted over judged scores, which are from {true.min():.1f} to {true.max():.1f} points.",
+            f"Each point is a test action; on the dashed line prediction and judges agree.{band}",
+        ),
+        Picture(
+            histogram(error, "predicted minus judged score (points)"),
+            f"Histogram of the errors: mean {error.mean():+.2f}, standard deviation {error.std():.2f} points.",
+            f"Errors: mean {error.mean():+.2f} points, standard deviation {error.std():.2f}, largest {np.abs(error).max():.1f}. A mean far from 0 is a bias.",
+        ),
+    ]
+    return Section("Predicted and judged scores", pictures)
+
+
+def _groups_section(summary: Mapping[str, Any]) -> Section:
+    """Mean absolute error and bias of each group of summary.json."""
+    pictures = []
+    for grouping, found in summary["groups"].items():
+        rows = [
+            GroupRow(n, g["dives"], g["mae"], second=abs(g["bias"]) if "bias" in g else None) for n, g in found.items()
+        ]
+        shown = most_extreme(rows)
+        worst = max(rows, key=lambda row: row.value or 0)
+        few = (
+            f" Of {len(rows)} groups, the {len(shown)} with the largest error are shown."
+            if len(shown) < len(rows)
+            else ""
+        )
+        has_bias = any(row.second is not None for row in rows)
+        pictures.append(
+            Picture(
+                groups(
+                    shown,
+                    "points",
+                    "mean absolute error",
+                    "size of the bias" if has_bias else "",
+                    summary["test"]["mae"],
+                    "error of all test actions",
+                ),
+                f"Mean absolute error by {grouping}: largest for {worst.name} with {worst.value:.2f} points.",
+                f"By {grouping} (number of actions). A diamond near its dot: the errors of the group have one sign.{few}",
+            )
+        )
+    return Section("Error by group", pictures, text="" if pictures else "The test actions have no groups.")
+
+
+def _groups_of_lines(lines: Sequence[Mapping[str, str]]) -> dict[str, dict[str, np.ndarray]]:
+    """Indices of the test actions by kind, video and difficulty band, as far as predictions.csv has them and they have several."""
+    columns: dict[str, list[str]] = {
+        "kind": [line.get("kind", "") for line in lines],
+        "video": [line["video"] for line in lines],
+    }
+    if all(line.get("difficulty") for line in lines):
+        columns["difficulty"] = [difficulty_band(float(line["difficulty"])) for line in lines]
+    found = {}
+    for grouping, names in columns.items():
+        array = np.array(names)
+        if 1 < len(set(names)) < len(names):
+            found[grouping] = {name: np.flatnonzero(array == name) for name in sorted(set(names))}
+    return found
+
+
+def _calibration_section(
+    true: np.ndarray,
+    scores: np.ndarray,
+    residuals: np.ndarray | None,
+    groupings: Mapping[str, Mapping[str, np.ndarray]],
+) -> Section:
+    """Mean judged over predicted score; coverage of the conformal intervals, over all test actions and by group."""
+    pictures = [
+        Picture(
+            mean_true_over_predicted(scores, true, "predicted score (points)", "mean judged score (points)"),
+            "Mean judged score over mean predicted score in ten groups of equal size.",
+            "Ten groups of equal size by predicted score. Points above the dashed line: the judges gave more than predicted.",
+        )
+    ]
+    if residuals is None:
+        return Section("Calibration and coverage", pictures, text="Without val_predictions.csv there are no intervals.")
+    errors = np.abs(scores - true)
+    widths = {level: conformal_half_width(residuals, level) for level in _LEVELS}
+    inside = {level: errors <= width for level, width in widths.items()}
+    covered = inside[0.9]
+    pictures.append(
+        Picture(
+            coverage_curve(_LEVELS, [inside[level].mean() for level in _LEVELS], len(true), len(residuals)),
+            f"Observed over stated coverage: the 90 % interval holds {covered.mean():.1%} of the test actions.",
+            f"The 90 % interval (± {widths[0.9]:.1f} points) holds {covered.mean():.1%} of the {len(true)} judged scores. Below the grey band: intervals too narrow.",
+        )
+    )
+    tables = []
+    for grouping, found in groupings.items():
+        rows = [
+            [n, str(len(own)), f"{covered[own].mean():.0%}", interval_of_share(covered[own])]
+            for n, own in found.items()
+        ]
+        tables.append(
+            Table(
+                [grouping, "actions", "inside", "95 % interval"], rows, f"Coverage of the 90 % interval by {grouping}."
+            )
+        )
+    return Section("Calibration and coverage", pictures, tables)
+
+
+def interval_of_share(inside: np.ndarray) -> str:
+    low, high = wilson_interval(int(inside.sum()), len(inside))
+    return f"{low:.0%} to {high:.0%}"
+
+
 # ---------------------------------------------------------------------------------------------------------- the task
 
 
@@ -222,25 +361,30 @@ class ScoreTask(Task):
             lines.append(
                 f"  {name}: Spearman {number_text(found['spearman'])} (95 % interval {low} to {high}), R-l2 x100 {number_text(found['r_l2_x100'])}{_l2_text(found)}, {found['dives']} actions"
             )
-        if undefined := [name for name, found in kinds.items() if found["spearman"] is None]:
-            lines.append(
-                f"  The predictions of {', '.join(undefined)} are all the same: Spearman counts as 0 in the mean."
-            )
-        if perfect := [name for name, found in kinds.items() if abs(found["spearman"] or 0) > LARGEST_CORRELATION]:
-            lines.append(
-                f"  A Spearman of 1 ({', '.join(perfect)}) counts as {LARGEST_CORRELATION:g} in the Fisher-z mean."
-            )
-        of_kinds = {name: found.get("predicted_range") for name, found in kinds.items()}
-        if warning := constant_prediction_warning(of_kinds or {"": test.get("predicted_range")}):
-            lines.append(f"  {warning}")
-        if (test["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf):
-            lines.append("  Worse than predicting the training mean: the model has not learned yet.")
+        lines += [f"  {remark}" for remark in self.remarks(summary)]
         if more:
             lines.append(f"  {', '.join(f'{name} {number_text(value)}' for name, value in more.items())}")
         return lines + [
             f"  without video, {name}: Spearman {number_text(values['spearman'])}, R-l2 x100 {number_text(values['r_l2_x100'])}"
             for name, values in summary["baselines"].items()
         ]
+
+    def remarks(self, summary: Mapping[str, Any]) -> list[str]:
+        test, kinds, found_remarks = summary["test"], summary["groups"].get("kind", {}), []
+        if undefined := [name for name, found in kinds.items() if found["spearman"] is None]:
+            found_remarks.append(
+                f"The predictions of {', '.join(undefined)} are all the same: Spearman counts as 0 in the mean."
+            )
+        if perfect := [name for name, found in kinds.items() if abs(found["spearman"] or 0) > LARGEST_CORRELATION]:
+            found_remarks.append(
+                f"A Spearman of 1 ({', '.join(perfect)}) counts as {LARGEST_CORRELATION:g} in the Fisher-z mean."
+            )
+        of_kinds = {name: found.get("predicted_range") for name, found in kinds.items()}
+        if warning := constant_prediction_warning(of_kinds or {"": test.get("predicted_range")}):
+            found_remarks.append(warning)
+        if (test["r_l2_x100"] or 0) > (summary["baselines"]["train mean"]["r_l2_x100"] or math.inf):
+            found_remarks.append("Worse than predicting the training mean: the model has not learned yet.")
+        return found_remarks
 
     def draw(
         self, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], path: Path, title: str
@@ -288,6 +432,44 @@ class ScoreTask(Task):
         if max(np.abs(true).max(initial=0), np.abs(predicted).max(initial=0)) > _LARGEST_SCORE:
             raise ValueError(f"a score is larger than {_LARGEST_SCORE:g}, so its square cannot be computed exactly")
         return Truth(true, [row.get("kind", "") for row in rows]), {"score": predicted}, ()
+
+    def values(self, predicted: Arrays, classes: Sequence[str]) -> list[dict[str, Any]]:
+        return [{"score": float(score)} for score in predicted["score"]]
+
+    def misfits(self, predicted: Arrays, truth: Truth) -> np.ndarray:
+        return np.abs(predicted["score"] - truth.values)
+
+    def region(self, predicted: Arrays, limits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+        pairs = zip(predicted["score"].tolist(), limits.tolist(), strict=True)
+        return [{} if math.isinf(limit) else {"low": score - limit, "high": score + limit} for score, limit in pairs]
+
+    def limit_text(self, limit: float) -> str:
+        return f"score ± {limit:.2f} points"
+
+    def report_sections(
+        self,
+        test: Predictions,
+        validation: Predictions | None,
+        lines: Sequence[Mapping[str, str]],
+        summary: Mapping[str, Any],
+    ) -> list[Section]:
+        true, scores = test.truth.values, test.predicted["score"]
+        residuals = None if validation is None else np.abs(validation.predicted["score"] - validation.truth.values)
+        half_width = None if residuals is None else conformal_half_width(residuals, 0.9)
+        return [
+            _scores_section(true, scores, kinds_of(test.truth), half_width),
+            _groups_section(summary),
+            _calibration_section(true, scores, residuals, _groups_of_lines(lines)),
+        ]
+
+    def ranked(self, test: Predictions, lines: Sequence[Mapping[str, str]]) -> RankedActions | None:
+        true, scores = test.truth.values, test.predicted["score"]
+        texts = [
+            f"judged {judged:.2f}, predicted {score:.2f} ({score - judged:+.2f})"
+            + (f", difficulty {difficulty}" if (difficulty := line.get("difficulty")) else "")
+            for judged, score, line in zip(true, scores, lines, strict=True)
+        ]
+        return RankedActions(np.abs(scores - true), texts, "Nearest to the judges", "Farthest from the judges")
 
     def comparison(self, a: Predictions, b: Predictions) -> list[str]:
         """Paired bootstrap (Efron and Tibshirani, 1993): both runs are resampled together."""

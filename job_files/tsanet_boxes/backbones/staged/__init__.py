@@ -1,0 +1,1 @@
+"""A small 3-D network in two stages."""
