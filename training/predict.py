@@ -3,7 +3,7 @@
     python -m training.predict --run runs/<name> --video FILES_OR_FOLDERS [--start 0:12.5 --end 0:16] [--difficulty 3.2] [--out FOLDER]
     python -m training.predict --run runs/<name> --actions actions.csv [--out FOLDER]
 
-A video without --start and --end is one action as a whole. Times and frame numbers may be mixed: 120 is a frame (from 1, as
+A video without --start and --end is one action as a whole or, if it is long, is searched for actions (search.py). Times and frame numbers may be mixed: 120 is a frame (from 1, as
 ffmpeg numbers them), 4.5s and 1:23.5 are times. actions.csv has the column video and, as far as they are known, start, end,
 difficulty, dive_number and kind; its paths are relative to its folder.
 
@@ -55,6 +55,14 @@ class _PredictConfig:
     kind: str | None = flag(None, "Kind of the action, for runs on data of several kinds (sports).")
     clips: int = flag(
         1, "Clips of each action whose predictions are averaged; 1 is the clip of validation.", minimum=1, maximum=64
+    )
+    search: str = flag(
+        "auto",
+        "Search a video without --start and --end for actions: auto if it is longer than three of the longest training actions.",
+        choices=("auto", "always", "never"),
+    )
+    decline: bool = flag(
+        True, "Give no score to a clip unlike those of the training; False gives it, with the same note."
     )
     out: Path | None = flag(None, "Folder for predictions.json and predictions.csv.")
     gpu: bool = flag(True, "Use the GPU if there is one.")
@@ -184,7 +192,7 @@ class Results:
 
 
 def read_clips(
-    scorer: Scorer, requests: Sequence[Request], clips_each: int, results: Results
+    scorer: Scorer, requests: Sequence[Request], clips_each: int, results: Results, search: str
 ) -> Iterator[tuple[Request, Clip, list[str]]]:
     """The clips of some requests, each with its notes. Requests that fail go to `results.failed`."""
     from data_preparation.frame_numbers import scan_video
@@ -194,7 +202,7 @@ def read_clips(
     for request in requests:
         try:
             scan = scan_of(request.video)
-            for frames in action_ranges(scan, request.start, request.end):
+            for frames in action_ranges(scorer, scan, request.start, request.end, search):
                 clip = read_clip(scorer, scan, frames, clips_each=clips_each, **request.known)
                 yield request, clip, warnings_of(scorer, scan, clip.action)
         except UserError as error:
@@ -203,23 +211,41 @@ def read_clips(
             results.failed.append((request.video, os_error_text(error)))
 
 
-def predict_all(scorer: Scorer, requests: Sequence[Request], clips_each: int, results: Results) -> None:
+def without_values(prediction: Prediction) -> Prediction:
+    """The prediction of a clip that is declined: its values are None."""
+    values = {name: None for name, value in prediction.values.items() if not isinstance(value, Mapping)}
+    return dataclasses.replace(prediction, values=values, low=None, high=None, classes=None)
+
+
+def predict_all(
+    scorer: Scorer,
+    requests: Sequence[Request],
+    clips_each: int,
+    results: Results,
+    search: str = "auto",
+    decline: bool = True,
+) -> None:
     """Score all requests, in batches of the size of validation, with a progress bar in requests. An error of one leaves the
-    others alone."""
+    others alone. With `decline`, those that are declined have no values."""
     from tqdm import tqdm
 
     from training.data.loader import evaluation_size
+    from training.novelty import declined_text
 
     waiting: list[tuple[Request, Clip, list[str]]] = []
 
     def score() -> None:
         found = scorer.predict([clip for _, clip, _ in waiting], clips_each=clips_each)
         for (request, clip, notes), prediction in zip(waiting, found, strict=True):
+            if prediction.declined and scorer.novelty is not None and prediction.distance is not None:
+                notes = [*notes, declined_text(scorer.novelty.noun, prediction.distance)]
+                if decline:
+                    prediction = without_values(prediction)
             results.predictions.append((request.video, clip.fps, prediction, notes))
         waiting.clear()
 
     with tqdm(total=len(requests), unit="video", desc="scoring", disable=not sys.stderr.isatty()) as bar:
-        for each in read_clips(scorer, requests, clips_each, results):
+        for each in read_clips(scorer, requests, clips_each, results, search):
             waiting.append(each)
             if len(waiting) == evaluation_size(scorer.config):
                 score()
@@ -283,7 +309,7 @@ def table_lines(records: Sequence[Mapping[str, Any]], level: float) -> list[str]
             inside = f"{record['low']:.2f} to {record['high']:.2f}"
         elif record.get("classes") is not None:
             inside = ", ".join(record["classes"]) or "none"
-        if record["declined"]:
+        if record["declined"] and second == "-":
             second = "declined"
         rows.append([first, f"{record['start_frame']}-{record['end_frame']}", second, inside, *rest])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -319,6 +345,8 @@ def write_results(folder: Path, run: Path, scorer: Scorer, results: Results, com
 def run_notes(scorer: Scorer) -> list[str]:
     """What is to be known about all predictions of a run, a sentence each."""
     about = [scorer.why_no_interval] if scorer.calibration is None else scorer.calibration.lines()
+    if scorer.novelty is None:
+        about.append(scorer.why_no_distance)
     return about + scorer.model.method.notes()
 
 
@@ -341,7 +369,7 @@ def main(argv: Sequence[str]) -> int:
     scorer = Scorer.from_run(options.run, gpu=options.gpu, **given)
     results, complete = Results(), False
     try:
-        predict_all(scorer, requests, options.clips, results)
+        predict_all(scorer, requests, options.clips, results, options.search, options.decline)
         complete = True
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

@@ -38,6 +38,7 @@ _LENGTHS = 9  # quantiles of the lengths of training actions that are lengths of
 _LENGTH_STEP = 1.15  # ratio of two lengths of windows, at least
 _STARTS = 12  # windows start at so many places within the shortest length
 _OVERLAP = 0.3  # of the shorter of two ranges, from which on they cannot both be actions
+SEARCHED_FROM = 3  # a video longer than so many of the longest training actions is searched
 MATCHED = 0.5  # temporal IoU from which on a found range is a true one
 
 
@@ -194,6 +195,12 @@ def find_actions(scorer: Scorer, scan: VideoScan) -> list[Range]:
                 yield frame
 
         return search(frames(), lengths, distances, frames_before)
+
+
+def is_long(scorer: Scorer, scan: VideoScan) -> bool:
+    """Whether a video is too long for one action: more than SEARCHED_FROM times the longest of the training. Without distances
+    nothing is known about lengths, and no video is long."""
+    return scorer.novelty is not None and scan.frame_count > SEARCHED_FROM * lengths_in(scorer, scan)[-1]
 
 
 def lengths_in(scorer: Scorer, scan: VideoScan) -> list[int]:
