@@ -25,6 +25,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str
     names: int = 1
+    wide: bool = True  # takes the whole width of the page
 
 
 @dataclass(frozen=True)

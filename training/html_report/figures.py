@@ -103,10 +103,10 @@ def over_steps(
     """Lines over the steps of a training. A restart is a dashed vertical line, the best epoch (its step) a dotted one."""
 
     def paint(axes: Axes) -> None:
-        styles = ((BLUE, "-", ""), (RED, "--", "o"), (GREEN, "-.", "s"))
+        styles = ((BLUE, "-", "o"), (RED, "--", "o"), (GREEN, "-.", "s"))
         for line, (colour, style, marker) in zip(lines, cycle(styles), strict=False):
             values = np.array([np.nan if value is None else value for value in line.values], np.float64)
-            few = marker if len(values) <= 40 else ""
+            few = marker if len(values) <= 25 else ""
             axes.plot(line.steps, values, color=colour, linestyle=style, marker=few, markersize=3.5, label=line.label)
         for i, step in enumerate(restarts):
             axes.axvline(step, color=FAINT, linewidth=1, linestyle=(0, (4, 2)), label="restart" if i == 0 else None)
@@ -207,40 +207,47 @@ def coverage_curve(levels: Sequence[float], observed: Sequence[float], tested: i
 
 
 class GroupRow(NamedTuple):
-    """A group of actions in a drawing: its name, the number of its actions, a value and, if known, its 95 % interval."""
+    """A row of a drawing, such as a group of actions: its name, the number of its actions, a value and, if known, its 95 % interval."""
 
     name: str
-    size: int
+    size: int | None
     value: float | None
-    interval: tuple[float, float] | None = None
+    interval: Sequence[float | None] | None = None
     second: float | None = None  # another value of the group
 
 
 def groups(
-    rows: Sequence[GroupRow], label: str, first: str, second: str = "", line: float | None = None, line_label: str = ""
+    rows: Sequence[GroupRow],
+    label: str,
+    first: str,
+    second: str = "",
+    line: float | None = None,
+    line_label: str = "",
+    width: float = HALF,
 ) -> str:
-    """A dot for each group, in the order of the rows, and a hollow diamond for the second value. `line` is a value to compare with."""
+    """A dot for each row and a hollow diamond for its second value. `line` is a value to compare with."""
 
     def paint(axes: Axes) -> None:
         places = np.arange(len(rows))[::-1]
         values = np.array([np.nan if row.value is None else row.value for row in rows], np.float64)
         for place, row in zip(places, rows, strict=True):
-            if row.interval is not None:
+            if row.interval and None not in row.interval:
                 axes.plot(row.interval, [place, place], color=BLUE, linewidth=1.4)
         if line is not None:
             axes.axvline(line, color=INK, linewidth=1, linestyle=(0, (4, 2)), label=line_label or None)
         axes.plot(values, places, "o", color=BLUE, markersize=5.5, label=first)
         if second:
             others = [np.nan if row.second is None else row.second for row in rows]
+            axes.axvline(0, color=FAINT, linewidth=0.8)
             axes.plot(others, places, "D", color=RED, markersize=5, markerfacecolor="white", label=second)
-        axes.set_yticks(places, [f"{shortened(row.name)} ({row.size})" for row in rows])
+        axes.set_yticks(places, [shortened(row.name) + ("" if row.size is None else f" ({row.size})") for row in rows])
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(label)
         if second or line_label:
             axes.figure.legend(loc="outside upper left", ncols=3)
 
-    return draw(paint, HALF, 1.2 + 0.24 * len(rows))
+    return draw(paint, width, 1.2 + 0.24 * len(rows))
 
 
 def most_extreme(rows: Sequence[GroupRow]) -> list[GroupRow]:

@@ -21,7 +21,7 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from training.config import TrainConfig, as_record
 from training.html_report.content import Picture, RankedActions, Section, Table, Tile
-from training.html_report.figures import Line, over_steps
+from training.html_report.figures import GroupRow, Line, groups, over_steps
 from training.predictions import prediction_lines, read_predictions
 from training.runtime.run_folder import RunFolder, read_json
 from training.tasks import task_of
@@ -150,15 +150,16 @@ def _validation(run: RunFolder) -> Predictions | None:
 # -------------------------------------------------------------------------------------------------------------- result
 
 
-def interval_text(interval: Sequence[float | None] | None, digits: int) -> str:
+def interval_text(interval: Sequence[float | None] | None, digits: int, sign: str = "") -> str:
     """'0.92 to 0.95', or '' if it is unknown."""
-    if not interval or None in interval:
+    if not interval or any(end is None or not np.isfinite(end) for end in interval):
         return ""
-    return " to ".join(f"{end:.{digits}f}" for end in interval)
+    return " to ".join(cell(end, digits, sign) for end in interval)
 
 
-def _cell(value: float | None, digits: int) -> str:
-    return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+def cell(value: float | None, digits: int, sign: str = "") -> str:
+    """A number in a table. With `sign` "+" positive numbers have one."""
+    return "undefined" if value is None or not np.isfinite(value) else f"{value:{sign}.{digits}f}"
 
 
 def result_tiles(task: Task, summary: Mapping[str, Any], actions: int) -> list[Tile]:
@@ -167,7 +168,7 @@ def result_tiles(task: Task, summary: Mapping[str, Any], actions: int) -> list[T
     tiles = []
     for key, title, digits in task.table:
         between = interval_text(test.get(f"{key}_ci95"), digits)
-        tiles.append(Tile(title, _cell(test.get(key), digits), f"95 % interval {between}" if between else "test split"))
+        tiles.append(Tile(title, cell(test.get(key), digits), f"95 % interval {between}" if between else "test split"))
     return [*tiles, Tile("Test actions", f"{actions:,}", _checkpoint_text(task.metric, summary))]
 
 
@@ -182,18 +183,31 @@ def baselines_section(task: Task, summary: Mapping[str, Any]) -> Section:
     """This run and the baselines that use no video, on the same test actions."""
     head = ["predictor", *(title for _, title, _ in task.table)]
     found = {"this run": summary["test"]} | {f"without video: {name}": v for name, v in summary["baselines"].items()}
-    rows = [[name, *(_cell(v.get(key), digits) for key, _, digits in task.table)] for name, v in found.items()]
+    rows = [[name, *(cell(v.get(key), digits) for key, _, digits in task.table)] for name, v in found.items()]
     more = [[name.replace("_", " "), number_text(value)] for name, value in summary["method_metrics"].items()]
+    key, title, _ = task.table[0]
+    drawn = [
+        GroupRow(name.removeprefix("without video: "), None, v.get(key), v.get(f"{key}_ci95"))
+        for name, v in found.items()
+    ]
+    picture = Picture(
+        groups(drawn, title, "value and, of this run, 95 % interval"),
+        f"{title} of this run and of {len(drawn) - 1} baselines.",
+        "A baseline inside the interval of the run: these test actions do not show that the video helps.",
+    )
     tables = [
         Table(
             head,
             rows,
             "The run next to predictors that see no video. A run that is not clearly better has not learned to judge.",
+            wide=False,
         )
     ]
     if more:
-        tables.append(Table(["also predicted", "result"], more, "Other outputs of the method, on the test actions."))
-    return Section("Result and baselines", tables=tables)
+        tables.append(
+            Table(["also predicted", "result"], more, "Other outputs of the method, on the test actions.", wide=False)
+        )
+    return Section("Result and baselines", [picture], tables)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -264,7 +278,9 @@ def throughput_section(run: RunFolder, config: TrainConfig) -> Section | None:
         ),
     ]
     return Section(
-        "Throughput and data wait", pictures, [Table(["quantity", "value"], facts, "Speed of the training.")]
+        "Throughput and data wait",
+        pictures,
+        [Table(["quantity", "value"], facts, "Speed of the training.", wide=False)],
     )
 
 

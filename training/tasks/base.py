@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_preparation.actions import Action, ActionKey
-from training.html_report.content import RankedActions, Section
+from training.html_report.content import RankedActions, Section, Table
 
 Arrays = dict[str, np.ndarray]
 
@@ -156,9 +156,17 @@ class Task(ABC):
         """How wrong each prediction is, for the examples of report.html; None if that has no meaning."""
         return None
 
-    def comparison(self, a: Predictions, b: Predictions) -> list[str]:
-        """The lines that compare two runs on the same actions: metrics of both, differences with 95 % intervals, a test."""
+    def compare(self, a: Predictions, b: Predictions) -> Comparison:
+        """Compare two runs on the same actions: metrics of both, differences with 95 % intervals, a test."""
         raise NotImplementedError
+
+    def comparison(self, a: Predictions, b: Predictions) -> list[str]:
+        """The lines of `compare`."""
+        return comparison_lines(a, b, self.compare(a, b), self.metric)
+
+    def claims(self, value: float) -> Table | None:
+        """How many test actions it takes to show differences of the metric from `value`, the best of some runs."""
+        return None
 
 
 class Difference(NamedTuple):
@@ -170,17 +178,27 @@ class Difference(NamedTuple):
     interval: tuple[float, float]
 
 
-def comparison_lines(
-    a: Predictions, b: Predictions, differences: Sequence[Difference], metric: Metric, better: float
-) -> list[str]:
-    """The table of a paired bootstrap of two runs; `better` is the fraction of resamples in which B has the larger `metric`."""
+@dataclass(frozen=True)
+class Comparison:
+    """A paired comparison of runs A and B. `better` is the fraction of resamples of a bootstrap in which B has the larger value of the
+    metric that chooses, `notes` are further results, a sentence each. `needed` is the number of test actions that it takes to show a
+    difference as large as this one (training.power); None if no number is enough."""
+
+    differences: Sequence[Difference]
+    better: float
+    needed: int | None = None
+    notes: Sequence[str] = ()
+
+
+def comparison_lines(a: Predictions, b: Predictions, found: Comparison, metric: Metric) -> list[str]:
+    """The table of a paired bootstrap of two runs."""
 
     def text(value: float, sign: str = "") -> str:
         return f"{value:{sign}.4f}" if np.isfinite(value) else "undefined"
 
     undefined = [
         f"{metric.name} of {name} is undefined: {metric.undefined}."
-        for d in differences
+        for d in found.differences
         if d.title == metric.name
         for name, value in ((a.name, d.a), (b.name, d.b))
         if not np.isfinite(value)
@@ -191,12 +209,11 @@ def comparison_lines(
         *(
             f"{d.title:14}{text(d.a):>10}{text(d.b):>10}{text(d.b - d.a, '+'):>10}   "
             + (f"{d.interval[0]:+.4f} to {d.interval[1]:+.4f}" if np.isfinite(d.interval).all() else "undefined")
-            for d in differences
+            for d in found.differences
         ),
     ]
-    if undefined:
-        return lines + undefined
-    return [*lines, f"B better ({metric.name}) in {better:.1%} of the resamples"]
+    lines += undefined or [f"B better ({metric.name}) in {found.better:.1%} of the resamples"]
+    return [*lines, *found.notes]
 
 
 def origin_text(summary: Mapping[str, Any]) -> str:

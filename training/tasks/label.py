@@ -16,19 +16,20 @@ from typing import Any
 import numpy as np
 
 from data_preparation.actions import Action, list_names
-from training.html_report.content import Picture, RankedActions, Section
+from training.html_report.content import Picture, RankedActions, Section, Table
 from training.html_report.figures import GroupRow, confusion, groups, mean_true_over_predicted, most_extreme
 from training.metrics import RESAMPLES, wilson_interval
 from training.plots import new_figure, save_figure
+from training.power import about, actions_for_accuracies
 from training.tasks.base import (
     Arrays,
     Column,
+    Comparison,
     Difference,
     Metric,
     Predictions,
     Task,
     Truth,
-    comparison_lines,
     number_text,
     origin_text,
 )
@@ -302,7 +303,7 @@ class LabelTask(Task):
         ]
         return RankedActions(1 - own, texts, "Most certain of the true class", "Least certain of the true class")
 
-    def comparison(self, a: Predictions, b: Predictions) -> list[str]:
+    def compare(self, a: Predictions, b: Predictions) -> Comparison:
         true = a.truth.values
         chosen_a, chosen_b = (run.predicted["probability"].argmax(axis=1) for run in (a, b))
         only_a, only_b = (
@@ -321,10 +322,25 @@ class LabelTask(Task):
         ]
         of_metric = gains[self.metric.key]
         better = float(np.mean(of_metric > 0) + np.mean(of_metric == 0) / 2)
-        return [
-            *comparison_lines(a, b, differences, self.metric, better),
-            f"only A is right for {only_a} actions, only B for {only_b}: McNemar's exact test gives p = {mcnemar(only_a, only_b):.3g}",
+        count = len(true)
+        mcnemar_text = f"only A is right for {only_a} actions, only B for {only_b}: McNemar's exact test gives p = {mcnemar(only_a, only_b):.3g}"
+        needed = actions_for_accuracies(only_a / count, only_b / count)
+        return Comparison(differences, better, needed, [mcnemar_text])
+
+    def claims(self, value: float) -> Table | None:
+        gains = [gain for gain in (0.01, 0.02, 0.05, 0.1) if value - gain > 0]
+        shares = [share for share in (0.05, 0.1, 0.2) if share >= gains[0]] if gains else []
+        rows = [
+            [f"{value:.2f} against {value - gain:.2f}"]
+            + [
+                "impossible" if gain > share else about(actions_for_accuracies((share + gain) / 2, (share - gain) / 2))
+                for share in shares
+            ]
+            for gain in gains
         ]
+        head = ["accuracy", *(f"{share:.0%} differ" for share in shares)]
+        caption = "Test actions that McNemar's test needs to show the difference of two runs, if it is real, in 8 of 10 test splits (level 5 %, two-sided), by the share of the actions that only one of the runs classifies correctly."
+        return Table(head, rows, caption) if rows else None
 
 
 def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:

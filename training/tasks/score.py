@@ -39,19 +39,21 @@ from training.metrics import (
     predicted_range,
     relative_l2_rows,
     score_metrics,
+    spearman,
     spearman_rows,
     wilson_interval,
 )
 from training.plots import new_figure, save_figure
+from training.power import about, actions_for_correlations
 from training.tasks.base import (
     Arrays,
     Column,
+    Comparison,
     Difference,
     Metric,
     Predictions,
     Task,
     Truth,
-    comparison_lines,
     number_text,
     origin_text,
 )
@@ -143,6 +145,8 @@ def interval(predicted: np.ndarray, truth: Truth, key: str) -> tuple[float, floa
 
 # ----------------------------------------------------------------------------------------------------- sections of a page
 
+_AGREEMENTS = (0.9, 0.95, 0.98)  # of two runs' predictions with each other
+_CLAIMS_CAPTION = "Test actions that a paired test needs to show the difference of two runs, if it is real, in 8 of 10 test splits (level 5 %, two-sided). Agreement is the correlation of the two runs' predictions with each other."
 _LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -178,9 +182,7 @@ def _groups_section(summary: Mapping[str, Any]) -> Section:
     """Mean absolute error and bias of each group of summary.json."""
     pictures = []
     for grouping, found in summary["groups"].items():
-        rows = [
-            GroupRow(n, g["dives"], g["mae"], second=abs(g["bias"]) if "bias" in g else None) for n, g in found.items()
-        ]
+        rows = [GroupRow(n, g["dives"], g["mae"], second=g.get("bias")) for n, g in found.items()]
         shown = most_extreme(rows)
         worst = max(rows, key=lambda row: row.value or 0)
         few = (
@@ -195,12 +197,12 @@ def _groups_section(summary: Mapping[str, Any]) -> Section:
                     shown,
                     "points",
                     "mean absolute error",
-                    "size of the bias" if has_bias else "",
+                    "bias" if has_bias else "",
                     summary["test"]["mae"],
                     "error of all test actions",
                 ),
                 f"Mean absolute error by {grouping}: largest for {worst.name} with {worst.value:.2f} points.",
-                f"By {grouping} (number of actions). A diamond near its dot: the errors of the group have one sign.{few}",
+                f"By {grouping} (number of actions). Bias is the mean of predicted minus judged: a diamond right of 0 means too high.{few}",
             )
         )
     return Section("Error by group", pictures, text="" if pictures else "The test actions have no groups.")
@@ -458,7 +460,7 @@ class ScoreTask(Task):
         ]
         return RankedActions(np.abs(scores - true), texts, "Nearest to the judges", "Farthest from the judges")
 
-    def comparison(self, a: Predictions, b: Predictions) -> list[str]:
+    def compare(self, a: Predictions, b: Predictions) -> Comparison:
         """Paired bootstrap (Efron and Tibshirani, 1993): both runs are resampled together."""
         of_a, of_b = (self.metrics(run.predicted, run.truth) for run in (a, b))
         differences, better = [], math.nan
@@ -469,7 +471,27 @@ class ScoreTask(Task):
             if key == self.metric.key:
                 better = greater
             differences.append(Difference(title, of_a[key], of_b[key], (low, high)))
-        return comparison_lines(a, b, differences, self.metric, better)
+        key = self.metric.key
+        needed = actions_for_correlations(of_a[key], of_b[key], self._agreement(a, b))
+        return Comparison(differences, better, needed)
+
+    @staticmethod
+    def _agreement(a: Predictions, b: Predictions) -> float:
+        """Spearman's correlation of the predictions of two runs with each other, the mean over the kinds."""
+        rows = list(kinds_of(a.truth).values()) or [np.arange(len(a.keys))]
+        return mean_correlation([spearman(a.predicted["score"][own], b.predicted["score"][own]) for own in rows])
+
+    def claims(self, value: float) -> Table | None:
+        if not 0 < value < 1:
+            return None
+        gains = [gain for gain in (0.005, 0.01, 0.02, 0.05) if value - gain > 0]
+        rows = [
+            [f"{value:.3f} against {value - gain:.3f}"]
+            + [about(actions_for_correlations(value, value - gain, between)) for between in _AGREEMENTS]
+            for gain in gains
+        ]
+        head = ["Spearman", *(f"agreement {between:g}" for between in _AGREEMENTS)]
+        return Table(head, rows, _CLAIMS_CAPTION)
 
 
 TASK = ScoreTask()
