@@ -17,6 +17,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ PROVENANCE = "provenance.json"
 _MAX_OPEN_READERS = 256
 # exceptions that zipfile raises for damaged archives
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class StoredFrames:
+    """How frames are stored: their height in pixels (0: as in the video) and their JPEG quality."""
+
+    height: int = 256
+    quality: int = 95
 
 
 def write_archive(path: Path, frames: Iterable[tuple[int, bytes]], provenance: dict[str, Any]) -> None:

@@ -27,7 +27,14 @@ import simplejpeg
 from tqdm import tqdm
 
 from data_preparation.actions import Action, VideoFacts, list_names
-from data_preparation.archive import FrameReader, decode_grey, recorded_rates, source_rate, write_archive
+from data_preparation.archive import (
+    FrameReader,
+    StoredFrames,
+    decode_grey,
+    recorded_rates,
+    source_rate,
+    write_archive,
+)
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import Cancelled, sha256
@@ -55,12 +62,12 @@ class ExtractConfig(ShardConfig):
     """Extract the frames of annotated dives into one archive per video."""
 
     height: int = flag(
-        256,
+        StoredFrames.height,
         "Height of the stored frames in pixels (width in proportion); 0 keeps the video's.",
         minimum=0,
         maximum=4320,
     )
-    quality: int = flag(95, "JPEG quality.", minimum=1, maximum=100)
+    quality: int = flag(StoredFrames.quality, "JPEG quality.", minimum=1, maximum=100)
     window: int = flag(
         106,
         "Also store this many frames before each dive's end (for end-aligned windows of 103 frames, shifted by up to 3).",

@@ -30,7 +30,7 @@ from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
 from training.engine.prediction import Predictor, as_arrays
-from training.engine.state import Position
+from training.engine.state import Position, load_best
 from training.html_report.page import write_report_or_warn
 from training.model import ScoringModel, build_model
 from training.predictions import predictions_csv
@@ -70,13 +70,7 @@ def open_test_split(
         return opened
     path = collectives.wait_until_visible(run.best_checkpoint, checkpoint.fingerprint)
     assert path is not None, "the caller has checked that there is a best checkpoint"
-    best = checkpoint.load(path, device, required={"model", "position"})
-    try:
-        model.load_state_dict(best["model"])
-    except RuntimeError:
-        raise UserError(
-            f"{run.best_checkpoint} does not fit the network of {run.config_file}: restore both from a copy"
-        ) from None
+    position = load_best(run, model, device)
     data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known)
     predictor = Predictor(config, ranks, device, between_batches)
     predictor.encode_references(model, data.references, keep_known=True)
@@ -85,7 +79,7 @@ def open_test_split(
     summary = None
     if ranks.is_first:
         task = task_of(config.task)
-        summary = summarise(task, predicted, splits, Position.from_record(best["position"]))
+        summary = summarise(task, predicted, splits, position)
         summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
         summary["notes"] = model.method.notes()
         columns = model.method.columns(rows.outputs)

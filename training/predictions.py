@@ -37,8 +37,8 @@ def predictions_csv(
     return text.getvalue()
 
 
-def read_predictions(file: Path, name: str) -> Predictions:
-    """The predictions of the run `name` in a file, ordered by action.
+def read_predictions(file: Path, name: str, fewest: int = 3) -> Predictions:
+    """The predictions of the run `name` for at least `fewest` actions in a file, ordered by action.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -46,13 +46,14 @@ def read_predictions(file: Path, name: str) -> Predictions:
     """
     try:
         rows = prediction_lines(file)
-        if len({(row["video"], row["number"]) for row in rows}) < max(len(rows), 3):
-            raise ValueError("fewer than three actions, or an action occurs twice")
+        if len({(row["video"], row["number"]) for row in rows}) < max(len(rows), fewest):
+            raise ValueError(f"fewer than {fewest} actions, or an action occurs twice")
         task = next((each for each in map(task_of, names()) if each.can_read(list(rows[0]))), None)
         if task is None:
             raise ValueError("it has no column that a task knows")
         truth, predicted, classes = task.read(rows)
-        return Predictions(name, task, list(map(_key, rows)), truth, predicted, classes)
+        difficulties = tuple(float(row["difficulty"]) if row.get("difficulty") else None for row in rows)
+        return Predictions(name, task, list(map(_key, rows)), truth, predicted, classes, difficulties)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged ({type(error).__name__}: {error}): restore it from a copy, because a test split is opened only once"

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # the imports below take seconds: do not miss a sign
 
     _early_flag = InterruptionFlag().install()
 
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -23,14 +24,16 @@ from typing import Any
 
 import torch
 
+from data_preparation.actions import Action
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text
+from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
-from training.data.sources import source_of
+from training.data.sources import Source, source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
@@ -125,7 +128,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             run,
             config,
             splits.record() | source.record(splits.known) | model.method.record(splits.known),
-            splits.facts.record(),
+            splits.facts.record() | stored_record(source, splits.known),
         )
     )
     with record_failure(run, failure_text) if ranks.is_first else nullcontext():
@@ -144,6 +147,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             warn_of_time_limit(ranks)
             trainer.fit(train_data, val_data)
         trainer.complete_val_predictions(val_data)
+        collectives.on_first_rank(partial(write_calibration, run, trainer.task))
         if config.evaluate:
             summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
             for line in result_lines(summary):
@@ -198,6 +202,12 @@ def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any], facts: d
     run.create(config)
     write_json(run.splits_file, data)
     write_json(run.facts_file, facts)
+
+
+def stored_record(source: Source, actions: Sequence[Action]) -> dict[str, Any]:
+    """What data.json says about the stored frames, so that those of a new video are made in the same way."""
+    stored = source.stored_frames(actions)
+    return {} if stored is None else {"frames": dataclasses.asdict(stored)}
 
 
 def log_setup(

@@ -38,6 +38,7 @@ class Plan:
 
     `pool` holds the training actions, sorted by key; exemplars come from it. With `augment` False (validation and test)
     nothing is random. `repeat` counts from 0 the repeats of an action in an epoch (Method.repeats) that have random numbers of their own.
+    `labelled` is False for an action that is to be scored, whose labels nobody knows.
     """
 
     action: Action
@@ -47,6 +48,15 @@ class Plan:
     epoch: int
     augment: bool
     repeat: int = 0
+    labelled: bool = True
+
+    def labels(self, method: Planner) -> Arrays:
+        """The labels of the action; none if they are not known.
+
+        Raises:
+            UserError: the annotation lacks a label that the method needs.
+        """
+        return method.labels(self.action) if self.labelled else {}
 
     def rng(self, purpose: str) -> np.random.Generator | None:
         """A new generator seeded by (seed, purpose, epoch, action, repeat), or None without augmentation. A second call with
@@ -71,7 +81,10 @@ class PlannedSample(NamedTuple):
 
 
 class ActionDataset:
-    """The samples of a list of actions, each a function of (epoch, index). Without `augment` every epoch has the same ones."""
+    """The samples of a list of actions, each a function of (epoch, index). Without `augment` every epoch has the same ones.
+
+    `source` is by default that of the configuration. With `labelled` False the samples have no labels.
+    """
 
     def __init__(
         self,
@@ -81,10 +94,13 @@ class ActionDataset:
         *,
         augment: bool,
         pool: Sequence[Action] = (),
+        source: Source | None = None,
+        labelled: bool = True,
     ) -> None:
         self.actions, self.config, self.method, self.augment = list(actions), config, method, augment
         self.pool = sorted(pool, key=lambda action: sort_key(action.key))
-        self.source = source_of(config)
+        self.source = source_of(config) if source is None else source
+        self.labelled = labelled
         self.reader = ClipReader(self.source)
 
     def __len__(self) -> int:
@@ -114,7 +130,7 @@ class ActionDataset:
         """
         action = self.actions[index]
         repeat = repeat if self.config.augment != "none" else 0
-        plan = Plan(action, self.source, self.pool, self.config.seed, epoch, self.augment, repeat)
+        plan = Plan(action, self.source, self.pool, self.config.seed, epoch, self.augment, repeat, self.labelled)
         return PlannedSample(index, self.method.sample(action, plan))
 
 

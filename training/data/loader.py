@@ -136,6 +136,11 @@ def batches_of(
     return _iterate(_load(dataset, small_batches, config, device), config.peer_timeout_min)
 
 
+def evaluation_size(config: TrainConfig) -> int:
+    """Actions in a batch of validation, test and prediction."""
+    return min(config.batch_size // config.accumulate, EVALUATION_BATCH)
+
+
 def evaluation_batches(
     dataset: ActionDataset, config: TrainConfig, ranks: Ranks, device: torch.device
 ) -> Generator[Batch | None]:
@@ -144,7 +149,7 @@ def evaluation_batches(
 
     Which actions share a batch does not depend on the number of ranks: batches are formed first, then dealt to the ranks.
     """
-    size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
+    size = evaluation_size(config)
     batches = [
         [(0, i) for i in range(start, min(start + size, len(dataset)))] for start in range(0, len(dataset), size)
     ]

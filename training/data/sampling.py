@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -24,7 +25,13 @@ def needed_frames(start: int, end: int, count: int, method: str) -> tuple[int, i
 
 
 def clip_frames(
-    start: int, end: int, count: int, method: str, rng: np.random.Generator | None, frames_after: int = END_SHIFT
+    start: int,
+    end: int,
+    count: int,
+    method: str,
+    rng: np.random.Generator | None,
+    frames_after: int = END_SHIFT,
+    place: float = 0.5,
 ) -> np.ndarray:
     """The `count` frame numbers of a clip, ascending (except for `dense`), chosen from the frames `start` to `end` (both inclusive).
 
@@ -44,20 +51,22 @@ def clip_frames(
         dense               every (64 // count)-th frame from a random start, or from the first frame if n <= 64; after the last
                             frame it continues with the first (TSM on Kinetics)
     For validation and test `rng` is None: then every method takes the middle of each bin (end_aligned and end_aligned_spaced: no
-    shift; dense: the middle start), except spaced_fixed, which is not random.
+    shift; dense: the middle start), except spaced_fixed, which is not random. Another `place` (0 up to 1; 0.5 is the middle) gives
+    another clip of the same action: that place in each bin, shift or start. For spaced_fixed 0.5 is the first frame of each bin.
 
     Raises:
         ValueError: `random` with fewer frames than `count`.
     """
     n = end - start + 1
     if method in END_ALIGNED:
-        shift = 0 if rng is None else min(int(rng.integers(-END_SHIFT, END_SHIFT + 1)), frames_after)
+        placed = math.floor(place * (2 * END_SHIFT + 1)) - END_SHIFT
+        shift = min(placed if rng is None else int(rng.integers(-END_SHIFT, END_SHIFT + 1)), frames_after)
         if method == "end_aligned":
             return np.maximum(np.arange(end - count + 1, end + 1) + shift, 1)
         return np.maximum(end - END_WINDOW + 1 + shift + np.arange(count) * (END_WINDOW + 1) // count, 1)
     if method == "dense":
         starts = max(n - DENSE_FRAMES, 1)
-        first = (n - DENSE_FRAMES) // 2 if rng is None else int(rng.integers(starts))
+        first = math.floor((n - DENSE_FRAMES) * place) if rng is None else int(rng.integers(starts))
         return start + (max(first, 0) + np.arange(count) * max(DENSE_FRAMES // count, 1)) % n
     if method == "random" and rng is not None:
         if n < count:
@@ -65,9 +74,9 @@ def clip_frames(
         return start + np.sort(rng.choice(n, size=count, replace=False))
     bins = np.arange(count)
     if method == "spaced_fixed":
-        offsets = np.zeros(count)
+        offsets = np.full(count, (place - 0.5) % 1)
     elif rng is None or (method == "segments" and n < count):
-        offsets = np.full(count, 0.5)
+        offsets = np.full(count, place if rng is None else 0.5)
     elif method == "segments":
         return start + bins * (n // count) + rng.integers(n // count, size=count)
     elif method in ("spaced_varied", "spaced_fixed_new"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from data_preparation.actions import Action, video_order
-from data_preparation.archive import FrameReaders, missing_text, open_frames
+from data_preparation.archive import FrameReaders, StoredFrames, missing_text, open_frames
 from data_preparation.common.errors import UserError
 from data_preparation.identity import source_hashes
 from data_preparation.layout import prepared
@@ -38,6 +39,10 @@ class Source(Protocol):
 
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         """What splits.json records about these actions' data besides labels."""
+        ...
+
+    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
+        """How the frames of these actions are stored, from the first video; None if there are none."""
         ...
 
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
@@ -70,18 +75,46 @@ def source_of(config: TrainConfig) -> Source:
     return FrameSource(config) if config.reads == "video" else FeatureSource(config)
 
 
-class FrameSource:
-    """Frames of --root_dir: clips (T, 3, S, S) uint8."""
+class Frames(Protocol):
+    """The frames of one video. `numbers` (frames,) int64 ascend from 1 or later; archive.FrameReader is one."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self._readers = FrameReaders(config.root_dir)  # each worker opens its own
+    numbers: np.ndarray
+
+    def image(self, number: int) -> np.ndarray:
+        """A frame as (H, W, 3) uint8 RGB."""
+        ...
+
+
+class FramesOfVideos(Protocol):
+    """The frames of videos by their names."""
+
+    def __getitem__(self, video: str, /) -> Frames: ...
+
+
+class FrameSource:
+    """Frames of --root_dir, or of `videos` in memory: clips (T, 3, S, S) uint8. `place` is that of sampling.clip_frames."""
+
+    def __init__(self, config: TrainConfig, videos: FramesOfVideos | None = None, place: float = 0.5) -> None:
+        self.config, self.place = config, place
+        self._readers = FrameReaders(config.root_dir) if videos is None else videos  # each worker opens its own
 
     def faults(self, actions: Sequence[Action]) -> list[str]:
         return frame_faults(actions, self.config)
 
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {}  # the labels identify the videos, and thereby the frames
+
+    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
+        action = actions[0]
+        try:
+            reader = open_frames(self.config.root_dir, action.video)
+            stored = StoredFrames(**reader.provenance.get("settings", {"height": 0}))
+            if stored.height:
+                return stored
+            return replace(stored, height=reader.image(action.start_frame).shape[0])
+        except UserError as error:  # the training reads frames only, so it can go on
+            log.warning("%s", error)
+            return None
 
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         return source_hashes(self.config.root_dir, (action.video for action in actions))
@@ -91,7 +124,9 @@ class FrameSource:
         # only these use frames after the action's end; do not open the archive for the others
         frames_after = self._frames_after(action) if c.frame_method in END_ALIGNED else 0
         try:
-            frames = clip_frames(action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after)
+            frames = clip_frames(
+                action.start_frame, action.end_frame, c.frame_num, c.frame_method, rng, frames_after, self.place
+            )
         except ValueError as error:
             raise UserError(f"{action.title}: {error}; choose another --frame_method or fewer --frame_num") from None
         return self.plan_frames(action, tuple(frames.tolist()), rng)
@@ -129,6 +164,9 @@ class FeatureSource:
 
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {"features": self.file.fingerprint(actions)}
+
+    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
+        return None
 
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         return {str(video): str(found) for video, found in self.file.about.get("videos", {}).items()}

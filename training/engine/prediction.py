@@ -99,23 +99,39 @@ class Predictor:
     @torch.no_grad()
     def forward_all(self, forward: Callable[[Batch], Tensors], data: ActionDataset) -> Rows:
         """`forward` of every action, each once: (len(data), ...) tensors on the CPU in the order of `data`, on every rank."""
-        precision = resolve_precision(self.config.precision, self.device)
-        own: list[tuple[int, Rows]] = []  # (index in `data`, the action's row)
+        own: list[IndexedRow] = []
         with closing(evaluation_batches(data, self.config, self.ranks, self.device)) as batches:
             for loaded in batches:
                 self.between_batches()
-                if loaded is None:  # only other ranks have a batch in this round
-                    continue
-                batch = to_device(loaded, self.device)
-                with autocast(precision, self.device):
-                    outputs = forward(batch)
-                groups = [{n: t.cpu() for n, t in group.items()} for group in (outputs, batch.given, batch.labels)]
-                for row, index in enumerate(batch.action_index.tolist()):
-                    # cloned, since pickling a view for the other ranks would pickle the whole batch
-                    own.append((index, Rows(*({n: t[row].clone() for n, t in group.items()} for group in groups))))
-        gathered = [pair for of_rank in gather_objects(own) for pair in of_rank]
-        rows = [row for _, row in sorted(gathered, key=lambda pair: pair[0])]
-        return Rows(*({name: torch.stack([row[g][name] for row in rows]) for name in rows[0][g]} for g in range(3)))
+                if loaded is not None:  # else only other ranks have a batch in this round
+                    own += forward_rows(forward, loaded, self.config.precision, self.device)
+        return in_order([pair for of_rank in gather_objects(own) for pair in of_rank])
+
+
+IndexedRow = tuple[int, Rows]  # the index of an action in its data set, and the action's row
+
+
+@torch.no_grad()
+def forward_rows(
+    forward: Callable[[Batch], Tensors], loaded: Batch, precision: str, device: torch.device
+) -> list[IndexedRow]:
+    """`forward` of a batch of the DataLoader on a device: a row for each action, on the CPU. `precision` is a value of
+    --precision."""
+    batch = to_device(loaded, device)
+    with autocast(resolve_precision(precision, device), device):
+        outputs = forward(batch)
+    groups = [{n: t.cpu() for n, t in group.items()} for group in (outputs, batch.given, batch.labels)]
+    # cloned, since pickling a view for other ranks would pickle the whole batch
+    return [
+        (index, Rows(*({n: t[row].clone() for n, t in group.items()} for group in groups)))
+        for row, index in enumerate(batch.action_index.tolist())
+    ]
+
+
+def in_order(indexed: Sequence[IndexedRow]) -> Rows:
+    """The rows of all actions as (A, ...) tensors, ordered by index."""
+    rows = [row for _, row in sorted(indexed, key=lambda pair: pair[0])]
+    return Rows(*({name: torch.stack([row[g][name] for row in rows]) for name in rows[0][g]} for g in range(3)))
 
 
 def as_arrays(tensors: Tensors) -> Arrays:

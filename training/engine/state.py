@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
+from training.model import ScoringModel
 from training.runtime import checkpoint
 from training.runtime.run_folder import RunFolder
 from training.trained_on import BACKBONE_ENTRY, ENTRY
@@ -134,6 +137,22 @@ class Checkpoints:
             )  # fmt: skip
             if best.exists():
                 best.rename(best.with_name(best.name + ".damaged"))
+
+
+def load_best(run: RunFolder, model: ScoringModel, device: torch.device) -> Position:
+    """Load the weights of best.pt into the model of the run's configuration; returns the position of the checkpoint.
+
+    Raises:
+        UserError: best.pt is missing or damaged, or of another network.
+    """
+    best = checkpoint.load(run.best_checkpoint, device, required={"model", "position"})
+    try:
+        model.load_state_dict(best["model"])
+    except RuntimeError:
+        raise UserError(
+            f"{run.best_checkpoint} does not fit the network of {run.config_file}: restore both from a copy"
+        ) from None
+    return Position.from_record(best["position"])
 
 
 def best_checkpoint_content(state: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from data_preparation.actions import Action
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from training.config import TrainConfig
 from training.data.batch import Rows
@@ -24,8 +25,22 @@ from training.runtime.progress import Progress, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.tasks import task_of
+from training.tasks.base import Arrays, Task
 from training.tensorboard import EventLog
 from training.wandb_log import WandbLog
+
+
+def write_val_predictions(
+    run: RunFolder, task: Task, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], epoch: int
+) -> None:
+    """Write val_predictions.csv: the predictions of the best `epoch` for the validation actions.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = predictions_csv(task, predicted, actions, classes, {"epoch": [epoch] * len(actions)})
+    with reporting_write_errors(run.val_predictions_file):
+        write_atomic(run.val_predictions_file, text.encode())
 
 
 class Trainer(ABC):
@@ -81,13 +96,11 @@ class Trainer(ABC):
 
     def _save_val_predictions(self, method: Method, rows: Rows, val_data: ActionDataset) -> None:
         """Write val_predictions.csv with the outputs of the best epoch so far; only the first rank writes."""
-        if not (self.ranks.is_first and self.task.has_test):
-            return
-        predicted = as_arrays(method.predict(rows.outputs, rows.given))
-        epochs = {"epoch": [self.position.best_epoch] * len(val_data)}
-        text = predictions_csv(self.task, predicted, val_data.actions, self.classes, epochs)
-        with reporting_write_errors(self.run.val_predictions_file):
-            write_atomic(self.run.val_predictions_file, text.encode())
+        if self.ranks.is_first and self.task.has_test:
+            predicted = as_arrays(method.predict(rows.outputs, rows.given))
+            write_val_predictions(
+                self.run, self.task, predicted, val_data.actions, self.classes, self.position.best_epoch
+            )
 
     def complete_val_predictions(self, val_data: ActionDataset) -> None:
         """After the training: make sure that val_predictions.csv is that of best.pt. It is not if an older version found the

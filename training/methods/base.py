@@ -49,12 +49,13 @@ class Method(nn.Module):
         """
 
     def sample(self, action: Action, plan: Plan) -> Sample:
-        """The clips, given values and labels of an action. Take every random generator from `plan.rng(purpose)`.
+        """The clips, given values and labels (`plan.labels(self)`) of an action. Take every random generator from
+        `plan.rng(purpose)`.
 
         Raises:
             UserError: the annotation lacks a value that this method needs.
         """
-        return Sample({"clip": plan.clip(action)}, self.given(action), self.labels(action))
+        return Sample({"clip": plan.clip(action)}, self.given(action), plan.labels(self))
 
     def given(self, action: Action) -> Arrays:
         """Inputs of a prediction besides the clip (difficulty, kind, boxes), without the batch dimension."""
@@ -98,6 +99,11 @@ class Method(nn.Module):
 
     def columns(self, outputs: Tensors) -> dict[str, list]:
         """Further columns of predictions.csv: column name -> (B,) values."""
+        return {}
+
+    def details(self, outputs: Tensors) -> dict[str, list]:
+        """What a person is told of an action besides the values of the task, such as its execution: name -> (B,) numbers or
+        words."""
         return {}
 
     def fit(self, train: Rows, val: Rows) -> str:

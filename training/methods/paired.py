@@ -84,7 +84,7 @@ class PairedRegression(ComparingMethod):
 
     def sample(self, action: Action, plan: Plan) -> Sample:
         exemplar = self.pairing.exemplar(plan)
-        given, labels = self.given(action), self.labels(action)
+        given, labels = self.given(action), plan.labels(self)
         clips = {"clip": plan.clip(action)}
         if exemplar is not None:
             clips["exemplar"] = plan.clip(exemplar, "exemplar clip")
@@ -200,6 +200,9 @@ class PairedRegression(ComparingMethod):
     def _predicted_difficulty(self, outputs: Tensors) -> torch.Tensor:
         mean, deviation = self.difficulty_mean_and_deviation.cpu()
         return mean + deviation * outputs["difficulty"].cpu().double()
+
+    def details(self, outputs: Tensors) -> dict[str, list]:
+        return {} if self.pairing.difficulty_given else {"difficulty": self._predicted_difficulty(outputs).tolist()}
 
     def _voters(self, outputs: Tensors, given: Tensors) -> list[np.ndarray]:
         predicted = None if self.pairing.difficulty_given else self._predicted_difficulty(outputs)

@@ -166,6 +166,11 @@ class RunFolder:
     def val_predictions_file(self) -> Path:
         return self.path / "val_predictions.csv"
 
+    @property
+    def calibration_file(self) -> Path:
+        """What the intervals of predictions are made from (calibration.Calibration)."""
+        return self.path / "calibration.json"
+
     def val_predictions_epoch(self) -> int | None:
         """The epoch whose validation predictions are stored, or None."""
         try:

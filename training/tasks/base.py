@@ -65,6 +65,7 @@ class Predictions:
     truth: Truth
     predicted: Arrays  # as Method.predict returns it
     classes: tuple[str, ...] = ()
+    difficulties: tuple[float | None, ...] = ()  # of each action
 
 
 class Task(ABC):
@@ -139,6 +140,25 @@ class Task(ABC):
         Raises:
             KeyError, TypeError, ValueError: the rows are damaged.
         """
+        raise NotImplementedError
+
+    # what follows is for predictions of new videos
+
+    def values(self, predicted: Arrays, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """What is predicted for each action, by name."""
+        raise NotImplementedError
+
+    def misfits(self, predicted: Arrays, truth: Truth) -> np.ndarray:
+        """How far each prediction is from what is true, (A,): the nonconformity scores of conformal prediction."""
+        raise NotImplementedError
+
+    def region(self, predicted: Arrays, limits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """For each action all that is at most its limit (A,) from the prediction: {"low", "high"} or {"classes"}. Nothing for a
+        limit of infinity."""
+        raise NotImplementedError
+
+    def limit_text(self, limit: float) -> str:
+        """A limit of `misfits` in words."""
         raise NotImplementedError
 
     def report_sections(

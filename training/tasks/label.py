@@ -283,6 +283,30 @@ class LabelTask(Task):
         probability_AK[np.arange(len(rows)), chosen] += 1e-6
         return Truth(true, [row.get("kind", "") for row in rows]), {"probability": probability_AK}, classes
 
+    def values(self, predicted: Arrays, classes: Sequence[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "class": classes[int(row.argmax())],
+                "probability": float(row.max()),
+                "probabilities": dict(zip(classes, row.tolist(), strict=True)),
+            }
+            for row in predicted["probability"]
+        ]
+
+    def misfits(self, predicted: Arrays, truth: Truth) -> np.ndarray:
+        """1 - probability of the true class ("Least Ambiguous Set-Valued Classifiers", Sadinle, Lei and Wasserman, JASA 2019)."""
+        return 1 - predicted["probability"][np.arange(len(truth.values)), truth.values]
+
+    def region(self, predicted: Arrays, limits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+        pairs = zip(predicted["probability"], limits.tolist(), strict=True)
+        return [
+            {} if math.isinf(limit) else {"classes": [classes[k] for k in np.flatnonzero(1 - row <= limit).tolist()]}
+            for row, limit in pairs
+        ]
+
+    def limit_text(self, limit: float) -> str:
+        return f"all classes of probability {1 - limit:.3f} or more"
+
     def report_sections(
         self,
         test: Predictions,

@@ -435,6 +435,19 @@ class ScoreTask(Task):
             raise ValueError(f"a score is larger than {_LARGEST_SCORE:g}, so its square cannot be computed exactly")
         return Truth(true, [row.get("kind", "") for row in rows]), {"score": predicted}, ()
 
+    def values(self, predicted: Arrays, classes: Sequence[str]) -> list[dict[str, Any]]:
+        return [{"score": float(score)} for score in predicted["score"]]
+
+    def misfits(self, predicted: Arrays, truth: Truth) -> np.ndarray:
+        return np.abs(predicted["score"] - truth.values)
+
+    def region(self, predicted: Arrays, limits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+        pairs = zip(predicted["score"].tolist(), limits.tolist(), strict=True)
+        return [{} if math.isinf(limit) else {"low": score - limit, "high": score + limit} for score, limit in pairs]
+
+    def limit_text(self, limit: float) -> str:
+        return f"score ± {limit:.2f} points"
+
     def report_sections(
         self,
         test: Predictions,

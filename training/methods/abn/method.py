@@ -92,6 +92,9 @@ class TwoBranches(Method):
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         return self.target.predict(outputs, given)
 
+    def details(self, outputs: Tensors) -> dict[str, list]:
+        return self.target.details(outputs)
+
     def metrics(self, outputs: Tensors, labels: Tensors) -> dict[str, float]:
         """For classes, the accuracy of the attention branch (0 to 1)."""
         if self.name != "logits":

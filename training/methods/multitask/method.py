@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data_preparation.actions import ATTRIBUTE_CLASSES, Action
+from data_preparation.actions import ATTRIBUTE_CLASSES, POSITIONS, ROTATION_TYPES, Action
 from data_preparation.annotations import load_vocabulary
 from data_preparation.common.errors import UserError
 from training.backbones.base import Backbone, Mapped
@@ -150,6 +150,17 @@ class Multitask(Method):
         if "caption_words" in outputs:
             columns["predicted_caption"] = self._sentences(outputs["caption_words"])
         return columns
+
+    def details(self, outputs: Tensors) -> dict[str, list]:
+        chosen = {name: outputs[name].argmax(dim=1).tolist() for name in ATTRIBUTE_CLASSES}
+        found: dict[str, list] = {
+            "position": [POSITIONS[k] for k in chosen["position"]],
+            "armstand": [("no", "yes")[k] for k in chosen["armstand"]],
+            "rotation": [ROTATION_TYPES[k] for k in chosen["rotation_type"]],
+            "somersaults": [k / 2 for k in chosen["ss_no"]],
+            "twists": [k / 2 for k in chosen["tw_no"]],
+        }
+        return found | ({"caption": self._sentences(outputs["caption_words"])} if "caption_words" in outputs else {})
 
     def _sentences(self, words_BL: torch.Tensor) -> list[str]:
         """(B, L) word indices -> sentences, without <sos> and up to <eos>."""

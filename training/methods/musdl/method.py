@@ -65,9 +65,16 @@ class MUSDL(Method):
     def loss(self, outputs: Tensors, given: Tensors, labels: Tensors) -> Tensors:
         return {"loss": divergence(outputs["logits"], labels["distributions"])}
 
+    def judges(self, outputs: Tensors) -> torch.Tensor:
+        """The predicted score of each judge: (B, judges)."""
+        bins = decoded_bin(outputs["logits"], self.config.decode)
+        return self.low + bins / (self.config.judge_bins - 1) * (self.high - self.low)
+
+    def details(self, outputs: Tensors) -> dict[str, list]:
+        return {f"judge {i}": scores.tolist() for i, scores in enumerate(self.judges(outputs).unbind(dim=1), start=1)}
+
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
-        bins = decoded_bin(outputs["logits"], self.config.decode)  # (B, judges)
-        scores = self.low + bins / (self.config.judge_bins - 1) * (self.high - self.low)
+        scores = self.judges(outputs)
         if self.config.judges_total == "sum":
             return {"score": scores.sum(dim=1)}
         dropped = (self.config.judges - COUNTED_JUDGES) // 2

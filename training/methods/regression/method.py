@@ -111,6 +111,10 @@ class Regression(HeadMethod):
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         return {"score": outputs["execution_and_difficulty"].prod(dim=1) * PERFECT_EXECUTION}
 
+    def details(self, outputs: Tensors) -> dict[str, list]:
+        execution, difficulty = outputs["execution_and_difficulty"].double().unbind(dim=1)
+        return {"execution": (execution * PERFECT_EXECUTION).tolist(), "difficulty": difficulty.tolist()}
+
 
 class ScaledRegression(HeadMethod):
     """Predicts the final score on the scale of 0 to 1 of its kind."""

@@ -53,7 +53,7 @@ class TSANet(Method):
     def sample(self, action: Action, plan: Plan) -> Sample:
         clip = plan.clip(action)
         tube = {"tube": self.tube_of(clip)} if self.attention else {}
-        return Sample({"clip": clip}, {**self.given(action), **tube}, self.labels(action))
+        return Sample({"clip": clip}, {**self.given(action), **tube}, plan.labels(self))
 
     def tube_of(self, clip: ClipSpec) -> np.ndarray:
         """The cells of the feature map that the boxes of a clip touch: (T, rows, columns) uint8."""

@@ -1,0 +1,132 @@
+"""Write the calibration of a run, from which `python -m training.predict` makes intervals, and print how well it fits.
+
+    python -m training.calibrate --run runs/<name> [--root_dir ... if the data were moved]
+
+A training does this at its end. The command is for runs of older versions; it needs the data of the run only if the run has
+no val_predictions.csv of its best checkpoint. If the test split was opened, it also prints the coverage of the test predictions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.errors import UserError
+from training.calibration import Calibration, coverage_lines, write_calibration
+from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
+from training.predictions import read_predictions
+from training.runtime.run_folder import RunFolder
+from training.tasks import task_of
+
+
+@dataclasses.dataclass(frozen=True)
+class _CalibrateConfig:
+    """Write calibration.json of a trained run. Give paths only if the data were moved since the training."""
+
+    run: Path = flag(None, "Run folder.")
+    gpu: bool = flag(True, "Use the GPU if there is one.")
+    root_dir: Path | None = as_in_run("root_dir")
+    annotation_path: Path | None = as_in_run("annotation_path")
+    train_path: Path | None = as_in_run("train_path")
+    test_path: Path | None = as_in_run("test_path")
+    leave_out: str | None = as_in_run("leave_out")
+    captions_path: str | None = as_in_run("captions_path")
+    vocabulary_path: str | None = as_in_run("vocabulary_path")
+    precision: str | None = as_in_run("precision")
+    workers: int | None = as_in_run("workers")
+    prefetch: int | None = as_in_run("prefetch")
+
+    def __post_init__(self) -> None:
+        if self.run is None:
+            raise UserError("--run is missing: give the run folder, such as runs/default")
+
+
+# with the data paths of all backbones and methods
+CalibrateConfig = dataclasses.make_dataclass(
+    "CalibrateConfig",
+    [(name, Path | None, as_in_run(name)) for name in plugin_paths()],
+    bases=(_CalibrateConfig,),
+    namespace={"__doc__": _CalibrateConfig.__doc__},
+    frozen=True,
+)
+
+
+def predict_validation(folder: RunFolder, config: TrainConfig, gpu: bool) -> None:
+    """Write val_predictions.csv with the best checkpoint of a run.
+
+    Raises:
+        UserError: a file is missing or damaged, or the data are not those of the run.
+    """
+    # here, because the imports take seconds and most runs have the file
+    from training.data.dataset import ActionDataset
+    from training.data.sources import source_of
+    from training.data.splits import load_splits
+    from training.data.workers import start_server
+    from training.engine.prediction import Predictor, as_arrays
+    from training.engine.state import load_best
+    from training.engine.trainer import write_val_predictions
+    from training.model import build_model
+    from training.runtime import collectives
+    from training.runtime.ranks import Ranks
+
+    start_server(config.loader_workers)
+    splits, source = load_splits(config), source_of(config)
+    task = task_of(config.task)
+    if faults := task.faults(splits.known, splits.facts.classes) or source.faults(splits.val):
+        raise UserError.of(faults)
+    device = collectives.choose_device(gpu, Ranks())
+    model = build_model(config, splits.facts).to(device)
+    folder.check_splits(splits.record() | source.record(splits.known) | model.method.record(splits.known))
+    epoch = load_best(folder, model, device).best_epoch
+    data = ActionDataset(splits.val, config, model.method, augment=False, pool=splits.train)
+    rows = Predictor(config, Ranks(), device).predict(model, data)
+    predicted = as_arrays(model.method.predict(rows.outputs, rows.given))
+    write_val_predictions(folder, task, predicted, splits.val, splits.facts.classes, epoch)
+
+
+def calibrate(folder: RunFolder, config: TrainConfig, gpu: bool = True) -> Calibration:
+    """Write and return the calibration of a run.
+
+    Raises:
+        UserError: a file is missing or damaged, or cannot be written.
+    """
+    found = write_calibration(folder, task_of(config.task))
+    if found is None:
+        predict_validation(folder, config, gpu)
+        found = write_calibration(folder, task_of(config.task))
+    assert found is not None
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    options: Any = parse(CalibrateConfig, argv, prog="python -m training.calibrate")
+    folder = RunFolder(options.run)
+    config = dataclasses.replace(reopened(folder.existing_config(), options), pretrained_model="none")
+    if not task_of(config.task).has_test:
+        raise UserError(
+            f"{options.run} is a pretraining, which scores nothing: give the run of a training that started from it"
+        )
+    if not folder.best_checkpoint.exists():
+        raise UserError(f"{options.run} has no best checkpoint yet: train it for at least one epoch")
+    folder.refuse_if_locked()
+    if folder.val_predictions_epoch() is None and (
+        fault := moved_data_fault(config, options, "python -m training.calibrate")
+    ):
+        raise UserError(fault)
+    found = calibrate(folder, config, options.gpu)
+    print("\n".join([f"{folder.calibration_file} written", *found.lines()]))
+    if folder.summary() is not None and folder.predictions_file.exists():
+        print("Coverage of the test predictions:")
+        print(
+            "\n".join(
+                f"  {line}" for line in coverage_lines(found, read_predictions(folder.predictions_file, folder.title))
+            )
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,243 @@
+"""Intervals of predictions by split conformal prediction, from the validation predictions of a run (calibration.json).
+
+The misfit of a prediction is its distance from what is true (Task.misfits). For the level 1 - a, the limit is the
+ceil((n + 1)(1 - a))-th smallest of the misfits of n validation actions. If a new action is exchangeable with them, the truth is
+within the limit of its prediction with a probability of at least 1 - a ("Algorithmic Learning in a Random World", Vovk,
+Gammerman and Shafer, 2005; "Distribution-Free Predictive Inference for Regression", Lei et al., JASA 2018).
+
+With several kinds of actions each kind has a limit of its own: their scores differ in range. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_preparation.common.errors import UserError
+from training.predictions import read_predictions
+from training.runtime.run_folder import RunFolder, read_json, write_json
+from training.tasks import task_of
+from training.tasks.base import Predictions, Task
+
+LEVEL = 0.9
+WORST_GROUP = 0.8  # the least coverage of a group that is not reported
+_FEWEST_IN_GROUP = 5  # actions; the coverage of fewer says nothing
+_NUMBERS = 3  # groups by difficulty
+
+
+# ------------------------------------------------------------------------------------------------------ pure functions
+
+
+def rank_of_limit(count: int, level: float = LEVEL) -> int:
+    """Which of `count` misfits, in ascending order from 1, is the limit. Greater than `count` if these are too few."""
+    return math.ceil((count + 1) * Fraction(str(level)))
+
+
+def fewest_misfits(level: float = LEVEL) -> int:
+    """The least number of misfits that has a finite limit: 9 for 90 %."""
+    return math.ceil(Fraction(str(level)) / (1 - Fraction(str(level))))
+
+
+def conformal_limit(misfits: np.ndarray, level: float = LEVEL) -> float:
+    """The limit of the misfits (n,); infinite if they are too few for the level."""
+    rank = rank_of_limit(len(misfits), level)
+    return math.inf if rank > len(misfits) else float(np.partition(misfits, rank - 1)[rank - 1])
+
+
+def covered_by_others(misfits: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """Whether each of the misfits (n,) is within the limit of the other n - 1: (n,) bool."""
+    rank = rank_of_limit(len(misfits) - 1, level)
+    if rank > len(misfits) - 1:
+        return np.ones(len(misfits), bool)
+    # leaving out one of the `rank` smallest raises the limit of the others, leaving out a larger one does not move it
+    return misfits <= np.sort(misfits)[rank - 1]
+
+
+def coverage_range(count: int, level: float = LEVEL) -> tuple[float, float]:
+    """The range in which the coverage of a limit from `count` misfits lies with a probability of 95 %, over draws of these
+    misfits: quantiles of the beta distribution."""
+    from scipy.special import betaincinv  # here, because only a training that ends needs it
+
+    rank = rank_of_limit(count, level)
+    if rank > count:
+        return 1.0, 1.0
+    low, high = betaincinv(rank, count + 1 - rank, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as text, such as '90 %'."""
+    return f"{100 * share:.{digits}f} %"
+
+
+class Group(NamedTuple):
+    """Actions whose coverage is reported: how many, and the share that is within the limit."""
+
+    name: str
+    actions: int
+    coverage: float
+
+
+def groups_of(run: Predictions) -> dict[str, np.ndarray]:
+    """The indices of the actions of each kind, if there are several, and of each third of the difficulties."""
+    kinds = sorted(set(run.truth.kinds))
+    found = {kind: np.flatnonzero(np.asarray(run.truth.kinds) == kind) for kind in kinds if len(kinds) > 1}
+    known = np.array([math.nan if d is None else d for d in run.difficulties], np.float64)
+    rows = np.flatnonzero(np.isfinite(known))
+    if len(set(known[rows].tolist())) < _NUMBERS:
+        return found
+    edges = np.quantile(known[rows], np.linspace(0, 1, _NUMBERS + 1)[1:-1])
+    parts = np.searchsorted(edges, known[rows], side="left")  # a difficulty at an edge is in the lower part
+    for part in range(_NUMBERS):
+        if len(own := rows[parts == part]):
+            found[f"difficulty {known[own].min():g} to {known[own].max():g}"] = own
+    return found
+
+
+def group_coverage(covered: np.ndarray, groups: Mapping[str, np.ndarray]) -> list[Group]:
+    """The coverage of each group that is large enough; `covered` (A,) bool."""
+    return [
+        Group(name, len(rows), float(covered[rows].mean()))
+        for name, rows in groups.items()
+        if len(rows) >= _FEWEST_IN_GROUP
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The content of calibration.json. `misfits` holds the misfits of the validation actions of each kind, ascending; an
+    action without a kind has the kind "". `groups` are leave-one-out: each action is judged by the limit of the others.
+    `epoch` is that of best.pt, whose predictions these are."""
+
+    task: str
+    epoch: int
+    misfits: dict[str, list[float]]
+    groups: list[Group] = field(default_factory=list)
+    level: float = LEVEL
+
+    def limit(self, kind: str = "") -> float:
+        """The limit for actions of a kind; infinite if there are too few validation actions of it."""
+        return conformal_limit(np.asarray(self._of(kind)), self.level)
+
+    def _of(self, kind: str) -> Sequence[float]:
+        """The misfits for a kind. With one kind only, an action may leave it out."""
+        if kind not in self.misfits and len(self.misfits) == 1:
+            return next(iter(self.misfits.values()))
+        return self.misfits.get(kind, ())
+
+    def lines(self) -> list[str]:
+        """The limit of each kind with what is to be known about it, a sentence each."""
+        found = []
+        for kind, misfits in self.misfits.items():
+            name, count = f"{kind}: " if kind else "", len(misfits)
+            if math.isinf(self.limit(kind)):
+                found.append(
+                    f"{name}no {percent(self.level)} interval: {count} validation actions are too few, {fewest_misfits(self.level)} are needed"
+                )
+                continue
+            low, high = coverage_range(count, self.level)
+            found.append(
+                f"{name}{percent(self.level)} interval: {task_of(self.task).limit_text(self.limit(kind))}, from {count} validation actions; with so many, its true coverage is between {percent(low)} and {percent(high)}"
+            )
+        return found + self.warnings()
+
+    def warnings(self) -> list[str]:
+        """The groups that an interval covers too rarely, a sentence each."""
+        return [
+            f"{group.name}: only {percent(group.coverage)} of {group.actions} validation actions are inside the interval, so trust it less there"
+            for group in self.groups
+            if group.coverage < WORST_GROUP
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The calibration as JSON types, with the limits for readers."""
+        limits = {kind: self.limit(kind) for kind in self.misfits}
+        return {
+            **asdict(self),
+            "groups": [group._asdict() for group in self.groups],
+            "limits": limits,
+            "notes": self.lines(),
+        }
+
+    @classmethod
+    def from_record(cls, record: Any) -> Calibration:
+        """The inverse of `record`.
+
+        Raises:
+            ValueError: the record is damaged.
+        """
+        try:
+            misfits = {str(kind): [float(m) for m in values] for kind, values in record["misfits"].items()}
+            groups = [Group(str(g["name"]), int(g["actions"]), float(g["coverage"])) for g in record["groups"]]
+            found = cls(str(record["task"]), int(record["epoch"]), misfits, groups, float(record["level"]))
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+        if not all(math.isfinite(m) for values in misfits.values() for m in values) or not 0 < found.level < 1:
+            raise ValueError("a number is out of range")
+        return found
+
+
+def calibration_of(validated: Predictions, epoch: int) -> Calibration:
+    """The calibration from the validation predictions of a run."""
+    misfits = validated.task.misfits(validated.predicted, validated.truth)
+    kinds = np.asarray(validated.truth.kinds)
+    rows_of = {str(kind): np.flatnonzero(kinds == kind) for kind in np.unique(kinds)}
+    covered = np.ones(len(misfits), bool)
+    for rows in rows_of.values():
+        covered[rows] = covered_by_others(misfits[rows])
+    of_kind = {kind: np.sort(misfits[rows]).tolist() for kind, rows in rows_of.items()}
+    return Calibration(validated.task.name, epoch, of_kind, group_coverage(covered, groups_of(validated)))
+
+
+def covered_in(calibration: Calibration, run: Predictions) -> np.ndarray:
+    """Which of some predictions with known truth the interval covers: (A,) bool."""
+    limits = np.array([calibration.limit(kind) for kind in run.truth.kinds])
+    return run.task.misfits(run.predicted, run.truth) <= limits
+
+
+def coverage_lines(calibration: Calibration, run: Predictions) -> list[str]:
+    """The coverage of predictions with known truth, together and by group: a table."""
+    covered = covered_in(calibration, run)
+    table = [Group("all", len(covered), float(covered.mean())), *group_coverage(covered, groups_of(run))]
+    width = max(len(group.name) for group in table)
+    return [f"{group.name:{width}}  {percent(group.coverage, 1):>7} of {group.actions} actions" for group in table]
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def write_calibration(run: RunFolder, task: Task) -> Calibration | None:
+    """Write calibration.json from the validation predictions of the best epoch; None if the run has none.
+
+    Raises:
+        UserError: the predictions are damaged, or the file cannot be written.
+    """
+    epoch = run.val_predictions_epoch()
+    if not task.has_test or epoch is None:
+        return None
+    found = calibration_of(read_predictions(run.val_predictions_file, run.title, fewest=1), epoch)
+    write_json(run.calibration_file, found.record())
+    return found
+
+
+def read_calibration(run: RunFolder) -> Calibration | None:
+    """The calibration of a run, or None if it has none yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    record = read_json(run.calibration_file)
+    try:
+        return None if record is None else Calibration.from_record(record)
+    except ValueError as error:
+        raise UserError(
+            f"{run.calibration_file} is damaged ({error}): write it again with python -m training.calibrate --run {run.path}"
+        ) from None
