@@ -26,7 +26,7 @@ from training.tasks.base import Predictions, Task
 
 LEVEL = 0.9
 WORST_GROUP = 0.8  # the least coverage of a group that is not reported
-_FEWEST_IN_GROUP = 5  # actions; the coverage of fewer says nothing
+FEWEST_IN_GROUP = 5  # actions; the coverage of fewer says nothing
 _NUMBERS = 3  # groups by difficulty
 
 
@@ -104,7 +104,7 @@ def group_coverage(covered: np.ndarray, groups: Mapping[str, np.ndarray]) -> lis
     return [
         Group(name, len(rows), float(covered[rows].mean()))
         for name, rows in groups.items()
-        if len(rows) >= _FEWEST_IN_GROUP
+        if len(rows) >= FEWEST_IN_GROUP
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from training.html_report.content import Picture, Section, Table, Tile
-from training.html_report.figures import WIDE, GroupRow, groups
+from training.html_report.figures import WIDE, GroupRow, groups, shortened
 from training.html_report.page import cell, interval_text, render
 from training.power import ALPHA, POWER, about
 from training.tasks.base import Comparison, Predictions, Task
@@ -126,7 +126,7 @@ def paired_section(
     picture = Picture(
         groups(
             drawn,
-            f"{title} minus that of {first.name}",
+            f"{title} minus that of {shortened(first.name)}",
             "difference, 95 % interval",
             line=0.0,
             line_label="no difference",
@@ -148,7 +148,7 @@ def paired_section(
         f"Each run is compared with {first.name} on the same test actions by a paired bootstrap. The interval does not cover the variation between seeds: differences between runs of the same flags show it."
         f"{by_chance}{skipped}"
     )
-    head = ["run", "metric", "value", f"minus {first.name}", "95 % interval", "better in"]
+    head = ["run", "metric", "value", f"minus {shortened(first.name, 20)}", "95 % interval", "better in"]
     tables = [Table(head, rows, "Better in: the share of the resamples in which the run is better.", names=2)]
     notes = [[run.name, note] for run, found in compared for note in found.notes]
     if notes:

@@ -232,7 +232,7 @@ def groups(
         values = np.array([np.nan if row.value is None else row.value for row in rows], np.float64)
         for place, row in zip(places, rows, strict=True):
             if row.interval and None not in row.interval:
-                axes.plot(row.interval, [place, place], color=BLUE, linewidth=1.4)
+                axes.plot(np.array(row.interval, np.float64), [place, place], color=BLUE, linewidth=1.4)
         if line is not None:
             axes.axvline(line, color=INK, linewidth=1, linestyle=(0, (4, 2)), label=line_label or None)
         axes.plot(values, places, "o", color=BLUE, markersize=5.5, label=first)
@@ -250,12 +250,11 @@ def groups(
     return draw(paint, width, 1.2 + 0.24 * len(rows))
 
 
-def most_extreme(rows: Sequence[GroupRow]) -> list[GroupRow]:
-    """All rows, or of many those with the largest values, in their order."""
-    if len(rows) <= _MOST_GROUPS:
-        return list(rows)
-    known = sorted(range(len(rows)), key=lambda i: -(rows[i].value or 0))[:_MOST_GROUPS]
-    return [rows[i] for i in sorted(known)]
+def extreme(rows: Sequence[GroupRow], *, lowest: bool = False) -> list[GroupRow]:
+    """All rows, or of many those with the largest (or lowest) values, in their order."""
+    values = np.array([row.value or 0 for row in rows])
+    kept = np.argsort(values if lowest else -values, kind="stable")[:_MOST_GROUPS]
+    return [rows[i] for i in sorted(kept)]
 
 
 # ------------------------------------------------------------------------------------------------------------- classes
@@ -283,4 +282,4 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> str:
                 colour = "white" if shares[i, j] > 0.55 else INK
                 axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", color=colour, fontsize=size)
 
-    return draw(paint, side + 2.0, side + 1.0)
+    return draw(paint, max(side + 2.0, HALF), side + 1.0)

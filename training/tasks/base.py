@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_preparation.actions import Action, ActionKey
-from training.html_report.content import RankedActions, Section, Table
+from training.html_report.content import ExampleTexts, Picture, Section, Table
 
 Arrays = dict[str, np.ndarray]
 
@@ -162,19 +162,19 @@ class Task(ABC):
         raise NotImplementedError
 
     def report_sections(
-        self,
-        test: Predictions,
-        validation: Predictions | None,
-        lines: Sequence[Mapping[str, str]],
-        summary: Mapping[str, Any],
+        self, test: Predictions, summary: Mapping[str, Any], limits: Mapping[str, float]
     ) -> list[Section]:
-        """The sections of report.html about the result. `lines` are those of predictions.csv, in the order of `test`; `validation`
-        holds the stored validation predictions, None if there are none."""
+        """The sections of report.html about the result. `limits` has the limit of `misfits` of each kind of actions, with which 90 % of
+        the intervals hold the truth; it is empty if it is unknown."""
         return []
 
-    def ranked(self, test: Predictions, lines: Sequence[Mapping[str, str]]) -> RankedActions | None:
-        """How wrong each prediction is, for the examples of report.html; None if that has no meaning."""
-        return None
+    def calibration_picture(self, test: Predictions) -> Picture:
+        """The drawing of report.html that shows whether the predicted values mean what they say."""
+        raise NotImplementedError
+
+    def example_texts(self, test: Predictions) -> ExampleTexts:
+        """What report.html says about the best and the worst predictions, by `misfits`."""
+        raise NotImplementedError
 
     def compare(self, a: Predictions, b: Predictions) -> Comparison:
         """Compare two runs on the same actions: metrics of both, differences with 95 % intervals, a test."""
