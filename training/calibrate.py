@@ -2,8 +2,9 @@
 
     python -m training.calibrate --run runs/<name> [--root_dir ... if the data were moved]
 
-A training does this at its end. The command is for runs of older versions; it needs the data of the run only if the run has
-no val_predictions.csv of its best checkpoint. If the test split was opened, it also prints the coverage of the test predictions.
+It also writes the distances from the training clips, by which the run declines clips of other things (calibration.npz). A training
+does this at its end. The command is for runs of older versions; it needs the data of the run only if the run has no
+val_predictions.csv or no distances of its best checkpoint. If the test split was opened, it also prints the coverage of the test predictions.
 """
 
 from __future__ import annotations
@@ -11,20 +12,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
-from training.calibration import Calibration, coverage_lines, write_calibration
+from training.calibration import coverage_lines, write_calibration
 from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
+from training.data.dataset import ActionDataset
+from training.data.sources import source_of
+from training.data.splits import Splits, load_splits
+from training.data.workers import start_server
+from training.engine.prediction import Predictor, as_arrays
+from training.engine.state import load_best
+from training.engine.trainer import write_val_predictions
+from training.model import ScoringModel, build_model
+from training.novelty import describe_all, measured, save, some_of, stored_epoch
 from training.predictions import read_predictions
+from training.runtime import collectives
+from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.tasks import task_of
+from training.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
 class _CalibrateConfig:
-    """Write calibration.json of a trained run. Give paths only if the data were moved since the training."""
+    """Write the calibration of a trained run. Give paths only if the data were moved since the training."""
 
     run: Path = flag(None, "Run folder.")
     gpu: bool = flag(True, "Use the GPU if there is one.")
@@ -54,51 +67,54 @@ CalibrateConfig = dataclasses.make_dataclass(
 )
 
 
-def predict_validation(folder: RunFolder, config: TrainConfig, gpu: bool) -> None:
-    """Write val_predictions.csv with the best checkpoint of a run.
+class _Opened(NamedTuple):
+    """A run with its best checkpoint and its data."""
+
+    model: ScoringModel
+    predictor: Predictor
+    splits: Splits
+    train_data: ActionDataset
+    val_data: ActionDataset
+    epoch: int  # of the best checkpoint
+
+
+def _open(folder: RunFolder, config: TrainConfig, options: Any) -> _Opened:
+    """Open a run to compute what it lacks.
 
     Raises:
-        UserError: a file is missing or damaged, or the data are not those of the run.
+        UserError: a file is missing or damaged, or the data were moved or are not those of the run.
     """
-    # here, because the imports take seconds and most runs have the file
-    from training.data.dataset import ActionDataset
-    from training.data.sources import source_of
-    from training.data.splits import load_splits
-    from training.data.workers import start_server
-    from training.engine.prediction import Predictor, as_arrays
-    from training.engine.state import load_best
-    from training.engine.trainer import write_val_predictions
-    from training.model import build_model
-    from training.runtime import collectives
-    from training.runtime.ranks import Ranks
-
+    if fault := moved_data_fault(config, options, "python -m training.calibrate"):
+        raise UserError(fault)
     start_server(config.loader_workers)
     splits, source = load_splits(config), source_of(config)
     task = task_of(config.task)
-    if faults := task.faults(splits.known, splits.facts.classes) or source.faults(splits.val):
+    if faults := task.faults(splits.known, splits.facts.classes) or source.faults(splits.known):
         raise UserError.of(faults)
-    device = collectives.choose_device(gpu, Ranks())
+    device = collectives.choose_device(options.gpu, Ranks())
     model = build_model(config, splits.facts).to(device)
     folder.check_splits(splits.record() | source.record(splits.known) | model.method.record(splits.known))
     epoch = load_best(folder, model, device).best_epoch
-    data = ActionDataset(splits.val, config, model.method, augment=False, pool=splits.train)
-    rows = Predictor(config, Ranks(), device).predict(model, data)
-    predicted = as_arrays(model.method.predict(rows.outputs, rows.given))
-    write_val_predictions(folder, task, predicted, splits.val, splits.facts.classes, epoch)
+    train_data, val_data = (
+        ActionDataset(actions, config, model.method, augment=False, pool=splits.train)
+        for actions in (splits.train, splits.val)
+    )
+    return _Opened(model, Predictor(config, Ranks(), device), splits, train_data, val_data, epoch)
 
 
-def calibrate(folder: RunFolder, config: TrainConfig, gpu: bool = True) -> Calibration:
-    """Write and return the calibration of a run.
+def predict_validation(folder: RunFolder, opened: _Opened, task: Task) -> None:
+    """Write val_predictions.csv with the best checkpoint of a run."""
+    rows = opened.predictor.predict(opened.model, opened.val_data)
+    predicted = as_arrays(opened.model.method.predict(rows.outputs, rows.given))
+    write_val_predictions(folder, task, predicted, opened.splits.val, opened.splits.facts.classes, opened.epoch)
 
-    Raises:
-        UserError: a file is missing or damaged, or cannot be written.
-    """
-    found = write_calibration(folder, task_of(config.task))
-    if found is None:
-        predict_validation(folder, config, gpu)
-        found = write_calibration(folder, task_of(config.task))
-    assert found is not None
-    return found
+
+def measure_distances(folder: RunFolder, opened: _Opened) -> str:
+    """Write calibration.npz with the best checkpoint of a run; return its limit in words."""
+    train, val = (
+        describe_all(opened.model, opened.predictor, data) for data in (some_of(opened.train_data), opened.val_data)
+    )
+    return save(folder.novelty_file, measured(train, val, opened.train_data, opened.epoch))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -112,11 +128,14 @@ def main(argv: Sequence[str]) -> int:
     if not folder.best_checkpoint.exists():
         raise UserError(f"{options.run} has no best checkpoint yet: train it for at least one epoch")
     folder.refuse_if_locked()
-    if folder.val_predictions_epoch() is None and (
-        fault := moved_data_fault(config, options, "python -m training.calibrate")
-    ):
-        raise UserError(fault)
-    found = calibrate(folder, config, options.gpu)
+    task, epoch = task_of(config.task), folder.val_predictions_epoch()
+    opened = None
+    if epoch is None:
+        opened = _open(folder, config, options)
+        predict_validation(folder, opened, task)
+        epoch = opened.epoch
+    found = write_calibration(folder, task)
+    assert found is not None
     print("\n".join([f"{folder.calibration_file} written", *found.lines()]))
     if folder.summary() is not None and folder.predictions_file.exists():
         print("Coverage of the test predictions:")
@@ -125,6 +144,9 @@ def main(argv: Sequence[str]) -> int:
                 f"  {line}" for line in coverage_lines(found, read_predictions(folder.predictions_file, folder.title))
             )
         )
+    if stored_epoch(folder.novelty_file) != epoch:  # last, because it needs the frames of the training, too
+        text = measure_distances(folder, opened or _open(folder, config, options))
+        print(f"{folder.novelty_file} written\n{text}")
     return 0
 
 

@@ -18,6 +18,9 @@ Folds have other test actions: combine the runs of each fold, and average the re
 --postprocess NAME corrects the averaged classes by the rules of training/postprocess/NAME.py, also those of a single run. With
 --rules better, each rule is applied only if it raises the validation result of the rules before it.
 
+--metric macro_f1 chooses members, weights and rules by that result instead of the accuracy, so that rare classes count as much as
+others.
+
 --test False prints the validation results of each run, of the combination and after each rule. It writes nothing and opens no
 test split.
 """
@@ -64,6 +67,10 @@ class CombineConfig:
         "greedy",
         "greedy chooses members and weights on the validation predictions; equal gives all runs the same weight.",
         choices=("greedy", "equal"),
+    )
+    metric: str = flag(
+        "default",
+        "Validation result that chooses: that of the task (default), or another column of the validation table, such as macro_f1.",
     )
     postprocess: str = flag(
         "none", "Rules that correct the classes (training/postprocess).", choices=("none", *postprocess.names())
@@ -133,10 +140,22 @@ def greedy_weights(count: int, quality: Callable[[Sequence[int]], float]) -> lis
     return best
 
 
-def quality_of(predictions: Sequence[Predictions], weights: Sequence[float]) -> float:
-    """The metric by which validation chooses, of the weighted mean of these predictions."""
+def quality_of(predictions: Sequence[Predictions], weights: Sequence[float], metric: str = "default") -> float:
+    """The result that --metric names, of the weighted mean of these predictions."""
     task = predictions[0].task
-    return task.metrics(average(predictions, weights), predictions[0].truth)[task.metric.key]
+    return task.metrics(average(predictions, weights), predictions[0].truth)[metric_key(task, metric)]
+
+
+def metric_key(task: Task, metric: str) -> str:
+    """The key of the metric that --metric names.
+
+    Raises:
+        UserError: the task has no such metric.
+    """
+    keys = [column.key for column in task.logged]
+    if metric != "default" and metric not in keys:
+        raise UserError(f"--metric {metric} is not a result of these runs: give one of {', '.join(keys)}")
+    return task.metric.key if metric == "default" else metric
 
 
 def validation_predictions_of(path: Path) -> Predictions:
@@ -213,8 +232,9 @@ def choose(
     validated = [validation_predictions_of(path) for path in paths]
     check_validated_alike(validated)
     task, truth, classes = validated[0].task, validated[0].truth, validated[0].classes
+    key = metric_key(task, config.metric)
     if config.weights == "greedy":
-        counts = greedy_weights(len(validated), lambda counts: quality_of(validated, counts))
+        counts = greedy_weights(len(validated), lambda counts: quality_of(validated, counts, config.metric))
     steps = [Step(each.name, task.metrics(each.predicted, truth)) for each in validated]
     mean = average(validated, counts)
     if len(validated) > 1:
@@ -229,7 +249,7 @@ def choose(
 
     keeps = [True] * len(rules)
     if rules and config.rules == "better":
-        keeps = better_rules(rules, lambda applied: after(applied)[task.metric.key])
+        keeps = better_rules(rules, lambda applied: after(applied)[key])
     kept: list[Rule] = []
     for rule, keep in zip(rules, keeps, strict=True):
         steps.append(Step(f"+ {rule.__name__}", after([*kept, rule]), keep))
@@ -345,6 +365,7 @@ def combine(paths: Sequence[Path], config: CombineConfig) -> None:
     ]
     record = {
         "weights": config.weights,
+        "metric": config.metric,
         "runs": runs,
         "postprocess": config.postprocess_record(),
         "validation": table_lines(task, choice.steps) if choice.steps else [],
@@ -416,6 +437,8 @@ def check_same_runs(paths: Sequence[Path], config: CombineConfig) -> None:
     known = sorted(each.get("predictions", "") for each in record.get("runs", []))
     if known != sorted(map(digest, paths)) or record.get("weights") != config.weights:
         raise UserError(f"{config.output} exists and is not the combination of these runs: give another --output")
+    if record.get("metric", "default") != config.metric:
+        raise UserError(f"{config.output} exists and was chosen by another --metric: give another --output")
     if record.get("postprocess") != config.postprocess_record():
         raise UserError(f"{config.output} exists and was made with other rules or boxes: give another --output")
 

@@ -23,7 +23,7 @@ from data_preparation.archive import StoredFrames
 from data_preparation.common.errors import UserError
 from training.calibration import Calibration, read_calibration
 from training.config import TrainConfig
-from training.data.batch import Batch
+from training.data.batch import Batch, Tensors
 from training.data.dataset import ActionDataset
 from training.data.facts import DataFacts
 from training.data.loader import evaluation_size
@@ -33,6 +33,7 @@ from training.data.splits import load_splits
 from training.engine.prediction import as_arrays, forward_rows, in_order
 from training.engine.state import load_best
 from training.model import ScoringModel, build_model
+from training.novelty import LIMIT, Novelty, describe, load, picture_statistics
 from training.runtime import collectives
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder, read_json
@@ -40,6 +41,8 @@ from training.tasks import task_of
 from training.tasks.base import Arrays, Task
 
 log = logging.getLogger(__name__)
+
+_DESCRIBED = "described."  # before the names of descriptions among the outputs
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ class Prediction:
 @dataclass(eq=False)
 class Scorer:
     """A trained network that scores clips. `stored` says how the frames of its training are stored, so that those of a new
-    video are made in the same way. `why_no_interval` is a sentence if there is no calibration."""
+    video are made in the same way. `novelty` has the distances of clips from those of the training. `why_no_interval` and
+    `why_no_distance` are sentences if there is no calibration or no `novelty`."""
 
     config: TrainConfig
     model: ScoringModel
@@ -131,6 +135,8 @@ class Scorer:
     calibration: Calibration | None = None
     stored: StoredFrames = field(default_factory=StoredFrames)
     why_no_interval: str = ""
+    novelty: Novelty | None = None
+    why_no_distance: str = ""
 
     @classmethod
     def from_run(cls, run: Path, *, gpu: bool = True, **flags: Any) -> Scorer:
@@ -153,7 +159,14 @@ class Scorer:
             of = "no calibration.json" if calibration is None else f"a calibration of epoch {calibration.epoch}"
             why = f"{run} has {of} and a best checkpoint of epoch {epoch}: for intervals, run python -m training.calibrate --run {run}"
             calibration = None
-        return cls(config, model, facts, task_of(config.task), device, calibration, stored, why)
+        distances, why_no_distance = load(folder.novelty_file), ""
+        if distances is None or distances.epoch != epoch:
+            of = "no calibration.npz" if distances is None else f"a calibration.npz of epoch {distances.epoch}"
+            why_no_distance = f"{run} has {of} and a best checkpoint of epoch {epoch}, so it cannot decline a clip: run python -m training.calibrate --run {run}"
+            distances = None
+        return cls(
+            config, model, facts, task_of(config.task), device, calibration, stored, why, distances, why_no_distance
+        )
 
     # ------------------------------------------------------------------------------------------------------- samples
 
@@ -216,20 +229,65 @@ class Scorer:
             return []
         predicted: list[Arrays] = []
         details: list[dict[str, list]] = []
+        distances: list[np.ndarray] = []
         size, method = evaluation_size(self.config), self.model.method
         for place in places_of(clips_each):
             indexed = []
             for start in range(0, len(clips), size):
                 batch = self.batch(clips[start : start + size], place=place)
                 batch = batch._replace(action_index=batch.action_index + start)
-                indexed += forward_rows(self.model, batch, self.config.precision, self.device)
+                indexed += forward_rows(self._forward, batch, self.config.precision, self.device)
             rows = in_order(indexed)
+            described = {name: rows.outputs.pop(_DESCRIBED + name).numpy() for name in self._described}
+            if self.novelty is not None:
+                distances.append(self.novelty.distances(described))
             predicted.append(as_arrays(method.predict(rows.outputs, rows.given)))
             details.append(method.details(rows.outputs))
         mean = {name: np.mean([each[name] for each in predicted], axis=0) for name in predicted[0]}
-        return self._predictions(clips, mean, {name: together([d[name] for d in details]) for name in details[0]})
+        together_each = {name: together([d[name] for d in details]) for name in details[0]}
+        return self._predictions(clips, mean, together_each, np.mean(distances, axis=0) if distances else None)
 
-    def _predictions(self, clips: Sequence[Clip], predicted: Arrays, details: dict[str, list]) -> list[Prediction]:
+    @property
+    def _described(self) -> Sequence[str]:
+        return () if self.novelty is None else tuple(self.novelty.spreads)
+
+    def _forward(self, batch: Batch) -> Tensors:
+        """The outputs of the model and, named apart, the descriptions for the distance."""
+        outputs = self.model(batch)
+        if self.novelty is None:
+            return outputs
+        described = describe(self.model, batch)
+        return outputs | {_DESCRIBED + name: described[name] for name in self._described}
+
+    def distances(self, clips: Sequence[Clip]) -> np.ndarray:
+        """The distances of some clips from those of the training, (clips,), without their predictions. A clip whose picture alone
+        is beyond the limit is not given to the network.
+
+        Raises:
+            UserError: as `batch`, or the run has no distances.
+        """
+        if self.novelty is None:
+            raise UserError(self.why_no_distance)
+        found = np.full(len(clips), np.inf)
+        size, picture = evaluation_size(self.config), self.novelty.spreads["picture"]
+        near: list[int] = []
+        for index, clip in enumerate(clips):
+            statistics = picture_statistics(self.batch([clip]).clips["clip"]).double().numpy()
+            found[index] = picture.distances(statistics)[0]
+            if found[index] <= LIMIT:
+                near.append(index)
+        for start in range(0, len(near), size):
+            rows = near[start : start + size]
+            batch = self.batch([clips[row] for row in rows])
+            described = in_order(
+                forward_rows(lambda loaded: describe(self.model, loaded), batch, self.config.precision, self.device)
+            )
+            found[rows] = self.novelty.distances({name: t.numpy() for name, t in described.outputs.items()})
+        return found
+
+    def _predictions(
+        self, clips: Sequence[Clip], predicted: Arrays, details: dict[str, list], distances: np.ndarray | None
+    ) -> list[Prediction]:
         limits = np.full(len(clips), np.inf)
         if self.calibration is not None:
             limits = np.array([self.calibration.limit(clip.action.kind) for clip in clips])
@@ -242,10 +300,13 @@ class Scorer:
             low, high, classes = region.get("low"), region.get("high"), region.get("classes")
             if low is not None and clip.action.rules is not None:
                 low = max(low, clip.action.rules.low)
+            distance = None if distances is None else float(distances[row])
             found.append(
                 Prediction(
                     clip.name or clip.action.name, clip.action.start_frame, clip.action.end_frame, values | more,
                     low, high, None if classes is None else tuple(classes),
+                    declined=distance is not None and not distance <= LIMIT,
+                    distance=distance, threshold=None if distance is None else LIMIT,
                 )
             )  # fmt: skip
         return found

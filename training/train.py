@@ -147,6 +147,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             warn_of_time_limit(ranks)
             trainer.fit(train_data, val_data)
         trainer.complete_val_predictions(val_data)
+        trainer.complete_novelty(train_data, val_data)
         collectives.on_first_rank(partial(write_calibration, run, trainer.task))
         if config.evaluate:
             summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)

@@ -42,6 +42,7 @@ from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_file, write_atomic
 from data_preparation.layout import DatasetLayout, default_dataset
 from data_preparation.synthetic import movements, skating
+from data_preparation.synthetic.cameras import sample_camera
 from data_preparation.synthetic.canvas import (
     SUPERSAMPLE,
     TASKS,
@@ -61,7 +62,8 @@ SOFT_EDGE = 1.0  # pixels that boxes are wider on each side: averaging blurs the
 SCENES: dict[str, ModuleType] = {"fall": skating, "actions": movements}
 
 # purposes of the random streams
-PLAN, LENGTH, LOOKS, SCENERY, CLASSES, SPLIT, COMPANION = range(100, 107)  # 107 is detector.DETECTOR
+PLAN, LENGTH, LOOKS, SCENERY, CLASSES, SPLIT, COMPANION = range(100, 107)
+CAMERA, NOISE = range(108, 110)  # 107 is detector.DETECTOR
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class ClipsConfig:
         "Skaters in each clip of --task fall. Of two, only the one with the boxes decides the label.",
         minimum=1,
         maximum=2,
+    )
+    cameras: str = flag(
+        "alike",
+        "varied gives each performer a camera of its own: other light, contrast and colours, and noise.",
+        choices=("alike", "varied"),
     )
     width: int = flag(72, "Width of the videos in pixels (even).", minimum=32)
     height: int = flag(72, "Height of the videos in pixels (even).", minimum=32)
@@ -207,6 +214,8 @@ class Film:
         self.figures = self._place(self.performance, plan.performer, times)
         self.companion = skating.accompany(self.performance, self._stream(COMPANION, 1)) if plan.companion else None
         self.companions = self._place(self.companion, plan.companion, times) if self.companion else []
+        varied = config.cameras == "varied"
+        self.camera = sample_camera(random_stream(config.seed, CAMERA, plan.performer)) if varied else None
         half = self.size[0] / 2 / self.scale
         self.cameras = [(x - half, y) for x, y in (self._camera_at(t) for t in times)]
         self.left = min(x for x, _ in self.cameras)
@@ -250,7 +259,8 @@ class Film:
         # the last one is in front
         for each in shown + companions if self.companion and self.companion.in_front else companions + shown:
             draw_figure(draw, each, partial(self._to_pixels, index), self.scale)
-        return image.reduce(SUPERSAMPLE)
+        image = image.reduce(SUPERSAMPLE)
+        return self.camera.shows(image, self._stream(NOISE, index)) if self.camera else image
 
     def quad(self, index: int) -> np.ndarray:
         """The corners (4, 2) of the rectangle around the figure that counts, in pixels of the video, clockwise if the figure stands."""
@@ -338,8 +348,8 @@ def write_annotations(config: ClipsConfig, plans: Sequence[ClipPlan], layout: Da
 def provenance(config: ClipsConfig) -> dict[str, Any]:
     """Everything that determines the pixels and labels: two sets of equal provenance are equal."""
     irrelevant = {"dataset", "workers", "sheet"}
-    if config.skaters == 1:
-        irrelevant.add("skaters")  # sets that were drawn before this flag stay valid
+    # sets that were drawn before these flags stay valid
+    irrelevant |= {name for name, default in (("skaters", 1), ("cameras", "alike")) if getattr(config, name) == default}
     flags = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in irrelevant}
     return {"made_by": "data_preparation.synthetic", "drawing": DRAWING, "flags": flags}
 

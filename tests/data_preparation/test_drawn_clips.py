@@ -19,6 +19,7 @@ from data_preparation.datasets import AnnotationFiles, DataSet
 from data_preparation.layout import DatasetLayout
 from data_preparation.synthetic import __main__ as synthetic
 from data_preparation.synthetic import clips, skating
+from data_preparation.synthetic.cameras import Camera
 from data_preparation.synthetic.clips import SCENES, ClipsConfig, Film, generate, make_plan
 from tests.conftest import run_python
 from tests.data_preparation.test_synthetic import content
@@ -176,6 +177,20 @@ def test_only_the_boxes_tell_which_of_two_skaters_counts():
         assert seen[label, "fell", True] / share == pytest.approx(1 / 3, abs=0.15)
         assert seen[label, "on the right", True] / share == pytest.approx(0.5, abs=0.15)
         assert seen[label, "in front", True] / share == pytest.approx(0.5, abs=0.15)
+
+
+def test_cameras_change_colours_and_nothing_else():
+    plain, varied = (replace(SMALL, task="actions", cameras=cameras) for cameras in ("alike", "varied"))
+    films = [Film(varied, plan) for plan in make_plan(varied)[:6]]
+    assert make_plan(plain) == make_plan(varied)
+    assert films[0].camera == films[5].camera  # of the same performer
+    assert len({film.camera for film in films}) == 5
+    assert not np.array_equal(films[0].frame(3), Film(plain, films[0].plan).frame(3))
+    assert np.array_equal(films[0].frame(3), Film(varied, films[0].plan).frame(3))
+    assert np.array_equal(films[0].quad(3), Film(plain, films[0].plan).quad(3))
+    same = Camera(1, 1, 1, (1, 1, 1), 0)
+    image = Film(plain, films[0].plan).frame(0)
+    assert np.array_equal(same.shows(image, np.random.default_rng(0)), image)
 
 
 def test_contact_sheet(tmp_path):

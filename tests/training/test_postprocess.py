@@ -18,9 +18,10 @@ from data_preparation.synthetic import detector
 from training import combine, postprocess
 from training.config import TrainConfig, as_record
 from training.data.splits import load_splits
-from training.postprocess.base import Case, apply_rules, better_rules, with_labels
+from training.postprocess.base import Case, Rules, apply_rules, better_rules, cases_of, with_labels
 from training.predictions import predictions_csv
 from training.tasks import task_of
+from training.tasks.base import Predictions, Truth
 
 AICONNECT = postprocess.rules_of("aiconnect")
 CLASSES = (
@@ -180,6 +181,8 @@ def test_rules_are_chosen_on_validation_and_applied_once(runs: Path):
     for other in (dict(rules="all"), dict(postprocess="none", boxes=None)):
         with pytest.raises(UserError, match="made with other rules or boxes"):
             combine.check_same_runs(paths, flags(runs, **other))
+    with pytest.raises(UserError, match="was chosen by another --metric"):
+        combine.check_same_runs(paths, flags(runs, metric="macro_f1"))
 
     # one run, and all rules as they stand: the last one wins
     combine.combine(paths[:1], flags(runs, output=runs / "one", rules="all", weights="equal"))
@@ -187,6 +190,29 @@ def test_rules_are_chosen_on_validation_and_applied_once(runs: Path):
     assert one["checkpoint"]["rules"] == ["harmful", "seen"]
     assert one["checkpoint"]["val_accuracy"] is None
     assert [one["groups"]["class"][name]["recall"] for name in NAMES] == [1, 0, 1]
+
+
+def test_a_rule_for_a_rare_class_is_kept_by_macro_f1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It finds the one squat and loses two of 20 jumps: accuracy falls, macro F1 rises."""
+    label, true = task_of("label"), np.array([0] * 20 + [1] * 20 + [2])
+    probability = np.eye(3)[[*true[:-1], 1]] * 0.6 + 0.1
+    probability[[20, 21, 40], 2] = 0.65
+    run = Predictions(
+        "a", label, [("v", i) for i in range(41)], Truth(true, [""] * 41), {"probability": probability}, NAMES
+    )
+    rules = Rules(NAMES, (lambda found, case: "squat" if case.probability["squat"] > 0.5 else found,))
+    monkeypatch.setattr(combine, "validation_predictions_of", lambda path: run)
+    monkeypatch.setattr(postprocess, "rules_of", lambda name: rules)
+    kept = {}
+    for metric in ("default", "macro_f1"):
+        config = combine.CombineConfig(output=tmp_path / "a", postprocess="drawn_actions", metric=metric)
+        choice = combine.choose([tmp_path], config, lambda run, mean: cases_of(mean, [None] * 41, NAMES, None))
+        kept[metric] = len(choice.rules)
+    assert kept == {"default": 0, "macro_f1": 1}
+    with pytest.raises(
+        UserError, match="--metric spearman is not a result of these runs: give one of accuracy, macro_f1"
+    ):
+        combine.metric_key(label, "spearman")
 
 
 def test_what_does_not_fit_is_refused(runs: Path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from data_preparation.actions import Action
 from data_preparation.common.files import reporting_write_errors, write_atomic
+from training import novelty
 from training.config import TrainConfig
 from training.data.batch import Rows
 from training.data.dataset import ActionDataset
@@ -41,6 +45,9 @@ def write_val_predictions(
     text = predictions_csv(task, predicted, actions, classes, {"epoch": [epoch] * len(actions)})
     with reporting_write_errors(run.val_predictions_file):
         write_atomic(run.val_predictions_file, text.encode())
+
+
+log = logging.getLogger(__name__)
 
 
 class Trainer(ABC):
@@ -119,6 +126,29 @@ class Trainer(ABC):
         self.model.load_state_dict(checkpoint.load(best, self.device, required={"model", "position"})["model"])
         predictor = Predictor(self.config, self.ranks, self.device, between_batches=self.stop_if_requested)
         self._save_val_predictions(self.model.method, predictor.predict(self.model, val_data), val_data)
+
+    def complete_novelty(self, train_data: ActionDataset, val_data: ActionDataset) -> None:
+        """After `complete_val_predictions`: make sure that the run folder has the distances of clips from the training clips, for
+        best.pt. The model may then hold the weights of best.pt.
+
+        Raises:
+            StoppedBySignal: a signal came. UserError: a file is damaged, or the disk is full.
+        """
+        best, file, epoch = self.run.best_checkpoint, self.run.novelty_file, self.position.best_epoch
+        stored = collectives.on_first_rank(partial(novelty.stored_epoch, file))
+        if not self.task.has_test or stored == epoch:
+            return
+        found = best if collectives.on_first_rank(best.exists) else None
+        if collectives.wait_until_visible(found, checkpoint.fingerprint) is None:
+            return
+        started = time.perf_counter()
+        self.model.load_state_dict(checkpoint.load(best, self.device, required={"model", "position"})["model"])
+        predictor = Predictor(self.config, self.ranks, self.device, between_batches=self.stop_if_requested)
+        train, val = (
+            novelty.describe_all(self.model, predictor, data) for data in (novelty.some_of(train_data), val_data)
+        )
+        text = collectives.on_first_rank(lambda: novelty.save(file, novelty.measured(train, val, train_data, epoch)))
+        log.info("Distances from the training clips: %.1f s; %s", time.perf_counter() - started, text)
 
     def close(self) -> None:
         """Close the logs of --tensorboard and --wandb."""

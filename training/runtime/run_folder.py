@@ -9,6 +9,7 @@ runs/<name>/
     checkpoints/        epoch-0003-step-00000120.pt (3 epochs done, 120 steps), the last --keep_checkpoints of them; best.pt
     losses.png          redrawn each epoch
     val_predictions.csv predictions for the validation actions, of the epoch that validation chose (for training.combine)
+    calibration.npz     distances of clips from the training clips, to decline others (training/novelty.py)
     predictions.csv, summary.json and a plot (scores.png, confusion.png)   written once, when the test split is opened
     report.html         a page about the run, written after the test split was opened (training/html_report)
     resumes.jsonl       a line for each resume: epoch, step and time
@@ -165,6 +166,11 @@ class RunFolder:
     @property
     def val_predictions_file(self) -> Path:
         return self.path / "val_predictions.csv"
+
+    @property
+    def novelty_file(self) -> Path:
+        """How far validation clips are from the training clips (training/novelty.py)."""
+        return self.path / "calibration.npz"
 
     @property
     def calibration_file(self) -> Path:

@@ -269,6 +269,22 @@ class LabelTask(Task):
         probability_AK[np.arange(len(rows)), chosen] += 1e-6
         return Truth(true, [row.get("kind", "") for row in rows]), {"probability": probability_AK}, classes
 
+    def gains(self, a: Predictions, b: Predictions) -> dict[str, np.ndarray]:
+        """How much larger each metric of `b` is in bootstrap samples of the actions: (RESAMPLES,) by key."""
+        true = a.truth.values
+        chosen_a, chosen_b = (run.predicted["probability"].argmax(axis=1) for run in (a, b))
+        weights = _resample_weights(len(true))
+        statistics: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+            "accuracy": lambda chosen: weights @ (chosen == true) / len(true),
+            "macro_f1": lambda chosen: _f1_of_resamples(chosen, true, weights),
+        }
+        return {key: statistics[key](chosen_b) - statistics[key](chosen_a) for key, _, _ in self.logged}
+
+    def differences(self, a: Predictions, b: Predictions, gains: Mapping[str, np.ndarray]) -> list[Difference]:
+        """Each metric of both, with the interval of its gain."""
+        of_a, of_b = (self.metrics(run.predicted, run.truth) for run in (a, b))
+        return [Difference(title, of_a[key], of_b[key], _percentiles(gains[key])) for key, title, _ in self.logged]
+
     def values(self, predicted: Arrays, classes: Sequence[str]) -> list[dict[str, Any]]:
         return [
             {
@@ -327,22 +343,13 @@ class LabelTask(Task):
             int(((this == true) & (other != true)).sum())
             for this, other in ((chosen_a, chosen_b), (chosen_b, chosen_a))
         )
-        weights = _resample_weights(len(true))
-        statistics: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-            "accuracy": lambda chosen: weights @ (chosen == true) / len(true),
-            "macro_f1": lambda chosen: _f1_of_resamples(chosen, true, weights),
-        }
-        of_a, of_b = (self.metrics(run.predicted, run.truth) for run in (a, b))
-        gains = {key: statistics[key](chosen_b) - statistics[key](chosen_a) for key, _, _ in self.logged}
-        differences = [
-            Difference(title, of_a[key], of_b[key], _percentiles(gains[key])) for key, title, _ in self.logged
-        ]
+        gains = self.gains(a, b)
         of_metric = gains[self.metric.key]
         better = float(np.mean(of_metric > 0) + np.mean(of_metric == 0) / 2)
         count = len(true)
         mcnemar_text = f"only A is right for {only_a} actions, only B for {only_b}: McNemar's exact test gives p = {mcnemar(only_a, only_b):.3g}"
         needed = actions_for_accuracies(only_a / count, only_b / count)
-        return Comparison(differences, better, needed, [mcnemar_text])
+        return Comparison(self.differences(a, b, gains), better, needed, [mcnemar_text])
 
     def claims(self, value: float) -> Table | None:
         gains = [gain for gain in (0.01, 0.02, 0.05, 0.1) if value - gain > 0]

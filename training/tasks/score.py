@@ -143,7 +143,12 @@ def interval(predicted: np.ndarray, truth: Truth, key: str) -> tuple[float, floa
 # ----------------------------------------------------------------------------------------------------- sections of a page
 
 _AGREEMENTS = (0.9, 0.95, 0.98)  # of two runs' predictions with each other
-_CLAIMS_CAPTION = "Test actions that a paired test needs to show the difference of two runs, if it is real, in 8 of 10 test splits (level 5 %, two-sided). Agreement is the correlation of the two runs' predictions with each other."
+_CLAIMS_CAPTION = "Test actions that a paired test needs to show the difference of two runs, if it is real, in 8 of 10 test splits (level 5 %, two-sided). Agreement is the correlation of the two runs' predictions with each other; where it says impossible, the three correlations cannot occur together."
+
+
+def _claim_text(a: float, b: float, between: float) -> str:
+    needed = actions_for_correlations(a, b, between)
+    return "impossible" if needed is None else about(needed)
 
 
 def _scores_section(
@@ -430,7 +435,7 @@ class ScoreTask(Task):
         gains = [gain for gain in (0.005, 0.01, 0.02, 0.05) if value - gain > 0]
         rows = [
             [f"{value:.3f} against {value - gain:.3f}"]
-            + [about(actions_for_correlations(value, value - gain, between)) for between in _AGREEMENTS]
+            + [_claim_text(value, value - gain, between) for between in _AGREEMENTS]
             for gain in gains
         ]
         head = ["Spearman", *(f"agreement {between:g}" for between in _AGREEMENTS)]
