@@ -17,7 +17,7 @@ import os
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class OpenedRun:
     config: TrainConfig
     summary: dict[str, Any]
     tested: list[list[int]]  # keys of the test actions
+    inputs: dict[str, str] = field(default_factory=dict)  # what identifies boxes or features
 
     @property
     def name(self) -> str:
@@ -88,7 +89,8 @@ def read_run(path: Path) -> OpenedRun:
         raise UserError(
             f"{folder.splits_file} is missing or damaged: restore it from a copy, because it lists the test actions"
         )
-    return OpenedRun(path, config, summary, sorted(splits["test"]))
+    inputs = {name: found for name, found in splits.items() if name not in ("fingerprint", "train", "val", "test")}
+    return OpenedRun(path, config, summary, sorted(splits["test"]), inputs)
 
 
 def opened_points(folder: Path) -> tuple[list[Path], list[str]]:
@@ -142,12 +144,17 @@ def opened_runs(paths: Sequence[Path]) -> tuple[list[OpenedRun], list[str]]:
 
 
 def grouped(runs: Sequence[OpenedRun]) -> list[list[OpenedRun]]:
-    """Group runs that differ only in seed and fold, in the order of the first run of each group."""
+    """Group runs that differ only in seed and fold, in the order of the first run of each group.
+
+    Runs with other boxes or features are different runs. In folds their fingerprints differ, because the training actions do.
+    """
+    folds = {each.fold for each in runs}
     groups: dict[str, list[OpenedRun]] = {}
     for each in runs:
         ignored = changeable(each.config) - {"patience"} | {"seed", "fold"}
         flags = {name: value for name, value in as_record(each.config).items() if name not in ignored}
-        groups.setdefault(f"{each.config.epochs} {sorted(flags.items())}", []).append(each)
+        inputs = sorted(each.inputs.items()) if len(folds) == 1 else []
+        groups.setdefault(f"{each.config.epochs} {sorted(flags.items())} {inputs}", []).append(each)
     return list(groups.values())
 
 

@@ -27,8 +27,9 @@ from training.data.batch import Batch, Tensors
 from training.data.dataset import ActionDataset
 from training.data.facts import DataFacts
 from training.data.loader import evaluation_size
+from training.data.plan import ViewChoice
 from training.data.sampling import END_ALIGNED, END_SHIFT
-from training.data.sources import FrameSource
+from training.data.sources import FrameSource, views_of_test
 from training.data.splits import load_splits
 from training.engine.prediction import as_arrays, forward_rows, in_order
 from training.engine.state import load_best
@@ -42,6 +43,7 @@ from training.tasks.base import Arrays, Task
 
 log = logging.getLogger(__name__)
 
+VALIDATED = ViewChoice(0.5)  # the view of validation
 _DESCRIBED = "described."  # before the names of descriptions among the outputs
 
 
@@ -192,26 +194,31 @@ class Scorer:
             UserError: the action lacks a value that the method needs, such as its difficulty.
         """
         numbers: set[int] = set()
-        for place in places_of(clips):
-            source = FrameSource(self.config, _Numbers(video_frames), place)
+        for choice in self._views(clips):
+            source = FrameSource(self.config, _Numbers(video_frames), *choice)
             planned = self._data(action, source).plan(0, 0).sample.clips
             numbers.update(number for spec in planned.values() for number in spec.frames)
         if self.config.frame_method in END_ALIGNED:  # their plan depends on which of these exist
             numbers.update(range(action.end_frame + 1, min(action.end_frame + END_SHIFT, video_frames) + 1))
         return np.array(sorted(numbers), np.int64)
 
-    def batch(self, clips: Sequence[Clip], *, place: float = 0.5) -> Batch:
-        """The batch of some clips: the frames, views and pixels of validation. Another `place` gives other frames, see
-        sampling.clip_frames.
+    def batch(self, clips: Sequence[Clip], *, view: ViewChoice = VALIDATED) -> Batch:
+        """The batch of some clips: the frames, views and pixels of validation, or another view of them.
 
         Raises:
             UserError: a clip lacks a frame, or its action a value that the method needs.
         """
         rows = []
         for index, clip in enumerate(clips):
-            data = self._data(clip.action, FrameSource(self.config, _FramesOfClip(clip), place))
+            data = self._data(clip.action, FrameSource(self.config, _FramesOfClip(clip), *view))
             rows.append(data.reader[data.plan(0, 0)]._replace(action_index=torch.tensor(index)))
         return default_collate(rows)
+
+    def _views(self, clips: int) -> list[ViewChoice]:
+        """The views whose mean is predicted: those of the run's test, or one crop of each of several clips."""
+        if clips == 1 and (views := views_of_test(self.config)):
+            return views
+        return [ViewChoice(place) for place in places_of(clips)]
 
     def _data(self, action: Action, source: FrameSource) -> ActionDataset:
         return ActionDataset([action], self.config, self.model.method, augment=False, source=source, labelled=False)
@@ -219,8 +226,9 @@ class Scorer:
     # --------------------------------------------------------------------------------------------------- predictions
 
     def predict(self, clips: Sequence[Clip], *, clips_each: int = 1) -> list[Prediction]:
-        """The predictions of some clips, in batches of the size of validation. With `clips_each` above 1 they are the means over
-        that many clips of each action, whose frames lie at other places.
+        """The predictions of some clips, in batches of the size of validation: the means over the views of the run's test
+        (--test_crops, --test_clips), or with `clips_each` above 1 over that many clips of each action, whose frames lie at other
+        places.
 
         Raises:
             UserError: as `batch`.
@@ -231,19 +239,20 @@ class Scorer:
         details: list[dict[str, list]] = []
         distances: list[np.ndarray] = []
         size, method = evaluation_size(self.config), self.model.method
-        for place in places_of(clips_each):
+        for view in self._views(clips_each):
             indexed = []
             for start in range(0, len(clips), size):
-                batch = self.batch(clips[start : start + size], place=place)
+                batch = self.batch(clips[start : start + size], view=view)
                 batch = batch._replace(action_index=batch.action_index + start)
                 indexed += forward_rows(self._forward, batch, self.config.precision, self.device)
             rows = in_order(indexed)
             described = {name: rows.outputs.pop(_DESCRIBED + name).numpy() for name in self._described}
-            if self.novelty is not None:
+            if self.novelty is not None and not view.crop:  # the training's distances are those of centre crops
                 distances.append(self.novelty.distances(described))
             predicted.append(as_arrays(method.predict(rows.outputs, rows.given)))
             details.append(method.details(rows.outputs))
-        mean = {name: np.mean([each[name] for each in predicted], axis=0) for name in predicted[0]}
+        of_views = {name: np.stack([each[name] for each in predicted], axis=1) for name in predicted[0]}
+        mean = self.task.mean_of_views(of_views, self.config.test_average)
         together_each = {name: together([d[name] for d in details]) for name in details[0]}
         return self._predictions(clips, mean, together_each, np.mean(distances, axis=0) if distances else None)
 

@@ -44,6 +44,18 @@ def test_seeds_are_one_line(tmp_path: Path):
     assert "b also predicts: tw no accuracy 0.75." in out
 
 
+def test_other_boxes_or_features_are_another_line(tmp_path: Path):
+    """Their flags are paths, which may change when data are moved; splits.json says what the files held."""
+    runs = []
+    for name, boxes in (("true-s0", "a"), ("true-s1", "a"), ("shuffled-s0", "b"), ("none-s1", None)):
+        runs.append(write_run(tmp_path / name, TrainConfig(seed=int(name[-1])), 0.9))
+        splits = {"train": [], "val": [], "test": [[1, 1]], **({"boxes": boxes} if boxes else {})}
+        write_json(RunFolder(runs[-1]).splits_file, splits)
+    out = run_main("training.report", *runs).stdout
+    cells = [[cell.strip() for cell in line.split("|")[1:5]] for line in out.splitlines() if line.startswith("| ")]
+    assert [(row[0], row[3]) for row in cells[2:5]] == [("true", "2"), ("shuffled", "1"), ("none", "1")]
+
+
 def test_what_cannot_be_put_together_is_refused(tmp_path: Path):
     a = write_run(tmp_path / "a", TrainConfig(), 0.9)
     b = write_run(tmp_path / "b", dataclasses.replace(TrainConfig(), seed=1), 0.9, tested=8)

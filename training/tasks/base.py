@@ -103,6 +103,11 @@ class Task(ABC):
         """A warning if the predictions are useless, such as all the same, else None."""
         return None
 
+    def mean_of_views(self, predicted: Arrays, average: str) -> Arrays:
+        """The predictions of actions from those of all their views: (A, views, ...) -> (A, ...). `average` is --test_average, which
+        matters to classes only."""
+        return {name: values.mean(axis=1) for name, values in predicted.items()}
+
     # what follows is for tasks with a test split
 
     def summary(
