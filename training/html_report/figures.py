@@ -125,21 +125,20 @@ def over_steps(
 
 
 def predicted_over_true(
-    true: np.ndarray, predicted: np.ndarray, kinds: Mapping[str, np.ndarray], half_width: float | None
+    true: np.ndarray, predicted: np.ndarray, kinds: Mapping[str, np.ndarray], limits: np.ndarray | None
 ) -> str:
-    """Predicted over judged scores: (A,) each, in points. `kinds` has the indices of each kind, empty for one kind; `half_width` is
-    that of the prediction interval, drawn as a band around the diagonal."""
+    """Predicted over judged scores: (A,) each, in points. `kinds` has the indices of each kind, empty for one kind; `limits`
+    (A,) are half the widths of the intervals of the judged score, drawn as a band."""
     low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
     margin = max((high - low) * 0.04, 0.5)
     ends = np.array([low - margin, high + margin])
 
     def paint(axes: Axes) -> None:
         axes.plot(ends, ends, color=INK, linewidth=1, linestyle=(0, (4, 2)), label="predicted = judged")
-        if half_width is not None:
-            band: dict[str, Any] = dict(
-                color=SKY, alpha=0.25, linewidth=0, label=f"90 % interval: ± {half_width:.1f} points"
-            )
-            axes.fill_between(ends, ends - half_width, ends + half_width, **band)
+        if limits is not None:
+            order = np.argsort(predicted)
+            p, half = predicted[order], limits[order]
+            axes.fill_betweenx(p, p - half, p + half, color=SKY, alpha=0.25, linewidth=0, label="90 % interval")
         as_pixels = len(true) > _MOST_POINTS
         for (name, rows), (colour, marker) in zip(
             (kinds or {"": np.arange(len(true))}).items(), cycle(_KINDS), strict=False

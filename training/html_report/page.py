@@ -128,7 +128,7 @@ def report_page(run: RunFolder, root_dir: Path | None = None) -> str:
         rows = prediction_lines(run.predictions_file)
         calibration = read_calibration(run)
         tiles, remarks = result_tiles(task, summary, len(rows)), task.remarks(summary)
-        limits = {} if calibration is None else {kind: calibration.limit(kind) for kind in calibration.misfits}
+        limits = None if calibration is None else calibration.limits(tested.truth.kinds, tested.predicted)
         sections = [
             baselines_section(task, summary),
             *task.report_sections(tested, summary, limits),

@@ -162,15 +162,19 @@ class Task(ABC):
         limit of infinity."""
         raise NotImplementedError
 
-    def limit_text(self, limit: float) -> str:
-        """A limit of `misfits` in words."""
+    def positions(self, predicted: Arrays) -> np.ndarray | None:
+        """Where each prediction lies on an axis along which the size of the misfits may change, (A,); None if there is none."""
+        return None
+
+    def limit_text(self, least: float, greatest: float) -> str:
+        """The range of the limits of `misfits` in words."""
         raise NotImplementedError
 
     def report_sections(
-        self, test: Predictions, summary: Mapping[str, Any], limits: Mapping[str, float]
+        self, test: Predictions, summary: Mapping[str, Any], limits: np.ndarray | None
     ) -> list[Section]:
-        """The sections of report.html about the result. `limits` has the limit of `misfits` of each kind of actions, with which 90 % of
-        the intervals hold the truth; it is empty if it is unknown."""
+        """The sections of report.html about the result. `limits` (A,) are the limits of `misfits` that make the 90 % interval of each
+        prediction; None if they are unknown."""
         return []
 
     def calibration_picture(self, test: Predictions) -> Picture:

@@ -315,11 +315,11 @@ class LabelTask(Task):
             for row, limit in pairs
         ]
 
-    def limit_text(self, limit: float) -> str:
-        return f"all classes of probability {1 - limit:.3f} or more"
+    def limit_text(self, least: float, greatest: float) -> str:
+        return f"all classes of probability {1 - greatest:.3f} or more"
 
     def report_sections(
-        self, test: Predictions, summary: Mapping[str, Any], limits: Mapping[str, float]
+        self, test: Predictions, summary: Mapping[str, Any], limits: np.ndarray | None
     ) -> list[Section]:
         counts = np.array(summary["test"]["confusion"])
         return [_classes_section(counts, test.classes)]

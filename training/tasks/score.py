@@ -152,14 +152,13 @@ def _claim_text(a: float, b: float, between: float) -> str:
 
 
 def _scores_section(
-    true: np.ndarray, scores: np.ndarray, kinds: Mapping[str, np.ndarray], half_width: float | None
+    true: np.ndarray, scores: np.ndarray, kinds: Mapping[str, np.ndarray], limits: np.ndarray | None
 ) -> Section:
-    known = half_width is not None and math.isfinite(half_width)
-    band = " The band is the 90 % interval (coverage: below)." if known else ""
+    band = "" if limits is None else " The band is the 90 % interval of the judged score (coverage: below)."
     error = scores - true
     pictures = [
         Picture(
-            predicted_over_true(true, scores, kinds, half_width if known else None),
+            predicted_over_true(true, scores, kinds, limits),
             f"Scatter plot of {len(true)} test actions: predicted over judged scores, which are from {true.min():.1f} to {true.max():.1f} points.",
             f"Each point is a test action; on the dashed line prediction and judges agree.{band}",
         ),
@@ -377,16 +376,20 @@ class ScoreTask(Task):
         pairs = zip(predicted["score"].tolist(), limits.tolist(), strict=True)
         return [{} if math.isinf(limit) else {"low": score - limit, "high": score + limit} for score, limit in pairs]
 
-    def limit_text(self, limit: float) -> str:
-        return f"score ± {limit:.2f} points"
+    def positions(self, predicted: Arrays) -> np.ndarray:
+        return predicted["score"]
+
+    def limit_text(self, least: float, greatest: float) -> str:
+        return f"score ± {least:.1f}{'' if least == greatest else f' to {greatest:.1f}'} points"
 
     def report_sections(
-        self, test: Predictions, summary: Mapping[str, Any], limits: Mapping[str, float]
+        self, test: Predictions, summary: Mapping[str, Any], limits: np.ndarray | None
     ) -> list[Section]:
         true, scores = test.truth.values, test.predicted["score"]
-        half_width = next(iter(limits.values())) if len(limits) == 1 else None
+        kinds = kinds_of(test.truth)
+        has_band = limits is not None and not kinds and np.isfinite(limits).all()
         return [
-            _scores_section(true, scores, kinds_of(test.truth), half_width),
+            _scores_section(true, scores, kinds, limits if has_band else None),
             _groups_section(summary),
         ]
 
