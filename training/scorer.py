@@ -44,6 +44,7 @@ from training.tasks.base import Arrays, Task
 
 log = logging.getLogger(__name__)
 
+_EXAMPLES = {"difficulty": 3.0, "dive_number": "107B"}  # values that a person may know of an action
 VALIDATED = ViewChoice(0.5)  # the view of validation
 _DESCRIBED = "described."  # before the names of descriptions among the outputs
 
@@ -188,7 +189,8 @@ class Scorer:
         """An action to score. `known` are fields of Action, and `dive_number`.
 
         Raises:
-            UserError: its kind is not one of the training, or it is not known and there are several.
+            UserError: its kind is not one of the training, or it is not known and there are several; or its difficulty or dive
+                number is not known, which the method needs.
         """
         kinds = list(self.facts.rules)
         kind = known.pop("kind", None) or (kinds[0] if len(kinds) == 1 else "")
@@ -197,7 +199,36 @@ class Scorer:
             raise UserError(
                 f"{video} {what} and the network was trained on {', '.join(kinds)}: give one of these as --kind"
             )
-        return GivenAction(video, number, start, end, kind=kind, rules=self.facts.rules.get(kind), **known)
+        action = GivenAction(video, number, start, end, kind=kind, rules=self.facts.rules.get(kind), **known)
+        if lacking := self._lacking(action):
+            raise UserError(
+                f"{video} has no {' and no '.join(lacking)}, which --method {self.config.method} of this run needs: give {' and '.join(f'--{name}' for name in lacking)}"
+            )
+        return action
+
+    def _given(self, action: Action, **known: Any) -> Arrays | None:
+        """What the method is given of an action with other values; None if it refuses it."""
+        try:
+            return self.model.method.given(dataclasses.replace(action, **known))
+        except UserError:
+            return None
+
+    def _lacking(self, action: Action) -> list[str]:
+        """The values that the method needs of an action, and that are not known."""
+        absent = {name: value for name, value in _EXAMPLES.items() if getattr(action, name) is None}
+        if self._given(action) is not None or self._given(action, **absent) is None:  # for another reason, told later
+            return []
+        return [name for name in absent if self._given(action, **{**absent, name: None}) is None]
+
+    def unused(self, action: Action) -> list[str]:
+        """The values of an action that are known, and that the method does not look at."""
+        seen = self._given(action)
+        without = {name: self._given(action, **{name: None}) for name in _EXAMPLES if getattr(action, name) is not None}
+        return [
+            name
+            for name, given in without.items()
+            if seen is not None and given is not None and all(np.array_equal(seen[n], given[n]) for n in seen)
+        ]
 
     def frames_of(self, action: Action, video_frames: int, clips: int = 1) -> np.ndarray:
         """The numbers of the frames that the network reads of an action in a video of `video_frames` frames, ascending.
@@ -311,7 +342,7 @@ class Scorer:
     ) -> list[Prediction]:
         limits = np.full(len(clips), np.inf)
         if self.calibration is not None:
-            limits = np.array([self.calibration.limit(clip.action.kind) for clip in clips])
+            limits = self.calibration.limits([clip.action.kind for clip in clips], predicted)
         regions = self.task.region(predicted, limits, self.facts.classes)
         found = []
         for row, (clip, values, region) in enumerate(

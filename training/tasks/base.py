@@ -162,8 +162,12 @@ class Task(ABC):
         limit of infinity."""
         raise NotImplementedError
 
-    def limit_text(self, limit: float) -> str:
-        """A limit of `misfits` in words."""
+    def positions(self, predicted: Arrays) -> np.ndarray | None:
+        """Where each prediction lies on an axis along which the size of the misfits may change, (A,); None if there is none."""
+        return None
+
+    def limit_text(self, least: float, greatest: float) -> str:
+        """The range of the limits of `misfits` in words."""
         raise NotImplementedError
 
     def report_sections(

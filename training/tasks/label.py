@@ -328,8 +328,8 @@ class LabelTask(Task):
             for row, limit in pairs
         ]
 
-    def limit_text(self, limit: float) -> str:
-        return f"all classes of probability {1 - limit:.3f} or more"
+    def limit_text(self, least: float, greatest: float) -> str:
+        return f"all classes of probability {1 - greatest:.3f} or more"
 
     def report_sections(
         self,
