@@ -37,6 +37,7 @@ LEAVES = {
         "data_preparation",
         "data_preparation.actions",
         "training",
+        "training.data.plan",
         "training.plugins",
         "training.tasks",
     },

@@ -22,7 +22,7 @@ from training.data.dataset import ActionDataset
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
-from training.engine.prediction import Predictor, as_arrays
+from training.engine.prediction import Predictor
 from training.engine.state import load_best
 from training.engine.trainer import write_val_predictions
 from training.model import ScoringModel, build_model
@@ -104,9 +104,9 @@ def _open(folder: RunFolder, config: TrainConfig, options: Any) -> _Opened:
 
 def predict_validation(folder: RunFolder, opened: _Opened, task: Task) -> None:
     """Write val_predictions.csv with the best checkpoint of a run."""
-    rows = opened.predictor.predict(opened.model, opened.val_data)
-    predicted = as_arrays(opened.model.method.predict(rows.outputs, rows.given))
-    write_val_predictions(folder, task, predicted, opened.splits.val, opened.splits.facts.classes, opened.epoch)
+    _, predicted = opened.predictor.predict_views(opened.model, opened.val_data.with_all_views())
+    views = opened.val_data.config.views_text
+    write_val_predictions(folder, task, predicted, opened.splits.val, opened.splits.facts.classes, opened.epoch, views)
 
 
 def measure_distances(folder: RunFolder, opened: _Opened) -> str:

@@ -25,6 +25,7 @@ from data_preparation.actions import chosen_videos
 from data_preparation.common.command_line import flag, to_argv
 from data_preparation.common.errors import UserError
 from training import plugins
+from training.data.plan import crop_source_size
 from training.plugins import BACKBONES, METHODS, BackboneFlags, MethodFlags
 from training.tasks import task_of
 
@@ -89,7 +90,12 @@ class TrainConfig(BackboneFlags, MethodFlags):
         path=True,
     )
     vocabulary_path: str = flag(
-        "none", "Vocabulary of the captions (vocab.json).", allowed="path, none", may_change=True, path=True
+        "none",
+        "Vocabulary of the captions (vocab.json).",
+        allowed="path, none",
+        may_change=True,
+        path=True,
+        in_model=True,
     )
     videos: tuple[str, ...] = flag(
         ("all",),
@@ -162,6 +168,29 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "none",
         "Augmentation of training clips, the same for all frames of a clip: randaugment applies two of nine strong operations (rotation, posterise, solarise, colour, contrast, brightness, sharpness, autocontrast, noise), drawn for each clip.",
         choices=AUGMENTATIONS,
+    )
+    test_crops: int = flag(
+        1,
+        "Crops of each clip in the test, whose predictions are averaged: 1 (centre), 3 (also both ends of the long side), 5 (centre and corners), 10 (these and their flips; not for classes that tell left from right). Needs --data_aug True.",
+        allowed="1, 3, 5, 10",
+        may_change=True,
+    )
+    test_clips: int = flag(
+        1,
+        "Clips of each action in the test, at other frames, whose predictions are averaged; TSM has 2 with --frame_method segments (twice_sample) and 10 with dense.",
+        minimum=1,
+        may_change=True,
+    )
+    full_res: bool = flag(
+        False,
+        "Crops of the test are as high as the resized frames (256 for --spatial_size 224), as TSM's full resolution; for --test_crops 1 or 3 and a model of any size.",
+        may_change=True,
+    )
+    test_average: str = flag(
+        "probability",
+        "What the test averages over clips and crops to predict a class: probability, or logit (TSM). Final scores are averaged in points.",
+        choices=("probability", "logit"),
+        may_change=True,
     )
     batch_size: int = flag(4, "Actions per optimizer step, over all GPUs together.", short="-bs", minimum=1)
     accumulate: int = flag(
@@ -337,6 +366,21 @@ class TrainConfig(BackboneFlags, MethodFlags):
         return self.spatial_size, self.spatial_width or self.spatial_size
 
     @property
+    def test_size(self) -> tuple[int, int]:
+        """(height, width) of the frames that the backbone reads in the test."""
+        return (min(crop_source_size(self.spatial_size)),) * 2 if self.full_res else self.input_size
+
+    @property
+    def views_text(self) -> str:
+        """What the predictions of the test are the mean of; empty for the one view of a validation."""
+        if (self.test_clips, self.test_crops, self.full_res) == (1, 1, False):
+            return ""
+        clips, crops = self.test_clips, self.test_crops
+        parts = f"{clips} clip{'s' if clips > 1 else ''} x {crops} crop{'s' if crops > 1 else ''}"
+        size = " of full resolution" if self.full_res else ""
+        return f"{parts}{size}{' (logits)' if self.test_average == 'logit' else ''}"
+
+    @property
     def weight_file(self) -> Path | None:
         """The pretrained weights, or None for random ones."""
         return None if self.pretrained_model.lower() in NO_WEIGHTS else Path(self.pretrained_model)
@@ -486,6 +530,7 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append("--flip True with --data_aug True: crops are flipped already, leave --flip out")
     if c.reads != "video" and (c.flip or c.augment != "none"):
         faults.append(f"--model {c.model} reads no frames: leave --flip and --augment out")
+    faults += test_view_faults(c)
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
         faults.append(f"--normalize True contradicts --input_scale {c.input_scale}: give one of them")
     if not re.fullmatch(r"\d+|\d+(\.\d+)?min", c.checkpoint_every) or re.fullmatch(r"0+(\.0+)?min", c.checkpoint_every):
@@ -500,6 +545,38 @@ def config_faults(c: TrainConfig) -> list[str]:
         )
     if (c.captions_file is None) != (c.vocabulary_file is None):
         faults.append("--captions_path and --vocabulary_path must be given together: give both, or none for both")
+    return faults
+
+
+def test_view_faults(c: TrainConfig) -> list[str]:
+    """Check the flags of the views of the test; return one error message per fault."""
+    if not c.views_text:
+        if c.test_average == "logit":
+            return ["--test_average logit has nothing to average: give --test_crops or --test_clips, or leave it out"]
+        return []
+    given = [
+        f"--{name}" for name in ("test_crops", "test_clips", "full_res") if getattr(c, name) > 1 - (name == "full_res")
+    ]
+    if c.reads != "video" or not task_of(c.task).has_test:
+        reason = (
+            f"--model {c.model} reads no frames" if c.reads != "video" else f"--method {c.method} has no test split"
+        )
+        return [f"{reason}: leave {' and '.join(given)} out"]
+    faults = []
+    if c.test_crops not in (1, 3, 5, 10):
+        faults.append(f"--test_crops {c.test_crops}: give 1, 3, 5 or 10")
+    if (c.test_crops > 1 or c.full_res) and not c.data_aug:
+        faults.append(f"{' and '.join(given)}: without --data_aug True there are no crops: give it, or leave them out")
+    if c.full_res and c.test_crops > 3:
+        faults.append(
+            f"--full_res True with --test_crops {c.test_crops}: crops as high as the frame have no corners, give 1 or 3"
+        )
+    if c.full_res and not c.any_size:
+        faults.append(
+            f"--full_res True: --model {c.model} needs frames of --spatial_size, choose --model tsm or leave it out"
+        )
+    if c.test_average == "logit" and c.task != "label":
+        faults.append("--test_average logit is for classes: leave it out, final scores are averaged in points")
     return faults
 
 
@@ -536,10 +613,19 @@ def reopened(saved: TrainConfig, options: Any) -> TrainConfig:
     Raises:
         UserError: a flag belongs to another backbone or method than the run's.
     """
-    given = {name: value for name in REOPENED if (value := getattr(options, name)) is not None}
+    return dataclasses.replace(saved, **given_again(saved, options))
+
+
+def given_again(saved: TrainConfig, options: Any) -> dict[str, Any]:
+    """The overrides given by the `as_in_run` flags in `options`, by name.
+
+    Raises:
+        UserError: a flag belongs to another backbone or method than the run's.
+    """
+    given = {name: value for name in REOPENED if (value := getattr(options, name, None)) is not None}
     if foreign := [name for name in given if not hasattr(saved, name)]:
         raise UserError.of(filter(None, map(saved.unknown_flag_text, foreign)))
-    return dataclasses.replace(saved, **given)
+    return given
 
 
 def missing_data(c: TrainConfig) -> dict[str, Path]:

@@ -29,7 +29,7 @@ from training.data.machine import check_machine
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
-from training.engine.prediction import Predictor, as_arrays
+from training.engine.prediction import Predictor
 from training.engine.state import Position, load_best
 from training.html_report.page import write_report_or_warn
 from training.model import ScoringModel, build_model
@@ -71,17 +71,16 @@ def open_test_split(
     path = collectives.wait_until_visible(run.best_checkpoint, checkpoint.fingerprint)
     assert path is not None, "the caller has checked that there is a best checkpoint"
     position = load_best(run, model, device)
-    data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known)
+    data = ActionDataset(splits.test, config, model.method, augment=False, pool=splits.known, all_views=True)
     predictor = Predictor(config, ranks, device, between_batches)
     predictor.encode_references(model, data.references, keep_known=True)
-    rows = predictor.predict(model, data)
-    predicted = as_arrays(model.method.predict(rows.outputs, rows.given))
+    rows, predicted = predictor.predict_views(model, data)
     summary = None
     if ranks.is_first:
         task = task_of(config.task)
         summary = summarise(task, predicted, splits, position)
         summary["method_metrics"] = model.method.metrics(rows.outputs, rows.labels)
-        summary["notes"] = model.method.notes()
+        summary["notes"] = model.method.notes() + ([f"mean of {config.views_text}"] if config.views_text else [])
         columns = model.method.columns(rows.outputs)
         with reporting_write_errors(run.predictions_file):
             text = predictions_csv(task, predicted, splits.test, splits.facts.classes, columns)

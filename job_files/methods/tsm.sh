@@ -11,13 +11,14 @@
 # Changed, and why:
 # * Training uses 80 % of the train list, whole groups of clips; the epoch is chosen on the rest, not on the test clips.
 # * Crops are 224 of 256 pixels in random places; the authors also draw sizes of 192, 168 and 147 pixels.
-# * One clip of the middle frames of the segments is tested, in validation, too; the authors' validation repeats the first frame of
-#   short clips. Their best results average ten crops and several clips of a video, which is not done here.
+# * Validation takes one clip of the middle frames of the segments and the centre crop; the authors' validation repeats the first
+#   frame of short clips. The test averages the logits of three crops of full resolution of two clips, as the authors' full test.
 # * A missing or damaged frame is an error; the authors take the first frame of the clip, or another clip.
 # * Clips are flipped at random. Leave --data_aug out for classes that name a direction (left, right).
 #
 # Kinetics from ImageNet weights: --pretrained_model .../resnet50.pth --frame_method dense --learning_rate 0.1 (that of the output
-#     layer, 0.02 of the others) --epochs 50 --lr_steps 20 40 --batch_size 128 --head_dropout 0.5 --batch_norm trained
+#     layer, 0.02 of the others) --epochs 50 --lr_steps 20 40 --batch_size 128 --head_dropout 0.5 --batch_norm trained --test_clips 10
+# Ten crops of 224 pixels: --test_crops 10 --full_res False
 # MTL-AQA: --dataset_kind mtl_aqa --method regression --frame_num 16 and its annotations, without the flags of --method classify
 #
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # if sh or zsh runs this file
@@ -47,6 +48,10 @@ flags=(
     --frame_method segments
     --spatial_size 224
     --data_aug True
+    --test_crops 3
+    --test_clips 2                 # twice_sample
+    --full_res True
+    --test_average logit
     --batch_size 64
 
     --epochs 25

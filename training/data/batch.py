@@ -35,6 +35,13 @@ class Rows(NamedTuple):
     given: Tensors
     labels: Tensors
 
+    def mean_of_views(self, views: int) -> Rows:
+        """A row for each action instead of one for each of its `views`: the mean of floating-point outputs, and what the first view
+        has of everything else."""
+        split = {name: t.unflatten(0, (-1, views)) for name, t in self.outputs.items()}
+        outputs = {name: t.mean(dim=1) if t.is_floating_point() else t[:, 0] for name, t in split.items()}
+        return Rows(outputs, *({name: t[::views] for name, t in group.items()} for group in self[1:]))
+
 
 def chunk(rows: Tensors, parts: int) -> list[Tensors]:
     """torch.chunk of each tensor: `parts` dictionaries, in order."""

@@ -16,7 +16,7 @@ from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.batch import Batch
 from training.data.plan import Arrays, ClipSpec, Sample
-from training.data.sources import Source, source_of
+from training.data.sources import Source, source_of, views_of_test
 from training.runtime.seeding import generator
 
 
@@ -74,7 +74,7 @@ class Plan:
 
 
 class PlannedSample(NamedTuple):
-    """What a worker needs to read a sample."""
+    """What a worker needs to read a sample. With several views of each action, `action_index` counts the views."""
 
     action_index: int
     sample: Sample
@@ -83,6 +83,8 @@ class PlannedSample(NamedTuple):
 class ActionDataset:
     """The samples of a list of actions, each a function of (epoch, index). Without `augment` every epoch has the same ones.
 
+    With `all_views` the samples are all views of --test_clips and --test_crops of the first action, then those of the second, ...:
+    a view is a sample like any other, so batches need no more memory, and boxes follow the view of their sample.
     `source` is by default that of the configuration. With `labelled` False the samples have no labels.
     """
 
@@ -94,6 +96,7 @@ class ActionDataset:
         *,
         augment: bool,
         pool: Sequence[Action] = (),
+        all_views: bool = False,
         source: Source | None = None,
         labelled: bool = True,
     ) -> None:
@@ -101,10 +104,17 @@ class ActionDataset:
         self.pool = sorted(pool, key=lambda action: sort_key(action.key))
         self.source = source_of(config) if source is None else source
         self.labelled = labelled
-        self.reader = ClipReader(self.source)
+        choices = views_of_test(config) if all_views else []
+        self._sources = [self.source.at(choice) for choice in choices] or [self.source]  # one for each view
+        self.reader = ClipReader(self._sources[0])
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    @property
+    def views(self) -> int:
+        """Samples per action in an evaluation."""
+        return len(self._sources)
 
     @cached_property
     def repeats(self) -> Sequence[int] | None:
@@ -121,16 +131,22 @@ class ActionDataset:
         actions = [action for action in self.actions if action.key not in keys]
         return ActionDataset(actions, self.config, self.method, augment=self.augment, pool=self.pool)
 
+    def with_all_views(self) -> ActionDataset:
+        """This data set with all views of each action."""
+        return ActionDataset(
+            self.actions, self.config, self.method, augment=self.augment, pool=self.pool, all_views=True
+        )
+
     def plan(self, epoch: int, index: int, repeat: int = 0) -> PlannedSample:
-        """The planned sample of action `index` in an epoch. `repeat` is how often it occurred before in this epoch; without
-        --augment all repeats are equal.
+        """The planned sample of action `index` in an epoch; with several views, of view index % views of action index // views.
+        `repeat` is how often the action occurred before in this epoch; without --augment all repeats are equal.
 
         Raises:
             UserError: the action lacks a label that the method needs, or has too few frames for the clip.
         """
-        action = self.actions[index]
+        action, source = self.actions[index // self.views], self._sources[index % self.views]
         repeat = repeat if self.config.augment != "none" else 0
-        plan = Plan(action, self.source, self.pool, self.config.seed, epoch, self.augment, repeat, self.labelled)
+        plan = Plan(action, source, self.pool, self.config.seed, epoch, self.augment, repeat, self.labelled)
         return PlannedSample(index, self.method.sample(action, plan))
 
 

@@ -20,7 +20,7 @@ from training.data.workers import CONTEXT, hidden_main_module, init_worker, star
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
 
-# actions per batch and rank: without a graph, eight clips need about the memory of one clip in training
+# samples per batch and rank: without a graph, eight clips need about the memory of one clip in training
 EVALUATION_BATCH = 8
 
 # if workers cannot be started, the destructor of the incomplete iterator would fail without this attribute
@@ -144,15 +144,13 @@ def evaluation_size(config: TrainConfig) -> int:
 def evaluation_batches(
     dataset: ActionDataset, config: TrainConfig, ranks: Ranks, device: torch.device
 ) -> Generator[Batch | None]:
-    """Batches that together hold each action exactly once over all ranks, without padding. Every rank yields equally often:
-    None when only other ranks have a batch left.
+    """Batches that together hold each view of each action exactly once over all ranks, without padding. Every rank yields equally
+    often: None when only other ranks have a batch left.
 
     Which actions share a batch does not depend on the number of ranks: batches are formed first, then dealt to the ranks.
     """
-    size = evaluation_size(config)
-    batches = [
-        [(0, i) for i in range(start, min(start + size, len(dataset)))] for start in range(0, len(dataset), size)
-    ]
+    size, samples = evaluation_size(config), len(dataset) * dataset.views
+    batches = [[(0, i) for i in range(start, min(start + size, samples))] for start in range(0, samples, size)]
     mine = batches[ranks.rank :: ranks.world_size]
     if mine:
         yield from _iterate(_load(dataset, mine, config, device), config.peer_timeout_min)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -24,6 +25,7 @@ from data_preparation.common.limits import (
 )
 from training.config import TrainConfig
 from training.data.loader import EVALUATION_BATCH, steps_per_epoch
+from training.data.plan import crop_source_size
 from training.data.splits import Splits
 from training.model import ScoringModel
 from training.runtime.ranks import Ranks, allocated_memory, ranks_on_node
@@ -41,14 +43,23 @@ _OTHER_THREADS = 3  # of the training process: the checkpoint writer, the pin-me
 _PAGE = 4096
 
 
-def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated: int) -> tuple[int, int]:
-    """(clips per batch, batches that are loaded at the same time) of one rank, for training or evaluation: the larger product."""
+class _Load(NamedTuple):
+    """What one rank loads: bytes of clips per batch, and batches at the same time."""
 
-    def load(clips: int, batches: int) -> tuple[int, int]:
-        return clips, min(min(config.loader_workers, batches) * config.prefetch + 1, batches)
+    clip_bytes: int
+    batches: int
+
+
+def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated: int) -> _Load:
+    """The larger load of training and evaluation."""
+
+    def load(clips: int, batches: int, size: tuple[int, int] = config.input_size) -> _Load:
+        clip_bytes = clips * config.frame_num * 3 * math.prod(size)  # uint8
+        return _Load(clip_bytes, min(min(config.loader_workers, batches) * config.prefetch + 1, batches))
 
     size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
-    loads = [load(size, -(-evaluated // size // world_size))]
+    views = evaluated * config.test_clips * config.test_crops
+    loads = [load(size, -(-views // size // world_size), config.test_size)]
     if training:
         clips = config.batch_size // world_size * config.clips_per_sample
         loads.append(load(clips, steps_per_epoch(training, config.batch_size)))
@@ -62,9 +73,8 @@ def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated:
     """
     if not config.loader_workers:
         return 0
-    clips, batches = _largest_load(config, world_size, training, evaluated)
-    clip = config.frame_num * 3 * math.prod(config.input_size)  # uint8
-    return batches * (-(-clips * clip // _PAGE) + tensors - 1) * _PAGE
+    clip_bytes, batches = _largest_load(config, world_size, training, evaluated)
+    return batches * (-(-clip_bytes // _PAGE) + tensors - 1) * _PAGE
 
 
 def needs(
@@ -92,13 +102,15 @@ def needs(
     trained = moving * (3 if config.optimizer.startswith("Adam") else 1) if device.type == "cpu" else 0
     files = open_file_count() + _OTHER_FILES + _FILES_PER_WORKER * workers + 2 * tensors + (0 if workers else videos)
     of_worker = _WORKER_FILES + videos + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
+    # the resized frames of a clip of several crops
+    kept = config.frame_num * 3 * math.prod(crop_source_size(config.spatial_size)) if config.test_crops > 1 else 0
     return ResourceNeeds(
         files=max(files, of_worker if workers else 0),
         processes=here * (_WORKER_THREADS * workers + _OTHER_THREADS),
         workers=bool(workers),
         shared_bytes=here * shared,
         memory_bytes=here
-        * (resident_bytes() + trained + bool(workers) * _SERVER_BYTES + workers * _WORKER_BYTES + shared),
+        * (resident_bytes() + trained + bool(workers) * _SERVER_BYTES + workers * (_WORKER_BYTES + kept) + shared),
         address_bytes=trained + 2 * shared // max(batches, 1) if workers else trained,
         file_bytes=max(shared // max(batches, 1), weights if training else 0),
     )

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from data_preparation.actions import Action
 
 Arrays = dict[str, np.ndarray]
+
+
+def crop_source_size(spatial_size: int) -> tuple[int, int]:
+    """(height, width) to which frames are resized before a crop of `spatial_size`: as in DeepSports, 256 x 455 for 224."""
+    return round(spatial_size * 256 / 224), round(spatial_size * 455 / 224)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,14 @@ class View:
         x, y = np.moveaxis(moved - centre, -1, 0)  # y points down
         turned = (x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle))
         return np.stack(turned, axis=-1) + centre
+
+
+class ViewChoice(NamedTuple):
+    """One of the views of an action in the test: the place of the clip's frames (sampling.clip_frames) and the number of the
+    crop (transforms.crop_views), None for that of a validation."""
+
+    place: float
+    crop: int | None = None
 
 
 @dataclass(frozen=True)

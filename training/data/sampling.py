@@ -51,7 +51,7 @@ def clip_frames(
         dense               every (64 // count)-th frame from a random start, or from the first frame if n <= 64; after the last
                             frame it continues with the first (TSM on Kinetics)
     For validation and test `rng` is None: then every method takes the middle of each bin (end_aligned and end_aligned_spaced: no
-    shift; dense: the middle start), except spaced_fixed, which is not random. Another `place` (0 up to 1; 0.5 is the middle) gives
+    shift; dense: the middle start), except spaced_fixed, which is not random. Another `place` (0 to 1; 0.5 is the middle) gives
     another clip of the same action: that place in each bin, shift or start. For spaced_fixed 0.5 is the first frame of each bin.
 
     Raises:
@@ -84,6 +84,14 @@ def clip_frames(
     else:
         offsets = rng.random(count)
     return start + np.floor((bins + offsets) * (n / count)).astype(int)
+
+
+def places_of_test(method: str, clips: int) -> list[float]:
+    """The places (see `clip_frames`) of the clips of an action in a test with --test_clips. Two clips of method segments
+    are those of TSM's twice_sample; clips of dense go from the first to the last start, as TSM's dense sampling."""
+    if method == "dense" and clips > 1:
+        return [index / (clips - 1) for index in range(clips)]
+    return [(0.5 + index / clips) % 1 for index in range(clips)]
 
 
 def epoch_order(count: int, seed: int, epoch: int, repeats: Sequence[int] | None = None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +22,9 @@ from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
 from training.data.features import feature_file
-from training.data.plan import ClipSpec
-from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames
-from training.data.transforms import apply_view, crop_view, squash_view
+from training.data.plan import ClipSpec, View, ViewChoice
+from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames, places_of_test
+from training.data.transforms import apply_view, crop_flip_rotate, crop_view, crop_views, resize, squash_view
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,10 @@ class Source(Protocol):
         """Choose the view of a clip whose frames a method has chosen. `rng` is None for validation and test."""
         ...
 
+    def at(self, choice: ViewChoice) -> Source:
+        """This source for one view of the test."""
+        ...
+
     def read(self, clip: ClipSpec) -> torch.Tensor:
         """A clip (T, 3, H, W) uint8, or features (N, D) float32.
 
@@ -73,6 +78,12 @@ class Source(Protocol):
 def source_of(config: TrainConfig) -> Source:
     """The source that the backbone of `config` reads."""
     return FrameSource(config) if config.reads == "video" else FeatureSource(config)
+
+
+def views_of_test(config: TrainConfig) -> list[ViewChoice]:
+    """The views of each action in the test; none if it has just that of a validation."""
+    places = places_of_test(config.frame_method, config.test_clips) if config.views_text else []
+    return [ViewChoice(place, crop) for place in places for crop in range(config.test_crops)]
 
 
 class Frames(Protocol):
@@ -92,10 +103,14 @@ class FramesOfVideos(Protocol):
 
 
 class FrameSource:
-    """Frames of --root_dir, or of `videos` in memory: clips (T, 3, S, S) uint8. `place` is that of sampling.clip_frames."""
+    """Frames of --root_dir, or of `videos` in memory: clips (T, 3, S, S) uint8. `place` is that of sampling.clip_frames, and
+    `crop` the number of one of --test_crops; None is the crop of validation."""
 
-    def __init__(self, config: TrainConfig, videos: FramesOfVideos | None = None, place: float = 0.5) -> None:
-        self.config, self.place = config, place
+    def __init__(
+        self, config: TrainConfig, videos: FramesOfVideos | None = None, place: float = 0.5, crop: int | None = None
+    ) -> None:
+        self.config, self.place, self.crop = config, place, crop
+        self._resized: tuple[object, torch.Tensor] | None = None  # the last clip before its crop
         self._readers = FrameReaders(config.root_dir) if videos is None else videos  # each worker opens its own
 
     def faults(self, actions: Sequence[Action]) -> list[str]:
@@ -133,13 +148,21 @@ class FrameSource:
 
     def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
         c = self.config
-        if c.data_aug:
+        if self.crop is not None and c.data_aug:
+            view = crop_views(c.spatial_size, c.test_crops, c.geometry, c.full_res)[self.crop]
+        elif c.data_aug:
             view = crop_view(c.spatial_size, rng, c.geometry)
         else:
             view = squash_view(c.input_size, rng if c.flip else None)
         clip = ClipSpec(action, frames, view)
         # drawn last: frames and crops are those of a training without it
         return clip if rng is None or c.augment == "none" else randaugment(clip, rng)
+
+    def at(self, choice: ViewChoice) -> FrameSource:
+        """This source for one view of the test; it shares the open archives."""
+        viewed = copy.copy(self)
+        viewed.place, viewed.crop = choice
+        return viewed
 
     def _frames_after(self, action: Action) -> int:
         """How many frames follow the action's end on disk without a gap, at most END_SHIFT."""
@@ -148,9 +171,23 @@ class FrameSource:
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
         assert clip.view is not None
-        reader = self._readers[clip.action.video]
-        frames_TCHW = apply_view(clip.view, np.stack([reader.image(number) for number in clip.frames]))
+        if self.crop is not None and self.config.test_crops > 1:
+            frames_TCHW = crop_flip_rotate(clip.view, self._before_crop(clip, clip.view))
+        else:
+            frames_TCHW = apply_view(clip.view, self._images(clip))
         return change_colours(frames_TCHW, clip.look) if clip.look else frames_TCHW
+
+    def _images(self, clip: ClipSpec) -> np.ndarray:
+        """The frames (T, H, W, 3) uint8 as they are stored."""
+        reader = self._readers[clip.action.video]
+        return np.stack([reader.image(number) for number in clip.frames])
+
+    def _before_crop(self, clip: ClipSpec, view: View) -> torch.Tensor:
+        """The resized frames. The crops of a clip follow each other in the test, so the last ones are kept."""
+        key = (clip.action.key, clip.frames, view.resize, view.nearest)
+        if self._resized is None or self._resized[0] != key:
+            self._resized = (key, resize(self._images(clip), *view.resize, view.nearest))
+        return self._resized[1]
 
 
 class FeatureSource:
@@ -170,6 +207,9 @@ class FeatureSource:
 
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         return {str(video): str(found) for video, found in self.file.about.get("videos", {}).items()}
+
+    def at(self, choice: ViewChoice) -> FeatureSource:
+        return self
 
     def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
         return ClipSpec(action, (), None)

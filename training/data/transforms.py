@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from training.data.augment import rotate
-from training.data.plan import View
-
-
-def crop_source_size(spatial_size: int) -> tuple[int, int]:
-    """(height, width) to which frames are resized before a crop of `spatial_size`: as in DeepSports, 256 x 455 for 224."""
-    return round(spatial_size * 256 / 224), round(spatial_size * 455 / 224)
+from training.data.plan import View, crop_source_size
 
 
 def resize(frames_THWC: np.ndarray, height: int, width: int, nearest: bool = False) -> torch.Tensor:
@@ -52,9 +49,34 @@ def crop_view(size: int, rng: np.random.Generator | None, geometry: str = "stand
     return View((height, width), (top, left, size, size), flip, nearest=geometry == "swapped_nearest")
 
 
+def crop_views(size: int, crops: int, geometry: str = "standard", full_res: bool = False) -> list[View]:
+    """The crops of a test with --test_crops, the centre crop first; `geometry` is a value of --geometry.
+
+    3 are the centre and both ends of the long side; 5 are the centre and the corners; 10 are these five and then their flips
+    ("ImageNet Classification with Deep Convolutional Neural Networks", Krizhevsky et al., 2012). With `full_res` a crop is as
+    high as the short side of the resized frames (TSM, ICCV 2019), else `size`.
+    """
+    centre = crop_view(size, None, geometry)
+    height, width = centre.resize
+    side = min(height, width) if full_res else size
+    bottom, right = height - side, width - side
+    middle = (bottom // 2, right // 2)
+    if crops == 3:
+        ends = [(0, middle[1]), (bottom, middle[1])] if height > width else [(middle[0], 0), (middle[0], right)]
+    else:
+        ends = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    places = [middle] if crops == 1 else [middle, *ends]
+    views = [dataclasses.replace(centre, crop=(*place, side, side)) for place in places]
+    return views + [dataclasses.replace(view, flip=True) for view in views] if crops == 10 else views
+
+
 def apply_view(view: View, frames_THWC: np.ndarray) -> torch.Tensor:
     """Resize, crop, flip and rotate: (T, H, W, 3) uint8 -> (T, 3, *view.size) uint8."""
-    frames_TCHW = resize(frames_THWC, *view.resize, view.nearest)
+    return crop_flip_rotate(view, resize(frames_THWC, *view.resize, view.nearest))
+
+
+def crop_flip_rotate(view: View, frames_TCHW: torch.Tensor) -> torch.Tensor:
+    """The part of a view after the resizing: (T, 3, *view.resize) uint8 -> (T, 3, *view.size) uint8."""
     top, left, height, width = view.crop
     frames_TCHW = frames_TCHW[..., top : top + height, left : left + width]
     frames_TCHW = (frames_TCHW.flip(-1) if view.flip else frames_TCHW).contiguous()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
@@ -21,6 +23,7 @@ from training.methods.base import Bank, ComparingMethod
 from training.model import ScoringModel
 from training.runtime.collectives import gather_objects
 from training.runtime.ranks import Ranks
+from training.tasks import task_of
 from training.tasks.base import Arrays, Task
 
 log = logging.getLogger(__name__)
@@ -76,6 +79,17 @@ class Predictor:
         model.eval()
         return self.forward_all(model, data)
 
+    def predict_views(self, model: ScoringModel, data: ActionDataset) -> tuple[Rows, Arrays]:
+        """(outputs, predictions) for every action of `data`. With several views of each, every view is predicted, then the task
+        averages the predictions."""
+        rows = self.predict(model, data)
+        predicted = as_arrays(model.method.predict(rows.outputs, rows.given))
+        if data.views == 1:
+            return rows, predicted
+        of_views = {name: values.reshape(-1, data.views, *values.shape[1:]) for name, values in predicted.items()}
+        task = task_of(self.config.task)
+        return rows.mean_of_views(data.views), task.mean_of_views(of_views, self.config.test_average)
+
     def encode_references(self, model: ScoringModel, references: ActionDataset, *, keep_known: bool = False) -> None:
         """Encode the references of a comparing method with the model's present weights; do nothing for other methods.
 
@@ -98,10 +112,16 @@ class Predictor:
 
     @torch.no_grad()
     def forward_all(self, forward: Callable[[Batch], Tensors], data: ActionDataset) -> Rows:
-        """`forward` of every action, each once: (len(data), ...) tensors on the CPU in the order of `data`, on every rank."""
+        """`forward` of every view of every action, each once: (len(data) * views, ...) tensors on the CPU in the order of `data`,
+        on every rank."""
         own: list[IndexedRow] = []
-        with closing(evaluation_batches(data, self.config, self.ranks, self.device)) as batches:
+        shows_bar = data.views > 1 and self.ranks.is_first and sys.stderr.isatty()
+        with (
+            closing(evaluation_batches(data, self.config, self.ranks, self.device)) as batches,
+            tqdm(desc="views", unit="batch", leave=False, disable=not shows_bar) as bar,
+        ):
             for loaded in batches:
+                bar.update()
                 self.between_batches()
                 if loaded is not None:  # else only other ranks have a batch in this round
                     own += forward_rows(forward, loaded, self.config.precision, self.device)

@@ -35,14 +35,24 @@ from training.wandb_log import WandbLog
 
 
 def write_val_predictions(
-    run: RunFolder, task: Task, predicted: Arrays, actions: Sequence[Action], classes: Sequence[str], epoch: int
+    run: RunFolder,
+    task: Task,
+    predicted: Arrays,
+    actions: Sequence[Action],
+    classes: Sequence[str],
+    epoch: int,
+    views: str = "",
 ) -> None:
-    """Write val_predictions.csv: the predictions of the best `epoch` for the validation actions.
+    """Write val_predictions.csv: the predictions of the best `epoch` for the validation actions. `views` says what they are the
+    mean of, see TrainConfig.views_text.
 
     Raises:
         UserError: it cannot be written.
     """
-    text = predictions_csv(task, predicted, actions, classes, {"epoch": [epoch] * len(actions)})
+    origin: dict[str, list] = {"epoch": [epoch] * len(actions)}
+    if views:
+        origin["views"] = [views] * len(actions)
+    text = predictions_csv(task, predicted, actions, classes, origin)
     with reporting_write_errors(run.val_predictions_file):
         write_atomic(run.val_predictions_file, text.encode())
 
@@ -110,14 +120,16 @@ class Trainer(ABC):
             )
 
     def complete_val_predictions(self, val_data: ActionDataset) -> None:
-        """After the training: make sure that val_predictions.csv is that of best.pt. It is not if an older version found the
-        best epoch, or if the run went on from an earlier checkpoint. The model may then hold the weights of best.pt.
+        """After the training: make sure that val_predictions.csv is that of best.pt, with the views of the test. It is not if an
+        older version found the best epoch, if the run went on from an earlier checkpoint, or if the test has more views than the
+        validation of an epoch. The model may then hold the weights of best.pt.
 
         Raises:
             StoppedBySignal: a signal came. UserError: best.pt is damaged, or the disk is full.
         """
-        stored = collectives.on_first_rank(self.run.val_predictions_epoch)
-        if not self.task.has_test or stored == self.position.best_epoch:
+        views = self.config.views_text
+        stored = collectives.on_first_rank(self.run.val_predictions_origin)
+        if not self.task.has_test or stored == (self.position.best_epoch, views):
             return
         best = self.run.best_checkpoint
         found = best if collectives.on_first_rank(best.exists) else None
@@ -125,7 +137,11 @@ class Trainer(ABC):
             return  # its weights are lost, as an error in the log says
         self.model.load_state_dict(checkpoint.load(best, self.device, required={"model", "position"})["model"])
         predictor = Predictor(self.config, self.ranks, self.device, between_batches=self.stop_if_requested)
-        self._save_val_predictions(self.model.method, predictor.predict(self.model, val_data), val_data)
+        _, predicted = predictor.predict_views(self.model, val_data.with_all_views())
+        if self.ranks.is_first:
+            write_val_predictions(
+                self.run, self.task, predicted, val_data.actions, self.classes, self.position.best_epoch, views
+            )
 
     def complete_novelty(self, train_data: ActionDataset, val_data: ActionDataset) -> None:
         """After `complete_val_predictions`: make sure that the run folder has the distances of clips from the training clips, for

@@ -179,9 +179,15 @@ class RunFolder:
 
     def val_predictions_epoch(self) -> int | None:
         """The epoch whose validation predictions are stored, or None."""
+        origin = self.val_predictions_origin()
+        return origin[0] if origin else None
+
+    def val_predictions_origin(self) -> tuple[int, str] | None:
+        """(epoch, TrainConfig.views_text) of the stored validation predictions, or None."""
         try:
             with open(self.val_predictions_file, newline="") as file:
-                return int(next(csv.DictReader(file))["epoch"])
+                row = next(csv.DictReader(file))
+                return int(row["epoch"]), row.get("views", "")
         except (OSError, StopIteration, KeyError, TypeError, ValueError, csv.Error):
             return None  # they are written again
 
@@ -408,6 +414,10 @@ def resume_faults(run: RunFolder, config: TrainConfig) -> tuple[list[str], list[
     if run.summary_file.exists() and config.epochs > saved.epochs:
         faults.append(
             f"the test split of {run.path} is opened, so {config.epochs} epochs instead of {saved.epochs} would be chosen after seeing it: give another --run_name"
+        )
+    if run.summary_file.exists() and config.views_text != saved.views_text:
+        faults.append(
+            f"the test split of {run.path} was opened with {saved.views_text or '1 clip x 1 crop'}, not {config.views_text or '1 clip x 1 crop'}: give the --test_ flags of that run, or another --run_name"
         )
     return faults, free
 

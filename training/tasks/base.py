@@ -103,6 +103,11 @@ class Task(ABC):
         """A warning if the predictions are useless, such as all the same, else None."""
         return None
 
+    def mean_of_views(self, predicted: Arrays, average: str) -> Arrays:
+        """The predictions of actions from those of all their views: (A, views, ...) -> (A, ...). `average` is --test_average, which
+        matters to classes only."""
+        return {name: values.mean(axis=1) for name, values in predicted.items()}
+
     # what follows is for tasks with a test split
 
     def summary(
@@ -157,8 +162,12 @@ class Task(ABC):
         limit of infinity."""
         raise NotImplementedError
 
-    def limit_text(self, limit: float) -> str:
-        """A limit of `misfits` in words."""
+    def positions(self, predicted: Arrays) -> np.ndarray | None:
+        """Where each prediction lies on an axis along which the size of the misfits may change, (A,); None if there is none."""
+        return None
+
+    def limit_text(self, least: float, greatest: float) -> str:
+        """The range of the limits of `misfits` in words."""
         raise NotImplementedError
 
     def report_sections(

@@ -193,6 +193,15 @@ class LabelTask(Task):
         probability_AK = predicted["probability"]
         return confusion_matrix(probability_AK.argmax(axis=1), truth.values, probability_AK.shape[1])
 
+    def mean_of_views(self, predicted: Arrays, average: str) -> Arrays:
+        if average == "probability":
+            return super().mean_of_views(predicted, average)
+        # logits are the logarithms of probabilities plus a constant, which the softmax removes
+        smallest = np.finfo(np.float32).smallest_subnormal  # of softmax in float32
+        logits_AK = np.log(np.maximum(predicted["probability"], smallest)).mean(axis=1)
+        powers = np.exp(logits_AK - logits_AK.max(axis=1, keepdims=True))
+        return {"probability": powers / powers.sum(axis=1, keepdims=True)}
+
     def warning(self, predicted: Arrays, truth: Truth) -> str | None:
         if len(set(predicted["probability"].argmax(axis=1).tolist())) > 1:
             return None
@@ -319,8 +328,8 @@ class LabelTask(Task):
             for row, limit in pairs
         ]
 
-    def limit_text(self, limit: float) -> str:
-        return f"all classes of probability {1 - limit:.3f} or more"
+    def limit_text(self, least: float, greatest: float) -> str:
+        return f"all classes of probability {1 - greatest:.3f} or more"
 
     def report_sections(
         self,

@@ -30,6 +30,7 @@ from training.metrics import (
     RowsStatistic,
     baselines,
     bootstrap_interval,
+    conformal_limit,
     constant_prediction_warning,
     difficulty_band,
     fisher_mean,
@@ -146,13 +147,6 @@ def interval(predicted: np.ndarray, truth: Truth, key: str) -> tuple[float, floa
 _LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
-def conformal_half_width(residuals: np.ndarray, level: float) -> float:
-    """Half the width of a prediction interval, from absolute residuals (V,) of other actions: split conformal prediction (Lei et al.,
-    "Distribution-free predictive inference for regression", JASA 2018). Infinite for too few residuals."""
-    place = math.ceil((len(residuals) + 1) * level)
-    return float(np.sort(residuals)[place - 1]) if place <= len(residuals) else math.inf
-
-
 def _scores_section(
     true: np.ndarray, scores: np.ndarray, kinds: Mapping[str, np.ndarray], half_width: float | None
 ) -> Section:
@@ -239,7 +233,7 @@ def _calibration_section(
     if residuals is None:
         return Section("Calibration and coverage", pictures, text="Without val_predictions.csv there are no intervals.")
     errors = np.abs(scores - true)
-    widths = {level: conformal_half_width(residuals, level) for level in _LEVELS}
+    widths = {level: conformal_limit(residuals, level) for level in _LEVELS}
     inside = {level: errors <= width for level, width in widths.items()}
     covered = inside[0.9]
     pictures.append(
@@ -443,8 +437,11 @@ class ScoreTask(Task):
         pairs = zip(predicted["score"].tolist(), limits.tolist(), strict=True)
         return [{} if math.isinf(limit) else {"low": score - limit, "high": score + limit} for score, limit in pairs]
 
-    def limit_text(self, limit: float) -> str:
-        return f"score ± {limit:.2f} points"
+    def positions(self, predicted: Arrays) -> np.ndarray:
+        return predicted["score"]
+
+    def limit_text(self, least: float, greatest: float) -> str:
+        return f"score ± {least:.1f}{'' if least == greatest else f' to {greatest:.1f}'} points"
 
     def report_sections(
         self,
@@ -455,7 +452,7 @@ class ScoreTask(Task):
     ) -> list[Section]:
         true, scores = test.truth.values, test.predicted["score"]
         residuals = None if validation is None else np.abs(validation.predicted["score"] - validation.truth.values)
-        half_width = None if residuals is None else conformal_half_width(residuals, 0.9)
+        half_width = None if residuals is None else conformal_limit(residuals, 0.9)
         return [
             _scores_section(true, scores, kinds_of(test.truth), half_width),
             _groups_section(summary),
