@@ -194,7 +194,7 @@ def read_clips(
     for request in requests:
         try:
             scan = scan_of(request.video)
-            for frames in action_ranges(scan, request.start, request.end):
+            for frames in action_ranges(scorer, scan, request.start, request.end):
                 clip = read_clip(scorer, scan, frames, clips_each=clips_each, **request.known)
                 yield request, clip, warnings_of(scorer, scan, clip.action)
         except UserError as error:
