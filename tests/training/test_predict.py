@@ -218,5 +218,9 @@ def test_a_training_writes_its_calibration_and_an_older_run_gets_one(train, data
     assert predict(run, "--video", video, "--end", 100).stdout.count("training.calibrate") == 1
     run_main("training.calibrate", "--run", run.path, "--gpu", "False")
     assert run.calibration_file.read_text() == written
+    done = predict(run, "--video", video, "--start", 5, "--end", 100, "--explain", "True", "--out", tmp_path / "out")
+    (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    assert [Path(file).name for file in found["explanation"]] == ["001_01_5-100.png", "001_01_5-100.mp4"], done.stdout
+    assert all(Path(file).stat().st_size > 1000 for file in found["explanation"])
     (run.path / "calibration.json").write_text(written.replace('"epoch": 1', '"epoch": 7'))
     assert "a calibration of epoch 7" in predict(run, "--video", video, "--end", 100).stdout
