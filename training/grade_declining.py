@@ -25,6 +25,7 @@ from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.frame_numbers import VideoScan, scan_video
 from data_preparation.layout import VIDEO_SUFFIXES
+from training.clips import images_of
 from training.data.dataset import ActionDataset
 from training.data.splits import load_splits
 from training.engine.prediction import Predictor
@@ -33,7 +34,7 @@ from training.novelty import LIMIT, describe_all
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.scorer import Clip, Scorer
-from training.search import clip_of, stored_frames, true_ranges, video_file
+from training.search import clip_of, true_ranges, video_file
 
 MOST_CLIPS = 12  # of one video
 MADE = 20  # clips of each made-up kind
@@ -69,13 +70,11 @@ class GradeConfig:
 
 def clips_of_video(scorer: Scorer, scan: VideoScan, ranges: Sequence[tuple[int, int]]) -> Iterator[Clip]:
     """The clips of some ranges of a video, which ascend and do not overlap."""
-    number = 0
-    frames: list[np.ndarray] = []
-    for at, frame in stored_frames(scan, scorer.stored, ranges):
-        frames.append(frame)
-        if at == ranges[number][1]:
-            yield clip_of(scorer, np.stack(frames), f"{scan.path}, frames {ranges[number][0]} to {at}")
-            number, frames = number + 1, []
+    numbers = np.concatenate([np.arange(first, last + 1) for first, last in ranges])
+    images = images_of(scan, numbers, scorer.stored)
+    for first, last in ranges:
+        frames = np.stack([next(images) for _ in range(first, last + 1)])
+        yield clip_of(scorer, frames, f"{scan.path}, frames {first} to {last}")
 
 
 def pieces(first: int, last: int, length: int) -> list[tuple[int, int]]:

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 from tqdm import tqdm
 
 from data_preparation.annotations import load_annotations
-from data_preparation.archive import StoredFrames
 from data_preparation.common.errors import UserError
-from data_preparation.decoding import decode_ranges, to_jpeg
 from data_preparation.frame_numbers import VideoScan
 from data_preparation.layout import DatasetLayout
+from training.clips import images_of
 from training.data.sampling import END_WINDOW, needed_frames
 from training.novelty import LIMIT
 from training.scorer import Clip, Scorer
@@ -190,7 +188,7 @@ def find_actions(scorer: Scorer, scan: VideoScan) -> list[Range]:
     with tqdm(total=scan.frame_count, desc=f"search {scan.path.name}", unit="frame", leave=False, disable=None) as bar:
 
         def frames() -> Iterator[np.ndarray]:
-            for _, frame in stored_frames(scan, scorer.stored):
+            for frame in images_of(scan, np.arange(1, scan.frame_count + 1), scorer.stored):
                 bar.update()
                 yield frame
 
@@ -226,18 +224,6 @@ def clip_of(
     # some methods need a difficulty to score, which the distance does not depend on
     action = scorer.action("video", 1, *(window or (1, len(frames_THWC))), kind=kind, difficulty=3.0)
     return Clip(frames_THWC, action, name, numbers=numbers)
-
-
-def stored_frames(
-    scan: VideoScan, stored: StoredFrames, ranges: Sequence[tuple[int, int]] | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, (H, W, 3) uint8) of all frames of a video, or of ascending ranges, with the pixels that an archive would hold.
-
-    Raises:
-        UserError: a frame cannot be decoded.
-    """
-    for number, frame in decode_ranges(scan, ranges or [(1, scan.frame_count)]):
-        yield number, simplejpeg.decode_jpeg(to_jpeg(frame, stored.height, stored.quality), colorspace="RGB")
 
 
 # ------------------------------------------------------------------------------------------------------- how good it is

@@ -16,6 +16,7 @@ from PIL import Image
 from data_preparation.frame_numbers import scan_video
 from data_preparation.synthetic.canvas import encode_video
 from tests.conftest import run_main, run_python
+from training.clips import images_of
 from training.scorer import Scorer
 from training.search import (
     Range,
@@ -27,7 +28,6 @@ from training.search import (
     nearest_only,
     search,
     small_grey,
-    stored_frames,
     temporal_iou,
     true_ranges,
     video_file,
@@ -110,7 +110,8 @@ def test_dives_of_a_broadcast_are_found_and_other_things_declined(
     scan = scan_video(video_file(broadcast, "01"))
     found, true = find_actions(scorer, scan), true_ranges(broadcast)["01"]
     assert matches(found, true) == len(found) >= 3
-    grey = [small_grey(frame) for _, frame in stored_frames(scan, scorer.stored)]
+    numbers = np.arange(1, scan.frame_count + 1)
+    grey = [small_grey(frame) for frame in images_of(scan, numbers, scorer.stored)]
     is_cut = cuts(changes(grey))
     assert not any(is_cut[r.start : r.end].any() for r in true)
     assert is_cut.any()
