@@ -209,7 +209,8 @@ def test_a_training_writes_its_calibration_and_an_older_run_gets_one(train, data
     written = run.calibration_file.read_text()
     assert json.loads(run.facts_file.read_text())["frames"] == {"height": 72, "quality": 95}
     video = dataset / "whole_videos" / "01.mp4"
-    done = predict(run, "--video", video, "--end", 100, "--out", tmp_path / "out")
+    # the first hundred frames are more than a dive, so they would be declined
+    done = predict(run, "--video", video, "--end", 100, "--decline", "False", "--out", tmp_path / "out")
     (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
     assert found["low"] < found["score"] < found["high"]
     assert "90 % interval: score ±" in done.stdout
@@ -218,7 +219,8 @@ def test_a_training_writes_its_calibration_and_an_older_run_gets_one(train, data
     assert predict(run, "--video", video, "--end", 100).stdout.count("training.calibrate") == 1
     run_main("training.calibrate", "--run", run.path, "--gpu", "False")
     assert run.calibration_file.read_text() == written
-    done = predict(run, "--video", video, "--start", 5, "--end", 100, "--explain", "True", "--out", tmp_path / "out")
+    flags = ("--start", 5, "--end", 100, "--decline", "False", "--explain", "True", "--out", tmp_path / "out")
+    done = predict(run, "--video", video, *flags)
     (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
     assert [Path(file).name for file in found["explanation"]] == ["001_01_5-100.png", "001_01_5-100.mp4"], done.stdout
     assert all(Path(file).stat().st_size > 1000 for file in found["explanation"])
