@@ -12,6 +12,7 @@ import numpy as np
 from data_preparation.common.errors import UserError
 from data_preparation.frame_numbers import scan_video
 from training.clips import read_clip, warnings_of
+from training.explain import explain, write
 from training.judge_page.judging import read_video
 from training.judge_page.records import Question, RunFacts, Verdict, VideoFacts
 from training.predict import run_notes
@@ -127,4 +128,11 @@ class RunJudge:
         scan = scan_video(path)
         clip = read_clip(self.scorer, scan, (start, end), name=name, **known)
         verdict = verdict_of(self.scorer.predict([clip])[0], clip, scored_text(clip, known))
-        return replace(verdict, notes=tuple(warnings_of(self.scorer, scan, clip.action)))
+        verdict = replace(verdict, notes=tuple(warnings_of(self.scorer, scan, clip.action)))
+        if verdict.declined or not self.with_explanation:
+            return verdict
+        try:
+            picture, video = write(explain(self.scorer, [clip])[0], folder, stem="explanation")
+        except UserError as error:  # the score stands
+            return replace(verdict, without_explanation=str(error))
+        return replace(verdict, pictures=(picture.name,), videos=(video.name,))
