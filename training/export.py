@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_folder, reporting_write_errors, sha256
-from training import pretrained
+from training import novelty, pretrained
+from training.calibration import coverage_lines, read_calibration
 from training.config import TrainConfig
 from training.model_card import model_card
 from training.onnx_export import write_onnx
+from training.predictions import read_predictions
 from training.runtime import checkpoint
 from training.runtime.logs import start_log
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder, environment_record, read_json, write_json
+from training.scorer import facts_of_run
 from training.trained_on import MODEL_FORMAT
 
 
@@ -56,13 +59,12 @@ def export(folder: RunFolder, out: Path, *, onnx: bool = False) -> None:
         raise UserError(f"--out {out} exists: give another folder, or delete it")
     if config.reads != "video":
         raise UserError(
-            f"{folder.path} was trained on a feature file and holds no network that reads video: export a run of --model with video"
+            f"{folder.path} was trained on a feature file and holds no network that reads video: export a run that was trained on frames"
         )
     if not folder.best_checkpoint.exists():
         raise UserError(f"{folder.path} has no best checkpoint yet: train it for at least one epoch")
-    data = read_json(folder.facts_file)
-    if data is None:
-        raise UserError(f"{folder.facts_file} is missing: start the training of this run again, which writes it")
+    facts, stored = facts_of_run(folder, config)
+    data = {**facts.record(), "frames": asdict(stored)}
     content = checkpoint.load(folder.best_checkpoint, required={"model", "position"})
     with reporting_write_errors(out), atomic_folder(out) as written:
         _write(written, folder, config, data, content, onnx)
@@ -93,7 +95,23 @@ def _write(
     write_json(out / pretrained.CONFIG, record)
     found = pretrained.load(out)  # what is handed on can be read
     shapes = write_onnx(out / pretrained.ONNX, found.config, found.model, found.facts) if onnx else []
-    (out / pretrained.CARD).write_text(model_card(folder, found, [], shapes))
+    (out / pretrained.CARD).write_text(model_card(folder, found, coverage_of(folder), shapes))
+
+
+def coverage_of(run: RunFolder) -> list[str]:
+    """What is known about the intervals of a run and about the clips that it declines, a sentence each.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    calibration, distances = read_calibration(run), novelty.load(run.novelty_file)
+    lines = calibration.lines() if calibration else ["This model gives no intervals: its run was not calibrated."]
+    if calibration and run.summary() is not None:
+        tested = read_predictions(run.predictions_file, run.title)
+        lines += [f"On the test split, by group: {line}" for line in coverage_lines(calibration, tested)]
+    if distances is None:
+        return [*lines, "This model does not decline clips unlike those of its training: its run was not calibrated."]
+    return [*lines, f"Clips unlike those of its training are declined: {distances.text()}."]
 
 
 def _without_machine(environment: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,13 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 
+from data_preparation.archive import StoredFrames
 from data_preparation.common.errors import UserError, first_line, reading_untrusted
 from data_preparation.common.files import sha256
 from training.config import NO_WEIGHTS, TrainConfig, as_record, from_record
@@ -30,6 +31,9 @@ from training.data.facts import DataFacts
 from training.model import ScoringModel, build_model
 from training.runtime.run_folder import RunFolder, read_json
 from training.trained_on import BACKBONE_ENTRY, ENTRY, MODEL_FORMAT
+
+if TYPE_CHECKING:
+    from training.scorer import Scorer
 
 VERSION = 1
 WEIGHTS, CONFIG, CARD, ONNX = "model.safetensors", "config.json", "README.md", "model.onnx"
@@ -141,11 +145,12 @@ def flags_in_folder(flags: Mapping[str, Any], folder: Path) -> TrainConfig:
 
 
 class Exported(NamedTuple):
-    """An exported model: its network in evaluation mode, on the CPU. `record` is the content of config.json."""
+    """An exported model: its network in evaluation mode, on the CPU. `stored` says how the frames of its training are stored,
+    `record` is the content of config.json."""
 
-    folder: Path
     config: TrainConfig
     facts: DataFacts
+    stored: StoredFrames
     model: ScoringModel
     record: dict[str, Any]
 
@@ -155,8 +160,20 @@ def is_exported(folder: Path) -> bool:
     return (folder / WEIGHTS).exists() and not RunFolder(folder).best_checkpoint.exists()
 
 
-def load(folder: Path) -> Exported:
-    """Read an exported model.
+def from_pretrained(folder: Path | str, *, gpu: bool = True, **flags: Any) -> Scorer:
+    """The scorer of an exported model. `flags` replace flags of the training, such as the path of boxes.
+
+    Raises:
+        UserError: as `load`, or the model scores no videos.
+    """
+    from training.scorer import Scorer  # here, because it imports this module
+
+    _read_record(Path(folder))  # a run folder is not an exported model
+    return Scorer.from_run(Path(folder), gpu=gpu, **flags)
+
+
+def load(folder: Path, **flags: Any) -> Exported:
+    """Read an exported model; `flags` replace flags of the training.
 
     Raises:
         UserError: the folder holds none, it is damaged, or another version wrote it.
@@ -170,18 +187,19 @@ def load(folder: Path) -> Exported:
     if found != record["sha256"]:
         raise UserError(f"{weights} is damaged (its SHA-256 is not that of {folder / CONFIG}): {_FIX}")
     try:
-        config = flags_in_folder(record["flags"], folder)
+        config = dataclasses.replace(flags_in_folder(record["flags"], folder), **flags)
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None
     with reading_untrusted(str(folder / CONFIG)):
-        facts = DataFacts.from_record(record["data"])
+        facts, stored = DataFacts.from_record(record["data"]), StoredFrames(**record["data"]["frames"])
+        record["checkpoint"]["best_epoch"] + 0  # a number
     model = build_model(config, facts)
     try:
         with reading_untrusted(str(weights)):
             model.load_state_dict(read_checkpoint(weights))
     except RuntimeError:
         raise UserError(f"{weights} does not fit the network of {folder / CONFIG}: {_FIX}") from None
-    return Exported(folder, config, facts, model.eval(), record)
+    return Exported(config, facts, stored, model.eval(), record)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -207,6 +225,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} has the format {record[MODEL_FORMAT]}, and this version reads {VERSION}: use the code that wrote it"
         )
-    if missing := {"flags", "data", "sha256"} - set(record):
+    if missing := {"flags", "data", "checkpoint", "sha256"} - set(record):
         raise UserError(f"{file} is damaged ({', '.join(sorted(missing))} missing): {_FIX}")
     return record

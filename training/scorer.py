@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 from data_preparation.actions import Action
 from data_preparation.archive import StoredFrames
 from data_preparation.common.errors import UserError
+from training import pretrained
 from training.calibration import Calibration, read_calibration
 from training.config import TrainConfig
 from training.data.batch import Batch, Tensors
@@ -143,29 +144,40 @@ class Scorer:
 
     @classmethod
     def from_run(cls, run: Path, *, gpu: bool = True, **flags: Any) -> Scorer:
-        """The best checkpoint of a run folder. `flags` replace flags of the run, such as the path of boxes.
+        """The best checkpoint of a run folder, or an exported model (training.pretrained). `flags` replace flags of the run, such
+        as the path of boxes.
 
         Raises:
             UserError: the folder holds no run, the run has no best checkpoint or scores no videos, or a file is damaged.
         """
         folder = RunFolder(Path(run))
-        # the network's weights come from best.pt
-        config = dataclasses.replace(folder.existing_config(), **{"pretrained_model": "none", **flags})
-        if fault := cannot_score(folder, config):
-            raise UserError(fault)
-        facts, stored = facts_of_run(folder, config)
         device = collectives.choose_device(gpu, Ranks())
-        model = build_model(config, facts).to(device).eval()
-        epoch = load_best(folder, model, device).best_epoch
+        if pretrained.is_exported(folder.path):
+            config, facts, stored, model, record = pretrained.load(folder.path, **flags)
+            if fault := cannot_score(folder, config):
+                raise UserError(fault)
+            model, epoch = model.to(device), record["checkpoint"]["best_epoch"]
+            fix = "export its run again after python -m training.calibrate"
+        else:
+            # the network's weights come from best.pt
+            config = dataclasses.replace(folder.existing_config(), **{"pretrained_model": "none", **flags})
+            if fault := cannot_score(folder, config):
+                raise UserError(fault)
+            facts, stored = facts_of_run(folder, config)
+            model = build_model(config, facts).to(device).eval()
+            epoch = load_best(folder, model, device).best_epoch
+            fix = f"run python -m training.calibrate --run {run}"
         calibration, why = read_calibration(folder), ""
         if calibration is None or calibration.epoch != epoch:
             of = "no calibration.json" if calibration is None else f"a calibration of epoch {calibration.epoch}"
-            why = f"{run} has {of} and a best checkpoint of epoch {epoch}: for intervals, run python -m training.calibrate --run {run}"
+            why = f"{run} has {of} and a best checkpoint of epoch {epoch}: for intervals, {fix}"
             calibration = None
         distances, why_no_distance = load(folder.novelty_file), ""
         if distances is None or distances.epoch != epoch:
             of = "no calibration.npz" if distances is None else f"a calibration.npz of epoch {distances.epoch}"
-            why_no_distance = f"{run} has {of} and a best checkpoint of epoch {epoch}, so it cannot decline a clip: run python -m training.calibrate --run {run}"
+            why_no_distance = (
+                f"{run} has {of} and a best checkpoint of epoch {epoch}, so it cannot decline a clip: {fix}"
+            )
             distances = None
         return cls(
             config, model, facts, task_of(config.task), device, calibration, stored, why, distances, why_no_distance
@@ -371,7 +383,7 @@ def cannot_score(folder: RunFolder, config: TrainConfig) -> str | None:
         return f"{folder.path} is a pretraining, which scores nothing: give the run of a training that started from it"
     if config.reads != "video":
         return f"{folder.path} reads features of the file {config.features}, not frames: give a run that was trained on frames"
-    if not folder.best_checkpoint.exists():
+    if not folder.best_checkpoint.exists() and not pretrained.is_exported(folder.path):
         return f"{folder.path} has no best checkpoint yet ({folder.best_checkpoint}): train it for at least one epoch"
     return None
 

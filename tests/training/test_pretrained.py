@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +16,11 @@ from tests.conftest import REPOSITORY, run_main
 from tests.small import FACTS
 from tests.training.test_conformance import DIVES, PAIRS, batch_for, config_for
 from tests.training.test_conformance import features_file as features_file
+from tests.training.test_scorer import clip_of
 from training import onnx_export, pretrained
 from training.config import TrainConfig
 from training.data.batch import Batch, Rows
+from training.data.splits import load_splits
 from training.export import export
 from training.methods.base import Bank, ComparingMethod
 from training.model import ScoringModel, build_model
@@ -153,12 +156,28 @@ def test_an_exported_model_states_what_it_was_trained_on(train, dataset: Path, t
     train("--run_name", "first", "--epochs", 1, *lists, "--evaluate", "True")
     out = tmp_path / "handed_on"
     done = run_main("training.export", "--run", tmp_path / "runs" / "first", "--out", out)
-    assert "README.md, config.json, model.safetensors" in done.stdout
+    assert done.stdout.endswith(": README.md, calibration.json, calibration.npz, config.json, model.safetensors\n")
     card = (out / "README.md").read_text()
     assert "Test Spearman" in card
     assert "without video, train mean" in card
     assert "20 training, 5 validation, 5 test actions" in card
     assert str(tmp_path) not in card
+
+    # the scores of the run, from frames in memory, without the run folder
+    run = RunFolder(tmp_path / "runs" / "first")
+    config, rows = run.existing_config(), list(csv.DictReader(run.predictions_file.open()))
+    splits = load_splits(config)
+    shutil.move(run.path, tmp_path / "elsewhere")
+    scorer = pretrained.from_pretrained(out, gpu=False)
+    found = scorer.predict([clip_of(config, action) for action in splits.test])
+    scores = {(row["video"], row["number"]): float(row["predicted_score"]) for row in rows}
+    assert len(found) == len(scores) == 5
+    for action, prediction in zip(splits.test, found, strict=True):
+        assert prediction.values["score"] == pytest.approx(scores[str(int(action.video)), str(action.number)], abs=1e-6)
+    assert (scorer.calibration is None) == ("gives no intervals" in card)
+    assert (scorer.novelty is None) == ("does not decline" in card)
+    with pytest.raises(UserError, match="is a run folder: export it first"):
+        pretrained.from_pretrained(tmp_path / "elsewhere")
 
     weights = ["--pretrained_model", out / "model.safetensors"]
     done = train("--run_name", "second", "--epochs", 1, *weights, check=False)
