@@ -41,7 +41,11 @@ class FrameRequest:
 
 def request_frames(scan: VideoScan, ranges: Sequence[FrameRange]) -> FrameRequest:
     """Build the request for all frames of the ascending `ranges`."""
-    numbers = np.concatenate([np.arange(first, last + 1) for first, last in ranges])
+    return request_numbers(scan, np.concatenate([np.arange(first, last + 1) for first, last in ranges]))
+
+
+def request_numbers(scan: VideoScan, numbers: np.ndarray) -> FrameRequest:
+    """Build the request for the frames with these ascending numbers (n,)."""
     sources = scan.sources[numbers - 1]
     positions = sources if scan.sequential else scan.timestamps[sources]
     return FrameRequest(scan.path, scan.stream_index, scan.sequential, numbers, positions)

@@ -151,6 +151,8 @@ _TYPES: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
     ),
     (FileType("video", "a video (Matroska or WebM)", _OTHER_FILE), _starts(b"\x1a\x45\xdf\xa3")),
     (FileType("video", "a video (AVI)", _OTHER_FILE), lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI "),
+    (FileType("video", "a video (GIF)", _OTHER_FILE), _starts(b"GIF8")),
+    (FileType("video", "a video (YUV4MPEG2)", _OTHER_FILE), _starts(b"YUV4MPEG2 ")),
     (
         FileType("video", "a video (MPEG)", _OTHER_FILE),
         lambda head: head.startswith((b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1"))

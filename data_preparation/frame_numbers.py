@@ -21,8 +21,11 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.file_types import file_type_hint
 
 DEFAULT_DISPOSITION_BONUS = 5_000_000  # pixels; how much ffmpeg prefers a stream that is marked as default
-_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "mpeg", "mpegts", "asf", "mxf", "ogg"}
-_UNSEEKABLE_FORMATS = {"avi", "flv"}  # AVI has no presentation timestamps, FLV no seeking without an index
+_FORMATS = {
+    "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "mpeg", "mpegts", "asf", "mxf", "ogg", "gif", "yuv4mpegpipe",
+}  # fmt: skip
+# AVI has no presentation timestamps, the others no seeking without an index
+_UNSEEKABLE_FORMATS = {"avi", "flv", "gif", "yuv4mpegpipe"}
 # allowed difference between the length of a file and of its video stream: the sound often ends later
 _LENGTH_TOLERANCE_SECONDS, _LENGTH_TOLERANCE_FRACTION = 2, Fraction(1, 100)
 

@@ -5,7 +5,10 @@ ceil((n + 1)(1 - a))-th smallest of the misfits of n validation actions. If a ne
 within the limit of its prediction with a probability of at least 1 - a ("Algorithmic Learning in a Random World", Vovk,
 Gammerman and Shafer, 2005; "Distribution-Free Predictive Inference for Regression", Lei et al., JASA 2018).
 
-With several kinds of actions each kind has a limit of its own: their scores differ in range. Imports no torch.
+With several kinds of actions each kind has a limit of its own: their scores differ in range. Where the errors of scores depend on
+the score, an interval should be wider where they are larger. So misfits are divided by the mean misfit of the validation actions
+with the nearest predictions, and the limit of these quotients is multiplied by it again (locally weighted: Lei et al., section
+5.2; nearest neighbours: Papadopoulos, Vovk and Gammerman, JAIR 2011). Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,34 +22,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_preparation.common.errors import UserError
+from training.metrics import conformal_limit, rank_of_limit
 from training.predictions import read_predictions
 from training.runtime.run_folder import RunFolder, read_json, write_json
 from training.tasks import task_of
-from training.tasks.base import Predictions, Task
+from training.tasks.base import Arrays, Predictions, Task
 
 LEVEL = 0.9
 WORST_GROUP = 0.8  # the least coverage of a group that is not reported
-_FEWEST_IN_GROUP = 5  # actions; the coverage of fewer says nothing
+FEWEST_IN_GROUP = 5  # actions; the coverage of fewer says nothing
 _NUMBERS = 3  # groups by difficulty
+_FEWEST_LOCAL = 80  # actions; with fewer, all predictions have the same limit
+_NEAREST = 4  # the nearest quarter of the actions counts as near
 
 
 # ------------------------------------------------------------------------------------------------------ pure functions
 
 
-def rank_of_limit(count: int, level: float = LEVEL) -> int:
-    """Which of `count` misfits, in ascending order from 1, is the limit. Greater than `count` if these are too few."""
-    return math.ceil((count + 1) * Fraction(str(level)))
-
-
 def fewest_misfits(level: float = LEVEL) -> int:
     """The least number of misfits that has a finite limit: 9 for 90 %."""
     return math.ceil(Fraction(str(level)) / (1 - Fraction(str(level))))
-
-
-def conformal_limit(misfits: np.ndarray, level: float = LEVEL) -> float:
-    """The limit of the misfits (n,); infinite if they are too few for the level."""
-    rank = rank_of_limit(len(misfits), level)
-    return math.inf if rank > len(misfits) else float(np.partition(misfits, rank - 1)[rank - 1])
 
 
 def covered_by_others(misfits: np.ndarray, level: float = LEVEL) -> np.ndarray:
@@ -56,6 +51,34 @@ def covered_by_others(misfits: np.ndarray, level: float = LEVEL) -> np.ndarray:
         return np.ones(len(misfits), bool)
     # leaving out one of the `rank` smallest raises the limit of the others, leaving out a larger one does not move it
     return misfits <= np.sort(misfits)[rank - 1]
+
+
+def local_misfits(misfits: np.ndarray, positions: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
+    """The mean of the misfits (n,) near each place `at` (m,), on the axis on which they have `positions` (n,). Without `at`, near
+    each of the positions, without its own misfit."""
+    places = positions if at is None else at
+    distance = np.abs(places[:, None] - positions)  # (m, n)
+    if at is None:
+        np.fill_diagonal(distance, np.inf)
+    near = np.argsort(distance, axis=1, kind="stable")[:, : len(misfits) // _NEAREST]
+    # above 0, since it divides
+    return np.maximum(misfits[near].mean(axis=1), max(misfits.mean() / 1000, 1e-12))
+
+
+def local_limits(misfits: np.ndarray, positions: np.ndarray, at: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """The limit at each place `at` (m,), from misfits (n,) and their positions (n,) on the same axis. With too few misfits, or
+    without positions, the same everywhere."""
+    if len(misfits) < _FEWEST_LOCAL or len(positions) != len(misfits):
+        return np.full(len(at), conformal_limit(misfits, level))
+    relative = misfits / local_misfits(misfits, positions)
+    return conformal_limit(relative, level) * local_misfits(misfits, positions, at)
+
+
+def covered_locally(misfits: np.ndarray, positions: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """Whether each of the misfits (n,) is within the limit from the others, as `local_limits` computes it: (n,) bool."""
+    if len(misfits) < _FEWEST_LOCAL or len(positions) != len(misfits):
+        return covered_by_others(misfits, level)
+    return covered_by_others(misfits / local_misfits(misfits, positions), level)
 
 
 def coverage_range(count: int, level: float = LEVEL) -> tuple[float, float]:
@@ -104,7 +127,7 @@ def group_coverage(covered: np.ndarray, groups: Mapping[str, np.ndarray]) -> lis
     return [
         Group(name, len(rows), float(covered[rows].mean()))
         for name, rows in groups.items()
-        if len(rows) >= _FEWEST_IN_GROUP
+        if len(rows) >= FEWEST_IN_GROUP
     ]
 
 
@@ -113,39 +136,49 @@ def group_coverage(covered: np.ndarray, groups: Mapping[str, np.ndarray]) -> lis
 
 @dataclass(frozen=True)
 class Calibration:
-    """The content of calibration.json. `misfits` holds the misfits of the validation actions of each kind, ascending; an
-    action without a kind has the kind "". `groups` are leave-one-out: each action is judged by the limit of the others.
-    `epoch` is that of best.pt, whose predictions these are."""
+    """The content of calibration.json. `misfits` holds the misfits of the validation actions of each kind; an action without a
+    kind has the kind "". `positions` has the predicted scores of the same actions; for classes it is empty. `groups` are
+    leave-one-out: each action is judged by the limit of the others. `epoch` is that of best.pt, whose predictions these are."""
 
     task: str
     epoch: int
     misfits: dict[str, list[float]]
+    positions: dict[str, list[float]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
     level: float = LEVEL
 
-    def limit(self, kind: str = "") -> float:
-        """The limit for actions of a kind; infinite if there are too few validation actions of it."""
-        return conformal_limit(np.asarray(self._of(kind)), self.level)
+    def limits(self, kinds: Sequence[str], predicted: Arrays) -> np.ndarray:
+        """The limit of each of A predictions of actions with these kinds, (A,): infinite if there are too few validation actions of
+        its kind. With one kind only, an action may leave it out."""
+        positions = task_of(self.task).positions(predicted)
+        found = np.full(len(kinds), np.inf)
+        for kind in set(kinds):
+            known = next(iter(self.misfits)) if len(self.misfits) == 1 and kind not in self.misfits else kind
+            rows = [row for row, each in enumerate(kinds) if each == kind]
+            at = np.zeros(len(rows)) if positions is None else positions[rows]
+            misfits, near = (np.asarray(part.get(known, ()), np.float64) for part in (self.misfits, self.positions))
+            found[rows] = local_limits(misfits, near, at, self.level)
+        return found
 
-    def _of(self, kind: str) -> Sequence[float]:
-        """The misfits for a kind. With one kind only, an action may leave it out."""
-        if kind not in self.misfits and len(self.misfits) == 1:
-            return next(iter(self.misfits.values()))
-        return self.misfits.get(kind, ())
+    def range_of_limits(self, kind: str) -> tuple[float, float]:
+        """The least and the greatest limit of the validation actions of a kind."""
+        misfits, positions = (np.asarray(part.get(kind, ()), np.float64) for part in (self.misfits, self.positions))
+        found = local_limits(misfits, positions, positions if len(positions) else np.zeros(1), self.level)
+        return float(found.min()), float(found.max())
 
     def lines(self) -> list[str]:
         """The limit of each kind with what is to be known about it, a sentence each."""
         found = []
         for kind, misfits in self.misfits.items():
             name, count = f"{kind}: " if kind else "", len(misfits)
-            if math.isinf(self.limit(kind)):
+            if count < fewest_misfits(self.level):
                 found.append(
                     f"{name}no {percent(self.level)} interval: {count} validation actions are too few, {fewest_misfits(self.level)} are needed"
                 )
                 continue
             low, high = coverage_range(count, self.level)
             found.append(
-                f"{name}{percent(self.level)} interval: {task_of(self.task).limit_text(self.limit(kind))}, from {count} validation actions; with so many, its true coverage is between {percent(low)} and {percent(high)}"
+                f"{name}{percent(self.level)} interval: {task_of(self.task).limit_text(*self.range_of_limits(kind))}, from {count} validation actions; with so many, its true coverage is between {percent(low)} and {percent(high)}"
             )
         return found + self.warnings()
 
@@ -158,8 +191,8 @@ class Calibration:
         ]
 
     def record(self) -> dict[str, Any]:
-        """The calibration as JSON types, with the limits for readers."""
-        limits = {kind: self.limit(kind) for kind in self.misfits}
+        """The calibration as JSON types, with the least and the greatest limit for readers."""
+        limits = {kind: list(self.range_of_limits(kind)) for kind in self.misfits}
         return {
             **asdict(self),
             "groups": [group._asdict() for group in self.groups],
@@ -175,12 +208,16 @@ class Calibration:
             ValueError: the record is damaged.
         """
         try:
-            misfits = {str(kind): [float(m) for m in values] for kind, values in record["misfits"].items()}
+            misfits, positions = (
+                {str(kind): [float(m) for m in values] for kind, values in record[name].items()}
+                for name in ("misfits", "positions")
+            )
             groups = [Group(str(g["name"]), int(g["actions"]), float(g["coverage"])) for g in record["groups"]]
-            found = cls(str(record["task"]), int(record["epoch"]), misfits, groups, float(record["level"]))
+            found = cls(str(record["task"]), int(record["epoch"]), misfits, positions, groups, float(record["level"]))
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
-        if not all(math.isfinite(m) for values in misfits.values() for m in values) or not 0 < found.level < 1:
+        numbers = [m for part in (misfits, positions) for values in part.values() for m in values]
+        if not all(map(math.isfinite, numbers)) or not 0 < found.level < 1 or not misfits:
             raise ValueError("a number is out of range")
         return found
 
@@ -188,19 +225,20 @@ class Calibration:
 def calibration_of(validated: Predictions, epoch: int) -> Calibration:
     """The calibration from the validation predictions of a run."""
     misfits = validated.task.misfits(validated.predicted, validated.truth)
+    positions = validated.task.positions(validated.predicted)
     kinds = np.asarray(validated.truth.kinds)
     rows_of = {str(kind): np.flatnonzero(kinds == kind) for kind in np.unique(kinds)}
     covered = np.ones(len(misfits), bool)
     for rows in rows_of.values():
-        covered[rows] = covered_by_others(misfits[rows])
-    of_kind = {kind: np.sort(misfits[rows]).tolist() for kind, rows in rows_of.items()}
-    return Calibration(validated.task.name, epoch, of_kind, group_coverage(covered, groups_of(validated)))
+        covered[rows] = covered_locally(misfits[rows], np.array([]) if positions is None else positions[rows])
+    of_kind = {kind: misfits[rows].tolist() for kind, rows in rows_of.items()}
+    near = {} if positions is None else {kind: positions[rows].tolist() for kind, rows in rows_of.items()}
+    return Calibration(validated.task.name, epoch, of_kind, near, group_coverage(covered, groups_of(validated)))
 
 
 def covered_in(calibration: Calibration, run: Predictions) -> np.ndarray:
     """Which of some predictions with known truth the interval covers: (A,) bool."""
-    limits = np.array([calibration.limit(kind) for kind in run.truth.kinds])
-    return run.task.misfits(run.predicted, run.truth) <= limits
+    return run.task.misfits(run.predicted, run.truth) <= calibration.limits(run.truth.kinds, run.predicted)
 
 
 def coverage_lines(calibration: Calibration, run: Predictions) -> list[str]:

@@ -90,7 +90,12 @@ class TrainConfig(BackboneFlags, MethodFlags):
         path=True,
     )
     vocabulary_path: str = flag(
-        "none", "Vocabulary of the captions (vocab.json).", allowed="path, none", may_change=True, path=True
+        "none",
+        "Vocabulary of the captions (vocab.json).",
+        allowed="path, none",
+        may_change=True,
+        path=True,
+        in_model=True,
     )
     videos: tuple[str, ...] = flag(
         ("all",),
@@ -615,10 +620,19 @@ def reopened(saved: TrainConfig, options: Any) -> TrainConfig:
     Raises:
         UserError: a flag belongs to another backbone or method than the run's.
     """
-    given = {name: value for name in REOPENED if (value := getattr(options, name)) is not None}
+    return dataclasses.replace(saved, **given_again(saved, options))
+
+
+def given_again(saved: TrainConfig, options: Any) -> dict[str, Any]:
+    """The overrides given by the `as_in_run` flags in `options`, by name.
+
+    Raises:
+        UserError: a flag belongs to another backbone or method than the run's.
+    """
+    given = {name: value for name in REOPENED if (value := getattr(options, name, None)) is not None}
     if foreign := [name for name in given if not hasattr(saved, name)]:
         raise UserError.of(filter(None, map(saved.unknown_flag_text, foreign)))
-    return dataclasses.replace(saved, **given)
+    return given
 
 
 def missing_data(c: TrainConfig) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -277,3 +278,19 @@ def baselines(train: Sequence[Action], test: Sequence[Action]) -> dict[str, dict
     if all(isinstance(d, Dive) and d.judge_scores for d in test):
         predictors["one judge alone"] = _first_judge_score
     return {name: score_metrics([predict(d) for d in test], true) for name, predict in predictors.items()}
+
+
+# -------------------------------------------------------------------------------------------------- conformal prediction
+
+
+def rank_of_limit(count: int, level: float = 0.9) -> int:
+    """Which of `count` misfits, in ascending order from 1, is the limit: ceil((count + 1) * level). Greater than `count` if these
+    are too few."""
+    return math.ceil((count + 1) * Fraction(str(level)))
+
+
+def conformal_limit(misfits: np.ndarray, level: float = 0.9) -> float:
+    """The limit of the misfits (n,) of other actions, such as the absolute errors of their scores; infinite if they are too few for
+    the level (training.calibration)."""
+    rank = rank_of_limit(len(misfits), level)
+    return math.inf if rank > len(misfits) else float(np.partition(misfits, rank - 1)[rank - 1])

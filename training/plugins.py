@@ -35,7 +35,8 @@ class BackboneFlags:
     `reads` is the input: "video" frames, or vectors of a "features" file. `offers` lists what a method may require
     (MethodFlags.needs). `any_size` says that the input need not be square (--spatial_width). `TINY` holds flags of a small
     network for the tests. Of a backbone that offers "stages", the maps between stem and tail have `stem_channels` channels, and
-    one position for `stem_stride` x `stem_stride` pixels.
+    one position for `stem_stride` x `stem_stride` pixels. `weights_licence` is a sentence about the published weight files, for
+    model cards.
     """
 
     reads: ClassVar[str] = "video"
@@ -43,6 +44,7 @@ class BackboneFlags:
     any_size: ClassVar[bool] = False
     stem_channels: ClassVar[int] = 0
     stem_stride: ClassVar[int] = 0
+    weights_licence: ClassVar[str] = ""
     TINY: ClassVar[Sequence[str]] = ()
 
     if TYPE_CHECKING:

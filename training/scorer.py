@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 from data_preparation.actions import Action
 from data_preparation.archive import StoredFrames
 from data_preparation.common.errors import UserError
+from training import pretrained
 from training.calibration import Calibration, read_calibration
 from training.config import TrainConfig
 from training.data.batch import Batch, Tensors
@@ -43,6 +44,7 @@ from training.tasks.base import Arrays, Task
 
 log = logging.getLogger(__name__)
 
+_EXAMPLES = {"difficulty": 3.0, "dive_number": "107B"}  # values that a person may know of an action
 VALIDATED = ViewChoice(0.5)  # the view of validation
 _DESCRIBED = "described."  # before the names of descriptions among the outputs
 
@@ -142,29 +144,40 @@ class Scorer:
 
     @classmethod
     def from_run(cls, run: Path, *, gpu: bool = True, **flags: Any) -> Scorer:
-        """The best checkpoint of a run folder. `flags` replace flags of the run, such as the path of boxes.
+        """The best checkpoint of a run folder, or an exported model (training.pretrained). `flags` replace flags of the run, such
+        as the path of boxes.
 
         Raises:
             UserError: the folder holds no run, the run has no best checkpoint or scores no videos, or a file is damaged.
         """
         folder = RunFolder(Path(run))
-        # the network's weights come from best.pt
-        config = dataclasses.replace(folder.existing_config(), **{"pretrained_model": "none", **flags})
-        if fault := cannot_score(folder, config):
-            raise UserError(fault)
-        facts, stored = facts_of_run(folder, config)
         device = collectives.choose_device(gpu, Ranks())
-        model = build_model(config, facts).to(device).eval()
-        epoch = load_best(folder, model, device).best_epoch
+        if pretrained.is_exported(folder.path):
+            config, facts, stored, model, record = pretrained.load(folder.path, **flags)
+            if fault := cannot_score(folder, config):
+                raise UserError(fault)
+            model, epoch = model.to(device), record["checkpoint"]["best_epoch"]
+            fix = "export its run again after python -m training.calibrate"
+        else:
+            # the network's weights come from best.pt
+            config = dataclasses.replace(folder.existing_config(), **{"pretrained_model": "none", **flags})
+            if fault := cannot_score(folder, config):
+                raise UserError(fault)
+            facts, stored = facts_of_run(folder, config)
+            model = build_model(config, facts).to(device).eval()
+            epoch = load_best(folder, model, device).best_epoch
+            fix = f"run python -m training.calibrate --run {run}"
         calibration, why = read_calibration(folder), ""
         if calibration is None or calibration.epoch != epoch:
             of = "no calibration.json" if calibration is None else f"a calibration of epoch {calibration.epoch}"
-            why = f"{run} has {of} and a best checkpoint of epoch {epoch}: for intervals, run python -m training.calibrate --run {run}"
+            why = f"{run} has {of} and a best checkpoint of epoch {epoch}: for intervals, {fix}"
             calibration = None
         distances, why_no_distance = load(folder.novelty_file), ""
         if distances is None or distances.epoch != epoch:
             of = "no calibration.npz" if distances is None else f"a calibration.npz of epoch {distances.epoch}"
-            why_no_distance = f"{run} has {of} and a best checkpoint of epoch {epoch}, so it cannot decline a clip: run python -m training.calibrate --run {run}"
+            why_no_distance = (
+                f"{run} has {of} and a best checkpoint of epoch {epoch}, so it cannot decline a clip: {fix}"
+            )
             distances = None
         return cls(
             config, model, facts, task_of(config.task), device, calibration, stored, why, distances, why_no_distance
@@ -176,7 +189,8 @@ class Scorer:
         """An action to score. `known` are fields of Action, and `dive_number`.
 
         Raises:
-            UserError: its kind is not one of the training, or it is not known and there are several.
+            UserError: its kind is not one of the training, or it is not known and there are several; or its difficulty or dive
+                number is not known, which the method needs.
         """
         kinds = list(self.facts.rules)
         kind = known.pop("kind", None) or (kinds[0] if len(kinds) == 1 else "")
@@ -185,7 +199,36 @@ class Scorer:
             raise UserError(
                 f"{video} {what} and the network was trained on {', '.join(kinds)}: give one of these as --kind"
             )
-        return GivenAction(video, number, start, end, kind=kind, rules=self.facts.rules.get(kind), **known)
+        action = GivenAction(video, number, start, end, kind=kind, rules=self.facts.rules.get(kind), **known)
+        if lacking := self._lacking(action):
+            raise UserError(
+                f"{video} has no {' and no '.join(lacking)}, which --method {self.config.method} of this run needs: give {' and '.join(f'--{name}' for name in lacking)}"
+            )
+        return action
+
+    def _given(self, action: Action, **known: Any) -> Arrays | None:
+        """What the method is given of an action with other values; None if it refuses it."""
+        try:
+            return self.model.method.given(dataclasses.replace(action, **known))
+        except UserError:
+            return None
+
+    def _lacking(self, action: Action) -> list[str]:
+        """The values that the method needs of an action, and that are not known."""
+        absent = {name: value for name, value in _EXAMPLES.items() if getattr(action, name) is None}
+        if self._given(action) is not None or self._given(action, **absent) is None:  # for another reason, told later
+            return []
+        return [name for name in absent if self._given(action, **{**absent, name: None}) is None]
+
+    def unused(self, action: Action) -> list[str]:
+        """The values of an action that are known, and that the method does not look at."""
+        seen = self._given(action)
+        without = {name: self._given(action, **{name: None}) for name in _EXAMPLES if getattr(action, name) is not None}
+        return [
+            name
+            for name, given in without.items()
+            if seen is not None and given is not None and all(np.array_equal(seen[n], given[n]) for n in seen)
+        ]
 
     def frames_of(self, action: Action, video_frames: int, clips: int = 1) -> np.ndarray:
         """The numbers of the frames that the network reads of an action in a video of `video_frames` frames, ascending.
@@ -299,7 +342,7 @@ class Scorer:
     ) -> list[Prediction]:
         limits = np.full(len(clips), np.inf)
         if self.calibration is not None:
-            limits = np.array([self.calibration.limit(clip.action.kind) for clip in clips])
+            limits = self.calibration.limits([clip.action.kind for clip in clips], predicted)
         regions = self.task.region(predicted, limits, self.facts.classes)
         found = []
         for row, (clip, values, region) in enumerate(
@@ -340,7 +383,7 @@ def cannot_score(folder: RunFolder, config: TrainConfig) -> str | None:
         return f"{folder.path} is a pretraining, which scores nothing: give the run of a training that started from it"
     if config.reads != "video":
         return f"{folder.path} reads features of the file {config.features}, not frames: give a run that was trained on frames"
-    if not folder.best_checkpoint.exists():
+    if not folder.best_checkpoint.exists() and not pretrained.is_exported(folder.path):
         return f"{folder.path} has no best checkpoint yet ({folder.best_checkpoint}): train it for at least one epoch"
     return None
 

@@ -15,6 +15,7 @@ from operator import or_
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 
 from data_preparation.actions import ActionKey, list_names, sort_key
@@ -30,8 +31,9 @@ from training.tasks import task_of
 
 log = logging.getLogger("training")
 
-ENTRY = "trained_on"  # in checkpoints and in FeatureFile.about
+ENTRY = "trained_on"  # in checkpoints, exported models and FeatureFile.about
 BACKBONE_ENTRY = "backbone_trained_on"  # in checkpoints with a frozen backbone
+MODEL_FORMAT = "deepsports_model"  # an entry of exported models (training.pretrained)
 _UNCHECKED = "so it is not checked whether the test split holds some of them"
 
 
@@ -56,11 +58,17 @@ def of_weight_file(path: Path) -> TrainedOn:
         UserError: the entry is damaged.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # does not read the tensors
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "pt") as file:
+                content: Any = file.metadata() or {}
+            is_ours = MODEL_FORMAT in content
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # does not read the tensors
+            is_ours = isinstance(content, dict) and {"model", "position"} <= set(content)
     except Exception:  # another format: training.backbones reads it, and refuses it if it is damaged
         return TrainedOn()
-    if not isinstance(content, dict) or not {"model", "position"} <= set(content):
-        return TrainedOn()  # not a checkpoint of this project
+    if not is_ours:  # neither a checkpoint of this project nor an exported model
+        return TrainedOn()
     return _parsed(content.get(BACKBONE_ENTRY, content.get(ENTRY)), f"weight file {path}", "an older version wrote it")
 
 

@@ -36,6 +36,7 @@ def flag(
     allowed: str | None = None,
     may_change: bool = False,
     path: bool = False,
+    in_model: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line flag.
 
@@ -45,9 +46,10 @@ def flag(
         allowed: describes the allowed values in the help if the type does not say enough.
         may_change: the flag may differ when a run is resumed: it affects how or where the run computes, not the result.
         path: the value is a file or folder. It is made absolute for jobs, which start in another folder.
+        in_model: the network is built from this file, so an exported model has a copy.
     """
     metadata = dict(help=help, short=short, choices=choices, minimum=minimum, maximum=maximum, allowed=allowed)
-    metadata |= dict(may_change=may_change, path=path)
+    metadata |= dict(may_change=may_change, path=path, in_model=in_model)
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -1,6 +1,7 @@
 """Data sets: each is a file in this folder, and the file's name is its name for --dataset_kind.
 
-A file has `READS_LISTS` (whether it uses --train_path and --test_path) and `read(files) -> DataSet`. The folder datasets of
+A file has `READS_LISTS` (whether it uses --train_path and --test_path) and `read(files) -> DataSet`, and may have `LICENCE`, a
+sentence about the licence of data in this format, for model cards. The folder datasets of
 the environment variable DEEPSPORTS_PLUGINS may hold more of them. There is no other list of data sets.
 """
 
@@ -116,6 +117,14 @@ def _module(kind: str) -> Any:
 def reads_lists(kind: str) -> bool:
     """Whether the reader of a data set uses --train_path and --test_path."""
     return _module(kind).READS_LISTS
+
+
+def licence(kind: str) -> str:
+    """A sentence about the licence of a data set."""
+    default = (
+        "The data set and its videos have terms of their own: read them before you publish these weights or a result."
+    )
+    return getattr(_module(kind), "LICENCE", default)
 
 
 def read(kind: str, files: AnnotationFiles) -> DataSet:

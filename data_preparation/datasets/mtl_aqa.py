@@ -10,6 +10,7 @@ from data_preparation.annotations import load_captions, load_official_split, rea
 from data_preparation.datasets import AnnotationFiles, DataSet
 
 READS_LISTS = True
+LICENCE = "MTL-AQA is published without a licence file, and its videos are television broadcasts: ask the owners of the rights before you publish. Data of your own in this format have your terms."
 
 
 def read(files: AnnotationFiles) -> DataSet:

@@ -118,6 +118,11 @@ class Performance:
     spikes: tuple[float, ...]  # relative heights of the splash's jets
     drops: tuple[Point, ...]  # positions of single drops, in units of the splash's size
 
+    @property
+    def decisive(self) -> tuple[float, float]:
+        """The times whose frames show the angle of entry, the distance from the board and the splash."""
+        return self.takeoff + 0.9 * (self.contact - self.takeoff), 1.0
+
     @cached_property
     def head_first(self) -> bool:
         return round(self.spin / 180) % 2 != int(self.armstand)
@@ -334,10 +339,12 @@ class Stage:
 
     # --- frames
 
-    def dive_frame(self, plan: Performance, t: float) -> Image.Image:
-        """The frame at time `t`, a fraction (0 to 1) of a dive's clip."""
+    def dive_frame(self, plan: Performance, t: float, performer: bool = True) -> Image.Image:
+        """The frame at time `t`, a fraction (0 to 1) of a dive's clip; without diver and splash if `performer` is False."""
         state = state_at(plan, t)
         frame, top = self._view(plan.board, max(state.y, 1.05) + self.look.lift)
+        if not performer:
+            return frame.reduce(SUPERSAMPLE)
         water = round(top * self.scale)
         draw = ImageDraw.Draw(frame)
 

@@ -15,13 +15,13 @@ from data_preparation.common.errors import UserError
 from training.calibration import (
     Calibration,
     calibration_of,
-    conformal_limit,
     coverage_range,
     covered_by_others,
     covered_in,
     fewest_misfits,
     read_calibration,
 )
+from training.metrics import conformal_limit
 from training.runtime.run_folder import RunFolder
 from training.tasks import task_of
 from training.tasks.base import Predictions, Truth
@@ -75,7 +75,9 @@ def test_each_kind_has_its_own_limit_and_is_covered(task: str):
     assert all(0.87 < covered[:, kind::2].mean() < 0.93 for kind in (0, 1))
     again = Calibration.from_record(json.loads(json.dumps(found[0].record())))
     assert again == found[0]
-    assert again.limit("unheard of") == math.inf
+    assert np.isinf(
+        again.limits(["unheard of"], {n: v[:1] for n, v in predictions(task, 2, 0).predicted.items()})
+    ).all()
 
 
 def test_what_is_too_few_and_which_group_is_covered_too_rarely_is_said(tmp_path: Path):
@@ -91,7 +93,11 @@ def test_what_is_too_few_and_which_group_is_covered_too_rarely_is_said(tmp_path:
     assert any("difficulty 2.75 to 3" in line for line in calibration_of(one_kind, 1).warnings())
     run = RunFolder(tmp_path)
     assert read_calibration(run) is None
-    for text in ("{", "[]", '{"task": "score", "epoch": 1, "level": 0.9, "groups": [], "misfits": {"": ["x"]}}'):
+    for text in (
+        "{",
+        "[]",
+        '{"task": "score", "epoch": 1, "level": 0.9, "groups": [], "positions": {}, "misfits": {"": ["x"]}}',
+    ):
         run.calibration_file.write_text(text)
         with pytest.raises(UserError, match=r"calibration\.json"):
             read_calibration(run)

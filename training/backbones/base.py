@@ -80,6 +80,22 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    # what explanations of its predictions show unless another kind is asked for: see training.explain.maps.KINDS
+    explained_by: str = "gradient"
+
+    def last_maps(self) -> nn.Module | None:
+        """The module whose output, the last maps of places (B', C, ...), Grad-CAM reads; None if there is none."""
+        return None
+
+    def in_clip(self, maps: torch.Tensor, frames: int) -> torch.Tensor:
+        """One channel of the output of `last_maps()` for a clip of so many frames, in the clip's time: (B', 1, ...) ->
+        (B, t, h, w)."""
+        return maps[:, 0]
+
+    def own_maps(self, video_BCTHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Maps (B, t, h, w) >= 0 by which the network itself weights places and times, by their kind; {} if there are none."""
+        return {}
+
     def flop_counters(self) -> dict[str, Any]:
         """fvcore operator handles for operators that fvcore does not support."""
         return {}

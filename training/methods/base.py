@@ -106,6 +106,13 @@ class Method(nn.Module):
         words."""
         return {}
 
+    def quantities(self, outputs: Tensors, given: Tensors) -> Tensors:
+        """What explanations of a prediction explain, the most important first: numbers (B,), or probabilities (B, classes).
+
+        Explanations by gradient need differentiable ones.
+        """
+        return self.predict(outputs, given)
+
     def fit(self, train: Rows, val: Rows) -> str:
         """If `fits_features`: fit to the outputs of all training actions and choose hyperparameters on the validation actions.
 

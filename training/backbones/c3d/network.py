@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.backbones._maps import over_clip
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.backbones.windows import LAYOUTS
@@ -68,6 +69,13 @@ class C3D(Backbone):
 
     def _stage5(self, x: torch.Tensor) -> torch.Tensor:
         return F.max_pool3d(F.relu(self.conv5b(F.relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
+
+    def last_maps(self) -> nn.Module:
+        return self.conv5b
+
+    def in_clip(self, maps: torch.Tensor, frames: int) -> torch.Tensor:
+        starts = self.layout.starts(frames)
+        return over_clip(maps[:, 0].unflatten(0, (-1, len(starts))), starts, self.layout.length, frames)
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         load_strict(self, {name: t for name, t in state.items() if name.split(".")[0] not in ("fc6", "fc7", "fc8")})

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.backbones._maps import over_clip
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.backbones.windows import LAYOUTS
@@ -194,6 +195,13 @@ class I3D(Backbone):
 
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         return self.with_maps(video_BCTHW)[0]
+
+    def last_maps(self) -> nn.Module:
+        return self.mixed_5c
+
+    def in_clip(self, maps: torch.Tensor, frames: int) -> torch.Tensor:
+        starts = self.layout.starts(frames)
+        return over_clip(maps[:, 0].unflatten(0, (-1, len(starts))), starts, self.layout.length, frames)
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         messages = []

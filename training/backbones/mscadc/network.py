@@ -60,6 +60,12 @@ class MSCADC(Backbone):
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         return self.with_maps(video_BCTHW)[0]
 
+    def last_maps(self) -> nn.Module:
+        return self.get_submodule("bn5b")
+
+    def in_clip(self, maps: torch.Tensor, frames: int) -> torch.Tensor:
+        return F.pad(maps, (1, 1) * 3, mode="replicate")[:, 0]  # the last convolution removed one position on each side
+
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         load_strict(self, state, [name for name in self.state_dict() if name.endswith("num_batches_tracked")])
         return []

@@ -150,6 +150,14 @@ class STABN(Backbone):
         maps = {"attention": attention, "spatial_attention": spatial, "temporal_attention": temporal, "volume": x}
         return x.mean(dim=(3, 4)).transpose(1, 2), maps
 
+    def last_maps(self) -> nn.Module:
+        return self.layer4[-1]
+
+    def own_maps(self, video_BCTHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The product of the spatial and the temporal attention: {"attention": (B, T, h, w)}, from 0 to 1."""
+        maps = self.with_maps(video_BCTHW)[1]
+        return {"attention": maps["spatial_attention"][:, 0] * maps["temporal_attention"][..., None, None]}
+
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         return self.with_maps(video_BCTHW)[0]
 

@@ -14,6 +14,7 @@ ATTENTION_TYPES = ("divided_space_time", "space_only", "joint_space_time")
 @dataclass(frozen=True)
 class Flags(BackboneFlags):
     offers: ClassVar[frozenset[str]] = frozenset({"vectors", "tokens"})
+    weights_licence: ClassVar[str] = "The authors' TimeSformer files are under CC BY-NC 4.0."
     TINY: ClassVar[tuple[str, ...]] = (
         "--spatial_size", "32", "--frame_num", "4", "--embed_dim", "24", "--depth", "2", "--num_heads", "2",
     )  # fmt: skip

@@ -6,6 +6,7 @@ P patches per frame, D embedding dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -161,6 +162,43 @@ class TimeSformer(Backbone):
         tokens = torch.cat([cls_B1D, x_BPTD.mean(dim=1)], dim=1) if self.frame_tokens else cls_B1D
         return self.head(self.norm(tokens))
 
+    def own_maps(self, video_BCTHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Attention roll-out from the class token to the patches: {"rollout": (B, T, h, w)}, with sum 1 over the clip and class
+        token ("Quantifying Attention Flow in Transformers", Abnar and Zuidema, ACL 2020)."""
+        b, _, t = video_BCTHW.shape[:3]
+        weights: dict[str, torch.Tensor] = {}  # of each attention layer, by its name
+
+        def record(name: str) -> Callable[..., None]:
+            def hook(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+                weights[name] = attention_weights(layer, inputs[0])
+
+            return hook
+
+        layers = {name: layer for name, layer in self.named_modules() if isinstance(layer, Attention)}
+        hooks = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
+        try:
+            self(video_BCTHW)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        height, width = self.patch_embed.grid_size
+        numbers = range(len(self.blocks) - 1, -1, -1)
+        if self.attention_type == DIVIDED:
+            cls_B, patches_BPT = video_BCTHW.new_ones(b), video_BCTHW.new_zeros(b, height * width, t)
+            for number in numbers:
+                space = weights[f"blocks.{number}.attn"].unflatten(0, (b, t))  # (B, T, 1+P, 1+P)
+                time = weights[f"blocks.{number}.temporal_attn"].unflatten(0, (b, -1))  # (B, P, T, T)
+                cls_B, patches_BPT = divided_step(cls_B, patches_BPT, space, time)
+            maps = patches_BPT.transpose(1, 2)
+        else:
+            row = torch.zeros_like(weights["blocks.0.attn"][:, 0])  # (B', N), the class token first
+            row[:, 0] = 1
+            for number in numbers:
+                row = 0.5 * row + 0.5 * (row[:, None] @ weights[f"blocks.{number}.attn"])[:, 0]
+            joint = self.attention_type == JOINT  # its patches are in order of place, then time
+            maps = row[:, 1:].view(b, -1, t).transpose(1, 2) if joint else row[:, 1:].view(b, t, -1) / t
+        return {"rollout": maps.reshape(b, t, height, width)}
+
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         own = self.state_dict()
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
@@ -207,6 +245,26 @@ class TimeSformer(Backbone):
 
     def flop_counters(self) -> dict[str, Any]:
         return {"aten::scaled_dot_product_attention": _attention_flops}
+
+
+def attention_weights(layer: Attention, x_BND: torch.Tensor) -> torch.Tensor:
+    """The weights (B, N, N) of an attention layer for its input, as a mean over the heads."""
+    b, n, _ = x_BND.shape
+    q, k, _ = layer.qkv(x_BND).reshape(b, n, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+    return ((q * layer.scale) @ k.transpose(-2, -1)).softmax(dim=-1).mean(dim=1)
+
+
+def divided_step(
+    cls_B: torch.Tensor, patches_BPT: torch.Tensor, space_BTNN: torch.Tensor, time_BPTT: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Roll shares of class token and patches back through a block of divided attention, half of each past the attention."""
+    t = space_BTNN.shape[1]
+    of_patches = torch.einsum("bpt,btpn->bnt", patches_BPT, space_BTNN[:, :, 1:])  # (B, 1+P, T)
+    of_cls = cls_B[:, None, None] * space_BTNN[:, :, 0].transpose(1, 2) / t
+    gathered = of_patches + of_cls
+    cls_B = 0.5 * cls_B + 0.5 * gathered[:, 0].sum(dim=1)
+    patches_BPT = 0.5 * patches_BPT + 0.5 * gathered[:, 1:]
+    return cls_B, 0.5 * patches_BPT + 0.5 * torch.einsum("bpt,bpts->bps", patches_BPT, time_BPTT)
 
 
 def resize_time_embed(embed_1TD: torch.Tensor, frames: int, mode: str = "nearest") -> torch.Tensor:

@@ -133,6 +133,12 @@ class TSM(Backbone):
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         return self.with_maps(video_BCTHW)[0]
 
+    def last_maps(self) -> nn.Module:
+        return list(self.get_submodule("base_model.layer4").children())[-1]
+
+    def in_clip(self, maps: torch.Tensor, frames: int) -> torch.Tensor:
+        return maps[:, 0].unflatten(0, (-1, (frames + 1) // 2 if self.temporal_pool else frames))
+
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         state = {name.removeprefix("base_model."): tensor for name, tensor in state.items()}
         dropped = any(name.startswith(CLASSIFIERS) for name in state)

@@ -95,6 +95,9 @@ class TwoBranches(Method):
     def details(self, outputs: Tensors) -> dict[str, list]:
         return self.target.details(outputs)
 
+    def quantities(self, outputs: Tensors, given: Tensors) -> Tensors:
+        return self.target.quantities(outputs, given)
+
     def metrics(self, outputs: Tensors, labels: Tensors) -> dict[str, float]:
         """For classes, the accuracy of the attention branch (0 to 1)."""
         if self.name != "logits":

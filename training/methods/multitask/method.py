@@ -133,6 +133,9 @@ class Multitask(Method):
     def predict(self, outputs: Tensors, given: Tensors) -> Tensors:
         return {"score": outputs["score"] * SCORE_UNIT}
 
+    def quantities(self, outputs: Tensors, given: Tensors) -> Tensors:
+        return self.predict(outputs, given) | {name: outputs[name].softmax(dim=1) for name in ATTRIBUTE_CLASSES}
+
     def metrics(self, outputs: Tensors, labels: Tensors) -> dict[str, float]:
         """Accuracy of each attribute (0 to 1); BLEU-4 and ROUGE-L F of the captions (0 to 1)."""
         found = {

@@ -115,6 +115,10 @@ class Regression(HeadMethod):
         execution, difficulty = outputs["execution_and_difficulty"].double().unbind(dim=1)
         return {"execution": (execution * PERFECT_EXECUTION).tolist(), "difficulty": difficulty.tolist()}
 
+    def quantities(self, outputs: Tensors, given: Tensors) -> Tensors:
+        execution, difficulty = outputs["execution_and_difficulty"].unbind(dim=1)
+        return self.predict(outputs, given) | {"execution": execution * PERFECT_EXECUTION, "difficulty": difficulty}
+
 
 class ScaledRegression(HeadMethod):
     """Predicts the final score on the scale of 0 to 1 of its kind."""
