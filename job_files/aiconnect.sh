@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The recipe of a solution of the Aiconnect 2021 action recognition challenge, end to end on drawn clips: TSM without and with heavy
 # augmentation, a second member whose rare classes are repeated, the mean of both, rules, and the boxes of a (drawn) detector.
-# It writes the validation result of each part into training/README.md, and opens the test split once, for the whole. A second call
+# It writes the validation result of each part into training/README.md, and prints one test result, that of the whole. A second call
 # skips what is done. Settings of the challenge itself: job_files/methods/aiconnect.sh.
 # The drawn clips have what the recipe is for: each performer has a camera of its own, so validation and test show light and colours that no
 # training clip has; two classes are rare in training; and a detector tells two of the classes. Members and rules are chosen by
@@ -50,7 +50,7 @@ train() { # train NAME [flags]
         --model tsm --resnet_depth 18 --resnet_width 16 --batch_norm trained --bn_group 16 \
         --method classify --head_on_each True --head_init_std 0.001 --head_dropout 0.5 \
         --frame_num 8 --frame_method segments --spatial_size 32 --batch_size 16 \
-        --epochs 16 --optimizer AdamW --learning_rate 0.002 --weight_decay 0.01 --lr_schedule cosine --warmup_steps 20 \
+        --epochs 24 --optimizer AdamW --learning_rate 0.002 --weight_decay 0.01 --lr_schedule cosine --warmup_steps 20 \
         --clip_grad 20 --evaluate True "$@" >"$runs/$name.txt"
 }
 mkdir -p "$runs"
