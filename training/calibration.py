@@ -30,7 +30,7 @@ from training.tasks.base import Arrays, Predictions, Task
 
 LEVEL = 0.9
 WORST_GROUP = 0.8  # the least coverage of a group that is not reported
-_FEWEST_IN_GROUP = 5  # actions; the coverage of fewer says nothing
+FEWEST_IN_GROUP = 5  # actions; the coverage of fewer says nothing
 _NUMBERS = 3  # groups by difficulty
 _FEWEST_LOCAL = 80  # actions; with fewer, all predictions have the same limit
 _NEAREST = 4  # the nearest quarter of the actions counts as near
@@ -127,7 +127,7 @@ def group_coverage(covered: np.ndarray, groups: Mapping[str, np.ndarray]) -> lis
     return [
         Group(name, len(rows), float(covered[rows].mean()))
         for name, rows in groups.items()
-        if len(rows) >= _FEWEST_IN_GROUP
+        if len(rows) >= FEWEST_IN_GROUP
     ]
 
 

@@ -41,7 +41,7 @@ def actions_for_correlations(
     Returns None where no number is enough or the three correlations are impossible together: a = b, or one of them is 1.
     """
     determinant = 1 - a**2 - b**2 - between**2 + 2 * a * b * between
-    if a == b or max(abs(a), abs(b), abs(between)) >= 1 or determinant <= 0:
+    if a == b or not determinant > 0 or max(abs(a), abs(b), abs(between)) >= 1:  # also NaN
         return None
     z_alpha, z_power = _quantiles(alpha, power)
     mean = (a + b) / 2
@@ -64,3 +64,11 @@ def actions_for_accuracies(only_a: float, only_b: float, *, alpha: float = ALPHA
     z_alpha, z_power = _quantiles(alpha, power)
     spread = z_alpha * math.sqrt(differing) + z_power * math.sqrt(max(differing - difference**2, 0))
     return math.ceil((spread / difference) ** 2)
+
+
+def about(actions: int | None) -> str:
+    """A number of actions as text, rounded up to two digits: it is no more exact. 'no number' for None."""
+    if actions is None:
+        return "no number"
+    unit = 10 ** max(len(str(actions)) - 2, 0)
+    return f"{-(-actions // unit) * unit:,}"

@@ -3,6 +3,7 @@
     python -m training.report runs/a-s0 runs/a-s1 runs/b-s0 ...
     python -m training.report runs/<sweep>      all evaluated points of a sweep
     python -m training.report --html runs/a     make report.html of a run again
+    python -m training.report --html runs/a-s0 runs/a-s1 runs/b-s0      make a page that compares runs: comparison.html
 
 Runs that differ only in --seed share a line, named after the run without the seed ("-s0"), or after the sweep and the
 point's flags without the seed. Folds of --split event (run names with "-f1" before the seed) also share a line: the mean
@@ -16,20 +17,24 @@ import os
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
+from training.compare import predictions_of
 from training.config import TrainConfig, as_record, changeable
-from training.html_report.page import write_report
+from training.html_report.comparison import ComparedRun, comparison_page
+from training.html_report.content import Table
+from training.html_report.page import write_page, write_report
 from training.runtime.run_folder import REPEATS, RunFolder, read_json, sweep_points
 from training.tasks import DEFAULT, task_of
 from training.tasks.base import Task
 
 HTML = "--html"
+WITHOUT_VIDEO = "without video: "
 _SUFFIX = re.compile(r"([-_.]?f(old)?\d+)?([-_.]?s(eed)?\d+)?$")
 
 
@@ -194,8 +199,17 @@ def by_seed(group: Sequence[OpenedRun], folds: Sequence[int]) -> list[list[Opene
     return list(seeds.values())
 
 
-def table(runs: Sequence[OpenedRun]) -> str:
-    """The Markdown table of the runs and the baselines that do not use the video.
+@dataclass(frozen=True)
+class Results:
+    """The table of results: its columns, a row for each group of runs and for each baseline, and sentences below it."""
+
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def results(runs: Sequence[OpenedRun]) -> Results:
+    """The results of the runs and of the baselines that do not use the video.
 
     Raises:
         UserError: the runs have different tasks, were tested on different actions, or a fold is missing.
@@ -213,10 +227,10 @@ def table(runs: Sequence[OpenedRun]) -> str:
         raise UserError(
             f"{runs[0].name} has the task {runs[0].task} and {other.name} the task {other.task}: make a table of each"
         )
-    header = ["run", "model", "method", "seeds", *(title for _, title, _ in task.table), "95 % interval"]
-    lines = [header, ["---"] * len(header)]
-    footnotes = [
-        f"\n{actions} test actions"
+    head = ["run", "model", "method", "seeds", *(title for _, title, _ in task.table), "95 % interval"]
+    rows = []
+    notes = [
+        f"{actions} test actions"
         + (f", means over {len(tested)} folds" if len(tested) > 1 or whole_events else "")
         + (" of whole events." if whole_events else ".")
     ]
@@ -225,19 +239,47 @@ def table(runs: Sequence[OpenedRun]) -> str:
         seeds = by_seed(group, list(tested))
         tests = [mean_over_folds([_metrics(task, each.summary["test"]) for each in folds]) for folds in seeds]
         method = ", ".join([config.method, *group[0].summary.get("notes", [])])
-        lines.append([name, config.model, method, str(len(seeds)), *_figures(task, tests), _interval(task, group)])
+        rows.append([name, config.model, method, str(len(seeds)), *_figures(task, tests), _interval(task, group)])
         if group[0].summary["method_metrics"]:
             other_metrics = [mean_over_folds([each.summary["method_metrics"] for each in folds]) for folds in seeds]
             listed = ", ".join(
                 f"{key.replace('_', ' ')} {mean_and_std([m[key] for m in other_metrics], 2)}"
                 for key in other_metrics[0]
             )
-            footnotes.append(f"\n{name} also predicts: {listed}.")
+            notes.append(f"{name} also predicts: {listed}.")
     first = by_seed(grouped(runs)[0], list(tested))[0]
     for name in first[0].summary["baselines"]:
         values = mean_over_folds([_metrics(task, each.summary["baselines"][name]) for each in first])
-        lines.append([f"*without video: {name}*", "", "", "", *_figures(task, [values]), ""])
-    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + footnotes)
+        rows.append([f"{WITHOUT_VIDEO}{name}", "", "", "", *_figures(task, [values]), ""])
+    return Results(head, rows, notes)
+
+
+def table(runs: Sequence[OpenedRun]) -> str:
+    """`results` as a Markdown table.
+
+    Raises:
+        UserError: as `results`.
+    """
+    found = results(runs)
+    rows = [[f"*{name}*" if name.startswith(WITHOUT_VIDEO) else name, *more] for name, *more in found.rows]
+    lines = [found.head, ["---"] * len(found.head), *rows]
+    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + [f"\n{note}" for note in found.notes])
+
+
+def comparison_of(runs: Sequence[OpenedRun], omitted: Sequence[str]) -> str:
+    """The page that compares runs, see html_report.comparison.
+
+    Raises:
+        UserError: as `results`; or there is one run only, or predictions are missing or damaged.
+    """
+    if len(runs) < 2:
+        raise UserError(
+            f"{runs[0].name} is the only evaluated run: give two runs or more to compare, or its own folder"
+        )
+    found = results(runs)
+    compared = [ComparedRun(r.name, r.line_name, r.summary, replace(predictions_of(r.path), name=r.name)) for r in runs]
+    table_of_all = Table(found.head, found.rows, " ".join(found.notes), names=3)
+    return comparison_page(task_of(runs[0].task), table_of_all, compared, omitted)
 
 
 def _interval(task: Task, runs: Sequence[OpenedRun]) -> str:
@@ -261,9 +303,10 @@ def _figures(task: Task, results: Sequence[dict[str, float | None]]) -> list[str
 
 @dataclass(frozen=True)
 class PageConfig:
-    """Where the page of --html gets its pictures."""
+    """Flags of --html."""
 
-    root_dir: Path | None = flag(None, "Folder of the frames, if they were moved since the training.")
+    root_dir: Path | None = flag(None, "One run: folder of the frames, if they were moved since the training.")
+    output: Path | None = flag(None, "Several runs: file to write; default: comparison.html beside the first run.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -277,10 +320,15 @@ def main(argv: Sequence[str]) -> None:
             "give run folders or the folder of a sweep, for example: python -m training.report runs/a-s0 runs/a-s1"
         )
     options = parse(PageConfig, words[len(names) :], prog="python -m training.report RUN...", description=__doc__)
-    if HTML in argv:
+    if HTML in argv and len(names) == 1 and not sweep_points(names[0]):
         print(write_report(RunFolder(names[0]), options.root_dir))
         return
     runs, omitted = opened_runs(names)
+    if HTML in argv:
+        output = options.output or runs[0].path.parent / "comparison.html"
+        write_page(output, comparison_of(runs, omitted))
+        print(output)
+        return
     print(table(runs))
     if omitted:
         print("\nOmitted:\n" + "".join(f"\n- {line}" for line in omitted))

@@ -8,6 +8,7 @@ import re
 import shutil
 import urllib.parse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,15 @@ from data_preparation import datasets
 from data_preparation.actions import Action, Dive
 from data_preparation.common.command_line import parse
 from tests.conftest import data_flags, run_main
+from training.calibration import write_calibration
 from training.config import TrainConfig
 from training.data.facts import DataFacts
 from training.data.splits import Splits
 from training.engine.state import Position
 from training.evaluate import summarise
 from training.html_report.page import report_page, write_report_or_warn
+from training.metrics import spearman_rows
+from training.power import about, actions_for_accuracies, actions_for_correlations
 from training.predictions import predictions_csv
 from training.runtime.run_folder import RunFolder, write_json
 from training.tasks import task_of
@@ -31,9 +35,9 @@ HOSTILE = '<script>alert("1")</script><img src=http://127.0.0.1:9/x onerror=aler
 METRICS = {"score": "spearman", "label": "accuracy"}
 
 
-def write_run(folder: Path, config: TrainConfig, splits: Splits, noise: float, seed: int = 0) -> RunFolder:
+def write_run(folder: Path, config: TrainConfig, splits: Splits, noise: float) -> RunFolder:
     """The folder of an evaluated run, whose predictions are the truth with noise (points, or shares of the other classes)."""
-    run, task, rng = RunFolder(folder), task_of(config.task), np.random.default_rng(seed)
+    run, task, rng = RunFolder(folder), task_of(config.task), np.random.default_rng(config.seed)
     run.create(config)
     write_json(run.splits_file, splits.record())
     classes = splits.facts.classes
@@ -53,9 +57,12 @@ def write_run(folder: Path, config: TrainConfig, splits: Splits, noise: float, s
         record = {"type": "epoch", "epoch": epoch, "step": 4 * epoch, "val_loss": 1.0, f"val_{metric}": epoch / 3}
         run.append_metrics({**record, "seconds": 2.0})
     run.record_resume(1, 4)
-    for file, actions in ((run.val_predictions_file, splits.val), (run.predictions_file, splits.test)):
-        outputs = predicted(actions)
-        file.write_text(predictions_csv(task, outputs, actions, classes))
+    validated = predicted(splits.val)
+    epochs = {"epoch": [2] * len(splits.val)}
+    run.val_predictions_file.write_text(predictions_csv(task, validated, splits.val, classes, epochs))
+    write_calibration(run, task)
+    outputs = predicted(splits.test)
+    run.predictions_file.write_text(predictions_csv(task, outputs, splits.test, classes))
     position = Position(epoch=2, best_epoch=2, best=2 / 3)
     summary = {**summarise(task, outputs, splits, position), "method_metrics": {}, "notes": []}
     write_json(run.summary_file, summary)
@@ -77,21 +84,30 @@ def falls() -> tuple[TrainConfig, Splits]:
     return config, Splits(clips[:30], clips[30:60], clips[60:], DataFacts(classes=("fall", HOSTILE, "no fall")))
 
 
-def own_pages(tmp_path: Path, dataset: Path) -> dict[str, RunFolder]:
-    score = write_run(tmp_path / HOSTILE.replace("/", "|"), *dives(dataset), noise=4.0)
-    label = write_run(tmp_path / "label", *falls(), noise=0.7)
-    unopened = RunFolder(tmp_path / "unopened")
-    shutil.copytree(label.path, unopened.path)
-    unopened.summary_file.unlink()
-    return {"score": score, "label": label, "unopened": unopened}
-
-
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str, Path]:
-    runs = own_pages(tmp_path_factory.mktemp("pages"), dataset)
-    for run in runs.values():
-        assert run_main("training.report", "--html", run.path).stdout.strip() == str(run.report_file)
-    return {name: run.report_file for name, run in runs.items()}
+    """Pages of a run of each task, of a run without a result, and of comparisons."""
+    folder = tmp_path_factory.mktemp("pages")
+    score = write_run(folder / HOSTILE.replace("/", "|"), *dives(dataset), noise=4.0)
+    config, splits = dives(dataset)
+    better = write_run(folder / "better-s1", replace(config, seed=1), splits, noise=1.0)
+    config, splits = falls()
+    label = write_run(folder / "label-s0", config, splits, noise=0.6)
+    other = write_run(folder / "label-s1", replace(config, seed=1), splits, noise=0.7)
+    unopened = RunFolder(folder / "unopened")
+    shutil.copytree(label.path, unopened.path)
+    unopened.summary_file.unlink()
+    given = {
+        "score": [score.path],
+        "label": [label.path],
+        "unopened": [unopened.path],
+        "scores compared": [score.path, better.path, "--output", folder / "scores.html"],
+        "labels compared": [label.path, other.path],
+    }
+    files = {name: run_main("training.report", "--html", *words).stdout.strip() for name, words in given.items()}
+    assert files["score"] == str(score.report_file)
+    assert files["labels compared"] == str(folder / "comparison.html")
+    return {name: Path(file) for name, file in files.items()}
 
 
 WORDS = {
@@ -100,7 +116,8 @@ WORDS = {
         "95 % interval",
         "without video: train mean",
         "By position",
-        "Coverage of the 90 % interval by video",
+        "By video",
+        "90 % interval: score ±",
         "1 restart",
         "Nearest to the judges",
         "code revision",
@@ -108,6 +125,13 @@ WORDS = {
     ),
     "label": ("accuracy", "Recall by class", "without video: majority", "Thumbnails are missing", "Least certain"),
     "unopened": ("The test split of this run was not opened", "1 restart", "code revision"),
+    "scores compared": (
+        "Paired test",
+        "better-s1",
+        "no difference",
+        "How many test actions a claim takes",
+    ),
+    "labels compared": ("Paired test", "McNemar", "How many test actions a claim takes", "20% differ"),
 }
 
 
@@ -118,7 +142,7 @@ def test_a_page_has_its_parts_and_no_code_from_names(pages: dict[str, Path], nam
         assert words in page, words
     assert "<script" not in page
     assert "<img src=http" not in page
-    assert "49" not in re.findall(r"\$ (\d+)", page)
+    assert ("{{ 7*7 }}" in page) == (name in ("score", "label", "scores compared"))
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(source.startswith(("data:", "#")) for source in sources)
     assert sum(source.startswith("data:image/jpeg") for source in sources) == (60 if name == "score" else 0)
@@ -141,6 +165,44 @@ def test_the_same_run_gives_the_same_drawings(tmp_path: Path):
     one, other = (re.findall(r"<svg.*?</svg>", report_page(run), re.DOTALL) for _ in range(2))
     assert one == other
     assert len(one) > 5
+
+
+def test_what_cannot_be_compared_on_a_page_is_refused(tmp_path: Path, dataset: Path):
+    score, label = write_run(tmp_path / "a", *dives(dataset), noise=1), write_run(tmp_path / "b", *falls(), noise=0.5)
+    done = run_main("training.report", "--html", score.path, label.path, check=False)
+    assert done.returncode == 2
+    assert "tested on different actions" in done.stderr
+    assert not (tmp_path / "comparison.html").exists()
+    label.predictions_file.write_text("video,number\n")
+    done = run_main("training.report", "--html", label.path, check=False)
+    assert done.returncode == 2
+    assert "restore it from a copy" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- power
+
+
+def test_the_number_of_actions_is_that_of_published_software_and_has_the_power():
+    # the R package pwrss (checked by its author against PASS and G*Power): power.z.steiger(.35, .45, .05, power = .8)
+    assert actions_for_correlations(0.35, 0.45, 0.05, rank=False) == 1138
+    assert actions_for_correlations(0.9, 0.9, 0.5) is None
+    assert actions_for_correlations(0.9, float("nan"), 0.5) is None
+    rng = np.random.default_rng(0)
+    for a, b, between in ((0.96, 0.95, 0.95), (0.7, 0.6, 0.5)):
+        count = actions_for_correlations(a, b, between)
+        # Pearson's correlation of normal variables with this Spearman correlation
+        one, two, three = (2 * np.sin(np.pi * r / 6) for r in (a, b, between))
+        factor = np.linalg.cholesky([[1, one, two], [one, 1, three], [two, three, 1]])
+        drawn = rng.standard_normal((600, count, 3)) @ factor.T
+        gains = [np.arctanh(spearman_rows(drawn[..., i], drawn[..., 0])) for i in (1, 2)]
+        found = np.mean((gains[0] - gains[1]) / (gains[0] - gains[1]).std() > 1.96)
+        assert 0.76 < found < 0.9
+    # Connor (1987): the normal approximation of McNemar's test
+    count = actions_for_accuracies(0.12, 0.06)
+    differing = rng.multinomial(count, [0.12, 0.06, 0.82], 4000)
+    z = (differing[:, 0] - differing[:, 1]) / np.sqrt(differing[:, 0] + differing[:, 1])
+    assert np.mean(np.abs(z) > 1.96) == pytest.approx(0.8, abs=0.02)
+    assert [about(n) for n in (None, 62, 742, 137460)] == ["no number", "62", "750", "140,000"]
 
 
 # --------------------------------------------------------------------------------------------------------- in a browser

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     caption: str
     names: int = 1
+    wide: bool = True  # takes the whole width of the page
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,9 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class RankedActions:
-    """How wrong the predictions of A test actions are: `errors` (A,), larger is worse, and a line about each. `best` and `worst` are
-    the titles of the two ends."""
+class ExampleTexts:
+    """What a page says about examples: a line for each of A test actions, and the titles of the best and of the worst ones."""
 
-    errors: Sequence[float] | Any
     lines: Sequence[str]
     best: str
     worst: str

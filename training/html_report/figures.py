@@ -103,10 +103,10 @@ def over_steps(
     """Lines over the steps of a training. A restart is a dashed vertical line, the best epoch (its step) a dotted one."""
 
     def paint(axes: Axes) -> None:
-        styles = ((BLUE, "-", ""), (RED, "--", "o"), (GREEN, "-.", "s"))
+        styles = ((BLUE, "-", "o"), (RED, "--", "o"), (GREEN, "-.", "s"))
         for line, (colour, style, marker) in zip(lines, cycle(styles), strict=False):
             values = np.array([np.nan if value is None else value for value in line.values], np.float64)
-            few = marker if len(values) <= 40 else ""
+            few = marker if len(values) <= 25 else ""
             axes.plot(line.steps, values, color=colour, linestyle=style, marker=few, markersize=3.5, label=line.label)
         for i, step in enumerate(restarts):
             axes.axvline(step, color=FAINT, linewidth=1, linestyle=(0, (4, 2)), label="restart" if i == 0 else None)
@@ -125,21 +125,20 @@ def over_steps(
 
 
 def predicted_over_true(
-    true: np.ndarray, predicted: np.ndarray, kinds: Mapping[str, np.ndarray], half_width: float | None
+    true: np.ndarray, predicted: np.ndarray, kinds: Mapping[str, np.ndarray], limits: np.ndarray | None
 ) -> str:
-    """Predicted over judged scores: (A,) each, in points. `kinds` has the indices of each kind, empty for one kind; `half_width` is
-    that of the prediction interval, drawn as a band around the diagonal."""
+    """Predicted over judged scores: (A,) each, in points. `kinds` has the indices of each kind, empty for one kind; `limits`
+    (A,) are half the widths of the intervals of the judged score, drawn as a band."""
     low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
     margin = max((high - low) * 0.04, 0.5)
     ends = np.array([low - margin, high + margin])
 
     def paint(axes: Axes) -> None:
         axes.plot(ends, ends, color=INK, linewidth=1, linestyle=(0, (4, 2)), label="predicted = judged")
-        if half_width is not None:
-            band: dict[str, Any] = dict(
-                color=SKY, alpha=0.25, linewidth=0, label=f"90 % interval: ± {half_width:.1f} points"
-            )
-            axes.fill_between(ends, ends - half_width, ends + half_width, **band)
+        if limits is not None:
+            order = np.argsort(predicted)
+            p, half = predicted[order], limits[order]
+            axes.fill_betweenx(p, p - half, p + half, color=SKY, alpha=0.25, linewidth=0, label="90 % interval")
         as_pixels = len(true) > _MOST_POINTS
         for (name, rows), (colour, marker) in zip(
             (kinds or {"": np.arange(len(true))}).items(), cycle(_KINDS), strict=False
@@ -207,48 +206,54 @@ def coverage_curve(levels: Sequence[float], observed: Sequence[float], tested: i
 
 
 class GroupRow(NamedTuple):
-    """A group of actions in a drawing: its name, the number of its actions, a value and, if known, its 95 % interval."""
+    """A row of a drawing, such as a group of actions: its name, the number of its actions, a value and, if known, its 95 % interval."""
 
     name: str
-    size: int
+    size: int | None
     value: float | None
-    interval: tuple[float, float] | None = None
+    interval: Sequence[float | None] | None = None
     second: float | None = None  # another value of the group
 
 
 def groups(
-    rows: Sequence[GroupRow], label: str, first: str, second: str = "", line: float | None = None, line_label: str = ""
+    rows: Sequence[GroupRow],
+    label: str,
+    first: str,
+    second: str = "",
+    line: float | None = None,
+    line_label: str = "",
+    width: float = HALF,
 ) -> str:
-    """A dot for each group, in the order of the rows, and a hollow diamond for the second value. `line` is a value to compare with."""
+    """A dot for each row and a hollow diamond for its second value. `line` is a value to compare with."""
 
     def paint(axes: Axes) -> None:
         places = np.arange(len(rows))[::-1]
         values = np.array([np.nan if row.value is None else row.value for row in rows], np.float64)
         for place, row in zip(places, rows, strict=True):
-            if row.interval is not None:
-                axes.plot(row.interval, [place, place], color=BLUE, linewidth=1.4)
+            if row.interval and None not in row.interval:
+                axes.plot(np.array(row.interval, np.float64), [place, place], color=BLUE, linewidth=1.4)
         if line is not None:
             axes.axvline(line, color=INK, linewidth=1, linestyle=(0, (4, 2)), label=line_label or None)
         axes.plot(values, places, "o", color=BLUE, markersize=5.5, label=first)
         if second:
             others = [np.nan if row.second is None else row.second for row in rows]
+            axes.axvline(0, color=FAINT, linewidth=0.8)
             axes.plot(others, places, "D", color=RED, markersize=5, markerfacecolor="white", label=second)
-        axes.set_yticks(places, [f"{shortened(row.name)} ({row.size})" for row in rows])
+        axes.set_yticks(places, [shortened(row.name) + ("" if row.size is None else f" ({row.size})") for row in rows])
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(label)
         if second or line_label:
             axes.figure.legend(loc="outside upper left", ncols=3)
 
-    return draw(paint, HALF, 1.2 + 0.24 * len(rows))
+    return draw(paint, width, 1.2 + 0.24 * len(rows))
 
 
-def most_extreme(rows: Sequence[GroupRow]) -> list[GroupRow]:
-    """All rows, or of many those with the largest values, in their order."""
-    if len(rows) <= _MOST_GROUPS:
-        return list(rows)
-    known = sorted(range(len(rows)), key=lambda i: -(rows[i].value or 0))[:_MOST_GROUPS]
-    return [rows[i] for i in sorted(known)]
+def extreme(rows: Sequence[GroupRow], *, lowest: bool = False) -> list[GroupRow]:
+    """All rows, or of many those with the largest (or lowest) values, in their order."""
+    values = np.array([row.value or 0 for row in rows])
+    kept = np.argsort(values if lowest else -values, kind="stable")[:_MOST_GROUPS]
+    return [rows[i] for i in sorted(kept)]
 
 
 # ------------------------------------------------------------------------------------------------------------- classes
@@ -276,4 +281,4 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> str:
                 colour = "white" if shares[i, j] > 0.55 else INK
                 axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", color=colour, fontsize=size)
 
-    return draw(paint, side + 2.0, side + 1.0)
+    return draw(paint, max(side + 2.0, HALF), side + 1.0)

@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_preparation.actions import ActionKey, action_name, video_name
+from data_preparation.actions import action_name, video_name
 from data_preparation.archive import FrameReaders
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import reporting_write_errors, write_atomic
+from training.calibration import (
+    FEWEST_IN_GROUP,
+    WORST_GROUP,
+    Calibration,
+    covered_in,
+    groups_of,
+    percent,
+    read_calibration,
+)
 from training.config import TrainConfig, as_record
-from training.html_report.content import Picture, RankedActions, Section, Table, Tile
-from training.html_report.figures import Line, over_steps
+from training.html_report.content import ExampleTexts, Picture, Section, Table, Tile
+from training.html_report.figures import GroupRow, Line, coverage_curve, extreme, groups, over_steps
+from training.metrics import wilson_interval
 from training.predictions import prediction_lines, read_predictions
 from training.runtime.run_folder import RunFolder, read_json
 from training.tasks import task_of
@@ -34,6 +44,8 @@ log = logging.getLogger("training")
 
 _EXAMPLES = 5  # of the best and of the worst predictions
 _FRAMES, _FRAME_HEIGHT, _QUALITY = 6, 96, 80  # of an example: number of thumbnails, pixels, JPEG quality
+_STATED_GROUPS = "kind and difficulty"  # those of calibration.json, whose names say what they are
+_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is drawn
 _COMMAND = "python -m training.report --html"
 
 
@@ -114,12 +126,17 @@ def report_page(run: RunFolder, root_dir: Path | None = None) -> str:
     if summary is not None:
         tested = read_predictions(run.predictions_file, run.title)
         rows = prediction_lines(run.predictions_file)
-        validation = _validation(run)
+        calibration = read_calibration(run)
         tiles, remarks = result_tiles(task, summary, len(rows)), task.remarks(summary)
-        sections = [baselines_section(task, summary), *task.report_sections(tested, validation, rows, summary)]
-        if (ranked := task.ranked(tested, rows)) is not None:
-            titles = (ranked.best, ranked.worst)
-            best, worst, note = examples(ranked, tested.keys, rows, root_dir or config.root_dir)
+        limits = None if calibration is None else calibration.limits(tested.truth.kinds, tested.predicted)
+        sections = [
+            baselines_section(task, summary),
+            *task.report_sections(tested, summary, limits),
+            coverage_section(run, tested, calibration),
+        ]
+        texts = task.example_texts(tested)
+        titles = (texts.best, texts.worst)
+        best, worst, note = examples(tested, texts, rows, root_dir or config.root_dir)
     return render(
         "run.html",
         title=run.title,
@@ -139,26 +156,19 @@ def report_page(run: RunFolder, root_dir: Path | None = None) -> str:
     )
 
 
-def _validation(run: RunFolder) -> Predictions | None:
-    """The stored validation predictions, or None if there are none or too few of them."""
-    try:
-        return read_predictions(run.val_predictions_file, run.title)
-    except (OSError, UserError):
-        return None
-
-
 # -------------------------------------------------------------------------------------------------------------- result
 
 
-def interval_text(interval: Sequence[float | None] | None, digits: int) -> str:
+def interval_text(interval: Sequence[float | None] | None, digits: int, sign: str = "") -> str:
     """'0.92 to 0.95', or '' if it is unknown."""
-    if not interval or None in interval:
+    if not interval or any(end is None or not np.isfinite(end) for end in interval):
         return ""
-    return " to ".join(f"{end:.{digits}f}" for end in interval)
+    return " to ".join(cell(end, digits, sign) for end in interval)
 
 
-def _cell(value: float | None, digits: int) -> str:
-    return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+def cell(value: float | None, digits: int, sign: str = "") -> str:
+    """A number in a table. With `sign` "+" positive numbers have one."""
+    return "undefined" if value is None or not np.isfinite(value) else f"{value:{sign}.{digits}f}"
 
 
 def result_tiles(task: Task, summary: Mapping[str, Any], actions: int) -> list[Tile]:
@@ -167,7 +177,7 @@ def result_tiles(task: Task, summary: Mapping[str, Any], actions: int) -> list[T
     tiles = []
     for key, title, digits in task.table:
         between = interval_text(test.get(f"{key}_ci95"), digits)
-        tiles.append(Tile(title, _cell(test.get(key), digits), f"95 % interval {between}" if between else "test split"))
+        tiles.append(Tile(title, cell(test.get(key), digits), f"95 % interval {between}" if between else "test split"))
     return [*tiles, Tile("Test actions", f"{actions:,}", _checkpoint_text(task.metric, summary))]
 
 
@@ -182,18 +192,110 @@ def baselines_section(task: Task, summary: Mapping[str, Any]) -> Section:
     """This run and the baselines that use no video, on the same test actions."""
     head = ["predictor", *(title for _, title, _ in task.table)]
     found = {"this run": summary["test"]} | {f"without video: {name}": v for name, v in summary["baselines"].items()}
-    rows = [[name, *(_cell(v.get(key), digits) for key, _, digits in task.table)] for name, v in found.items()]
+    rows = [[name, *(cell(v.get(key), digits) for key, _, digits in task.table)] for name, v in found.items()]
     more = [[name.replace("_", " "), number_text(value)] for name, value in summary["method_metrics"].items()]
+    key, title, _ = task.table[0]
+    drawn = [
+        GroupRow(name.removeprefix("without video: "), None, v.get(key), v.get(f"{key}_ci95"))
+        for name, v in found.items()
+    ]
+    picture = Picture(
+        groups(drawn, title, "value and, of this run, 95 % interval"),
+        f"{title} of this run and of {len(drawn) - 1} baselines.",
+        "A baseline inside the interval of the run: these test actions do not show that the video helps.",
+    )
     tables = [
         Table(
             head,
             rows,
             "The run next to predictors that see no video. A run that is not clearly better has not learned to judge.",
+            wide=False,
         )
     ]
     if more:
-        tables.append(Table(["also predicted", "result"], more, "Other outputs of the method, on the test actions."))
-    return Section("Result and baselines", tables=tables)
+        tables.append(
+            Table(["also predicted", "result"], more, "Other outputs of the method, on the test actions.", wide=False)
+        )
+    return Section("Result and baselines", [picture], tables)
+
+
+# ------------------------------------------------------------------------------------------------------------ coverage
+
+
+def coverage_section(run: RunFolder, tested: Predictions, calibration: Calibration | None) -> Section:
+    """Whether predicted values mean what they say, and how many of the test actions are inside their prediction intervals: at several
+    levels, and by group."""
+    title = "Calibration and coverage"
+    curve = tested.task.calibration_picture(tested)
+    if calibration is None:
+        return Section(
+            title,
+            [curve],
+            text=f"There are no intervals: python -m training.calibrate --run {run.path} makes them, then {_COMMAND} {run.path} makes this page again.",
+        )
+    validated = sum(map(len, calibration.misfits.values()))
+    shares = [float(covered_in(dataclasses.replace(calibration, level=level), tested).mean()) for level in _LEVELS]
+    inside = covered_in(calibration, tested)
+    stated, found = percent(calibration.level), percent(float(inside.mean()), 1)
+    pictures = [
+        curve,
+        Picture(
+            coverage_curve(_LEVELS, shares, len(inside), validated),
+            f"Observed over stated coverage: the {stated} interval holds {found} of the test actions.",
+            f"The {stated} interval, from {validated} validation actions, holds {found} of the {len(inside)} test actions. Below the grey band: intervals too narrow.",
+        ),
+    ]
+    weak: list[str] = []
+    for grouping, of_group in coverage_groups(tested).items():
+        noun = "" if grouping == _STATED_GROUPS else f"{grouping} "
+        rows = []
+        for name, own in of_group.items():
+            held = int(inside[own].sum())
+            rows.append(GroupRow(name, len(own), held / len(own), wilson_interval(held, len(own))))
+        weak += [
+            f"{noun}{row.name} ({percent(row.value or 0)} of {row.size})"
+            for row in rows
+            if (row.value or 0) < WORST_GROUP
+        ]
+        shown = extreme(rows, lowest=True)
+        few = (
+            f" Of {len(rows)} groups, the {len(shown)} with the lowest coverage are shown."
+            if len(shown) < len(rows)
+            else ""
+        )
+        pictures.append(
+            Picture(
+                groups(
+                    shown,
+                    f"share inside the {stated} interval",
+                    "test actions, 95 % interval",
+                    line=calibration.level,
+                    line_label="stated",
+                ),
+                f"Coverage of the {stated} interval by {grouping}, lowest {percent(min(row.value or 0 for row in rows))}.",
+                f"By {grouping} (number of actions). A group whose interval is left of the line is covered too rarely.{few}",
+            )
+        )
+    text = f"{'; '.join(calibration.lines()[: len(calibration.misfits)])}."
+    if weak:
+        text += f" Trust the intervals less where fewer than {percent(WORST_GROUP)} of the test actions are inside: {', '.join(weak[:8])}{', ...' if len(weak) > 8 else ''}."
+    return Section(title, pictures, text=text[0].upper() + text[1:])
+
+
+def coverage_groups(tested: Predictions) -> dict[str, dict[str, np.ndarray]]:
+    """Groups of the test actions whose coverage is shown, by what they have in common: indices of the actions of each group."""
+    videos = [key[0] for key in tested.keys]
+    found = {_STATED_GROUPS: groups_of(tested), "video": rows_by(videos)}
+    if tested.classes:
+        found["class"] = rows_by([tested.classes[label] for label in tested.truth.values])
+    large = {name: {n: own for n, own in of.items() if len(own) >= FEWEST_IN_GROUP} for name, of in found.items()}
+    return {name: of for name, of in large.items() if len(of) > 1}
+
+
+def rows_by(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The indices of each name."""
+    array = np.array(names)
+    return {name: np.flatnonzero(array == name) for name in sorted(set(names))}
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -264,7 +366,9 @@ def throughput_section(run: RunFolder, config: TrainConfig) -> Section | None:
         ),
     ]
     return Section(
-        "Throughput and data wait", pictures, [Table(["quantity", "value"], facts, "Speed of the training.")]
+        "Throughput and data wait",
+        pictures,
+        [Table(["quantity", "value"], facts, "Speed of the training.", wide=False)],
     )
 
 
@@ -272,10 +376,11 @@ def throughput_section(run: RunFolder, config: TrainConfig) -> Section | None:
 
 
 def examples(
-    ranked: RankedActions, keys: Sequence[ActionKey], rows: Sequence[Mapping[str, str]], frames_dir: Path
+    tested: Predictions, texts: ExampleTexts, rows: Sequence[Mapping[str, str]], frames_dir: Path
 ) -> tuple[list[Example], list[Example], str]:
-    """The best and the worst predictions, the worst first, with thumbnails; and a note if there are no thumbnails."""
-    order = np.argsort(np.asarray(ranked.errors), kind="stable")
+    """The best and the worst predictions, the worst first, with thumbnails; and a note if there are no thumbnails. `rows` are the lines
+    of predictions.csv in the order of `tested`."""
+    order = np.argsort(tested.task.misfits(tested.predicted, tested.truth), kind="stable")
     shown = min(_EXAMPLES, len(order) // 2)
     readers = FrameReaders(frames_dir)
     note = ""
@@ -285,12 +390,13 @@ def examples(
         frames: list[str] = []
         try:
             if not note:  # one missing archive is enough: do not look for ten of them
-                frames = thumbnails(readers, keys[i][0], int(rows[i]["start_frame"]), int(rows[i]["end_frame"]))
+                start, end = int(rows[i]["start_frame"]), int(rows[i]["end_frame"])
+                frames = thumbnails(readers, tested.keys[i][0], start, end)
         except UserError as error:
             note = (
                 f"Thumbnails are missing ({error}). Where the frames were moved, give {_COMMAND} RUN --root_dir FOLDER."
             )
-        return Example(action_name(keys[i]), ranked.lines[i], frames)
+        return Example(action_name(tested.keys[i]), texts.lines[i], frames)
 
     return [example(i) for i in order[:shown]], [example(i) for i in order[::-1][:shown]], note
 

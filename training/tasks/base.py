@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_preparation.actions import Action, ActionKey
-from training.html_report.content import RankedActions, Section
+from training.html_report.content import ExampleTexts, Picture, Section, Table
 
 Arrays = dict[str, np.ndarray]
 
@@ -171,23 +171,31 @@ class Task(ABC):
         raise NotImplementedError
 
     def report_sections(
-        self,
-        test: Predictions,
-        validation: Predictions | None,
-        lines: Sequence[Mapping[str, str]],
-        summary: Mapping[str, Any],
+        self, test: Predictions, summary: Mapping[str, Any], limits: np.ndarray | None
     ) -> list[Section]:
-        """The sections of report.html about the result. `lines` are those of predictions.csv, in the order of `test`; `validation`
-        holds the stored validation predictions, None if there are none."""
+        """The sections of report.html about the result. `limits` (A,) are the limits of `misfits` that make the 90 % interval of each
+        prediction; None if they are unknown."""
         return []
 
-    def ranked(self, test: Predictions, lines: Sequence[Mapping[str, str]]) -> RankedActions | None:
-        """How wrong each prediction is, for the examples of report.html; None if that has no meaning."""
-        return None
+    def calibration_picture(self, test: Predictions) -> Picture:
+        """The drawing of report.html that shows whether the predicted values mean what they say."""
+        raise NotImplementedError
+
+    def example_texts(self, test: Predictions) -> ExampleTexts:
+        """What report.html says about the best and the worst predictions, by `misfits`."""
+        raise NotImplementedError
+
+    def compare(self, a: Predictions, b: Predictions) -> Comparison:
+        """Compare two runs on the same actions: metrics of both, differences with 95 % intervals, a test."""
+        raise NotImplementedError
 
     def comparison(self, a: Predictions, b: Predictions) -> list[str]:
-        """The lines that compare two runs on the same actions: metrics of both, differences with 95 % intervals, a test."""
-        raise NotImplementedError
+        """The lines of `compare`."""
+        return comparison_lines(a, b, self.compare(a, b), self.metric)
+
+    def claims(self, value: float) -> Table | None:
+        """How many test actions it takes to show differences of the metric from `value`, the best of some runs."""
+        return None
 
 
 class Difference(NamedTuple):
@@ -199,17 +207,27 @@ class Difference(NamedTuple):
     interval: tuple[float, float]
 
 
-def comparison_lines(
-    a: Predictions, b: Predictions, differences: Sequence[Difference], metric: Metric, better: float
-) -> list[str]:
-    """The table of a paired bootstrap of two runs; `better` is the fraction of resamples in which B has the larger `metric`."""
+@dataclass(frozen=True)
+class Comparison:
+    """A paired comparison of runs A and B. `better` is the fraction of resamples of a bootstrap in which B has the larger value of the
+    metric that chooses, `notes` are further results, a sentence each. `needed` is the number of test actions that it takes to show a
+    difference as large as this one (training.power); None if no number is enough."""
+
+    differences: Sequence[Difference]
+    better: float
+    needed: int | None = None
+    notes: Sequence[str] = ()
+
+
+def comparison_lines(a: Predictions, b: Predictions, found: Comparison, metric: Metric) -> list[str]:
+    """The table of a paired bootstrap of two runs."""
 
     def text(value: float, sign: str = "") -> str:
         return f"{value:{sign}.4f}" if np.isfinite(value) else "undefined"
 
     undefined = [
         f"{metric.name} of {name} is undefined: {metric.undefined}."
-        for d in differences
+        for d in found.differences
         if d.title == metric.name
         for name, value in ((a.name, d.a), (b.name, d.b))
         if not np.isfinite(value)
@@ -220,12 +238,11 @@ def comparison_lines(
         *(
             f"{d.title:14}{text(d.a):>10}{text(d.b):>10}{text(d.b - d.a, '+'):>10}   "
             + (f"{d.interval[0]:+.4f} to {d.interval[1]:+.4f}" if np.isfinite(d.interval).all() else "undefined")
-            for d in differences
+            for d in found.differences
         ),
     ]
-    if undefined:
-        return lines + undefined
-    return [*lines, f"B better ({metric.name}) in {better:.1%} of the resamples"]
+    lines += undefined or [f"B better ({metric.name}) in {found.better:.1%} of the resamples"]
+    return [*lines, *found.notes]
 
 
 def origin_text(summary: Mapping[str, Any]) -> str:

@@ -16,19 +16,20 @@ from typing import Any
 import numpy as np
 
 from data_preparation.actions import Action, list_names
-from training.html_report.content import Picture, RankedActions, Section
-from training.html_report.figures import GroupRow, confusion, groups, mean_true_over_predicted, most_extreme
+from training.html_report.content import ExampleTexts, Picture, Section, Table
+from training.html_report.figures import GroupRow, confusion, extreme, groups, mean_true_over_predicted
 from training.metrics import RESAMPLES, wilson_interval
 from training.plots import new_figure, save_figure
+from training.power import about, actions_for_accuracies
 from training.tasks.base import (
     Arrays,
     Column,
+    Comparison,
     Difference,
     Metric,
     Predictions,
     Task,
     Truth,
-    comparison_lines,
     number_text,
     origin_text,
 )
@@ -118,8 +119,7 @@ def _classes_section(counts: np.ndarray, classes: Sequence[str]) -> Section:
         for k, (name, own) in enumerate(zip(classes, counts, strict=True))
         if own.sum()
     ]
-    shown = most_extreme([row._replace(value=1 - (row.value or 0)) for row in rows])  # of many the lowest recalls
-    kept = [row for row in rows if row.name in {each.name for each in shown}]
+    kept = extreme(rows, lowest=True)
     worst = min(rows, key=lambda row: row.value or 0)
     few = f" Of {len(rows)} classes, the {len(kept)} with the lowest recall are shown." if len(kept) < len(rows) else ""
     pictures = [
@@ -136,19 +136,6 @@ def _classes_section(counts: np.ndarray, classes: Sequence[str]) -> Section:
         ),
     ]
     return Section("Classes", pictures)
-
-
-def _confidence_section(test: Predictions) -> Section:
-    """The share of correct predictions over the probability of the predicted class."""
-    probability_AK = test.predicted["probability"]
-    chosen, confidence = probability_AK.argmax(axis=1), probability_AK.max(axis=1)
-    correct = (chosen == test.truth.values).astype(np.float64)
-    picture = Picture(
-        mean_true_over_predicted(confidence, correct, "probability of the predicted class", "share that is correct"),
-        f"Share of correct predictions over their probability: mean probability {confidence.mean():.2f}, accuracy {correct.mean():.2f}.",
-        f"Ten groups of equal size by probability. Mean probability {confidence.mean():.2f}, accuracy {correct.mean():.2f}: below the dashed line the network is too certain.",
-    )
-    return Section("Calibration", [picture])
 
 
 # ---------------------------------------------------------------------------------------------------------- the task
@@ -332,26 +319,33 @@ class LabelTask(Task):
         return f"all classes of probability {1 - greatest:.3f} or more"
 
     def report_sections(
-        self,
-        test: Predictions,
-        validation: Predictions | None,
-        lines: Sequence[Mapping[str, str]],
-        summary: Mapping[str, Any],
+        self, test: Predictions, summary: Mapping[str, Any], limits: np.ndarray | None
     ) -> list[Section]:
         counts = np.array(summary["test"]["confusion"])
-        return [_classes_section(counts, test.classes), _confidence_section(test)]
+        return [_classes_section(counts, test.classes)]
 
-    def ranked(self, test: Predictions, lines: Sequence[Mapping[str, str]]) -> RankedActions | None:
+    def calibration_picture(self, test: Predictions) -> Picture:
+        probability_AK = test.predicted["probability"]
+        confidence, correct = probability_AK.max(axis=1), probability_AK.argmax(axis=1) == test.truth.values
+        means = f"Mean probability {confidence.mean():.2f}, accuracy {correct.mean():.2f}"
+        return Picture(
+            mean_true_over_predicted(
+                confidence, correct.astype(np.float64), "probability of the predicted class", "share that is correct"
+            ),
+            f"Share of correct predictions over their probability. {means}.",
+            f"Ten groups of equal size by probability. {means}: below the dashed line the network is too certain.",
+        )
+
+    def example_texts(self, test: Predictions) -> ExampleTexts:
         probability_AK, true = test.predicted["probability"], test.truth.values
-        chosen = probability_AK.argmax(axis=1)
         own = probability_AK[np.arange(len(true)), true]
-        texts = [
-            f"true: {test.classes[t]}, predicted: {test.classes[c]} (probability of the true class {p:.2f})"
-            for t, c, p in zip(true, chosen, own, strict=True)
+        lines = [
+            f"true {test.classes[t]}, predicted {test.classes[c]}, probability of the true class {p:.2f}"
+            for t, c, p in zip(true, probability_AK.argmax(axis=1), own, strict=True)
         ]
-        return RankedActions(1 - own, texts, "Most certain of the true class", "Least certain of the true class")
+        return ExampleTexts(lines, "Most certain of the true class", "Least certain of the true class")
 
-    def comparison(self, a: Predictions, b: Predictions) -> list[str]:
+    def compare(self, a: Predictions, b: Predictions) -> Comparison:
         true = a.truth.values
         chosen_a, chosen_b = (run.predicted["probability"].argmax(axis=1) for run in (a, b))
         only_a, only_b = (
@@ -361,10 +355,25 @@ class LabelTask(Task):
         gains = self.gains(a, b)
         of_metric = gains[self.metric.key]
         better = float(np.mean(of_metric > 0) + np.mean(of_metric == 0) / 2)
-        return [
-            *comparison_lines(a, b, self.differences(a, b, gains), self.metric, better),
-            f"only A is right for {only_a} actions, only B for {only_b}: McNemar's exact test gives p = {mcnemar(only_a, only_b):.3g}",
+        count = len(true)
+        mcnemar_text = f"only A is right for {only_a} actions, only B for {only_b}: McNemar's exact test gives p = {mcnemar(only_a, only_b):.3g}"
+        needed = actions_for_accuracies(only_a / count, only_b / count)
+        return Comparison(self.differences(a, b, gains), better, needed, [mcnemar_text])
+
+    def claims(self, value: float) -> Table | None:
+        gains = [gain for gain in (0.01, 0.02, 0.05, 0.1) if value - gain > 0]
+        shares = [share for share in (0.05, 0.1, 0.2) if share >= gains[0]] if gains else []
+        rows = [
+            [f"{value:.2f} against {value - gain:.2f}"]
+            + [
+                "impossible" if gain > share else about(actions_for_accuracies((share + gain) / 2, (share - gain) / 2))
+                for share in shares
+            ]
+            for gain in gains
         ]
+        head = ["accuracy", *(f"{share:.0%} differ" for share in shares)]
+        caption = "Test actions that McNemar's test needs to show the difference of two runs, if it is real, in 8 of 10 test splits (level 5 %, two-sided), by the share of the actions that only one of the runs classifies correctly."
+        return Table(head, rows, caption) if rows else None
 
 
 def draw_confusion(counts: np.ndarray, classes: Sequence[str], path: Path, title: str) -> None:

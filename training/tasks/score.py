@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from data_preparation.actions import Action, list_names
-from training.html_report.content import Picture, RankedActions, Section, Table
+from training.html_report.content import ExampleTexts, Picture, Section, Table
 from training.html_report.figures import (
     GroupRow,
-    coverage_curve,
+    extreme,
     groups,
     histogram,
     mean_true_over_predicted,
-    most_extreme,
     predicted_over_true,
 )
 from training.metrics import (
@@ -30,9 +29,7 @@ from training.metrics import (
     RowsStatistic,
     baselines,
     bootstrap_interval,
-    conformal_limit,
     constant_prediction_warning,
-    difficulty_band,
     fisher_mean,
     group_metrics,
     mean_correlation,
@@ -40,19 +37,20 @@ from training.metrics import (
     predicted_range,
     relative_l2_rows,
     score_metrics,
+    spearman,
     spearman_rows,
-    wilson_interval,
 )
 from training.plots import new_figure, save_figure
+from training.power import about, actions_for_correlations
 from training.tasks.base import (
     Arrays,
     Column,
+    Comparison,
     Difference,
     Metric,
     Predictions,
     Task,
     Truth,
-    comparison_lines,
     number_text,
     origin_text,
 )
@@ -144,18 +142,23 @@ def interval(predicted: np.ndarray, truth: Truth, key: str) -> tuple[float, floa
 
 # ----------------------------------------------------------------------------------------------------- sections of a page
 
-_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+_AGREEMENTS = (0.9, 0.95, 0.98)  # of two runs' predictions with each other
+_CLAIMS_CAPTION = "Test actions that a paired test needs to show the difference of two runs, if it is real, in 8 of 10 test splits (level 5 %, two-sided). Agreement is the correlation of the two runs' predictions with each other; where it says impossible, the three correlations cannot occur together."
+
+
+def _claim_text(a: float, b: float, between: float) -> str:
+    needed = actions_for_correlations(a, b, between)
+    return "impossible" if needed is None else about(needed)
 
 
 def _scores_section(
-    true: np.ndarray, scores: np.ndarray, kinds: Mapping[str, np.ndarray], half_width: float | None
+    true: np.ndarray, scores: np.ndarray, kinds: Mapping[str, np.ndarray], limits: np.ndarray | None
 ) -> Section:
-    known = half_width is not None and math.isfinite(half_width)
-    band = " The band is the 90 % interval from the validation actions." if known else ""
+    band = "" if limits is None else " The band is the 90 % interval of the judged score (coverage: below)."
     error = scores - true
     pictures = [
         Picture(
-            predicted_over_true(true, scores, kinds, half_width if known else None),
+            predicted_over_true(true, scores, kinds, limits),
             f"Scatter plot of {len(true)} test actions: predicted over judged scores, which are from {true.min():.1f} to {true.max():.1f} points.",
             f"Each point is a test action; on the dashed line prediction and judges agree.{band}",
         ),
@@ -172,10 +175,8 @@ def _groups_section(summary: Mapping[str, Any]) -> Section:
     """Mean absolute error and bias of each group of summary.json."""
     pictures = []
     for grouping, found in summary["groups"].items():
-        rows = [
-            GroupRow(n, g["dives"], g["mae"], second=abs(g["bias"]) if "bias" in g else None) for n, g in found.items()
-        ]
-        shown = most_extreme(rows)
+        rows = [GroupRow(n, g["dives"], g["mae"], second=g.get("bias")) for n, g in found.items()]
+        shown = extreme(rows)
         worst = max(rows, key=lambda row: row.value or 0)
         few = (
             f" Of {len(rows)} groups, the {len(shown)} with the largest error are shown."
@@ -189,77 +190,15 @@ def _groups_section(summary: Mapping[str, Any]) -> Section:
                     shown,
                     "points",
                     "mean absolute error",
-                    "size of the bias" if has_bias else "",
+                    "bias" if has_bias else "",
                     summary["test"]["mae"],
                     "error of all test actions",
                 ),
                 f"Mean absolute error by {grouping}: largest for {worst.name} with {worst.value:.2f} points.",
-                f"By {grouping} (number of actions). A diamond near its dot: the errors of the group have one sign.{few}",
+                f"By {grouping} (number of actions). Bias is the mean of predicted minus judged: a diamond right of 0 means too high.{few}",
             )
         )
     return Section("Error by group", pictures, text="" if pictures else "The test actions have no groups.")
-
-
-def _groups_of_lines(lines: Sequence[Mapping[str, str]]) -> dict[str, dict[str, np.ndarray]]:
-    """Indices of the test actions by kind, video and difficulty band, as far as predictions.csv has them and they have several."""
-    columns: dict[str, list[str]] = {
-        "kind": [line.get("kind", "") for line in lines],
-        "video": [line["video"] for line in lines],
-    }
-    if all(line.get("difficulty") for line in lines):
-        columns["difficulty"] = [difficulty_band(float(line["difficulty"])) for line in lines]
-    found = {}
-    for grouping, names in columns.items():
-        array = np.array(names)
-        if 1 < len(set(names)) < len(names):
-            found[grouping] = {name: np.flatnonzero(array == name) for name in sorted(set(names))}
-    return found
-
-
-def _calibration_section(
-    true: np.ndarray,
-    scores: np.ndarray,
-    residuals: np.ndarray | None,
-    groupings: Mapping[str, Mapping[str, np.ndarray]],
-) -> Section:
-    """Mean judged over predicted score; coverage of the conformal intervals, over all test actions and by group."""
-    pictures = [
-        Picture(
-            mean_true_over_predicted(scores, true, "predicted score (points)", "mean judged score (points)"),
-            "Mean judged score over mean predicted score in ten groups of equal size.",
-            "Ten groups of equal size by predicted score. Points above the dashed line: the judges gave more than predicted.",
-        )
-    ]
-    if residuals is None:
-        return Section("Calibration and coverage", pictures, text="Without val_predictions.csv there are no intervals.")
-    errors = np.abs(scores - true)
-    widths = {level: conformal_limit(residuals, level) for level in _LEVELS}
-    inside = {level: errors <= width for level, width in widths.items()}
-    covered = inside[0.9]
-    pictures.append(
-        Picture(
-            coverage_curve(_LEVELS, [inside[level].mean() for level in _LEVELS], len(true), len(residuals)),
-            f"Observed over stated coverage: the 90 % interval holds {covered.mean():.1%} of the test actions.",
-            f"The 90 % interval (± {widths[0.9]:.1f} points) holds {covered.mean():.1%} of the {len(true)} judged scores. Below the grey band: intervals too narrow.",
-        )
-    )
-    tables = []
-    for grouping, found in groupings.items():
-        rows = [
-            [n, str(len(own)), f"{covered[own].mean():.0%}", interval_of_share(covered[own])]
-            for n, own in found.items()
-        ]
-        tables.append(
-            Table(
-                [grouping, "actions", "inside", "95 % interval"], rows, f"Coverage of the 90 % interval by {grouping}."
-            )
-        )
-    return Section("Calibration and coverage", pictures, tables)
-
-
-def interval_of_share(inside: np.ndarray) -> str:
-    low, high = wilson_interval(int(inside.sum()), len(inside))
-    return f"{low:.0%} to {high:.0%}"
 
 
 # ---------------------------------------------------------------------------------------------------------- the task
@@ -444,31 +383,35 @@ class ScoreTask(Task):
         return f"score ± {least:.1f}{'' if least == greatest else f' to {greatest:.1f}'} points"
 
     def report_sections(
-        self,
-        test: Predictions,
-        validation: Predictions | None,
-        lines: Sequence[Mapping[str, str]],
-        summary: Mapping[str, Any],
+        self, test: Predictions, summary: Mapping[str, Any], limits: np.ndarray | None
     ) -> list[Section]:
         true, scores = test.truth.values, test.predicted["score"]
-        residuals = None if validation is None else np.abs(validation.predicted["score"] - validation.truth.values)
-        half_width = None if residuals is None else conformal_limit(residuals, 0.9)
+        kinds = kinds_of(test.truth)
+        has_band = limits is not None and not kinds and np.isfinite(limits).all()
         return [
-            _scores_section(true, scores, kinds_of(test.truth), half_width),
+            _scores_section(true, scores, kinds, limits if has_band else None),
             _groups_section(summary),
-            _calibration_section(true, scores, residuals, _groups_of_lines(lines)),
         ]
 
-    def ranked(self, test: Predictions, lines: Sequence[Mapping[str, str]]) -> RankedActions | None:
-        true, scores = test.truth.values, test.predicted["score"]
-        texts = [
+    def calibration_picture(self, test: Predictions) -> Picture:
+        return Picture(
+            mean_true_over_predicted(
+                test.predicted["score"], test.truth.values, "predicted score (points)", "mean judged score (points)"
+            ),
+            "Mean judged score over mean predicted score in ten groups of equal size.",
+            "Ten groups of equal size by predicted score. Points above the dashed line: the judges gave more than predicted.",
+        )
+
+    def example_texts(self, test: Predictions) -> ExampleTexts:
+        difficulties = test.difficulties or [None] * len(test.keys)
+        lines = [
             f"judged {judged:.2f}, predicted {score:.2f} ({score - judged:+.2f})"
-            + (f", difficulty {difficulty}" if (difficulty := line.get("difficulty")) else "")
-            for judged, score, line in zip(true, scores, lines, strict=True)
+            + ("" if difficulty is None else f", difficulty {difficulty:g}")
+            for judged, score, difficulty in zip(test.truth.values, test.predicted["score"], difficulties, strict=True)
         ]
-        return RankedActions(np.abs(scores - true), texts, "Nearest to the judges", "Farthest from the judges")
+        return ExampleTexts(lines, "Nearest to the judges", "Farthest from the judges")
 
-    def comparison(self, a: Predictions, b: Predictions) -> list[str]:
+    def compare(self, a: Predictions, b: Predictions) -> Comparison:
         """Paired bootstrap (Efron and Tibshirani, 1993): both runs are resampled together."""
         of_a, of_b = (self.metrics(run.predicted, run.truth) for run in (a, b))
         differences, better = [], math.nan
@@ -479,7 +422,27 @@ class ScoreTask(Task):
             if key == self.metric.key:
                 better = greater
             differences.append(Difference(title, of_a[key], of_b[key], (low, high)))
-        return comparison_lines(a, b, differences, self.metric, better)
+        key = self.metric.key
+        needed = actions_for_correlations(of_a[key], of_b[key], self._agreement(a, b))
+        return Comparison(differences, better, needed)
+
+    @staticmethod
+    def _agreement(a: Predictions, b: Predictions) -> float:
+        """Spearman's correlation of the predictions of two runs with each other, the mean over the kinds."""
+        rows = list(kinds_of(a.truth).values()) or [np.arange(len(a.keys))]
+        return mean_correlation([spearman(a.predicted["score"][own], b.predicted["score"][own]) for own in rows])
+
+    def claims(self, value: float) -> Table | None:
+        if not 0 < value < 1:
+            return None
+        gains = [gain for gain in (0.005, 0.01, 0.02, 0.05) if value - gain > 0]
+        rows = [
+            [f"{value:.3f} against {value - gain:.3f}"]
+            + [_claim_text(value, value - gain, between) for between in _AGREEMENTS]
+            for gain in gains
+        ]
+        head = ["Spearman", *(f"agreement {between:g}" for between in _AGREEMENTS)]
+        return Table(head, rows, _CLAIMS_CAPTION)
 
 
 TASK = ScoreTask()
