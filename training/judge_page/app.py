@@ -154,7 +154,7 @@ class JudgePage:
             raise Refusal(413, f"{clip.name} is larger than the limit of {self.upload_limit // MIB} MiB.")
         clip.path = form.upload.path
         content = file_type_of(read_head(clip.path))
-        if content is not None and content.kind not in ("video", "gif"):
+        if content is not None and content.kind != "video":
             raise Refusal(415, f"{clip.name} is {content.name}, not a video: choose a video file.")
 
         def done(facts: VideoFacts) -> None:
