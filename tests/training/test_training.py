@@ -100,8 +100,9 @@ def test_a_run_writes_all_files_of_the_readme(finished: Path):
     present = {p.name for p in finished.iterdir()}
     assert present >= {
         "config.json", "environment.json", "splits.json", "metrics.jsonl", "progress.json", "checkpoints", "losses.png",
-        "predictions.csv", "scores.png", "summary.json", "jobs",
+        "predictions.csv", "scores.png", "summary.json", "report.html", "jobs",
     }  # fmt: skip
+    assert RunFolder(finished).resumes() == []
     assert not list(finished.rglob("*.tmp"))
     assert [m["epoch"] for m in metrics(finished) if m["type"] == "epoch"] == [1, 2, 3]
     assert json.loads((finished / "progress.json").read_text())["state"] == "finished"
@@ -429,6 +430,7 @@ def test_a_run_resumes_with_another_number_of_ranks(finished: Path, tmp_path: Pa
     shutil.copytree(tmp_path / "alone", tmp_path / "whole")
     keep_until_step(tmp_path / "whole", 6)
     assert "Resuming" in torchrun(2, *flags)
+    assert [resume["step"] for resume in RunFolder(tmp_path / "whole").resumes()] == [6]
     alone, changed = metrics(tmp_path / "alone"), metrics(tmp_path / "whole")
     assert len(alone) == len(changed)
     for one, other in zip(alone, changed, strict=True):
