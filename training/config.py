@@ -169,6 +169,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Augmentation of training clips, the same for all frames of a clip: randaugment applies two of nine strong operations (rotation, posterise, solarise, colour, contrast, brightness, sharpness, autocontrast, noise), drawn for each clip.",
         choices=AUGMENTATIONS,
     )
+    augment_on: str = flag(
+        "loader",
+        "Where --augment changes the pixels: loader, in the workers, or device, whole batches in the training process on its GPU, which frees the workers. The draws are the same, and on a CPU all pixels; a GPU may round some to the next level.",
+        choices=("loader", "device"),
+    )
     test_crops: int = flag(
         1,
         "Crops of each clip in the test, whose predictions are averaged: 1 (centre), 3 (also both ends of the long side), 5 (centre and corners), 10 (these and their flips; not for classes that tell left from right). Needs --data_aug True.",
@@ -530,6 +535,8 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append("--flip True with --data_aug True: crops are flipped already, leave --flip out")
     if c.reads != "video" and (c.flip or c.augment != "none"):
         faults.append(f"--model {c.model} reads no frames: leave --flip and --augment out")
+    if c.augment_on == "device" and c.augment == "none":
+        faults.append("--augment_on device without augmentation: give --augment randaugment, or leave it out")
     faults += test_view_faults(c)
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
         faults.append(f"--normalize True contradicts --input_scale {c.input_scale}: give one of them")

@@ -25,9 +25,8 @@ from training.predictions import read_predictions
 from training.runtime import checkpoint
 from training.runtime.logs import start_log
 from training.runtime.ranks import Ranks
-from training.runtime.run_folder import RunFolder, environment_record, read_json, write_json
+from training.runtime.run_folder import MODEL_FORMAT, RunFolder, environment_record, read_json, write_json
 from training.scorer import facts_of_run
-from training.trained_on import MODEL_FORMAT
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def coverage_of(run: RunFolder) -> list[str]:
     lines = calibration.lines() if calibration else ["This model gives no intervals: its run was not calibrated."]
     if calibration and run.summary() is not None:
         tested = read_predictions(run.predictions_file, run.title)
-        lines += [f"On the test split, by group: {line}" for line in coverage_lines(calibration, tested)]
+        lines += [f"On the test split: {' '.join(line.split())}" for line in coverage_lines(calibration, tested)]
     if distances is None:
         return [*lines, "This model does not decline clips unlike those of its training: its run was not calibrated."]
     return [*lines, f"Clips unlike those of its training are declined: {distances.text()}."]

@@ -41,7 +41,7 @@ _MOST_NAMED = 5  # files that are skipped
 class _PredictConfig:
     """Score videos with a trained run: score, interval, and what else the run's method tells."""
 
-    run: Path = flag(None, "Run folder.")
+    run: Path = flag(None, "Run folder, or an exported model.")
     video: tuple[Path, ...] = flag((), "Video files, or folders that are searched for videos.", allowed="paths")
     actions: Path | None = flag(None, "CSV file with an action in each row, in place of --video.")
     start: str | None = flag(
@@ -324,7 +324,7 @@ def run_notes(scorer: Scorer) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     options: Any = parse(PredictConfig, argv, prog="python -m training.predict")
-    saved = RunFolder(options.run).existing_config()
+    saved = RunFolder(options.run).scoring_config()
     given = given_again(saved, options)
     requests, skipped = requests_of(options)
     if options.out is not None:

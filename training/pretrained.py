@@ -29,8 +29,8 @@ from data_preparation.common.files import sha256
 from training.config import NO_WEIGHTS, TrainConfig, as_record, from_record
 from training.data.facts import DataFacts
 from training.model import ScoringModel, build_model
-from training.runtime.run_folder import RunFolder, read_json
-from training.trained_on import BACKBONE_ENTRY, ENTRY, MODEL_FORMAT
+from training.runtime.run_folder import MODEL_FORMAT, RunFolder, read_json
+from training.trained_on import BACKBONE_ENTRY, ENTRY
 
 if TYPE_CHECKING:
     from training.scorer import Scorer

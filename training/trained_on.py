@@ -26,14 +26,13 @@ from training.config import TrainConfig
 from training.data.features import feature_file
 from training.data.sources import Source
 from training.data.splits import Splits
-from training.runtime.run_folder import RunFolder
+from training.runtime.run_folder import MODEL_FORMAT, RunFolder
 from training.tasks import task_of
 
 log = logging.getLogger("training")
 
 ENTRY = "trained_on"  # in checkpoints, exported models and FeatureFile.about
 BACKBONE_ENTRY = "backbone_trained_on"  # in checkpoints with a frozen backbone
-MODEL_FORMAT = "deepsports_model"  # an entry of exported models (training.pretrained)
 _UNCHECKED = "so it is not checked whether the test split holds some of them"
 
 

@@ -12,6 +12,7 @@
 #         --boxes detections.csv --output runs/aiconnect_whole
 # detections.csv holds the boxes of your detector, of the classes ride_kick and fall_down (data_preparation/detections.py).
 # All of it on drawn clips: bash job_files/aiconnect.sh
+# If the GPU waits for clips (data ... ms in the log) and there are no more CPU cores: --augment_on device
 #
 # Published settings: ResNet-50 from ImageNet weights, 8 frames, frames of 960 x 540 resized to 683 x 384 without crops, dropout 0.5, SGD
 # at 0.0025 (5 times that for the output layer, 10 times for its bias), momentum 0.9, weight decay 0.0001 (not for biases and batch

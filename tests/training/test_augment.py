@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,20 @@ from torchvision.transforms import functional
 
 from data_preparation.actions import Action
 from data_preparation.common.errors import UserError
-from tests.small import config_of
+from tests.small import DIVES, FACTS, batch_of, config_of, tiny_config
 from training.backbones import build_backbone
 from training.config import TrainConfig
-from training.data.augment import OPERATIONS, change_colours, randaugment
+from training.data.augment import OPERATIONS, as_tensor, augment_batch, change_colours, randaugment
 from training.data.batch import Batch
 from training.data.dataset import ActionDataset
 from training.data.facts import DataFacts
 from training.data.loader import training_batches
 from training.data.plan import ClipSpec, Look
-from training.data.transforms import apply_view, squash_view
+from training.data.transforms import apply_view, crop_flip_rotate, squash_view
+from training.engine.step import Step
 from training.methods import build_method
 from training.methods.base import Method
+from training.model import build_model
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import generator
 
@@ -88,6 +91,85 @@ def test_clips_are_those_of_any_ranks_and_of_a_resume_and_repeats_are_drawn_anew
     # only training is augmented
     held_out = ActionDataset(ACTIONS, config, Repeating(), augment=False).plan(0, 1).sample.clips["clip"]
     assert (held_out.look, held_out.view) == (None, squash_view(32))
+
+
+def on_device(batches) -> list[Batch]:
+    """Batches whose looks are applied, as the training step does."""
+    return [augment_batch(batch._replace(looks={}), batch.looks) for batch in batches]
+
+
+def test_pixels_changed_on_the_device_are_those_of_the_workers_on_any_ranks_and_after_a_resume():
+    config = config_of(augment="randaugment", flip=True, workers=0, batch_size=4, frame_num=3, spatial_size=32)
+    whole = epoch(config)
+    late = dataclasses.replace(config, augment_on="device")
+    assert epoch(late) != whole
+    cpu = torch.device("cpu")
+
+    def device_epoch(rank: int = 0, world: int = 1, first: int = 0) -> list[tuple[int, bytes]]:
+        return rows(on_device(training_batches(data_for(late), late, Ranks(rank, world), cpu, 3, first)))
+
+    assert device_epoch() == whole
+    on_two = [device_epoch(rank, 2) for rank in (0, 1)]
+    assert whole == [row for step in (0, 2) for rank in on_two for row in rank[step : step + 2]]
+    assert device_epoch(first=1) == whole[4:]
+    held_out = ActionDataset(ACTIONS, late, Repeating(), augment=False)
+    held_out.source._readers = {"a": Video(FRAMES)}
+    assert held_out.reader[held_out.plan(0, 1)].looks == {}  # only training is augmented
+    with pytest.raises(UserError, match="--augment_on device without augmentation"):
+        config_of(augment_on="device")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.sets(st.sampled_from(OPERATIONS), min_size=1, max_size=3), min_size=1, max_size=4), st.integers(0, 99)
+)
+def test_each_operation_on_a_batch_is_that_on_a_clip(names: list[set[str]], seed: int):
+    batch = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (len(names), 2, 3, 22, 30)).astype(np.uint8))
+    specs = [
+        ClipSpec(
+            ACTIONS[0],
+            (1, 2),
+            dataclasses.replace(squash_view((22, 30)), degrees=[-27.0, 27.0][seed % 2] * ("rotation" in own)),
+            Look(tuple(name for name in OPERATIONS[1:] if name in own), seed + row),
+        )
+        for row, own in enumerate(names)
+    ]
+    before = batch.clone()
+    changed = augment_batch(
+        Batch({"clip": batch}, {}, {}, torch.arange(len(names))), {"clip": torch.stack(list(map(as_tensor, specs)))}
+    )
+    assert torch.equal(batch, before)
+    for row, spec in enumerate(specs):
+        alone = change_colours(crop_flip_rotate(spec.view, batch[row]), spec.look)
+        assert torch.equal(changed.clips["clip"][row], alone)
+
+
+def test_a_step_augments_its_batch_once_whatever_the_accumulation():
+    config = tiny_config("tsm", "classify", batch_size=4, augment="randaugment", augment_on="device")
+    losses = []
+    for accumulate, late in ((1, False), (1, True), (2, True)):
+        model = build_model(config, FACTS)
+        step = Step(model, dataclasses.replace(config, accumulate=accumulate), Ranks(), torch.device("cpu"))
+        batch = batch_of(config, model.method, DIVES[:4])
+        specs = [randaugment(ClipSpec(dive, (1,), squash_view(32)), generator(dive.number)) for dive in DIVES[:4]]
+        looks = {"clip": torch.stack(list(map(as_tensor, specs)))}
+        model.train()
+        losses.append(step(batch._replace(looks=looks) if late else augment_batch(batch, looks), 0.01, 0)["loss"])
+    assert losses[0] == losses[1]
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_training_with_changes_on_the_device_has_the_losses_of_changes_in_the_workers(train, tmp_path: Path):
+    for where in ("loader", "device"):
+        train("--run_name", where, "--epochs", 1, "--augment", "randaugment", "--augment_on", where)
+    of_loader, of_device = (
+        [
+            {name: value for name, value in each.items() if "loss" in name}
+            for each in map(json.loads, (tmp_path / "runs" / where / "metrics.jsonl").read_text().splitlines())
+        ]
+        for where in ("loader", "device")
+    )
+    assert of_loader == of_device
 
 
 def test_flags_that_do_nothing_are_refused(tmp_path: Path):

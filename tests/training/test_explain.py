@@ -21,11 +21,12 @@ from training.backbones.base import Backbone
 from training.backbones.timesformer.network import divided_step
 from training.data.batch import Batch
 from training.data.plan import View
-from training.explain import Explanation, Reason, explain_batch, sheet, write
+from training.explain import Explanation, Reason, explain, explain_batch, sheet, write
 from training.explain.maps import attribution, effects_of_frames, kinds, number_of, predicted
 from training.grade_explanations import count_hits, decisive_pixels, markdown, widened
 from training.methods.regression.method import Regression
 from training.model import ScoringModel, build_model
+from training.scorer import Clip, Scorer
 
 FRAME, TOP, LEFT = 3, 8, 20  # where the network below looks: a square of 8 pixels
 
@@ -205,3 +206,13 @@ def test_runs_are_graded(train, dataset: Path, tmp_path: Path):
     assert {row[1] for row in rows} == {"gradient", "rollout", "occlusion", "hidden frames", ""}
     assert [row[2] for row in rows].count("random") == 4
     assert markdown([])[0].startswith("| run")
+    # clips in memory: the explained values are those of a prediction
+    scorer = Scorer.from_run(run, gpu=False)
+    frames = np.random.default_rng(0).integers(0, 256, (20, 72, 128, 3), np.uint8)
+    clip = Clip(frames, scorer.action("mine", 1, 1, 20), "my dive")
+    (explanation,) = explain(scorer, [clip])
+    assert explanation.name == "my dive"
+    assert explanation.kind == "gradient"
+    (prediction,) = scorer.predict([clip])
+    assert explanation.reasons[0].value == f"{prediction.values['score']:.1f} points"
+    assert explanation.reasons[1].value == f"{prediction.values['execution']:.1f} points"

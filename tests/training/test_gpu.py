@@ -10,6 +10,7 @@ import torch
 
 from training.config import TrainConfig
 from training.cost import step_memory
+from training.data.augment import OPERATIONS, augment_clips
 from training.model import build_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA sees no GPU here")
@@ -23,6 +24,14 @@ def test_half_precision_trains_as_full_precision_does(train, tmp_path: Path, fla
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         losses.append([r["train_loss"] for r in map(json.loads, lines) if r["type"] == "epoch"])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.parametrize("place", range(len(OPERATIONS)), ids=OPERATIONS)
+def test_each_operation_of_randaugment_gives_the_pixels_of_a_cpu_up_to_rounding(place: int):
+    clips = torch.randint(0, 256, (3, 2, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    looks = [[int(i == place) for i in range(len(OPERATIONS))] + [row] for row in range(3)]
+    on_gpu, on_cpu = augment_clips(clips.cuda(), looks).cpu(), augment_clips(clips, looks)
+    assert (on_gpu.int() - on_cpu.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("thrifty", [False, True])

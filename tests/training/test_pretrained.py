@@ -176,6 +176,9 @@ def test_an_exported_model_states_what_it_was_trained_on(train, dataset: Path, t
         assert prediction.values["score"] == pytest.approx(scores[str(int(action.video)), str(action.number)], abs=1e-6)
     assert (scorer.calibration is None) == ("gives no intervals" in card)
     assert (scorer.novelty is None) == ("does not decline" in card)
+    video = dataset / "whole_videos" / "01.mp4"
+    done = run_main("training.predict", "--run", out, "--video", video, "--start", 1, "--end", 60, "--gpu", "False")
+    assert "1-60" in done.stdout
     with pytest.raises(UserError, match="is a run folder: export it first"):
         pretrained.from_pretrained(tmp_path / "elsewhere")
 

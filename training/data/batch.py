@@ -14,18 +14,22 @@ class Batch(NamedTuple):
     """A batch of B actions.
 
     `clips` go into the network and stay on their rank. `given` and `labels` are gathered over the ranks for the loss; a
-    prediction may use `given` only. `action_index` (B,) int64 is the position of each action in its data set.
+    prediction may use `given` only. `action_index` (B,) int64 is the position of each action in its data set. `looks` are the
+    draws of an augmentation that is applied on the device, by name of the clip (data.augment.as_tensor).
     """
 
     clips: Tensors
     given: Tensors
     labels: Tensors
     action_index: torch.Tensor
+    looks: Tensors = {}  # noqa: RUF012 (never changed)
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """The batch with `change` applied to every tensor."""
-        clips, given, labels = ({name: change(t) for name, t in group.items()} for group in self[:3])
-        return Batch(clips, given, labels, change(self.action_index))
+        clips, given, labels, looks = (
+            {name: change(t) for name, t in group.items()} for group in (*self[:3], self.looks)
+        )
+        return Batch(clips, given, labels, change(self.action_index), looks)
 
 
 class Rows(NamedTuple):
@@ -51,8 +55,8 @@ def chunk(rows: Tensors, parts: int) -> list[Tensors]:
 
 def chunk_batch(batch: Batch, parts: int) -> list[Batch]:
     """The batch in `parts` smaller ones, in order."""
-    clips, given, labels = (chunk(group, parts) for group in batch[:3])
-    return list(map(Batch, clips, given, labels, batch.action_index.chunk(parts)))
+    clips, given, labels, looks = (chunk(group, parts) for group in (*batch[:3], batch.looks))
+    return list(map(Batch, clips, given, labels, batch.action_index.chunk(parts), looks))
 
 
 def concat(parts: Sequence[Tensors]) -> Tensors:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from data_preparation.actions import Action, ActionKey, plain_key, sort_key
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
+from training.data.augment import as_tensor, without_changes
 from training.data.batch import Batch
 from training.data.plan import Arrays, ClipSpec, Sample
 from training.data.sources import Source, source_of, views_of_test
@@ -106,7 +107,7 @@ class ActionDataset:
         self.labelled = labelled
         choices = views_of_test(config) if all_views else []
         self._sources = [self.source.at(choice) for choice in choices] or [self.source]  # one for each view
-        self.reader = ClipReader(self._sources[0])
+        self.reader = ClipReader(self._sources[0], config.augment_on == "device")
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -151,10 +152,13 @@ class ActionDataset:
 
 
 class ClipReader(Dataset):
-    """Reads planned samples. Only this part is pickled for the workers, so they need no method."""
+    """Reads planned samples. Only this part is pickled for the workers, so they need no method.
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    With `draws_only` it leaves out the changes of --augment and adds their draws to the batch, for the device.
+    """
+
+    def __init__(self, source: Source, draws_only: bool = False) -> None:
+        self.source, self.draws_only = source, draws_only
 
     def __getitem__(self, planned: PlannedSample) -> Batch:
         """The tensors of one action, without the batch dimension."""
@@ -162,8 +166,11 @@ class ClipReader(Dataset):
         given, labels = (
             {name: torch.as_tensor(value) for name, value in group.items()} for group in (sample.given, sample.labels)
         )
-        clips = {name: self.source.read(clip) for name, clip in sample.clips.items()}
-        return Batch(clips, given, labels, torch.tensor(planned.action_index))
+        drawn = {name: clip for name, clip in sample.clips.items() if self.draws_only and clip.look}
+        plain = {name: without_changes(clip) for name, clip in drawn.items()}
+        clips = {name: self.source.read(clip) for name, clip in {**sample.clips, **plain}.items()}
+        looks = {name: as_tensor(clip) for name, clip in drawn.items()}
+        return Batch(clips, given, labels, torch.tensor(planned.action_index), looks)
 
 
 def label_faults(actions: Sequence[Action], method: Planner) -> list[str]:

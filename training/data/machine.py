@@ -91,6 +91,7 @@ def needs(
     tensors = (
         1 + config.clips_per_sample + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
     )
+    tensors += config.clips_per_sample if config.augment_on == "device" else 0  # draws
     shared = shared_bytes(config, ranks.world_size, len(training), len(evaluated), tensors)
     _, batches = _largest_load(config, ranks.world_size, len(training), len(evaluated))
     videos = min(

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
+from training.data.augment import augment_batch
 from training.data.batch import Batch, Tensors, chunk, chunk_batch, concat
 from training.engine.prediction import autocast, non_finite_rows, resolve_precision, to_device
 from training.model import ScoringModel
@@ -99,7 +100,7 @@ class Step:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
-        batch = to_device(batch, self.device)
+        batch = augment_batch(to_device(batch._replace(looks={}), self.device), batch.looks)
         micro_batches = chunk_batch(batch, self.config.accumulate)
         forwards_twice = len(micro_batches) > 1
 

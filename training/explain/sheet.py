@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from data_preparation.common.files import atomic_file, reporting_write_errors
@@ -20,6 +22,7 @@ from training.plots import new_figure, save_figure
 
 COLOURS = "cividis"  # even for people who see no red or no green
 COLUMNS = 8  # frames on a sheet
+GAP = 0.04  # between them, as a share of their width
 RAISED, LOWERED = "#0072b2", "#d55e00"  # blue and orange of Okabe and Ito
 VIDEO_HEIGHT = 256  # least height of a frame in the mp4, in pixels
 VIDEO_SECONDS = 4.0  # shortest mp4
@@ -73,46 +76,66 @@ def effect_text(reason: Reason) -> str:
     if effect == 0:
         return "no frame changed it"
     unit = f" {reason.unit}" if reason.unit else ""
-    return f"frame {reason.strongest + 1} changed it most: {effect:+.2g}{unit}"
+    return f"frame {reason.strongest + 1} changed it most,\nby {effect:+.2g}{unit}"
+
+
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one size in a row, with white gaps of GAP of their width."""
+    gap = np.full_like(pictures[0], 255)[:, : gap_of(pictures[0].shape[1])]
+    parts = [part for picture in pictures for part in (gap, picture)]
+    return np.concatenate(parts[1:], axis=1)
+
+
+def gap_of(width: int) -> int:
+    """The gap between pictures of this width, in pixels."""
+    return max(round(GAP * width), 1)
 
 
 def write_sheet(explanation: Explanation, path: Path) -> None:
     """Rows of the sheet: the frames, a map over them for each quantity, and for each quantity the effect of every frame."""
     chosen, reasons = chosen_frames(explanation), explanation.reasons
-    count, (height, width) = len(explanation.frames_THWC), explanation.frames_THWC.shape[1:3]
-    cell = 1.45
-    picture = cell * height / width + 0.12
-    heights = [picture + 0.2, *[picture] * len(reasons), *[1.15] * len(reasons)]
-    figure = new_figure(1.9 + cell * len(chosen), sum(heights) + 1.1)
-    grid = figure.add_gridspec(
-        len(heights), len(chosen) + 1, height_ratios=heights, width_ratios=[1.3, *[1] * len(chosen)]
-    )
+    count, height, width = explanation.frames_THWC.shape[:3]
+    cell = max(1.5, 8.0 / len(chosen) * min(width / height, 1))  # inches
+    picture = cell * height / width
+    heights = [picture + 0.3, *[picture + 0.12] * len(reasons), *[1.0] * len(reasons)]
+    figure = new_figure(2.2 + cell * len(chosen), sum(heights) + 0.9)
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights, width_ratios=[1.6, cell * len(chosen)])
     figure.suptitle(
         f"{explanation.name}: what changed the prediction ({KINDS.get(explanation.kind, explanation.kind)})"
     )
-    rows = [("frames", None), *((f"{r.quantity}\n{r.value}", r) for r in reasons)]
-    for row, (label, reason) in enumerate(rows):
-        title = figure.add_subplot(grid[row, 0])
-        title.axis("off")
-        title.text(0.98, 0.5, label, ha="right", va="center", fontsize=10, wrap=True)
-        for column, index in enumerate(chosen, start=1):
-            axes = figure.add_subplot(grid[row, column])
-            axes.set_xticks([])
-            axes.set_yticks([])
-            frame = explanation.frames_THWC[index]
-            axes.imshow(frame if reason is None else overlay(frame, reason.map_THW[index]))
-            if reason is None:
-                axes.set_title(f"frame {index + 1}", fontsize=8)
-            elif index == reason.strongest:
-                for side in axes.spines.values():
-                    side.set(color=LOWERED if reason.effects_T[index] < 0 else RAISED, linewidth=2.5)
+
+    def label(row: int, text: str, size: int) -> Axes:
+        axes = figure.add_subplot(grid[row, 0])
+        axes.axis("off")
+        axes.text(1.0, 0.5, text, ha="right", va="center", fontsize=size)
+        return axes
+
+    gap = gap_of(width)
+    rows: list[tuple[str, Reason | None]] = [("frames", None), *((f"{r.quantity}\n{r.value}", r) for r in reasons)]
+    for row, (text, reason) in enumerate(rows):
+        scale_place = label(row, text, 10)
+        axes = figure.add_subplot(grid[row, 1])
+        axes.axis("off")
+        frames = [explanation.frames_THWC[index] for index in chosen]
+        if reason is None:
+            axes.imshow(side_by_side(frames))
+            for column, index in enumerate(chosen):
+                middle = column * (width + gap) + width / 2
+                axes.text(middle, -0.03 * height, f"frame {index + 1}", ha="center", va="bottom", fontsize=8)
+            scale = scale_place.inset_axes((0.35, 0.12, 0.65, 0.08))
+            scale.imshow(np.linspace(0, 1, 64)[None], aspect="auto", cmap=COLOURS)
+            scale.set_yticks([])
+            scale.set_xticks([0, 63], ["changed\nit least", "most"], fontsize=7)
+            continue
+        maps = [overlay(frame, reason.map_THW[index]) for frame, index in zip(frames, chosen, strict=True)]
+        axes.imshow(side_by_side(maps))
+        if reason.strongest in chosen:
+            left = chosen.index(reason.strongest) * (width + gap)
+            colour = LOWERED if reason.effects_T[reason.strongest] < 0 else RAISED
+            axes.add_patch(Rectangle((left - 0.5, -0.5), width, height, fill=False, color=colour, linewidth=2.5))
     for row, reason in enumerate(reasons, start=len(rows)):
-        title = figure.add_subplot(grid[row, 0])
-        title.axis("off")
-        title.text(
-            0.98, 0.5, f"{reason.quantity}:\n{effect_text(reason)}", ha="right", va="center", fontsize=8, wrap=True
-        )
-        axes = figure.add_subplot(grid[row, 1:])
+        label(row, f"{reason.quantity}:\n{effect_text(reason)}", 8)
+        axes = figure.add_subplot(grid[row, 1])
         effects = reason.effects_T
         axes.bar(np.arange(1, count + 1), effects, color=np.where(effects < 0, LOWERED, RAISED), width=0.8)
         axes.axhline(0, color="black", linewidth=0.6)
@@ -121,20 +144,11 @@ def write_sheet(explanation: Explanation, path: Path) -> None:
         axes.tick_params(labelsize=8)
         axes.set_axisbelow(True)
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if row == len(heights) - 1:
             axes.set_xlabel(
                 "frame of the clip; bars: by how much it raised (blue) or lowered (orange) the quantity", fontsize=8
             )
-    scale = figure.colorbar(
-        ScalarMappable(cmap=COLOURS),
-        ax=figure.axes[: len(rows) * (len(chosen) + 1)],
-        location="right",
-        shrink=0.5,
-        pad=0.01,
-        aspect=30,
-    )
-    scale.set_label("how much a place changed it", fontsize=8)
-    scale.set_ticks([0, 1], labels=["least", "most"], fontsize=8)
     save_figure(figure, path)
 
 
@@ -155,7 +169,10 @@ def video_frames(explanation: Explanation) -> Iterator[Image.Image]:
             image.paste(Image.fromarray(pixels).resize(shown, Image.Resampling.BICUBIC), (column * shown[0], 0))
         draw = ImageDraw.Draw(image)
         draw.text(
-            (6, shown[1] + 4), f"{reason.quantity} {reason.value}; {effect_text(reason)}", fill="black", font=font
+            (6, shown[1] + 4),
+            f"{reason.quantity} {reason.value}; {effect_text(reason)}".replace("\n", " "),
+            fill="black",
+            font=font,
         )
         middle, step = shown[1] + 60, total[0] / count
         for other, effect in enumerate(reason.effects_T):

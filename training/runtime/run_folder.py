@@ -44,6 +44,7 @@ from training.runtime.interruption import ProcessLost
 from training.runtime.run_progress import RunProgress
 
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, next to the folders of its points
+MODEL_FORMAT = "deepsports_model"  # an entry in the config.json and the weights of an exported model
 REPEATS = {"seed", "fold"}  # flags that repeat an experiment instead of changing it
 
 _lock_files: list[IO[str]] = []  # kept open: closing one would release its lock
@@ -230,6 +231,17 @@ class RunFolder:
         near = f", such as {', '.join(found[:5])}{more}" if found else ", such as runs/default"
         what = "holds no run (no config.json)" if self.path.exists() else "does not exist"
         raise UserError(f"{self.path} {what}: give the folder of a run{near}")
+
+    def scoring_config(self) -> TrainConfig:
+        """The configuration of the run or of the exported model (training.pretrained) in this folder.
+
+        Raises:
+            UserError: the folder holds neither, or config.json is damaged.
+        """
+        record = read_json(self.config_file)
+        if isinstance(record, dict) and MODEL_FORMAT in record:
+            return from_record(record.get("flags", {}))
+        return self.existing_config()
 
     def summary(self) -> dict[str, Any] | None:
         """The result of the test split, or None if it was not opened.

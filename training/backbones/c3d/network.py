@@ -48,7 +48,7 @@ class C3D(Backbone):
         windows = torch.stack(
             [video_BCTHW[:, :, s : s + self.layout.length] for s in starts], dim=1
         )  # (B, N, 3, 16, H, W)
-        return self._window_features(windows.flatten(0, 1)).view(len(video_BCTHW), len(starts), -1)
+        return self._window_features(windows.flatten(0, 1)).view(video_BCTHW.shape[0], len(starts), -1)
 
     def _window_features(self, x: torch.Tensor) -> torch.Tensor:
         for stage in (self._stage1, self._stage2, self._stage3, self._stage4, self._stage5):

@@ -189,7 +189,7 @@ class I3D(Backbone):
     def with_maps(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(features (B, N, 1024), {"mixed_5c": (B, windows, 1024, T / 8, H / 32, W / 32)})."""
         maps = self.tail(self.stem(self.windows(video_BCTHW)))
-        clips = len(video_BCTHW)
+        clips = video_BCTHW.shape[0]
         features = self.pool(maps).reshape(clips, -1, self.feature_dim)
         return features, {"mixed_5c": maps.unflatten(0, (clips, -1))}
 

@@ -127,7 +127,7 @@ class TSM(Backbone):
 
     def with_maps(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(features (B, T, C), {"volume": (B, C, T, H / 32, W / 32)})."""
-        maps = dict(self.end_points(video_BCTHW))["layer4"].unflatten(0, (len(video_BCTHW), -1))  # (B, T, C, h, w)
+        maps = dict(self.end_points(video_BCTHW))["layer4"].unflatten(0, (video_BCTHW.shape[0], -1))  # (B, T, C, h, w)
         return maps.mean(dim=(3, 4)), {"volume": maps.transpose(1, 2)}
 
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
