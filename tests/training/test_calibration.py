@@ -112,7 +112,7 @@ def test_what_is_too_few_and_which_group_is_covered_too_rarely_is_said(tmp_path:
     for text in (
         "{",
         "[]",
-        '{"task": "score", "epoch": 1, "level": 0.9, "groups": [], "positions": {}, "misfits": {"": ["x"]}}',
+        '{"task": "score", "epoch": 1, "level": 0.9, "groups": [], "tested": [], "positions": {}, "misfits": {"": ["x"]}}',
     ):
         run.calibration_file.write_text(text)
         with pytest.raises(UserError, match=r"calibration\.json"):
