@@ -17,6 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from data_preparation.common.errors import UserError
+from data_preparation.pickles import load_pickle
 from tests.conftest import PATIENCE_S, REPOSITORY
 from tests.judge_stand_in import CRASH, GO, HANG, NoRun, StandIn
 from training.judge_page.__main__ import announcement, job_line, tunnel_line
@@ -153,6 +154,8 @@ def test_a_hostile_file_name_is_text_and_never_a_path(client: TestClient, page: 
         (b"<!doctype html><script>alert(1)</script>", "a.mp4", 415, "a web page"),
         (b"PK\x03\x04" + b"x" * 99, "a.mp4", 415, "a ZIP archive"),
         (b"#!/bin/sh\nrm -rf /\n", "a.mp4", 415, "text, not a video"),
+        (b"ffconcat version 1.0\n#\x01\nfile other.mp4\n", "a.mp4", 415, "none of the known types"),
+        (b"#EXTM3U\n#\x01\n#EXTINF:4.0,\nother.mp4\n", "a.mp4", 415, "none of the known types"),
         (b"x" * (MIB + 1), "a.mp4", 413, "limit of 1 MiB"),
         (b"x" * (3 * MIB), "a.mp4", 413, "limit of 1 MiB"),
     ],
@@ -357,16 +360,20 @@ def served(train: Callable[..., object], tmp_path: Path) -> Iterator[tuple[str, 
 
 
 @pytest.mark.skipif(not shutil.which("chromedriver"), reason="chromedriver is not installed (Debian: chromium-driver)")
-def test_people_score_clips_in_a_browser(served, shared: Path, tmp_path: Path):
+def test_people_score_clips_in_a_browser(served, dataset: Path, shared: Path, tmp_path: Path):
     pytest.importorskip("selenium")
+    from selenium.webdriver.support.ui import WebDriverWait
+
     address, process, temporary = served
     clips = shared / "clips"
     hostile = tmp_path / HOSTILE[0]
-    shutil.copy(clips / "dive_platform.mp4", hostile)
+    shutil.copy(dataset / "whole_videos/01.mp4", hostile)
+    dive = load_pickle(dataset / "annotations/final_annotations_dict.pkl")[1, 1]
+    start, end = dive["start_frame"], dive["end_frame"]
     large = tmp_path / "large.mp4"
     large.write_bytes(bytes(3 * MIB))
     with Browser(address) as ana, Browser(address) as ben:
-        # two people at once: a video that the browser plays, and one that it does not
+        # two people at once: dives as those of the training, and a real dive in a file that the browser does not play
         ana.drop(hostile)
         ben.drop(clips / "dive_mtl_aqa_03_055.avi")
         for person in (ana, ben):
@@ -375,15 +382,19 @@ def test_people_score_clips_in_a_browser(served, shared: Path, tmp_path: Path):
         ana.wait_for("#play")
         ben.wait_for("#first")
         assert not ben.all("#preview")[0].is_displayed()
-        ana.set_slider("start", 30)
-        ana.set_slider("end", 100)
-        assert [ana.all(f"#{name}")[0].get_attribute("value") for name in ("start", "end")] == ["30", "100"]
+        ana.set_slider("start", start)
+        ana.set_slider("end", end)
+        assert [ana.all(f"#{name}")[0].get_attribute("value") for name in ("start", "end")] == [str(start), str(end)]
         for person in (ana, ben):
             person.all("#trim button.main")[0].click()
         for person in (ana, ben):
             person.wait_for(".verdict")
-        assert "frames 30 to 100" in ana.text(".verdict")
+        assert f"frames {start} to {end}" in ana.text(".verdict")
+        assert "90 % interval" in ana.text(".verdict")
+        loaded = "return document.querySelector('.why-card img').naturalWidth > 0 && document.querySelector('.why-card video').duration > 0"
+        WebDriverWait(ana.driver, PATIENCE_S).until(lambda driver: driver.execute_script(loaded))
         assert "frames 1 to 103" in ben.text(".verdict")
+        assert "Declined" in ben.text(".verdict")
         assert not [
             path for path in temporary.rglob("*") if path.is_file() and path.stat().st_size == hostile.stat().st_size
         ]
