@@ -151,6 +151,9 @@ _TYPES: tuple[tuple[FileType, Callable[[bytes], bool]], ...] = (
     ),
     (FileType("video", "a video (Matroska or WebM)", _OTHER_FILE), _starts(b"\x1a\x45\xdf\xa3")),
     (FileType("video", "a video (AVI)", _OTHER_FILE), lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI "),
+    (FileType("video", "a video (Ogg)", _OTHER_FILE), _starts(b"OggS")),
+    (FileType("video", "a video (ASF or WMV)", _OTHER_FILE), _starts(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11")),
+    (FileType("video", "a video (MXF)", _OTHER_FILE), _starts(b"\x06\x0e\x2b\x34\x02\x05\x01\x01")),
     (FileType("video", "a video (GIF)", _OTHER_FILE), _starts(b"GIF8")),
     (FileType("video", "a video (YUV4MPEG2)", _OTHER_FILE), _starts(b"YUV4MPEG2 ")),
     (

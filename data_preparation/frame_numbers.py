@@ -7,7 +7,6 @@ Annotations that count ffmpeg's files include those repeats and drops. `cfr_sour
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,14 +110,18 @@ def open_video(path: Path) -> av.container.InputContainer:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes): download it again")
     try:
-        # ffmpeg reads 'a:b' as protocol a, and opens the files that a playlist names before it tells its format
-        container = av.open(os.path.abspath(path), options={"format_whitelist": ",".join(sorted(_FORMATS))})
+        container = av.open(os.path.abspath(path))  # ffmpeg reads 'a:b' as protocol a
     except (av.FFmpegError, OSError, ValueError) as error:
         cause = file_type_hint(path, wanted={"video"})
-        problem = "of no format that is read" if getattr(error, "errno", 0) == errno.EINVAL else first_line(error)
         raise UserError(
-            f"{path} cannot be opened as a video{f', {cause}' if cause else f' ({problem}): download it again'}"
+            f"{path} cannot be opened as a video{f', {cause}' if cause else f' ({first_line(error)}): download it again'}"
         ) from None
+    if container.format.name not in _FORMATS:  # for example a playlist, which would open other files
+        container.close()
+        cause = file_type_hint(path, wanted={"video"})
+        raise UserError(
+            f"{path} is not a video but '{container.format.name}'{f', {cause}' if cause else ': download it again'}"
+        )
     return container
 
 

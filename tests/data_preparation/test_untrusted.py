@@ -16,7 +16,6 @@ from data_preparation import datasets
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import write_atomic
 from data_preparation.datasets import AnnotationFiles
-from data_preparation.frame_numbers import open_video
 from data_preparation.loose_frames import frame_files
 from data_preparation.pickles import load_pickle
 from tests.data_preparation.layouts_scores import drawn_unlv_dive, write_jigsaws, write_unlv_dive
@@ -204,17 +203,3 @@ def test_a_wrong_label_of_clips_is_one_fault(tmp_path: Path):
     (tmp_path / "train.txt").write_text("a 0 9 0\nb 0 9 0\n")
     (tmp_path / "test.txt").write_text("c 0 9 5\n")
     assert len(faults_of("clips", tmp_path).splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"ffconcat version 1.0\n#\x01\nfile other.mp4\n",
-        b"#EXTM3U\n#\x01\n#EXT-X-TARGETDURATION:9\n#EXTINF:4.0,\nother.mp4\n#EXT-X-ENDLIST\n",
-    ],
-)
-def test_a_playlist_opens_no_other_file(tmp_path: Path, content: bytes):
-    os.mkfifo(tmp_path / "other.mp4")  # whoever opens it waits for ever
-    (tmp_path / "list.mp4").write_bytes(content)
-    with pytest.raises(UserError, match="cannot be opened as a video"):
-        open_video(tmp_path / "list.mp4")

@@ -154,6 +154,8 @@ def test_a_hostile_file_name_is_text_and_never_a_path(client: TestClient, page: 
         (b"<!doctype html><script>alert(1)</script>", "a.mp4", 415, "a web page"),
         (b"PK\x03\x04" + b"x" * 99, "a.mp4", 415, "a ZIP archive"),
         (b"#!/bin/sh\nrm -rf /\n", "a.mp4", 415, "text, not a video"),
+        (b"ffconcat version 1.0\n#\x01\nfile other.mp4\n", "a.mp4", 415, "none of the known types"),
+        (b"#EXTM3U\n#\x01\n#EXTINF:4.0,\nother.mp4\n", "a.mp4", 415, "none of the known types"),
         (b"x" * (MIB + 1), "a.mp4", 413, "limit of 1 MiB"),
         (b"x" * (3 * MIB), "a.mp4", 413, "limit of 1 MiB"),
     ],

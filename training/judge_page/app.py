@@ -153,9 +153,11 @@ class JudgePage:
         if size > self.upload_limit:
             raise Refusal(413, f"{clip.name} is larger than the limit of {self.upload_limit // MIB} MiB.")
         clip.path = form.upload.path
+        # unknown types are refused, too: ffmpeg would open the files that a playlist names
         content = file_type_of(read_head(clip.path))
-        if content is not None and content.kind != "video":
-            raise Refusal(415, f"{clip.name} is {content.name}, not a video: choose a video file.")
+        if content is None or content.kind != "video":
+            found = f"is {content.name}, not a video" if content else "has none of the known types of videos"
+            raise Refusal(415, f"{clip.name} {found}: choose a video file, such as MP4.")
 
         def done(facts: VideoFacts) -> None:
             clip.facts = facts
