@@ -251,11 +251,8 @@ def load(path: Path) -> Novelty | None:
             name: Spread(*(arrays[f"{name}.{part}"].astype(np.float64) for part in ("mean", "whiten")))
             for name in names
         }
-        if (
-            "features" not in spreads
-            or set(spreads) > {"features", "picture"}
-            or any(s.mean.ndim != 1 or s.whiten.shape[:1] != s.mean.shape for s in spreads.values())
-        ):
+        fit_each_other = all(s.mean.ndim == 1 and s.whiten.shape[:1] == s.mean.shape for s in spreads.values())
+        if "features" not in spreads or set(spreads) - {"features", "picture"} or not fit_each_other:
             raise ValueError("arrays are missing or do not fit each other")
         return Novelty(spreads, **{name: read(arrays[name]) for name, read in _FACTS.items()})
     except FileNotFoundError:

@@ -221,8 +221,10 @@ def clip_of(
 ) -> Clip:
     """A clip for Scorer.distances, of which nothing is known but its frames: all of them, or those of a window."""
     kind = next(iter(scorer.facts.rules), "")
-    # some methods need a difficulty to score, which the distance does not depend on
-    action = scorer.action("video", 1, *(window or (1, len(frames_THWC))), kind=kind, difficulty=3.0)
+    # some methods need a difficulty or a dive number to score, which the distance does not depend on
+    action = scorer.action(
+        "video", 1, *(window or (1, len(frames_THWC))), kind=kind, difficulty=3.0, dive_number="107B"
+    )
     return Clip(frames_THWC, action, name, numbers=numbers)
 
 
