@@ -306,6 +306,7 @@ class PageConfig:
     """Flags of --html."""
 
     root_dir: Path | None = flag(None, "One run: folder of the frames, if they were moved since the training.")
+    maps: bool = flag(False, "One run: also show what the network looked at in the examples, which takes longer.")
     output: Path | None = flag(None, "Several runs: file to write; default: comparison.html beside the first run.")
 
 
@@ -321,7 +322,7 @@ def main(argv: Sequence[str]) -> None:
         )
     options = parse(PageConfig, words[len(names) :], prog="python -m training.report RUN...", description=__doc__)
     if HTML in argv and len(names) == 1 and not sweep_points(names[0]):
-        print(write_report(RunFolder(names[0]), options.root_dir))
+        print(write_report(RunFolder(names[0]), options.root_dir, with_maps=options.maps))
         return
     runs, omitted = opened_runs(names)
     if HTML in argv:

@@ -67,7 +67,7 @@ def test_runs_of_other_dives_are_refused(tmp_path: Path):
         ([a], "give two run folders"),
         ([a, write_run(tmp_path / "nan", noisy(9) * np.nan)], "a score is not a finite number"),
         ([a, write_run(tmp_path / "twice", noisy(9), [DIVES[0], *DIVES[:-1]])], "or an action occurs twice"),
-        ([a, write_run(tmp_path / "empty", noisy(9)[:0], [])], "fewer than three actions"),
+        ([a, write_run(tmp_path / "empty", noisy(9)[:0], [])], "fewer than 3 actions"),
     ):
         done = run_main("training.compare", *arguments, check=False)
         assert done.returncode == 2

@@ -112,6 +112,14 @@ def test_a_run_writes_all_files_of_the_readme(finished: Path):
     assert sum(map(len, parts)) == len(set.union(*parts)) == 60
 
 
+def test_the_page_of_a_run_is_made_again_with_maps(finished: Path, tmp_path: Path):
+    shutil.copytree(finished, tmp_path / "a")
+    run_main("training.report", "--html", tmp_path / "a", "--maps", "True")
+    page = RunFolder(tmp_path / "a").report_file.read_text()
+    assert page.count(", frame 1 of 6") == page.count(", map 1 of 4") == 10  # examples; the network sees four frames
+    assert "score: frame" in page
+
+
 def test_the_test_spearman_is_scipys_with_the_best_epoch(finished: Path):
     rows = list(csv.DictReader((finished / "predictions.csv").open()))
     summary = json.loads((finished / "summary.json").read_text())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_preparation.actions import action_name, video_name
+from data_preparation.actions import Action, action_name, video_name
 from data_preparation.archive import FrameReaders
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import reporting_write_errors, write_atomic
@@ -51,11 +51,13 @@ _COMMAND = "python -m training.report --html"
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A test action with thumbnails (data URIs) of its frames."""
+    """A test action with thumbnails (data URIs) of its frames and, if wanted, of maps."""
 
     name: str
     line: str
     frames: Sequence[str]
+    maps: Sequence[str] = ()
+    maps_line: str = ""
 
 
 @cache
@@ -85,13 +87,14 @@ def write_page(path: Path, text: str) -> None:
         write_atomic(path, text.encode("utf-8", "replace"))
 
 
-def write_report(run: RunFolder, root_dir: Path | None = None) -> Path:
-    """Write report.html of a run folder and return its path. `root_dir` is the folder of the frames, if they were moved.
+def write_report(run: RunFolder, root_dir: Path | None = None, *, with_maps: bool = False) -> Path:
+    """Write report.html of a run folder and return its path. `root_dir` is the folder of the frames, if they were moved. `with_maps`
+    also shows what the network looked at in the examples, which needs the network.
 
     Raises:
         UserError: the folder holds no run, one of its files is damaged, or the disk is full.
     """
-    write_page(run.report_file, report_page(run, root_dir))
+    write_page(run.report_file, report_page(run, root_dir, with_maps=with_maps))
     return run.report_file
 
 
@@ -108,7 +111,7 @@ def write_report_or_warn(run: RunFolder) -> None:
         )
 
 
-def report_page(run: RunFolder, root_dir: Path | None = None) -> str:
+def report_page(run: RunFolder, root_dir: Path | None = None, *, with_maps: bool = False) -> str:
     """The text of report.html. A run whose test split was not opened gets a page without a result.
 
     Raises:
@@ -136,7 +139,11 @@ def report_page(run: RunFolder, root_dir: Path | None = None) -> str:
         ]
         texts = task.example_texts(tested)
         titles = (texts.best, texts.worst)
-        best, worst, note = examples(tested, texts, rows, root_dir or config.root_dir)
+        frames_dir = root_dir or config.root_dir
+        best, worst, note = examples(tested, texts, rows, frames_dir)
+        if with_maps:
+            mapped = add_maps(run, [*best, *worst], tested, rows, frames_dir)
+            best, worst = mapped[: len(best)], mapped[len(best) :]
     return render(
         "run.html",
         title=run.title,
@@ -401,23 +408,48 @@ def examples(
     return [example(i) for i in order[:shown]], [example(i) for i in order[::-1][:shown]], note
 
 
+def add_maps(
+    run: RunFolder, chosen: Sequence[Example], tested: Predictions, rows: Sequence[Mapping[str, str]], frames_dir: Path
+) -> list[Example]:
+    """The examples with maps of what the network looked at.
+
+    Raises:
+        UserError: as maps.maps_of.
+    """
+    from training.html_report.maps import maps_of  # here: it imports torch
+
+    places = {action_name(key): i for i, key in enumerate(tested.keys)}
+    actions = []
+    for i in (places[example.name] for example in chosen):
+        start, end = int(rows[i]["start_frame"]), int(rows[i]["end_frame"])
+        difficulty = tested.difficulties[i] if tested.difficulties else None
+        actions.append(Action(*tested.keys[i], start, end, difficulty=difficulty, kind=tested.truth.kinds[i]))
+    found = maps_of(run.path, actions, frames_dir)
+    return [
+        dataclasses.replace(example, maps=[data_uri(picture) for picture in pictures], maps_line=text)
+        for example, (pictures, text) in zip(chosen, found, strict=True)
+    ]
+
+
 def thumbnails(readers: FrameReaders, video: str, start: int, end: int) -> list[str]:
     """JPEG data URIs of frames evenly spaced from the first to the last one of an action.
 
     Raises:
         UserError: the frames are missing or damaged.
     """
+    numbers = np.unique(np.linspace(start, end, _FRAMES).round().astype(int))
+    return [data_uri(readers[video_name(video)].image(int(number))) for number in numbers]
+
+
+def data_uri(image_HWC: np.ndarray) -> str:
+    """A thumbnail of a picture (H, W, 3) uint8 as a JPEG data URI."""
     from PIL import Image
 
-    numbers = np.unique(np.linspace(start, end, _FRAMES).round().astype(int))
-    found = []
-    for number in numbers:
-        image = Image.fromarray(readers[video_name(video)].image(int(number)))
-        image.thumbnail((3 * _FRAME_HEIGHT, _FRAME_HEIGHT))
-        jpeg = io.BytesIO()
-        image.save(jpeg, "JPEG", quality=_QUALITY)
-        found.append(f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}")
-    return found
+    image = Image.fromarray(image_HWC)
+    image.thumbnail((3 * _FRAME_HEIGHT, _FRAME_HEIGHT))
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
 
 
 # ------------------------------------------------------------------------------------------- data, flags and environment
