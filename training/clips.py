@@ -189,10 +189,26 @@ def warnings_of(scorer: Scorer, scan: VideoScan, action: Action) -> list[str]:
     ]
 
 
-def action_ranges(scorer: Scorer, scan: VideoScan, start: Place | None, end: Place | None) -> Sequence[tuple[int, int]]:
-    """The first and last frame of each action of a video. Without start and end the video is one action as a whole.
+def action_ranges(
+    scorer: Scorer, scan: VideoScan, start: Place | None, end: Place | None, search: str = "auto"
+) -> Sequence[tuple[int, int]]:
+    """The first and last frame of each action of a video.
+
+    Without start and end the video is one action as a whole, or is searched for actions: always with `search` "always", never with
+    "never", with "auto" if it is long for one action and the run has distances.
 
     Raises:
-        UserError: as `frame_range`.
+        UserError: as `frame_range`, or a search finds nothing.
     """
+    from training.search import find_actions, is_long  # here, because it reads frames with this module
+
+    whole = start is None and end is None
+    if whole and search != "never" and (search == "always" or is_long(scorer, scan)):
+        found = find_actions(scorer, scan)
+        if not found:
+            assert scorer.novelty is not None
+            raise UserError(
+                f"{scan.path}: no {scorer.novelty.noun} like those of the training was found in {scan.frame_count} frames: give --start and --end, or --search never to score the video as a whole"
+            )
+        return [(each.start, each.end) for each in found]
     return [frame_range(scan, start, end)]

@@ -3,7 +3,7 @@
     python -m training.predict --run runs/<name> --video FILES_OR_FOLDERS [--start 0:12.5 --end 0:16] [--difficulty 3.2] [--out FOLDER]
     python -m training.predict --run runs/<name> --actions actions.csv [--out FOLDER]
 
-A video without --start and --end is one action as a whole. Times and frame numbers may be mixed: 120 is a frame (from 1, as
+A video without --start and --end is one action as a whole or, if it is long, is searched for actions (search.py). Times and frame numbers may be mixed: 120 is a frame (from 1, as
 ffmpeg numbers them), 4.5s and 1:23.5 are times. actions.csv has the column video and, as far as they are known, start, end,
 difficulty, dive_number and kind; its paths are relative to its folder.
 
@@ -56,6 +56,12 @@ class _PredictConfig:
     clips: int = flag(
         1, "Clips of each action whose predictions are averaged; 1 is the clip of validation.", minimum=1, maximum=64
     )
+    search: str = flag(
+        "auto",
+        "Search a video without --start and --end for actions: auto if it is longer than three of the longest training actions.",
+        choices=("auto", "always", "never"),
+    )
+    decline: bool = flag(True, "Give no score to a clip unlike those of the training; False gives it, with a note.")
     out: Path | None = flag(None, "Folder for predictions.json and predictions.csv.")
     explain: bool = flag(
         False, "Also write a PNG sheet and a short mp4 for each action to --out: what changed its prediction."
@@ -200,7 +206,7 @@ class Results:
 
 
 def read_clips(
-    scorer: Scorer, requests: Sequence[Request], clips_each: int, results: Results
+    scorer: Scorer, requests: Sequence[Request], clips_each: int, results: Results, search: str
 ) -> Iterator[tuple[Request, Clip, list[str]]]:
     """The clips of some requests, each with its notes. Requests that fail go to `results.failed`."""
     from data_preparation.frame_numbers import scan_video
@@ -210,7 +216,7 @@ def read_clips(
     for request in requests:
         try:
             scan = scan_of(request.video)
-            for frames in action_ranges(scorer, scan, request.start, request.end):
+            for frames in action_ranges(scorer, scan, request.start, request.end, search):
                 clip = read_clip(scorer, scan, frames, clips_each=clips_each, **request.known)
                 yield request, clip, warnings_of(scorer, scan, clip.action)
         except UserError as error:
@@ -230,20 +236,29 @@ def explained(scorer: Scorer, clip: Clip, folder: Path, stem: str) -> tuple[Sequ
 
 
 def predict_all(
-    scorer: Scorer, requests: Sequence[Request], clips_each: int, results: Results, explanations: Path | None = None
+    scorer: Scorer,
+    requests: Sequence[Request],
+    options: Any,
+    results: Results,
+    explanations: Path | None = None,
 ) -> None:
     """Score all requests, in batches of the size of validation, with a progress bar in requests. An error of one leaves the
-    others alone. With a folder for `explanations`, what is not declined is explained there."""
+    others alone. `options` are those of the command line. With a folder for `explanations`, what is not declined is explained
+    there."""
     from tqdm import tqdm
 
     from training.data.loader import evaluation_size
     from training.explain.sheet import file_stem
+    from training.novelty import declined_text
 
     waiting: list[tuple[Request, Clip, list[str]]] = []
 
     def score() -> None:
-        found = scorer.predict([clip for _, clip, _ in waiting], clips_each=clips_each)
+        found = scorer.predict([clip for _, clip, _ in waiting], clips_each=options.clips)
         for (request, clip, notes), prediction in zip(waiting, found, strict=True):
+            if prediction.declined and not options.decline and prediction.distance is not None:
+                notes = [*notes, f"it is scored although it is {declined_text(prediction.noun, prediction.distance)}"]
+                prediction = dataclasses.replace(prediction, declined=False)
             files: Sequence[Path] = ()
             if explanations is not None and not prediction.declined:
                 number = len(results.predictions) + 1
@@ -254,7 +269,7 @@ def predict_all(
         waiting.clear()
 
     with tqdm(total=len(requests), unit="video", desc="scoring", disable=not sys.stderr.isatty()) as bar:
-        for each in read_clips(scorer, requests, clips_each, results):
+        for each in read_clips(scorer, requests, options.clips, results, options.search):
             waiting.append(each)
             if len(waiting) == evaluation_size(scorer.config):
                 score()
@@ -268,11 +283,11 @@ def predict_all(
 
 def record_of(scored: Scored) -> dict[str, Any]:
     """A prediction as JSON types. One that is declined has null for all that was predicted, and a note."""
+    from training.novelty import declined_text
+
     prediction, notes = scored.prediction, list(scored.notes)
     if prediction.declined:
-        notes.append(
-            f"declined: it is not like the actions that the network was trained on (distance {prediction.distance:.2f}, limit {prediction.threshold:.2f})"
-        )
+        notes.append(declined_text(prediction.noun, prediction.distance or 0))
         blank = dict.fromkeys(prediction.values)
         prediction = dataclasses.replace(prediction, values=blank, low=None, high=None, classes=None)
     found: dict[str, Any] = {
@@ -362,6 +377,8 @@ def write_results(folder: Path, run: Path, scorer: Scorer, results: Results, com
 def run_notes(scorer: Scorer) -> list[str]:
     """What is to be known about all predictions of a run, a sentence each."""
     about = [scorer.why_no_interval] if scorer.calibration is None else scorer.calibration.lines()
+    if scorer.novelty is None:
+        about.append(scorer.why_no_distance)
     return about + scorer.model.method.notes()
 
 
@@ -385,7 +402,7 @@ def main(argv: Sequence[str]) -> int:
     results, complete = Results(), False
     try:
         explanations = options.out / "explanations" if options.explain else None
-        predict_all(scorer, requests, options.clips, results, explanations)
+        predict_all(scorer, requests, options, results, explanations)
         complete = True
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
