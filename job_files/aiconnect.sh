@@ -5,7 +5,7 @@
 # skips what is done. Settings of the challenge itself: job_files/methods/aiconnect.sh.
 # The drawn clips have what the recipe is for: each performer has a camera of its own, so validation and test show light and colours that no
 # training clip has; two classes are rare in training; and a detector tells two of the classes. Rules are chosen by macro F1, which
-# counts rare classes as others.
+# counts rare classes as others. Heavy augmentation is part of the recipe, but frames of 32 x 32 pixels do not gain from it (see there).
 #
 #     bash job_files/aiconnect.sh
 #

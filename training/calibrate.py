@@ -27,7 +27,6 @@ from training.engine.state import load_best
 from training.engine.trainer import write_val_predictions
 from training.model import ScoringModel, build_model
 from training.novelty import describe_all, measured, save, some_of, stored_epoch
-from training.predictions import read_predictions
 from training.runtime import collectives
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
@@ -137,13 +136,8 @@ def main(argv: Sequence[str]) -> int:
     found = write_calibration(folder, task)
     assert found is not None
     print("\n".join([f"{folder.calibration_file} written", *found.lines()]))
-    if folder.summary() is not None and folder.predictions_file.exists():
-        print("Coverage of the test predictions:")
-        print(
-            "\n".join(
-                f"  {line}" for line in coverage_lines(found, read_predictions(folder.predictions_file, folder.title))
-            )
-        )
+    if found.tested:
+        print("\n".join(["Coverage of the test predictions:", *(f"  {line}" for line in coverage_lines(found.tested))]))
     if stored_epoch(folder.novelty_file) != epoch:  # last, because it needs the frames of the training, too
         text = measure_distances(folder, opened or _open(folder, config, options))
         print(f"{folder.novelty_file} written\n{text}")

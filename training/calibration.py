@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -138,13 +138,15 @@ def group_coverage(covered: np.ndarray, groups: Mapping[str, np.ndarray]) -> lis
 class Calibration:
     """The content of calibration.json. `misfits` holds the misfits of the validation actions of each kind; an action without a
     kind has the kind "". `positions` has the predicted scores of the same actions; for classes it is empty. `groups` are
-    leave-one-out: each action is judged by the limit of the others. `epoch` is that of best.pt, whose predictions these are."""
+    leave-one-out: each action is judged by the limit of the others. `tested` are the test actions, all first, once the test split was
+    opened. `epoch` is that of best.pt, whose predictions these are."""
 
     task: str
     epoch: int
     misfits: dict[str, list[float]]
     positions: dict[str, list[float]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
+    tested: list[Group] = field(default_factory=list)
     level: float = LEVEL
 
     def limits(self, kinds: Sequence[str], predicted: Arrays) -> np.ndarray:
@@ -183,11 +185,18 @@ class Calibration:
         return found + self.warnings()
 
     def warnings(self) -> list[str]:
-        """The groups that an interval covers too rarely, a sentence each."""
+        """The groups that an interval covers too rarely, and how often it covers the test actions, a sentence each."""
         return [
-            f"{group.name}: only {percent(group.coverage)} of {group.actions} validation actions are inside the interval, so trust it less there"
-            for group in self.groups
-            if group.coverage < WORST_GROUP
+            *(
+                f"{group.name}: only {percent(group.coverage)} of {group.actions} {part} actions are inside the interval, so trust it less there"
+                for part, groups in (("validation", self.groups), ("test", self.tested[1:]))
+                for group in groups
+                if group.coverage < WORST_GROUP
+            ),
+            *(
+                f"{percent(group.coverage, 1)} of {group.actions} test actions are inside their interval"
+                for group in self.tested[:1]
+            ),
         ]
 
     def record(self) -> dict[str, Any]:
@@ -196,6 +205,7 @@ class Calibration:
         return {
             **asdict(self),
             "groups": [group._asdict() for group in self.groups],
+            "tested": [group._asdict() for group in self.tested],
             "limits": limits,
             "notes": self.lines(),
         }
@@ -212,8 +222,13 @@ class Calibration:
                 {str(kind): [float(m) for m in values] for kind, values in record[name].items()}
                 for name in ("misfits", "positions")
             )
-            groups = [Group(str(g["name"]), int(g["actions"]), float(g["coverage"])) for g in record["groups"]]
-            found = cls(str(record["task"]), int(record["epoch"]), misfits, positions, groups, float(record["level"]))
+            groups, tested = (
+                [Group(str(g["name"]), int(g["actions"]), float(g["coverage"])) for g in record[name]]
+                for name in ("groups", "tested")
+            )
+            found = cls(
+                str(record["task"]), int(record["epoch"]), misfits, positions, groups, tested, float(record["level"])
+            )
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
         numbers = [m for part in (misfits, positions) for values in part.values() for m in values]
@@ -241,19 +256,24 @@ def covered_in(calibration: Calibration, run: Predictions) -> np.ndarray:
     return run.task.misfits(run.predicted, run.truth) <= calibration.limits(run.truth.kinds, run.predicted)
 
 
-def coverage_lines(calibration: Calibration, run: Predictions) -> list[str]:
-    """The coverage of predictions with known truth, together and by group: a table."""
+def coverage(calibration: Calibration, run: Predictions) -> list[Group]:
+    """The coverage of predictions with known truth: all of them first, then each group."""
     covered = covered_in(calibration, run)
-    table = [Group("all", len(covered), float(covered.mean())), *group_coverage(covered, groups_of(run))]
-    width = max(len(group.name) for group in table)
-    return [f"{group.name:{width}}  {percent(group.coverage, 1):>7} of {group.actions} actions" for group in table]
+    return [Group("all", len(covered), float(covered.mean())), *group_coverage(covered, groups_of(run))]
+
+
+def coverage_lines(groups: Sequence[Group]) -> list[str]:
+    """The coverage of groups as a table."""
+    width = max(len(group.name) for group in groups)
+    return [f"{group.name:{width}}  {percent(group.coverage, 1):>7} of {group.actions} actions" for group in groups]
 
 
 # --------------------------------------------------------------------------------------------------------------- files
 
 
 def write_calibration(run: RunFolder, task: Task) -> Calibration | None:
-    """Write calibration.json from the validation predictions of the best epoch; None if the run has none.
+    """Write calibration.json from the validation predictions of the best epoch, and with the coverage of the test predictions if the
+    test split was opened; None if the run has no validation predictions.
 
     Raises:
         UserError: the predictions are damaged, or the file cannot be written.
@@ -262,6 +282,9 @@ def write_calibration(run: RunFolder, task: Task) -> Calibration | None:
     if not task.has_test or epoch is None:
         return None
     found = calibration_of(read_predictions(run.val_predictions_file, run.title, fewest=1), epoch)
+    if run.summary() is not None and run.predictions_file.exists():
+        tested = coverage(found, read_predictions(run.predictions_file, run.title, fewest=1))
+        found = replace(found, tested=tested)
     write_json(run.calibration_file, found.record())
     return found
 

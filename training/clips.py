@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -125,19 +125,28 @@ def is_video(file: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------------- frames
 
 
+def images_of(scan: VideoScan, numbers: np.ndarray, stored: StoredFrames) -> Iterator[np.ndarray]:
+    """Yield the frames of a video with these ascending numbers (T,), each (H, W, 3) uint8 with the pixels that an archive would
+    hold.
+
+    Raises:
+        UserError: a frame cannot be decoded.
+    """
+    decoder = Decoder(scan.path, scan.stream_index)
+    try:
+        for _, frame in decoder.frames(request_numbers(scan, numbers)):
+            yield simplejpeg.decode_jpeg(to_jpeg(frame, stored.height, stored.quality), colorspace="RGB")
+    finally:
+        decoder.close()
+
+
 def read_frames(scan: VideoScan, numbers: np.ndarray, stored: StoredFrames) -> np.ndarray:
-    """Frames of a video with the pixels that an archive would hold: (T, H, W, 3) uint8 for ascending numbers (T,).
+    """The frames of `images_of` together, (T, H, W, 3) uint8.
 
     Raises:
         UserError: a frame cannot be decoded, or the frames differ in size.
     """
-    decoder = Decoder(scan.path, scan.stream_index)
-    try:
-        decoded = decoder.frames(request_numbers(scan, numbers))
-        jpegs = [to_jpeg(frame, stored.height, stored.quality) for _, frame in decoded]
-    finally:
-        decoder.close()
-    images = [simplejpeg.decode_jpeg(jpeg, colorspace="RGB") for jpeg in jpegs]
+    images = list(images_of(scan, numbers, stored))
     sizes = {image.shape for image in images}
     if len(sizes) > 1:
         listed = ", ".join(f"{width}x{height}" for height, width, _ in sorted(sizes))
@@ -180,10 +189,26 @@ def warnings_of(scorer: Scorer, scan: VideoScan, action: Action) -> list[str]:
     ]
 
 
-def action_ranges(scan: VideoScan, start: Place | None, end: Place | None) -> Sequence[tuple[int, int]]:
-    """The first and last frame of each action of a video. Without start and end the video is one action as a whole.
+def action_ranges(
+    scorer: Scorer, scan: VideoScan, start: Place | None, end: Place | None, search: str = "auto"
+) -> Sequence[tuple[int, int]]:
+    """The first and last frame of each action of a video.
+
+    Without start and end the video is one action as a whole, or is searched for actions: always with `search` "always", never with
+    "never", with "auto" if it is long for one action and the run has distances.
 
     Raises:
-        UserError: as `frame_range`.
+        UserError: as `frame_range`, or a search finds nothing.
     """
+    from training.search import find_actions, is_long  # here, because it reads frames with this module
+
+    whole = start is None and end is None
+    if whole and search != "never" and (search == "always" or is_long(scorer, scan)):
+        found = find_actions(scorer, scan)
+        if not found:
+            assert scorer.novelty is not None
+            raise UserError(
+                f"{scan.path}: no {scorer.novelty.noun} like those of the training was found in {scan.frame_count} frames: give --start and --end, or --search never to score the video as a whole"
+            )
+        return [(each.start, each.end) for each in found]
     return [frame_range(scan, start, end)]

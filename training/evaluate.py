@@ -23,6 +23,7 @@ from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from training import tasks
+from training.calibration import write_calibration
 from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
@@ -88,6 +89,7 @@ def open_test_split(
         title = f"{run.title}: {result_lines(summary)[0]}"
         task.draw(predicted, splits.test, splits.facts.classes, run.path / task.plot_file, title)
         write_json(run.summary_file, summary)
+        write_calibration(run, task)  # again, now with the coverage of the test actions
         write_report_or_warn(run)
         summary = run.summary()
     return gather_objects(summary)[0]

@@ -17,7 +17,7 @@ from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import atomic_folder, reporting_write_errors, sha256
 from training import novelty, pretrained
-from training.calibration import coverage_lines, read_calibration
+from training.calibration import coverage, coverage_lines, read_calibration
 from training.config import TrainConfig
 from training.model_card import model_card
 from training.onnx_export import write_onnx
@@ -106,8 +106,8 @@ def coverage_of(run: RunFolder) -> list[str]:
     calibration, distances = read_calibration(run), novelty.load(run.novelty_file)
     lines = calibration.lines() if calibration else ["This model gives no intervals: its run was not calibrated."]
     if calibration and run.summary() is not None:
-        tested = read_predictions(run.predictions_file, run.title)
-        lines += [f"On the test split: {' '.join(line.split())}" for line in coverage_lines(calibration, tested)]
+        groups = coverage(calibration, read_predictions(run.predictions_file, run.title))
+        lines += [f"On the test split: {' '.join(line.split())}" for line in coverage_lines(groups)]
     if distances is None:
         return [*lines, "This model does not decline clips unlike those of its training: its run was not calibrated."]
     return [*lines, f"Clips unlike those of its training are declined: {distances.text()}."]

@@ -191,6 +191,14 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
+def percent_text(count: int, total: int) -> str:
+    """'97.5 % (93.0 to 99.1)': a proportion with Wilson's 95 % interval; 'none' of nothing."""
+    if not total:
+        return "none"
+    low, high = wilson_interval(count, total)
+    return f"{100 * count / total:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
 # ------------------------------------------------------------------------------------------------------------ groups
 
 

@@ -16,7 +16,6 @@ from data_preparation.common.errors import UserError, first_line
 from training.config import TrainConfig
 from training.data.batch import Tensors
 from training.data.facts import DataFacts
-from training.methods.base import ComparingMethod
 from training.model import ScoringModel
 
 _BATCH = 2  # of the example inputs: the exporter takes a dimension of 1 for a constant
@@ -44,13 +43,7 @@ def onnx_fault(config: TrainConfig, model: ScoringModel) -> str | None:
     """Why a network cannot be written as ONNX, or None."""
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         return f"--onnx True needs {' and '.join(missing)}: pip install onnx onnxscript, or give --onnx False"
-    reason = None
-    if isinstance(model.method, ComparingMethod):
-        reason = "it looks for references of each clip"
-    elif getattr(config, "boxes_folder", None):
-        reason = "it reads boxes"
-    elif getattr(model.method, "captioner", None) is not None:
-        reason = "it writes captions word by word"
+    reason = model.method.why_no_onnx()
     return reason and f"--method {config.method} cannot be written as ONNX because {reason}: give --onnx False"
 
 

@@ -3,7 +3,7 @@
     python -m training.predict --run runs/<name> --video FILES_OR_FOLDERS [--start 0:12.5 --end 0:16] [--difficulty 3.2] [--out FOLDER]
     python -m training.predict --run runs/<name> --actions actions.csv [--out FOLDER]
 
-A video without --start and --end is one action as a whole. Times and frame numbers may be mixed: 120 is a frame (from 1, as
+A video without --start and --end is one action as a whole or, if it is long, is searched for actions (search.py). Times and frame numbers may be mixed: 120 is a frame (from 1, as
 ffmpeg numbers them), 4.5s and 1:23.5 are times. actions.csv has the column video and, as far as they are known, start, end,
 difficulty, dive_number and kind; its paths are relative to its folder.
 
@@ -56,7 +56,16 @@ class _PredictConfig:
     clips: int = flag(
         1, "Clips of each action whose predictions are averaged; 1 is the clip of validation.", minimum=1, maximum=64
     )
+    search: str = flag(
+        "auto",
+        "Search a video without --start and --end for actions: auto if it is longer than three of the longest training actions.",
+        choices=("auto", "always", "never"),
+    )
+    decline: bool = flag(True, "Give no score to a clip unlike those of the training; False gives it, with a note.")
     out: Path | None = flag(None, "Folder for predictions.json and predictions.csv.")
+    explain: bool = flag(
+        False, "Also write a PNG sheet and a short mp4 for each action to --out: what changed its prediction."
+    )
     gpu: bool = flag(True, "Use the GPU if there is one.")
     vocabulary_path: str | None = as_in_run("vocabulary_path")
     precision: str | None = as_in_run("precision")
@@ -70,6 +79,8 @@ class _PredictConfig:
         of_one = [name for name in COLUMNS[1:] if getattr(self, name) is not None]
         if self.actions is not None and of_one:
             faults.append(f"--{of_one[0]} with --actions: write it into the column {of_one[0]} of {self.actions}")
+        if self.explain and self.out is None:
+            faults.append("--explain True without --out: give the folder for its files")
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             faults.append(f"--out {self.out} is not a folder: give the folder for the results")
         if faults:
@@ -175,16 +186,27 @@ def requests_of(options: Any) -> tuple[list[Request], list[str]]:
 # ------------------------------------------------------------------------------------------------------------- scoring
 
 
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A prediction for an action of a file with `fps` frames per second; `explanation` are the files of --explain."""
+
+    video: Path
+    fps: float
+    prediction: Prediction
+    notes: Sequence[str]
+    explanation: Sequence[Path] = ()
+
+
 @dataclasses.dataclass
 class Results:
-    """The predictions so far, with their files and notes, and the requests that failed."""
+    """The predictions so far, and the requests that failed, with the reason."""
 
-    predictions: list[tuple[Path, float, Prediction, list[str]]] = dataclasses.field(default_factory=list)
+    predictions: list[Scored] = dataclasses.field(default_factory=list)
     failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
 
 
 def read_clips(
-    scorer: Scorer, requests: Sequence[Request], clips_each: int, results: Results
+    scorer: Scorer, requests: Sequence[Request], clips_each: int, results: Results, search: str
 ) -> Iterator[tuple[Request, Clip, list[str]]]:
     """The clips of some requests, each with its notes. Requests that fail go to `results.failed`."""
     from data_preparation.frame_numbers import scan_video
@@ -194,7 +216,7 @@ def read_clips(
     for request in requests:
         try:
             scan = scan_of(request.video)
-            for frames in action_ranges(scan, request.start, request.end):
+            for frames in action_ranges(scorer, scan, request.start, request.end, search):
                 clip = read_clip(scorer, scan, frames, clips_each=clips_each, **request.known)
                 yield request, clip, warnings_of(scorer, scan, clip.action)
         except UserError as error:
@@ -203,23 +225,51 @@ def read_clips(
             results.failed.append((request.video, os_error_text(error)))
 
 
-def predict_all(scorer: Scorer, requests: Sequence[Request], clips_each: int, results: Results) -> None:
+def explained(scorer: Scorer, clip: Clip, folder: Path, stem: str) -> tuple[Sequence[Path], list[str]]:
+    """(the files that explain the prediction of a clip, a note if there are none)."""
+    from training.explain import explain, write
+
+    try:
+        return write(explain(scorer, [clip])[0], folder, stem), []
+    except UserError as error:
+        return (), [f"it is not explained: {error}"]
+
+
+def predict_all(
+    scorer: Scorer,
+    requests: Sequence[Request],
+    options: Any,
+    results: Results,
+    explanations: Path | None = None,
+) -> None:
     """Score all requests, in batches of the size of validation, with a progress bar in requests. An error of one leaves the
-    others alone."""
+    others alone. `options` are those of the command line. With a folder for `explanations`, what is not declined is explained
+    there."""
     from tqdm import tqdm
 
     from training.data.loader import evaluation_size
+    from training.explain.sheet import file_stem
+    from training.novelty import declined_text
 
     waiting: list[tuple[Request, Clip, list[str]]] = []
 
     def score() -> None:
-        found = scorer.predict([clip for _, clip, _ in waiting], clips_each=clips_each)
+        found = scorer.predict([clip for _, clip, _ in waiting], clips_each=options.clips)
         for (request, clip, notes), prediction in zip(waiting, found, strict=True):
-            results.predictions.append((request.video, clip.fps, prediction, notes))
+            if prediction.declined and not options.decline and prediction.distance is not None:
+                notes = [*notes, f"it is scored although it is {declined_text(prediction.noun, prediction.distance)}"]
+                prediction = dataclasses.replace(prediction, declined=False)
+            files: Sequence[Path] = ()
+            if explanations is not None and not prediction.declined:
+                number = len(results.predictions) + 1
+                stem = f"{number:03d}_{file_stem(request.video.stem)}_{prediction.start}-{prediction.end}"
+                files, more = explained(scorer, clip, explanations, stem)
+                notes = [*notes, *more]
+            results.predictions.append(Scored(request.video, clip.fps, prediction, notes, files))
         waiting.clear()
 
     with tqdm(total=len(requests), unit="video", desc="scoring", disable=not sys.stderr.isatty()) as bar:
-        for each in read_clips(scorer, requests, clips_each, results):
+        for each in read_clips(scorer, requests, options.clips, results, options.search):
             waiting.append(each)
             if len(waiting) == evaluation_size(scorer.config):
                 score()
@@ -231,14 +281,21 @@ def predict_all(scorer: Scorer, requests: Sequence[Request], clips_each: int, re
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def record_of(video: Path, fps: float, prediction: Prediction, notes: Sequence[str]) -> dict[str, Any]:
-    """A prediction as JSON types."""
+def record_of(scored: Scored) -> dict[str, Any]:
+    """A prediction as JSON types. One that is declined has null for all that was predicted, and a note."""
+    from training.novelty import declined_text
+
+    prediction, notes = scored.prediction, list(scored.notes)
+    if prediction.declined:
+        notes.append(declined_text(prediction.noun, prediction.distance or 0))
+        blank = dict.fromkeys(prediction.values)
+        prediction = dataclasses.replace(prediction, values=blank, low=None, high=None, classes=None)
     found: dict[str, Any] = {
-        "video": str(video),
+        "video": str(scored.video),
         "start_frame": prediction.start,
         "end_frame": prediction.end,
-        "start_s": round((prediction.start - 1) / fps, 3),
-        "end_s": round(prediction.end / fps, 3),
+        "start_s": round((prediction.start - 1) / scored.fps, 3),
+        "end_s": round(prediction.end / scored.fps, 3),
         **prediction.values,
         "low": prediction.low,
         "high": prediction.high,
@@ -246,7 +303,8 @@ def record_of(video: Path, fps: float, prediction: Prediction, notes: Sequence[s
     if prediction.classes is not None:
         found["classes"] = list(prediction.classes)
     declined = {"declined": prediction.declined, "distance": prediction.distance, "threshold": prediction.threshold}
-    return {**found, **declined, "notes": list(notes)}
+    files = {"explanation": list(map(str, scored.explanation))} if scored.explanation else {}
+    return {**found, **declined, **files, "notes": notes}
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
@@ -271,7 +329,7 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
 
 def table_lines(records: Sequence[Mapping[str, Any]], level: float) -> list[str]:
     """The records as a table for the terminal."""
-    hidden = {"start_frame", "end_frame", "start_s", "end_s", "low", "high", "classes", "probabilities", "declined", "distance", "threshold", "notes"}  # fmt: skip
+    hidden = {"start_frame", "end_frame", "start_s", "end_s", "low", "high", "classes", "probabilities", "declined", "distance", "threshold", "explanation", "notes"}  # fmt: skip
     shown = list(dict.fromkeys(name for record in records for name in record if name not in hidden))
     interval = f"{100 * level:.0f} % interval"
     rows = [[*shown[:1], "frames", shown[1], interval, *shown[2:]]]
@@ -300,7 +358,7 @@ def write_results(folder: Path, run: Path, scorer: Scorer, results: Results, com
     Raises:
         UserError: the disk is full or not writable.
     """
-    records = [record_of(*each) for each in results.predictions]
+    records = [record_of(each) for each in results.predictions]
     content = {
         "run": str(run),
         "complete": complete,
@@ -319,6 +377,8 @@ def write_results(folder: Path, run: Path, scorer: Scorer, results: Results, com
 def run_notes(scorer: Scorer) -> list[str]:
     """What is to be known about all predictions of a run, a sentence each."""
     about = [scorer.why_no_interval] if scorer.calibration is None else scorer.calibration.lines()
+    if scorer.novelty is None:
+        about.append(scorer.why_no_distance)
     return about + scorer.model.method.notes()
 
 
@@ -341,11 +401,12 @@ def main(argv: Sequence[str]) -> int:
     scorer = Scorer.from_run(options.run, gpu=options.gpu, **given)
     results, complete = Results(), False
     try:
-        predict_all(scorer, requests, options.clips, results)
+        explanations = options.out / "explanations" if options.explain else None
+        predict_all(scorer, requests, options, results, explanations)
         complete = True
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
-    records = [record_of(*each) for each in results.predictions]
+    records = [record_of(each) for each in results.predictions]
     if records:
         print("\n".join(table_lines(records, 0.9 if scorer.calibration is None else scorer.calibration.level)))
         notes = [f"{record['video']}: {note}" for record in records for note in record["notes"]]

@@ -123,6 +123,7 @@ class Prediction:
     declined: bool = False
     distance: float | None = None
     threshold: float | None = None
+    noun: str = Action.noun  # what the training clips show
 
 
 @dataclass(eq=False)
@@ -343,6 +344,7 @@ class Scorer:
         limits = np.full(len(clips), np.inf)
         if self.calibration is not None:
             limits = self.calibration.limits([clip.action.kind for clip in clips], predicted)
+        noun = Action.noun if self.novelty is None else self.novelty.noun
         regions = self.task.region(predicted, limits, self.facts.classes)
         found = []
         for row, (clip, values, region) in enumerate(
@@ -358,7 +360,7 @@ class Scorer:
                     clip.name or clip.action.name, clip.action.start_frame, clip.action.end_frame, values | more,
                     low, high, None if classes is None else tuple(classes),
                     declined=distance is not None and not distance <= LIMIT,
-                    distance=distance, threshold=None if distance is None else LIMIT,
+                    distance=distance, threshold=None if distance is None else LIMIT, noun=noun,
                 )
             )  # fmt: skip
         return found

@@ -1,9 +1,9 @@
 """Find the actions in a long video: ranges of frames that look like the training actions.
 
-The video is read once, in blocks that overlap by the longest action. In each block, windows of the lengths of the training
-actions slide over the frames. First what is cheap: windows with a cut inside, seen in small grey frames, and windows in which nothing
-moves are left out. Then the distance from the training clips (novelty.py) decides: windows beyond its limit are left out, of
-those that overlap the nearest one is kept. A video therefore needs the memory of two blocks, whatever its length.
+The video is read once, in blocks that overlap. In each block, windows of the lengths of the training actions slide over the
+frames. First what is cheap: windows with a cut inside, seen in small grey frames, and windows in which nothing moves are left
+out. Then the distance from the training clips (novelty.py) decides: windows beyond its limit are left out, and of those that overlap
+the nearest is kept (non-maximum suppression). A video needs the memory of one block, whatever its length.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
+from data_preparation.annotations import load_annotations
+from data_preparation.common.errors import UserError
+from data_preparation.frame_numbers import VideoScan
+from data_preparation.layout import DatasetLayout
+from training.clips import images_of
+from training.data.sampling import END_WINDOW, needed_frames
 from training.novelty import LIMIT
+from training.scorer import Clip, Scorer
 
 _GREY_STEP = 8  # pixels between those of a small grey frame, for frames of 256 lines and more; fewer for smaller ones
 _LEAST_CUT = 0.06  # mean change of brightness (white is 1) at a cut, at least
@@ -27,6 +36,7 @@ _LENGTHS = 9  # quantiles of the lengths of training actions that are lengths of
 _LENGTH_STEP = 1.15  # ratio of two lengths of windows, at least
 _STARTS = 12  # windows start at so many places within the shortest length
 _OVERLAP = 0.3  # of the shorter of two ranges, from which on they cannot both be actions
+SEARCHED_FROM = 3  # a video longer than so many of the longest training actions is searched
 MATCHED = 0.5  # temporal IoU from which on a found range is a true one
 
 
@@ -42,8 +52,9 @@ class Range(NamedTuple):
         return self.end - self.start + 1
 
 
-# A function of the frames of some windows (each (T, H, W, 3) uint8) that gives their distances, (windows,)
-Distances = Callable[[Sequence[np.ndarray]], Sequence[float]]
+# A function of frames (T, H, W, 3) uint8, the number of the first of them, and the first and last frame numbers of some windows in
+# them. It gives the distance of each window.
+Distances = Callable[[np.ndarray, int, Sequence[tuple[int, int]]], np.ndarray]
 
 
 # ------------------------------------------------------------------------------------------------- cheap: motion, cuts
@@ -124,36 +135,95 @@ def nearest_only(found: Iterable[Range]) -> list[Range]:
 # -------------------------------------------------------------------------------------------------------------- search
 
 
-def search(frames: Iterable[np.ndarray], lengths: Sequence[int], distances: Distances) -> list[Range]:
+def search(
+    frames: Iterable[np.ndarray], lengths: Sequence[int], distances: Distances, frames_before: int = 0
+) -> list[Range]:
     """The ranges of a video that are within the limit of the distance, by start, none overlapping another.
 
-    `frames` are all frames of the video in order, (H, W, 3) uint8. `lengths` are those of `window_lengths`.
+    `frames` are all frames of the video in order, (H, W, 3) uint8. `lengths` are those of `window_lengths`. `distances` may look
+    at so many frames before a window.
     """
-    longest = lengths[-1]
     accepted: list[Range] = []
-    for first, block, new in blocks(frames, longest):
+    for first, block, starts in blocks(frames, lengths[-1], frames_before):
         change_T = changes([small_grey(frame) for frame in block])
-        planned = windows(change_T, cuts(change_T), lengths, range(new))
-        found: Sequence[float] = distances([np.stack(block[a : b + 1]) for a, b in planned]) if planned else []
-        accepted += [
-            Range(first + a, first + b, float(distance))
-            for (a, b), distance in zip(planned, found, strict=True)
-            if distance <= LIMIT
-        ]
+        planned = [(first + a, first + b) for a, b in windows(change_T, cuts(change_T), lengths, starts)]
+        if planned:
+            found = distances(np.stack(block), first, planned)
+            accepted += [Range(a, b, float(d)) for (a, b), d in zip(planned, found, strict=True) if d <= LIMIT]
     return nearest_only(accepted)
 
 
-def blocks(frames: Iterable[np.ndarray], longest: int) -> Iterator[tuple[int, list[np.ndarray], int]]:
-    """(number of its first frame, frames, how many of them windows may start at) of each block. A block has 2 * `longest`
-    frames, and the next begins `longest` frames later."""
-    first, kept = 1, []
+def blocks(
+    frames: Iterable[np.ndarray], longest: int, frames_before: int = 0
+) -> Iterator[tuple[int, list[np.ndarray], range]]:
+    """(number of its first frame, frames, indices at which windows may start) of each block. A block holds `frames_before` frames,
+    then `longest` frames at which windows start, then as many in which they end."""
+    first, begin = 1, 0
+    kept: list[np.ndarray] = []
     for frame in frames:
         kept.append(frame)
-        if len(kept) == 2 * longest:
-            yield first, kept, longest
-            first, kept = first + longest, kept[longest:]
-    if kept:
-        yield first, kept, len(kept)
+        if len(kept) == begin + 2 * longest:
+            yield first, kept, range(begin, begin + longest)
+            dropped = max(begin + longest - frames_before, 0)
+            first, kept, begin = first + dropped, kept[dropped:], begin + longest - dropped
+    if len(kept) > begin:
+        yield first, kept, range(begin, len(kept))
+
+
+def find_actions(scorer: Scorer, scan: VideoScan) -> list[Range]:
+    """The actions in a video, by start.
+
+    Raises:
+        UserError: the run has no distances, or a frame cannot be decoded.
+    """
+    lengths = lengths_in(scorer, scan)
+    config = scorer.config
+    begin = END_WINDOW + config.frame_num  # far enough from the start of a video
+    frames_before = begin - needed_frames(begin, begin + lengths[0] - 1, config.frame_num, config.frame_method)[0]
+
+    def distances(block_THWC: np.ndarray, first: int, planned: Sequence[tuple[int, int]]) -> np.ndarray:
+        numbers = np.arange(first, first + len(block_THWC))
+        return scorer.distances([clip_of(scorer, block_THWC, "", window, numbers) for window in planned])
+
+    with tqdm(total=scan.frame_count, desc=f"search {scan.path.name}", unit="frame", leave=False, disable=None) as bar:
+
+        def frames() -> Iterator[np.ndarray]:
+            for frame in images_of(scan, np.arange(1, scan.frame_count + 1), scorer.stored):
+                bar.update()
+                yield frame
+
+        return search(frames(), lengths, distances, frames_before)
+
+
+def is_long(scorer: Scorer, scan: VideoScan) -> bool:
+    """Whether a video is too long for one action: more than SEARCHED_FROM times the longest of the training. Without distances
+    nothing is known about lengths, and no video is long."""
+    return scorer.novelty is not None and scan.frame_count > SEARCHED_FROM * lengths_in(scorer, scan)[-1]
+
+
+def lengths_in(scorer: Scorer, scan: VideoScan) -> list[int]:
+    """The lengths of windows in the frames of a video.
+
+    Raises:
+        UserError: the run has no distances.
+    """
+    if scorer.novelty is None:
+        raise UserError(scorer.why_no_distance)
+    return window_lengths(scorer.novelty.lengths, float(scan.rate) / scorer.novelty.rate if scorer.novelty.rate else 1)
+
+
+def clip_of(
+    scorer: Scorer,
+    frames_THWC: np.ndarray,
+    name: str,
+    window: tuple[int, int] | None = None,
+    numbers: np.ndarray | None = None,
+) -> Clip:
+    """A clip for Scorer.distances, of which nothing is known but its frames: all of them, or those of a window."""
+    kind = next(iter(scorer.facts.rules), "")
+    # some methods need a difficulty to score, which the distance does not depend on
+    action = scorer.action("video", 1, *(window or (1, len(frames_THWC))), kind=kind, difficulty=3.0)
+    return Clip(frames_THWC, action, name, numbers=numbers)
 
 
 # ------------------------------------------------------------------------------------------------------- how good it is
@@ -171,3 +241,28 @@ def matches(found: Sequence[Range], true: Sequence[Range], iou: float = MATCHED)
             of_found.add(i)
             of_true.add(j)
     return len(of_found)
+
+
+def true_ranges(folder: Path) -> dict[str, list[Range]]:
+    """The annotated actions of a data set, by video.
+
+    Raises:
+        UserError: the annotations cannot be read.
+    """
+    found: dict[str, list[Range]] = {}
+    for action in load_annotations(DatasetLayout(folder).annotation_file).values():
+        found.setdefault(action.video, []).append(Range(action.start_frame, action.end_frame))
+    return {video: sorted(found[video]) for video in sorted(found)}
+
+
+def video_file(folder: Path, video: str) -> Path:
+    """The file of a video of a data set.
+
+    Raises:
+        UserError: there is none.
+    """
+    videos = DatasetLayout(folder).videos
+    found = sorted(videos.glob(f"{video}.*"))
+    if not found:
+        raise UserError(f"{videos} has no file of video {video}: copy it there")
+    return found[0]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from training.config import TrainConfig, as_record
@@ -17,9 +19,10 @@ log = logging.getLogger(__name__)
 class WandbLog:
     """Writes one W&B run for a run folder: each step once, in order, over any number of restarts.
 
-    wandb.json in the run folder holds the id of the W&B run and its last step. After a restart the training repeats the steps
-    since its checkpoint; a step that the W&B run has is skipped. A step that a killed process did not write is taken from
-    metrics.jsonl by the next process.
+    wandb.json in the run folder holds the id of the W&B run, the last step of all files that were closed, and the name of the
+    folder that is being written. After a restart the training repeats the steps since its checkpoint; a step that the closed files
+    have is skipped. The file of a process that was killed is not whole: the next process deletes it, and writes its steps again
+    from metrics.jsonl.
     """
 
     def __init__(self, run: RunFolder, config: TrainConfig) -> None:
@@ -27,6 +30,7 @@ class WandbLog:
         self._state_file = run.path / "wandb.json"
         self._wandb_run: Any = None
         self._failed = False
+        self._id = ""
         self._step = -1  # the last step that the W&B run has
         self._row: dict[str, float] = {}  # values of `_row_step`, which may get more
         self._row_step = -1
@@ -57,13 +61,17 @@ class WandbLog:
         if self._wandb_run is not None:
             self._wandb_run.finish()
             self._wandb_run = None
+            if not self._failed:
+                self._write_state(writing="")
 
     def _start(self) -> None:
         import wandb
 
-        state = read_json(self._state_file) or {"id": secrets.token_hex(4), "step": -1}
+        state = read_json(self._state_file) or {"id": secrets.token_hex(4), "step": -1, "writing": ""}
         self._id, self._step = state["id"], state["step"]
-        self._write_state()  # the id, in case that this process is killed before it writes a step
+        if state["writing"].startswith("offline-"):
+            shutil.rmtree(self.run.path / "wandb" / Path(state["writing"]).name, ignore_errors=True)
+        self._write_state(writing="")  # the id, in case that this process is killed now
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         if mode == "offline":
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would use the network
@@ -77,6 +85,8 @@ class WandbLog:
             resume="allow",
             settings=wandb.Settings(console="off", silent=True),
         )
+        self._write_state(writing=Path(self._wandb_run.dir).parent.name)
+        self._step = max(self._step, self._wandb_run.step - 1)  # online, the server has the steps of a killed process
 
     def _add_all(self, records: Iterable[Mapping[str, Any]]) -> None:
         """A step has a record of type "step", then at the end of an epoch one of type "epoch": both are one row."""
@@ -94,7 +104,6 @@ class WandbLog:
         if self._row:
             self._wandb_run.log(self._row, step=self._row_step)
             self._row, self._step = {}, self._row_step
-            self._write_state()
 
-    def _write_state(self) -> None:
-        write_json(self._state_file, {"id": self._id, "step": self._step})
+    def _write_state(self, writing: str) -> None:
+        write_json(self._state_file, {"id": self._id, "step": self._step, "writing": writing})

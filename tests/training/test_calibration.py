@@ -19,6 +19,7 @@ from training.calibration import (
     covered_by_others,
     covered_in,
     fewest_misfits,
+    local_limits,
     read_calibration,
 )
 from training.metrics import conformal_limit
@@ -80,6 +81,21 @@ def test_each_kind_has_its_own_limit_and_is_covered(task: str):
     ).all()
 
 
+def test_intervals_are_wider_where_the_errors_are_larger():
+    """One limit for all would cover nearly all actions of low scores and few of high ones."""
+    inside = []
+    for seed in range(30):
+        draws = np.random.default_rng(seed)
+        position = draws.uniform(0, 100, 1200)
+        misfits = np.abs(draws.normal(size=1200)) * (1 + position / 10)
+        limits = local_limits(misfits[:200], position[:200], position[200:])
+        low = position[200:] < 50
+        inside.append([(misfits[200:] <= limits)[rows].mean() for rows in (low, ~low)])
+    assert all(0.87 < share < 0.93 for share in np.mean(inside, axis=0))
+    few = local_limits(misfits[:50], position[:50], position)
+    assert set(few) == {conformal_limit(misfits[:50])}
+
+
 def test_what_is_too_few_and_which_group_is_covered_too_rarely_is_said(tmp_path: Path):
     few = calibration_of(predictions("score", 12, 0), 1)
     assert few.lines()[0] == "diving: no 90 % interval: 6 validation actions are too few, 9 are needed"
@@ -96,7 +112,7 @@ def test_what_is_too_few_and_which_group_is_covered_too_rarely_is_said(tmp_path:
     for text in (
         "{",
         "[]",
-        '{"task": "score", "epoch": 1, "level": 0.9, "groups": [], "positions": {}, "misfits": {"": ["x"]}}',
+        '{"task": "score", "epoch": 1, "level": 0.9, "groups": [], "tested": [], "positions": {}, "misfits": {"": ["x"]}}',
     ):
         run.calibration_file.write_text(text)
         with pytest.raises(UserError, match=r"calibration\.json"):

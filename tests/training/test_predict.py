@@ -23,7 +23,7 @@ from training.clips import Place
 from training.data.dataset import ActionDataset
 from training.engine.prediction import Predictor, as_arrays
 from training.runtime.ranks import Ranks
-from training.runtime.run_folder import write_json
+from training.runtime.run_folder import RunFolder, write_json
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
@@ -201,3 +201,30 @@ def test_times_and_frames(text: str, first: int, last: int, tmp_path: Path):
     for wrong in ("0", "-1", "1.5", "a", "1:2:3:4", "٣", ""):
         with pytest.raises(ValueError, match="frame number"):
             Place.parse(wrong)
+
+
+def test_a_training_writes_its_calibration_and_an_older_run_gets_one(train, drawn, dataset: Path, tmp_path: Path):
+    train("--run_name", "a", "--epochs", 1, "--train_val_split_ratio", 0.6)
+    run = RunFolder(tmp_path / "runs" / "a")
+    written = run.calibration_file.read_text()
+    assert json.loads(run.facts_file.read_text())["frames"] == {"height": 72, "quality": 95}
+    dive = drawn[2].train[0]
+    start, end = dive.start_frame, dive.end_frame
+    one = ("--video", dataset / "whole_videos" / f"{dive.video}.mp4", "--start", start, "--end", end)
+    done = predict(run, *one, "--out", tmp_path / "out")
+    (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    assert found["low"] < found["score"] < found["high"]
+    assert "90 % interval: score ±" in done.stdout
+    run.calibration_file.unlink()
+    run.val_predictions_file.unlink()
+    assert predict(run, *one).stdout.count("training.calibrate") == 1
+    run_main("training.calibrate", "--run", run.path, "--gpu", "False")
+    assert run.calibration_file.read_text() == written
+    done = predict(run, *one, "--explain", "True", "--out", tmp_path / "out")
+    (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    assert [Path(file).name for file in found["explanation"]] == [
+        f"001_{dive.video}_{start}-{end}.{kind}" for kind in ("png", "mp4")
+    ], done.stdout
+    assert all(Path(file).stat().st_size > 1000 for file in found["explanation"])
+    (run.path / "calibration.json").write_text(written.replace('"epoch": 1', '"epoch": 7'))
+    assert "a calibration of epoch 7" in predict(run, *one).stdout

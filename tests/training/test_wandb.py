@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 import training.config
 import training.train
+from tests.conftest import PATIENCE_S, data_flags, tiny_model
+from tests.training.test_training import SLOW_STEPS, start
 from training.runtime.interruption import STATUS, InterruptionFlag
 from training.runtime.run_folder import RunFolder
 
@@ -19,16 +22,16 @@ BLOCK = 32 * 1024
 
 
 class StopAfter(InterruptionFlag):
-    """A signal after some questions for it, or an error if `killed`: the engine asks after each step."""
+    """A signal after some questions for it, or an error if `fails`: the engine asks after each step."""
 
-    def __init__(self, questions: int, killed: bool) -> None:
-        self.questions, self.killed, self.answer = questions, killed, next(iter(STATUS.values()))
+    def __init__(self, questions: int, fails: bool) -> None:
+        self.questions, self.fails, self.answer = questions, fails, next(iter(STATUS.values()))
 
     @property
     def status(self) -> int:
         self.questions -= 1
-        if self.questions < 0 and self.killed:
-            raise RuntimeError("killed")
+        if self.questions < 0 and self.fails:
+            raise RuntimeError("failed")
         return self.answer if self.questions < 0 else 0
 
 
@@ -63,17 +66,25 @@ def log_records(content: bytes) -> Iterator[bytes]:
             parts = b""
 
 
-def test_five_requeues_give_one_run_with_each_step_once(train, tmp_path: Path, monkeypatch):
+def test_requeues_and_kills_give_one_run_with_each_step_once(train, dataset: Path, tmp_path: Path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed; it is optional")
     flags = ["--wandb", "True", "--log_every", 1, "--epochs", 3, "--checkpoint_every", 0]
-    # after a signal the training goes on where it was; after a kill it repeats the steps since its checkpoint
-    for questions, killed in ((3, False), (4, True), (7, True), (4, False), (9, True)):
-        monkeypatch.setattr(training.train, "InterruptionFlag", lambda q=questions, k=killed: StopAfter(q, k))
+    # after a signal the training goes on where it was; after an error it repeats the steps since its checkpoint
+    for questions, fails in ((3, False), (4, True), (7, True), (4, False), (9, True)):
+        monkeypatch.setattr(training.train, "InterruptionFlag", lambda q=questions, f=fails: StopAfter(q, f))
         monkeypatch.setattr(StopAfter, "install", lambda self: self)
-        assert train(*flags, check=False).returncode == (1 if killed else 75)
+        assert train(*flags, check=False).returncode == (1 if fails else 75)
     monkeypatch.undo()
-    train(*flags)
     run = RunFolder(tmp_path / "runs" / "default")
+    done = len(run.metrics("step"))
+    command = [*data_flags(dataset), "--runs_dir", tmp_path / "runs", *tiny_model(*flags), *flags]
+    process = start("-m", "training.train", *command, env=SLOW_STEPS)
+    deadline = time.monotonic() + PATIENCE_S
+    while len(run.metrics("step")) < done + 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()  # W&B's file then lacks most of its steps
+    process.communicate()
+    train(*flags)
     files = list(run.path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) > 2
     assert {file.name for file in files} == {f"run-{json.loads((run.path / 'wandb.json').read_text())['id']}.wandb"}

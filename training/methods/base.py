@@ -138,6 +138,10 @@ class Method(nn.Module):
         """What a reader of the results must know about the predictions, such as that an annotated value is an input."""
         return []
 
+    def why_no_onnx(self) -> str | None:
+        """Why a network with this method cannot be written as ONNX, such as "it reads boxes", or None."""
+        return None
+
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         """What splits.json records of these actions besides labels and clips: a run resumes only if it is the same."""
         return {}
@@ -181,6 +185,9 @@ class ComparingMethod(Method):
     def remember(self, bank: Bank) -> None:
         """Store the encoded references for `predict`."""
         self.bank = bank
+
+    def why_no_onnx(self) -> str | None:
+        return "it looks for references of each clip"
 
     def _filled_bank(self) -> Bank:
         """The encoded references. Raises UserError: there are none."""

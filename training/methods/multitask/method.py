@@ -74,6 +74,9 @@ class Multitask(Method):
         caption = {} if self.words is None else {"caption": self._encoded(dive).numpy()}
         return {"final_score": np.array(dive.final_score, np.float32), **classes, **caption}
 
+    def why_no_onnx(self) -> str | None:
+        return None if self.captioner is None else "it writes captions word by word"
+
     def get_extra_state(self) -> list[str] | None:
         return None if self.words is None else list(self.words)
 

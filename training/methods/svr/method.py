@@ -92,6 +92,10 @@ class SupportVectorRegression(Method):
         }
         return f"SVR with {best.kernel} kernel, C {best.C:g}, epsilon {best.epsilon:g}, {len(best.support_)} support vectors"
 
+    def why_no_onnx(self) -> str | None:
+        rbf = self.fitted.get("kernel") == "rbf"
+        return "the distances of its RBF kernel need a batch of known size" if rbf else None
+
     def get_extra_state(self) -> dict[str, Any]:
         return self.fitted
 

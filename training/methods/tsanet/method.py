@@ -89,6 +89,9 @@ class TSANet(Method):
             self.boxes_of(action)  # an action without boxes is refused before the training
         return {}
 
+    def why_no_onnx(self) -> str | None:
+        return None if self.attention is None else "it reads boxes"
+
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         if self.attention is None:
             return {}
