@@ -78,7 +78,7 @@ def test_every_backbone_is_explained_by_each_map_that_it_offers(model: str):
         attribution("tarot", network, number, video)
 
 
-def test_a_class_is_explained_by_its_log_odds_and_attributes_too():
+def test_attributes_classes_and_predictions_without_gradient_are_explained():
     config = tiny_config("c3d", "multitask")
     network = build_model(config, FACTS).eval()
     batch = batch_of(config, network.method, DIVES[:2])
@@ -86,6 +86,12 @@ def test_a_class_is_explained_by_its_log_odds_and_attributes_too():
     assert next(iter(found)) == "score"
     assert found["score"] is None
     assert found["position"].shape == (2,)
+    config = tiny_config("timesformer", "usdl", decode="argmax", frame_num=2)  # no gradient
+    network = build_model(config, FACTS).eval()
+    batch = batch_of(config, network.method, DIVES[:1])
+    assert explain_batch(network, batch, ["a"])[0].kind == "occlusion"
+    with pytest.raises(UserError, match="has no gradient"):
+        explain_batch(network, batch, ["a"], kind="gradient")
     config = tiny_config("tsm", "classify")
     network = build_model(config, FACTS).eval()
     reasons = explain_batch(network, batch_of(config, network.method, DIVES[:2]), ["a", "b"], FACTS.classes)[0].reasons

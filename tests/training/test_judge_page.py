@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -14,8 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
+from data_preparation.actions import DIVING
 from data_preparation.common.errors import UserError
 from data_preparation.pickles import load_pickle
 from tests.conftest import PATIENCE_S, REPOSITORY
@@ -273,6 +276,32 @@ def test_the_private_folder_is_private_and_goes_also_after_a_killed_page(tmp_pat
 def test_a_run_that_cannot_be_loaded_is_one_sentence():
     with pytest.raises(UserError, match="runs/none has no run"):
         Worker(NoRun, 1, 1).start()
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "flags", "names"),
+    [
+        ("timesformer", "regression", {}, []),
+        ("timesformer", "musdl", {}, ["difficulty"]),
+        ("i3d", "core", {"pairs": "difficulty"}, ["difficulty"]),
+        ("i3d", "core", {"pairs": "number"}, ["difficulty", "dive_number"]),
+        ("i3d", "core", {"pairs": "difficulty", "difficulty": "predicted"}, []),
+    ],
+)
+def test_a_person_is_asked_what_the_method_needs(model: str, method: str, flags: dict, names: list[str]):
+    from tests.small import FACTS, tiny_config
+    from training.judge_page.run_judge import questions_of
+    from training.model import build_model
+    from training.scorer import Scorer
+    from training.tasks import task_of
+
+    config = tiny_config(model, method, **flags)
+    scorer = Scorer(config, build_model(config, FACTS), FACTS, task_of(config.task), torch.device("cpu"))
+    questions = questions_of(scorer)
+    assert [question.name for question in questions] == names
+    assert all(question.required for question in questions)
+    kinds = dataclasses.replace(FACTS, rules={"platform": DIVING, "springboard": DIVING})
+    assert [q.name for q in questions_of(dataclasses.replace(scorer, facts=kinds))] == [*names, "kind"]
 
 
 def test_the_readme_has_the_lines_that_the_command_prints():

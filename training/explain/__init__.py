@@ -13,7 +13,7 @@ import torch
 
 from training.data.batch import Batch
 from training.explain.explanation import Explanation, Reason
-from training.explain.maps import attribution, effects_of_frames, number_of, predicted
+from training.explain.maps import NoGradient, attribution, effects_of_frames, number_of, predicted
 from training.explain.sheet import write
 from training.model import ScoringModel
 
@@ -26,7 +26,8 @@ __all__ = ["Explanation", "Reason", "explain", "explain_batch", "write"]
 
 
 def explain(scorer: Scorer, clips: Sequence[Clip], *, kind: str | None = None) -> list[Explanation]:
-    """Explain the predictions of some clips, one after the other. `kind` is the kind of maps; None means that of the network.
+    """Explain the predictions of some clips, one after the other. `kind` is the kind of maps; None means that of the network, or
+    occlusion if its prediction has no gradient.
 
     Raises:
         UserError: a clip cannot be read as the network needs it, or the network offers no such map.
@@ -45,12 +46,19 @@ def explain_batch(
     """As `explain`, for a batch whose tensors are on the model's device. `classes` are the names of the data set's classes."""
     clip_BTCHW = batch.clips["clip"]
     video = model.prepare(clip_BTCHW)
+    is_asked_for = kind is not None
     kind = kind or model.backbone.explained_by
     frames = clip_BTCHW.permute(0, 1, 3, 4, 2).cpu().numpy()
     reasons: list[list[Reason]] = [[] for _ in names]
     for quantity, value, chosen in predicted(model, batch, video):
         number = number_of(model, batch, quantity, chosen)
-        maps = attribution(kind, model, number, video).cpu().numpy()
+        try:
+            maps = attribution(kind, model, number, video).cpu().numpy()
+        except NoGradient:
+            if is_asked_for:
+                raise
+            kind = "occlusion"
+            maps = attribution(kind, model, number, video).cpu().numpy()
         effects = effects_of_frames(model, number, video).numpy()
         for row in range(len(names)):
             texts = described(quantity, value[row], classes)

@@ -29,6 +29,11 @@ SMOOTHING = 12  # maps of single pixels are averaged over a square with 1 / SMOO
 PATCHES = 8  # occlusion hides squares with 2 / PATCHES of the frame's height as their side, in steps of half of it
 MOMENTS = 32  # at most so many groups of adjacent frames are hidden, one after the other
 
+
+class NoGradient(UserError):
+    """What is explained has no gradient, so only occlusion explains it."""
+
+
 Number = Callable[[torch.Tensor], torch.Tensor]  # (B, 3, T, H, W) -> (B,)
 
 
@@ -105,7 +110,7 @@ def attribution(kind: str, model: ScoringModel, number: Number, video_BCTHW: tor
     It shows how much places changed the number, whether up or down; the maps "attention" and "rollout" are the same for all numbers.
 
     Raises:
-        UserError: the network offers no map of this kind, or the number has no gradient.
+        UserError: the network offers no map of this kind. NoGradient: the number has no gradient.
     """
     frames, height, width = video_BCTHW.shape[2:]
     with _plain(model):
@@ -144,12 +149,12 @@ def attribution(kind: str, model: ScoringModel, number: Number, video_BCTHW: tor
 
 
 def _with_gradient(kind: str, number: Number) -> Number:
-    """The number; it raises UserError if it has no gradient."""
+    """The number; it raises NoGradient if it has none."""
 
     def checked(video_BCTHW: torch.Tensor) -> torch.Tensor:
         value = number(video_BCTHW)
         if not value.requires_grad:
-            raise UserError(
+            raise NoGradient(
                 f"what this method predicts has no gradient, which maps of the kind {kind} need: choose occlusion"
             )
         return value

@@ -184,6 +184,7 @@ def _groups_section(summary: Mapping[str, Any]) -> Section:
             else ""
         )
         has_bias = any(row.second is not None for row in rows)
+        bias = " Bias is the mean of predicted minus judged: a diamond right of 0 means too high." if has_bias else ""
         pictures.append(
             Picture(
                 groups(
@@ -195,7 +196,7 @@ def _groups_section(summary: Mapping[str, Any]) -> Section:
                     "error of all test actions",
                 ),
                 f"Mean absolute error by {grouping}: largest for {worst.name} with {worst.value:.2f} points.",
-                f"By {grouping} (number of actions). Bias is the mean of predicted minus judged: a diamond right of 0 means too high.{few}",
+                f"By {grouping} (number of actions).{bias}{few}",
             )
         )
     return Section("Error by group", pictures, text="" if pictures else "The test actions have no groups.")
