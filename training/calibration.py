@@ -56,13 +56,25 @@ def covered_by_others(misfits: np.ndarray, level: float = LEVEL) -> np.ndarray:
 def local_misfits(misfits: np.ndarray, positions: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
     """The mean of the misfits (n,) near each place `at` (m,), on the axis on which they have `positions` (n,). Without `at`, near
     each of the positions, without its own misfit."""
-    places = positions if at is None else at
-    distance = np.abs(places[:, None] - positions)  # (m, n)
+    near = len(misfits) // _NEAREST
+    order = np.argsort(positions, kind="stable")
+    axis = positions[order]
+    sums = np.concatenate([[0.0], np.cumsum(misfits[order])])  # sums[j] - sums[i]: the misfits i to j - 1 on the axis
     if at is None:
-        np.fill_diagonal(distance, np.inf)
-    near = np.argsort(distance, axis=1, kind="stable")[:, : len(misfits) // _NEAREST]
+        width, places = near + 1, positions  # one more, because the own one is taken away
+    else:
+        width, places = near, at
+    # the nearest are a window on the axis: the first whose far end is not nearer than its near end
+    start = np.searchsorted(axis[: len(axis) - width] + axis[width:], 2 * places)
+    own = np.zeros(len(places))
+    if at is None:
+        rank = np.empty(len(order), int)
+        rank[order] = np.arange(len(order))
+        start = np.clip(start, rank - near, rank)  # contains the own one where many are at the same position
+        own = misfits
+    mean = (sums[start + width] - sums[start] - own) / near
     # above 0, since it divides
-    return np.maximum(misfits[near].mean(axis=1), max(misfits.mean() / 1000, 1e-12))
+    return np.maximum(mean, max(misfits.mean() / 1000, 1e-12))
 
 
 def local_limits(misfits: np.ndarray, positions: np.ndarray, at: np.ndarray, level: float = LEVEL) -> np.ndarray:

@@ -20,6 +20,7 @@ from training.calibration import (
     covered_in,
     fewest_misfits,
     local_limits,
+    local_misfits,
     read_calibration,
 )
 from training.metrics import conformal_limit
@@ -117,3 +118,16 @@ def test_what_is_too_few_and_which_group_is_covered_too_rarely_is_said(tmp_path:
         run.calibration_file.write_text(text)
         with pytest.raises(UserError, match=r"calibration\.json"):
             read_calibration(run)
+
+
+@given(st.integers(4, 60), st.integers(0, 10), st.booleans())
+def test_the_misfits_nearby_are_those_of_the_nearest_positions(count: int, seed: int, own: bool):
+    draws = np.random.default_rng(seed)
+    misfits, positions = draws.exponential(size=count), draws.normal(size=count)
+    places = positions if own else draws.normal(0, 2, size=5)
+    distance = np.abs(places[:, None] - positions)
+    if own:
+        np.fill_diagonal(distance, np.inf)
+    nearest = np.argsort(distance, axis=1)[:, : count // 4]
+    found = local_misfits(misfits, positions, None if own else places)
+    np.testing.assert_allclose(found, misfits[nearest].mean(axis=1), rtol=1e-9)

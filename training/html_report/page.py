@@ -209,7 +209,7 @@ def baselines_section(task: Task, summary: Mapping[str, Any]) -> Section:
     picture = Picture(
         groups(drawn, title, "value and, of this run, 95 % interval"),
         f"{title} of this run and of {len(drawn) - 1} baselines.",
-        "A baseline inside the interval of the run: these test actions do not show that the video helps.",
+        "If a baseline lies inside the interval of the run, these test actions do not show that the video helps.",
     )
     tables = [
         Table(
