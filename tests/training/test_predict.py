@@ -228,3 +228,11 @@ def test_a_training_writes_its_calibration_and_an_older_run_gets_one(train, draw
     assert all(Path(file).stat().st_size > 1000 for file in found["explanation"])
     (run.path / "calibration.json").write_text(written.replace('"epoch": 1', '"epoch": 7'))
     assert "a calibration of epoch 7" in predict(run, *one).stdout
+    # predictions of an epoch that is not that of best.pt, as after a kill between the two files
+    head, *lines = run.val_predictions_file.read_text().splitlines()
+    place = head.split(",").index("epoch")
+    cells = [line.split(",") for line in lines]
+    stale = [",".join([*row[:place], "7", *row[place + 1 :]]) for row in cells]
+    run.val_predictions_file.write_text("\n".join([head, *stale, ""]))
+    run_main("training.calibrate", "--run", run.path, "--gpu", "False")
+    assert run.calibration_file.read_text() == written
