@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from tests.training.test_scorer import CPU, run_of, saved
 from training.clips import Place
 from training.data.dataset import ActionDataset
 from training.engine.prediction import Predictor, as_arrays
+from training.predict import as_csv
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder, write_json
 
@@ -71,6 +73,14 @@ def test_a_video_is_scored_as_its_archive_is(drawn, dataset: Path, tmp_path: Pat
         for row in of_csv
     )
     assert "training.calibrate" in done.stdout  # this run has no calibration
+
+
+def test_a_declined_action_has_empty_cells_for_its_classes():
+    records = [{"video": "a", "probabilities": None, "notes": []}, {"video": "b", "probabilities": {"fall": 0.25}, "notes": []}]  # fmt: skip
+    assert list(csv.DictReader(io.StringIO(as_csv(records)))) == [
+        {"video": "a", "notes": "", "probability_fall": ""},
+        {"video": "b", "notes": "", "probability_fall": "0.250000"},
+    ]
 
 
 MADE = {
