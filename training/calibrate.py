@@ -3,8 +3,8 @@
     python -m training.calibrate --run runs/<name> [--root_dir ... if the data were moved]
 
 It also writes the distances from the training clips, by which the run declines clips of other things (calibration.npz). A training
-does this at its end. The command is for runs of older versions; it needs the data of the run only if the run has no
-val_predictions.csv or no distances of its best checkpoint. If the test split was opened, it also prints the coverage of the test predictions.
+does this at its end. The command is for runs of older versions; it needs the data of the run only if
+val_predictions.csv or the distances are missing, or are not those of the best checkpoint. If the test split was opened, it also prints the coverage of the test predictions.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
 from training.engine.prediction import Predictor
-from training.engine.state import load_best
+from training.engine.state import Position, load_best
 from training.engine.trainer import write_val_predictions
 from training.model import ScoringModel, build_model
 from training.novelty import describe_all, measured, save, some_of, stored_epoch
-from training.runtime import collectives
+from training.runtime import checkpoint, collectives
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.tasks import task_of
@@ -127,12 +127,13 @@ def main(argv: Sequence[str]) -> int:
     if not folder.best_checkpoint.exists():
         raise UserError(f"{options.run} has no best checkpoint yet: train it for at least one epoch")
     folder.refuse_if_locked()
-    task, epoch = task_of(config.task), folder.val_predictions_epoch()
+    task = task_of(config.task)
+    best = checkpoint.load(folder.best_checkpoint, required={"model", "position"})
+    epoch = Position.from_record(best["position"]).best_epoch
     opened = None
-    if epoch is None:
+    if folder.val_predictions_origin() != (epoch, config.views_text):
         opened = _open(folder, config, options)
         predict_validation(folder, opened, task)
-        epoch = opened.epoch
     found = write_calibration(folder, task)
     assert found is not None
     print("\n".join([f"{folder.calibration_file} written", *found.lines()]))

@@ -69,7 +69,7 @@ class CombineConfig:
     )
     metric: str = flag(
         "default",
-        "Validation result that chooses: that of the task (default), or another column of the validation table, such as macro_f1.",
+        "Validation result that chooses: that of the task (default), or another one that is better when larger, such as macro_f1.",
     )
     postprocess: str = flag(
         "none", "Rules that correct the classes (training/postprocess).", choices=("none", *postprocess.names())
@@ -97,6 +97,11 @@ class CombineConfig:
             faults.append(f"--postprocess {self.postprocess} needs the boxes of a detector: give --boxes FILE")
         if self.boxes is not None and not needs_boxes:
             faults.append(f"--postprocess {self.postprocess} uses no boxes: leave --boxes out")
+        chooses_rules = self.postprocess != "none" and self.rules == "better"
+        if self.metric != "default" and self.weights == "equal" and not chooses_rules:
+            faults.append(
+                f"--metric {self.metric} has nothing to choose: give --weights greedy or --rules better, or leave it out"
+            )
         if faults:
             raise UserError.of(faults)
 
@@ -149,11 +154,13 @@ def metric_key(task: Task, metric: str) -> str:
     """The key of the metric that --metric names.
 
     Raises:
-        UserError: the task has no such metric.
+        UserError: the task has no such metric, or it is better when smaller.
     """
-    keys = [column.key for column in task.logged]
+    keys = [column.key for column in task.logged if column.key not in task.errors]
     if metric != "default" and metric not in keys:
-        raise UserError(f"--metric {metric} is not a result of these runs: give one of {', '.join(keys)}")
+        raise UserError(
+            f"--metric {metric} is not a result of these runs that is better when larger: give one of {', '.join(keys)}"
+        )
     return task.metric.key if metric == "default" else metric
 
 

@@ -47,7 +47,7 @@ class GradeConfig:
 
 
 def row(scorer: Scorer, folder: Path, videos: int) -> list[str]:
-    """The cells of a data set: actions, recall, precision, mean IoU of the matched ones, frames per second."""
+    """The cells of a data set: actions, recall, precision, mean IoU of the actions that a found range overlaps, frames per second."""
     right = found_count = true_count = frames = 0
     ious: list[float] = []
     started = time.perf_counter()

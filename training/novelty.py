@@ -39,6 +39,7 @@ MOTION_STEPS = 16  # parts of a clip whose motion is described, at most
 MAX_TRAIN_CLIPS = 2000  # that the statistics are computed from
 _MAX_DIMENSIONS = 256  # principal components of a description that are kept
 _LEAST_SPREAD = 1e-3  # of a value that is always the same, relative to the mean deviation of all
+_LEAST_DIVISOR = 1e-9  # so that float32 holds the quotients even if all clips have the same description
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -97,7 +98,7 @@ class Spread:
         from sklearn.decomposition import PCA
 
         mean, deviation = train_ND.mean(axis=0), train_ND.std(axis=0)
-        scale = 1 / np.maximum(deviation, max(_LEAST_SPREAD * deviation.mean(), np.finfo(np.float32).tiny))
+        scale = 1 / np.maximum(deviation, max(_LEAST_SPREAD * deviation.mean(), _LEAST_DIVISOR))
         scaled = (train_ND - mean) * scale
         components = np.eye(scaled.shape[1])
         if scaled.shape[1] > _MAX_DIMENSIONS:
@@ -163,7 +164,7 @@ def fit(train: Arrays, val: Arrays) -> Novelty:
 
 
 def _divided(spread: Spread, limit: float) -> Spread:
-    return Spread(spread.mean, spread.whiten / max(limit, np.finfo(np.float32).tiny))
+    return Spread(spread.mean, spread.whiten / max(limit, _LEAST_DIVISOR))
 
 
 def _accepted_count(count: int) -> int:

@@ -309,10 +309,13 @@ def record_of(scored: Scored) -> dict[str, Any]:
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
     """The records as a table, with a column for each class's probability."""
+    of_classes = {name for record in records for name, value in record.items() if isinstance(value, Mapping)}
     rows = []
     for record in records:
         row: dict[str, Any] = {}
         for name, value in record.items():
+            if value is None and name in of_classes:  # declined: the columns of the classes stay empty
+                continue
             if isinstance(value, Mapping):
                 row |= {f"probability_{key}": f"{p:.6f}" for key, p in value.items()}
             elif isinstance(value, list):

@@ -232,13 +232,14 @@ class Scorer:
         ]
 
     def frames_of(self, action: Action, video_frames: int, clips: int = 1) -> np.ndarray:
-        """The numbers of the frames that the network reads of an action in a video of `video_frames` frames, ascending.
+        """The numbers of the frames that the network reads of an action in a video of `video_frames` frames, ascending. Those of
+        the view of validation are among them: explanations and distances are of it.
 
         Raises:
             UserError: the action lacks a value that the method needs, such as its difficulty.
         """
         numbers: set[int] = set()
-        for choice in self._views(clips):
+        for choice in [*self._views(clips), VALIDATED]:
             source = FrameSource(self.config, _Numbers(video_frames), *choice)
             planned = self._data(action, source).plan(0, 0).sample.clips
             numbers.update(number for spec in planned.values() for number in spec.frames)
@@ -291,10 +292,13 @@ class Scorer:
                 indexed += forward_rows(self._forward, batch, self.config.precision, self.device)
             rows = in_order(indexed)
             described = {name: rows.outputs.pop(_DESCRIBED + name).numpy() for name in self._described}
-            if self.novelty is not None and not view.crop:  # the training's distances are those of centre crops
+            # the training's distances are those of centre crops of the usual size
+            if self.novelty is not None and not view.crop and not self.config.full_res:
                 distances.append(self.novelty.distances(described))
             predicted.append(as_arrays(method.predict(rows.outputs, rows.given)))
             details.append(method.details(rows.outputs))
+        if self.novelty is not None and self.config.full_res:
+            distances = [self.distances(clips)]
         of_views = {name: np.stack([each[name] for each in predicted], axis=1) for name in predicted[0]}
         mean = self.task.mean_of_views(of_views, self.config.test_average)
         together_each = {name: together([d[name] for d in details]) for name in details[0]}
@@ -408,4 +412,9 @@ def facts_of_run(folder: RunFolder, config: TrainConfig) -> tuple[DataFacts, Sto
         ) from None
     archives = sorted(config.root_dir.glob("*.zip")) if config.root_dir.is_dir() else []
     found = FrameSource(config).stored_frames([Action(archives[0].stem, 1, 1, 1)]) if archives else None
+    if found is None:
+        log.warning(
+            "%s does not say how the frames of the training are stored, and %s has no archive that says it: new videos get the height %d and the JPEG quality %d; if these are wrong, start the finished training again, which writes it",
+            folder.facts_file, config.root_dir, StoredFrames.height, StoredFrames.quality,
+        )  # fmt: skip
     return facts, found or StoredFrames()

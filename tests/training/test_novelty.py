@@ -41,6 +41,13 @@ def test_what_is_unlike_is_declined(validated: int, tmp_path: Path) -> None:
     assert (read.distances(moved) > novelty.LIMIT).all()
 
 
+def test_features_that_are_always_the_same_decline_nothing(tmp_path: Path) -> None:
+    """As those of a network all of whose last units are zero."""
+    dead = {name: np.zeros((30, 8)) for name in ("features", "picture")}
+    novelty.save(tmp_path / "calibration.npz", novelty.fit(dead, dead))
+    assert (novelty.load(tmp_path / "calibration.npz").distances(dead) == 0).all()
+
+
 def test_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "calibration.npz"
     assert novelty.load(file) is None

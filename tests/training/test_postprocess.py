@@ -210,9 +210,14 @@ def test_a_rule_for_a_rare_class_is_kept_by_macro_f1(tmp_path: Path, monkeypatch
         kept[metric] = len(choice.rules)
     assert kept == {"default": 0, "macro_f1": 1}
     with pytest.raises(
-        UserError, match="--metric spearman is not a result of these runs: give one of accuracy, macro_f1"
+        UserError,
+        match="--metric spearman is not a result of these runs that is better when larger: give one of accuracy, macro_f1",
     ):
         combine.metric_key(label, "spearman")
+    with pytest.raises(UserError, match=r"--metric r_l2_x100 is not .*: give one of spearman"):
+        combine.metric_key(task_of("score"), "r_l2_x100")  # an error: the largest one is the worst
+    with pytest.raises(UserError, match="--metric macro_f1 has nothing to choose"):
+        combine.CombineConfig(output=tmp_path / "a", weights="equal", metric="macro_f1")
 
 
 def test_what_does_not_fit_is_refused(runs: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from tests.training.test_scorer import CPU, run_of, saved
 from training.clips import Place
 from training.data.dataset import ActionDataset
 from training.engine.prediction import Predictor, as_arrays
+from training.predict import as_csv
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder, write_json
 
@@ -71,6 +73,14 @@ def test_a_video_is_scored_as_its_archive_is(drawn, dataset: Path, tmp_path: Pat
         for row in of_csv
     )
     assert "training.calibrate" in done.stdout  # this run has no calibration
+
+
+def test_a_declined_action_has_empty_cells_for_its_classes():
+    records = [{"video": "a", "probabilities": None, "notes": []}, {"video": "b", "probabilities": {"fall": 0.25}, "notes": []}]  # fmt: skip
+    assert list(csv.DictReader(io.StringIO(as_csv(records)))) == [
+        {"video": "a", "notes": "", "probability_fall": ""},
+        {"video": "b", "notes": "", "probability_fall": "0.250000"},
+    ]
 
 
 MADE = {
@@ -228,3 +238,11 @@ def test_a_training_writes_its_calibration_and_an_older_run_gets_one(train, draw
     assert all(Path(file).stat().st_size > 1000 for file in found["explanation"])
     (run.path / "calibration.json").write_text(written.replace('"epoch": 1', '"epoch": 7'))
     assert "a calibration of epoch 7" in predict(run, *one).stdout
+    # predictions of an epoch that is not that of best.pt, as after a kill between the two files
+    head, *lines = run.val_predictions_file.read_text().splitlines()
+    place = head.split(",").index("epoch")
+    cells = [line.split(",") for line in lines]
+    stale = [",".join([*row[:place], "7", *row[place + 1 :]]) for row in cells]
+    run.val_predictions_file.write_text("\n".join([head, *stale, ""]))
+    run_main("training.calibrate", "--run", run.path, "--gpu", "False")
+    assert run.calibration_file.read_text() == written

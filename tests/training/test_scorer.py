@@ -15,6 +15,7 @@ from data_preparation.common.command_line import parse
 from data_preparation.common.errors import UserError
 from tests.conftest import data_flags
 from tests.small import METHODS, VIDEO_MODELS, fits, judges_of, tiny_argv
+from training import novelty
 from training.config import TrainConfig
 from training.data.batch import Rows
 from training.data.dataset import ActionDataset
@@ -100,6 +101,29 @@ def test_a_clip_in_memory_is_scored_as_the_archive_is_in_validation(method: str,
     assert "training.calibrate" in scorer.why_no_interval
     mean = scorer.predict([clip_of(config, action) for action in splits.val[:2]], clips_each=3)
     assert all(set(a.values) == set(b.values) for a, b in zip(mean, found, strict=False))
+
+
+@pytest.mark.parametrize("flags", [("--full_res", "True"), ("--test_crops", "3"), ("--test_crops", "3", "--full_res", "True", "--test_clips", "2")])  # fmt: skip
+def test_the_distance_is_that_of_the_view_of_validation(flags: tuple[str, ...], dataset: Path, tmp_path: Path):
+    more = ("--data_aug", "True", "--frame_method", "dense", *flags)
+    config, splits = run_of(tmp_path, dataset, "tsm", "regression", *more)
+    run, model = saved(tmp_path, config, splits)
+    predictor = Predictor(config, Ranks(), CPU)
+    train, val = (
+        novelty.describe_all(model, predictor, ActionDataset(part, config, model.method, augment=False))
+        for part in (splits.train, splits.val)
+    )
+    scorer = dataclasses.replace(Scorer.from_run(run.path, gpu=False), novelty=novelty.fit(train, val))
+    clips = []
+    for action in splits.val:
+        clip = clip_of(config, action)
+        numbers = scorer.frames_of(clip.action, int(clip.numbers[-1]))  # all that is in memory
+        clips.append(
+            dataclasses.replace(clip, frames_THWC=clip.frames_THWC[numbers - clip.numbers[0]], numbers=numbers)
+        )
+    wanted = scorer.novelty.distances(val)
+    assert np.allclose([found.distance for found in scorer.predict(clips)], wanted, rtol=1e-4)
+    assert np.allclose(scorer.distances(clips), wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("frame_method", ["end_aligned", "end_aligned_spaced", "dense", "spaced_varied_new"])

@@ -8,7 +8,7 @@ launch commands call only these functions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +77,7 @@ class Task(ABC):
     table: Sequence[Column]  # metrics in the table of training.report
     plot_file: str = ""  # name of the plot of the test split in the run folder
     has_test: bool = True  # whether there is a test split to open
+    errors: Set[str] = frozenset()  # keys of metrics that are better when smaller
 
     @property
     def name(self) -> str:

@@ -213,6 +213,7 @@ class ScoreTask(Task):
     logged = (Column("spearman", "Spearman", 4), Column("r_l2_x100", "R-l2 x100", 3))
     table = (Column("spearman", "Spearman", 3), Column("r_l2_x100", "R-l2 x100", 2), Column("mae", "MAE (points)", 2))
     plot_file = "scores.png"
+    errors = frozenset({"r_l2_x100", "mae"})
 
     def faults(self, actions: Sequence[Action], classes: Sequence[str]) -> list[str]:
         without = [action.key for action in actions if action.final_score is None]
