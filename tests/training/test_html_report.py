@@ -29,7 +29,7 @@ from training.html_report.page import coverage_section, report_page, write_repor
 from training.metrics import spearman_rows
 from training.power import about, actions_for_accuracies, actions_for_correlations
 from training.predictions import predictions_csv
-from training.runtime.run_folder import RunFolder, write_json
+from training.runtime.run_folder import MODEL_FORMAT, RunFolder, write_json
 from training.tasks import task_of
 
 HOSTILE = '<script>alert("1")</script><img src=http://127.0.0.1:9/x onerror=alert(2)> $\\frac{$ {{ 7*7 }}'
@@ -174,6 +174,13 @@ def test_what_cannot_be_compared_on_a_page_is_refused(tmp_path: Path, dataset: P
     assert done.returncode == 2
     assert "tested on different actions" in done.stderr
     assert not (tmp_path / "comparison.html").exists()
+    config, splits = dives(dataset)
+    relabelled = write_run(tmp_path / "c", replace(config, seed=1), splits, noise=1)
+    lines = relabelled.predictions_file.read_text().splitlines()
+    row = dict(zip(lines[0].split(","), lines[1].split(","), strict=True)) | {"true_score": "1.5"}
+    relabelled.predictions_file.write_text("\n".join([lines[0], ",".join(row.values()), *lines[2:]]))
+    done = run_main("training.report", "--html", score.path, relabelled.path, check=False)
+    assert (done.returncode, "the same test split and annotations" in done.stderr) == (2, True), done.stderr
     label.predictions_file.write_text("video,number\n")
     done = run_main("training.report", "--html", label.path, check=False)
     assert done.returncode == 2
@@ -184,8 +191,12 @@ def test_what_cannot_be_compared_on_a_page_is_refused(tmp_path: Path, dataset: P
     combined = RunFolder(tmp_path / "combined")
     combined.path.mkdir()
     write_json(combined.combination_file, {})
+    exported = RunFolder(tmp_path / "exported")
+    exported.path.mkdir()
+    write_json(exported.config_file, {MODEL_FORMAT: 1, "flags": {}})
     for words, problem in (
         (["--html", combined.path], "the mean of several"),
+        (["--html", exported.path], "an exported model, not a run"),
         ([score.path, "--maps", "True"], "--maps is for the page of one run"),
         (["--html", score.path, "--output", tmp_path / "x.html"], "--output is for the page of several"),
     ):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from training.compare import check_comparable
 from training.html_report.content import Picture, Section, Table, Tile
 from training.html_report.figures import WIDE, GroupRow, groups, shortened
 from training.html_report.page import cell, interval_text, render
@@ -32,10 +33,15 @@ def comparison_page(task: Task, results: Table, runs: Sequence[ComparedRun], omi
     """The page of two runs or more. The first run is the one that the others are compared with.
 
     `results` is the table over seeds and folds, `omitted` names the points of a sweep that have no result.
+
+    Raises:
+        UserError: two runs have the same test actions with other true values or classes.
     """
     sections = [Section("Results", tables=[results]), each_run_section(task, runs)]
     first = runs[0].predictions
     same = [run for run in runs[1:] if run.predictions.keys == first.keys]
+    for run in same:
+        check_comparable(first, run.predictions)
     compared = [(run, task.compare(first, run.predictions)) for run in same]
     if compared:
         sections += [paired_section(task, runs[0], compared, len(runs) - 1 - len(same))]

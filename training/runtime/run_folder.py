@@ -216,8 +216,14 @@ class RunFolder:
         return self.jobs_dir / job_id
 
     def saved_config(self) -> TrainConfig | None:
-        """The configuration that the run was started with, or None for a new run."""
+        """The configuration that the run was started with, or None for a new run.
+
+        Raises:
+            UserError: config.json is damaged, of another version, or that of an exported model.
+        """
         record = read_json(self.config_file)
+        if isinstance(record, dict) and MODEL_FORMAT in record:
+            raise UserError(f"{self.path} holds an exported model, not a run: give the folder of a run")
         return None if record is None else from_record(record)
 
     def existing_config(self) -> TrainConfig:
