@@ -269,14 +269,16 @@ def covered_in(calibration: Calibration, run: Predictions) -> np.ndarray:
 
 
 def coverage(calibration: Calibration, run: Predictions) -> list[Group]:
-    """The coverage of predictions with known truth: all of them first, then each group."""
+    """The coverage of predictions with known truth: all of them first, then each group. Empty if no prediction has an interval."""
+    if np.isinf(calibration.limits(run.truth.kinds, run.predicted)).all():
+        return []
     covered = covered_in(calibration, run)
     return [Group("all", len(covered), float(covered.mean())), *group_coverage(covered, groups_of(run))]
 
 
 def coverage_lines(groups: Sequence[Group]) -> list[str]:
     """The coverage of groups as a table."""
-    width = max(len(group.name) for group in groups)
+    width = max((len(group.name) for group in groups), default=0)
     return [f"{group.name:{width}}  {percent(group.coverage, 1):>7} of {group.actions} actions" for group in groups]
 
 

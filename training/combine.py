@@ -53,7 +53,6 @@ from training.predictions import predictions_csv, read_predictions
 from training.runtime.run_folder import RunFolder, read_json, write_json
 from training.tasks.base import Arrays, Predictions, Task
 
-RECORD = "combination.json"
 DATA = ("annotation_path", "train_path", "test_path", "leave_out")  # flags for moved data
 _ROUNDS = 50  # of the greedy selection; the weights are multiples of 1/50 at the finest
 
@@ -383,7 +382,7 @@ def combine(paths: Sequence[Path], config: CombineConfig) -> None:
         write_atomic(RunFolder(folder).predictions_file, text.encode())
         title = f"{name}: {result_lines(summary)[0]}"
         task.draw(combined.predicted, actions, classes, folder / task.plot_file, title)
-        write_json(folder / RECORD, record)
+        write_json(RunFolder(folder).combination_file, record)
         write_json(RunFolder(folder).summary_file, summary)
 
 
@@ -421,7 +420,7 @@ def stored_lines(output: Path) -> list[str]:
     Raises:
         UserError: the folder holds no combination, or a damaged one.
     """
-    record, summary = read_json(output / RECORD), RunFolder(output).summary()
+    record, summary = read_json(RunFolder(output).combination_file), RunFolder(output).summary()
     try:
         assert record is not None
         assert summary is not None
@@ -440,7 +439,7 @@ def check_same_runs(paths: Sequence[Path], config: CombineConfig) -> None:
         UserError: it does not.
     """
     assert config.output is not None
-    record = read_json(config.output / RECORD) or {}
+    record = read_json(RunFolder(config.output).combination_file) or {}
     known = sorted(each.get("predictions", "") for each in record.get("runs", []))
     if known != sorted(map(digest, paths)) or record.get("weights") != config.weights:
         raise UserError(f"{config.output} exists and is not the combination of these runs: give another --output")

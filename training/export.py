@@ -94,7 +94,7 @@ def _write(
     write_json(out / pretrained.CONFIG, record)
     found = pretrained.load(out)  # what is handed on can be read
     shapes = write_onnx(out / pretrained.ONNX, found.config, found.model, found.facts) if onnx else []
-    (out / pretrained.CARD).write_text(model_card(folder, found, coverage_of(folder), shapes))
+    (out / pretrained.CARD).write_text(model_card(folder, found, coverage_of(folder), shapes), encoding="utf-8")
 
 
 def coverage_of(run: RunFolder) -> list[str]:

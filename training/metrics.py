@@ -254,7 +254,8 @@ def _group_means(train: Sequence[Action], of: Callable[[Action], Hashable]) -> C
     for action in train:
         groups.setdefault(of(action), []).append(action.need("final_score"))
     overall = float(np.mean([d.need("final_score") for d in train]))
-    return lambda action: float(np.mean(groups[of(action)])) if of(action) in groups else overall
+    means = {group: float(np.mean(scores)) for group, scores in groups.items()}
+    return lambda action: means.get(of(action), overall)
 
 
 def _first_judge_score(dive: Action) -> float:

@@ -310,6 +310,21 @@ class PageConfig:
     output: Path | None = flag(None, "Several runs: file to write; default: comparison.html beside the first run.")
 
 
+def unused_flags(options: PageConfig, *, one_page: bool, several: bool) -> list[str]:
+    """The given flags that do nothing: those of the page of one run, or that of the page of several."""
+    of_one = {"--root_dir": options.root_dir is not None, "--maps": options.maps}
+    faults = [
+        f"{name} is for the page of one run: leave it out, or give --html and one run folder"
+        for name, given in of_one.items()
+        if given and not one_page
+    ]
+    if options.output is not None and not several:
+        faults.append(
+            "--output is for the page of several runs: leave it out, or give --html and two run folders or more"
+        )
+    return faults
+
+
 def main(argv: Sequence[str]) -> None:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
@@ -321,11 +336,15 @@ def main(argv: Sequence[str]) -> None:
             "give run folders or the folder of a sweep, for example: python -m training.report runs/a-s0 runs/a-s1"
         )
     options = parse(PageConfig, words[len(names) :], prog="python -m training.report RUN...", description=__doc__)
-    if HTML in argv and len(names) == 1 and not sweep_points(names[0]):
+    is_page = HTML in argv
+    is_of_one = is_page and len(names) == 1 and not sweep_points(names[0])
+    if faults := unused_flags(options, one_page=is_of_one, several=is_page and not is_of_one):
+        raise UserError.of(faults)
+    if is_of_one:
         print(write_report(RunFolder(names[0]), options.root_dir, with_maps=options.maps))
         return
     runs, omitted = opened_runs(names)
-    if HTML in argv:
+    if is_page:
         output = options.output or runs[0].path.parent / "comparison.html"
         write_page(output, comparison_of(runs, omitted))
         print(output)

@@ -18,13 +18,14 @@ from data_preparation import datasets
 from data_preparation.actions import Action, Dive
 from data_preparation.common.command_line import parse
 from tests.conftest import data_flags, run_main
-from training.calibration import write_calibration
+from training.calibration import Calibration, coverage, write_calibration
+from training.compare import predictions_of
 from training.config import TrainConfig
 from training.data.facts import DataFacts
 from training.data.splits import Splits
 from training.engine.state import Position
 from training.evaluate import summarise
-from training.html_report.page import report_page, write_report_or_warn
+from training.html_report.page import coverage_section, report_page, write_report_or_warn
 from training.metrics import spearman_rows
 from training.power import about, actions_for_accuracies, actions_for_correlations
 from training.predictions import predictions_csv
@@ -177,6 +178,28 @@ def test_what_cannot_be_compared_on_a_page_is_refused(tmp_path: Path, dataset: P
     done = run_main("training.report", "--html", label.path, check=False)
     assert done.returncode == 2
     assert "restore it from a copy" in done.stderr
+    label.predictions_file.unlink()
+    done = run_main("training.report", "--html", label.path, check=False)
+    assert (done.returncode, "has no predictions.csv" in done.stderr) == (2, True), done.stderr
+    combined = RunFolder(tmp_path / "combined")
+    combined.path.mkdir()
+    write_json(combined.combination_file, {})
+    for words, problem in (
+        (["--html", combined.path], "the mean of several"),
+        ([score.path, "--maps", "True"], "--maps is for the page of one run"),
+        (["--html", score.path, "--output", tmp_path / "x.html"], "--output is for the page of several"),
+    ):
+        done = run_main("training.report", *words, check=False)
+        assert (done.returncode, problem in done.stderr) == (2, True), done.stderr
+
+
+def test_a_run_with_few_validation_actions_has_no_coverage(tmp_path: Path, dataset: Path):
+    run = write_run(tmp_path / "a", *dives(dataset), noise=1)
+    few = Calibration("score", 2, {"": [1.0] * 5}, {"": [50.0] * 5})
+    section = coverage_section(run, predictions_of(run.path), few)
+    assert "5 validation actions are too few" in section.text
+    assert len(section.pictures) == 1  # the predicted and the true values
+    assert coverage(few, predictions_of(run.path)) == []
 
 
 # ------------------------------------------------------------------------------------------------------------- power

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from training.judge_page.__main__ import announcement, job_line, tunnel_line
 from training.judge_page.app import JudgePage
 from training.judge_page.clips import PREFIX, Clips, PrivateFolder
 from training.judge_page.forms import MIB, shown_name
-from training.judge_page.worker import Worker
+from training.judge_page.worker import Job, Worker
 
 TOKEN = "a-token"
 ORIGIN = "http://127.0.0.1:8765"
@@ -186,11 +187,15 @@ def test_bytes_are_counted_while_they_arrive_whatever_the_header_says(client: Te
     assert not list(page.clips.folder.iterdir())
 
 
+FILE_PART = b'--b\r\nContent-Disposition: form-data; name="video"; filename="a.mp4"\r\n\r\nx\r\n'
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "status"),
     [
         (b"--b\r\nnot a part", "multipart/form-data; boundary=b", 400),
         (b"--b--\r\n", "multipart/form-data; boundary=b", 400),
+        (2 * FILE_PART + b"--b--\r\n", "multipart/form-data; boundary=b", 400),
         (b"x", "multipart/form-data", 400),
         (b"{}", "application/json", 415),
         (b"video=dive.mp4", "application/x-www-form-urlencoded", 400),
@@ -250,6 +255,17 @@ def test_a_full_queue_and_too_many_clips_are_refused_with_503(page: JudgePage, c
     sent = send(client, dive)
     assert sent.status_code == 503
     assert "holds 4 clips" in sent.text
+
+
+def test_a_clip_that_is_deleted_while_it_is_scored_leaves_no_files(tmp_path: Path):
+    jobs: list[Job] = []
+    page = JudgePage(TOKEN, StandIn.facts, Clips(tmp_path, 4, 60), SimpleNamespace(submit=jobs.append), MIB)
+    clip = page.clips.new()
+    page._submit(clip, "score", {}, lambda verdict: None)
+    page.clips.remove(clip)
+    clip.folder.mkdir()  # by the worker, which writes an explanation
+    jobs[0].done(None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_clips_that_nobody_looks_at_are_removed_but_not_busy_ones(tmp_path: Path):

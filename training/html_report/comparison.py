@@ -41,8 +41,8 @@ def comparison_page(task: Task, results: Table, runs: Sequence[ComparedRun], omi
         sections += [paired_section(task, runs[0], compared, len(runs) - 1 - len(same))]
     else:
         sections.append(Section("Paired test", text=f"No run was tested on the same actions as {runs[0].name}."))
-    best = max((run.summary["test"].get(task.metric.key) or -np.inf for run in runs), default=-np.inf)
-    sections += claims_section(task, runs[0], compared, float(best))
+    best = max(_result(run, task.metric.key) for run in runs)
+    sections += claims_section(task, runs[0], compared, best)
     return render(
         "comparison.html",
         title=f"{runs[0].name} and {len(runs) - 1} other run{'s' if len(runs) > 2 else ''}",
@@ -52,14 +52,24 @@ def comparison_page(task: Task, results: Table, runs: Sequence[ComparedRun], omi
     )
 
 
+def _result(run: ComparedRun, key: str) -> float:
+    """A test result of a run; minus infinity if it is undefined."""
+    value = run.summary["test"].get(key)
+    return -np.inf if value is None else value
+
+
 def _tiles(task: Task, runs: Sequence[ComparedRun]) -> list[Tile]:
     key, title, digits = task.table[0]
-    ordered = sorted(runs, key=lambda run: -(run.summary["test"].get(key) or -np.inf))
+    ordered = sorted(runs, key=lambda run: -_result(run, key))
     tiles = []
     for label, run in (("Best", ordered[0]), ("Lowest", ordered[-1])):
         between = interval_text(run.summary["test"].get(f"{key}_ci95"), digits)
         tiles.append(
-            Tile(f"{label} {title}: {run.name}", cell(run.summary["test"].get(key), digits), f"95 % interval {between}")
+            Tile(
+                f"{label} {title}: {run.name}",
+                cell(run.summary["test"].get(key), digits),
+                f"95 % interval {between}" if between else "test split",
+            )
         )
     return [*tiles, Tile("Test actions", f"{len(runs[0].predictions.keys):,}", f"{len(runs)} runs")]
 

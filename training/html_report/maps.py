@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from data_preparation.actions import Action
 from data_preparation.archive import FrameReaders
+from data_preparation.common.errors import UserError
 from training.data.sampling import END_SHIFT
 from training.explain import explain
 from training.explain.sheet import chosen_frames, effect_text, overlay
@@ -29,6 +30,10 @@ def maps_of(run: Path, actions: Sequence[Action], frames_dir: Path) -> list[tupl
         numbers = reader.numbers
         # some ways to choose frames use frames after the end
         numbers = numbers[(numbers >= action.start_frame) & (numbers <= action.end_frame + END_SHIFT)]
+        if not len(numbers):
+            raise UserError(
+                f"{frames_dir} has no frames of {action.name} (frames {action.start_frame} to {action.end_frame}): extract them again, or leave out --maps"
+            )
         frames_THWC = np.stack([reader.image(int(number)) for number in numbers])
         (explanation,) = explain(scorer, [Clip(frames_THWC, action, action.name, numbers=numbers)])
         reason = explanation.reasons[0]

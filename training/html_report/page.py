@@ -28,11 +28,12 @@ from training.calibration import (
     percent,
     read_calibration,
 )
+from training.compare import predictions_of
 from training.config import TrainConfig, as_record
 from training.html_report.content import ExampleTexts, Picture, Section, Table, Tile
 from training.html_report.figures import GroupRow, Line, coverage_curve, extreme, groups, over_steps
 from training.metrics import wilson_interval
-from training.predictions import prediction_lines, read_predictions
+from training.predictions import prediction_lines
 from training.runtime.run_folder import RunFolder, read_json
 from training.tasks import task_of
 from training.tasks.base import Metric, Predictions, Task, number_text
@@ -127,7 +128,7 @@ def report_page(run: RunFolder, root_dir: Path | None = None, *, with_maps: bool
     note = ""
     remarks: list[str] = []
     if summary is not None:
-        tested = read_predictions(run.predictions_file, run.title)
+        tested = predictions_of(run.path)
         rows = prediction_lines(run.predictions_file)
         calibration = read_calibration(run)
         tiles, remarks = result_tiles(task, summary, len(rows)), task.remarks(summary)
@@ -240,6 +241,12 @@ def coverage_section(run: RunFolder, tested: Predictions, calibration: Calibrati
             [curve],
             text=f"There are no intervals: python -m training.calibrate --run {run.path} makes them, then {_COMMAND} {run.path} makes this page again.",
         )
+    if np.isinf(calibration.limits(tested.truth.kinds, tested.predicted)).all():
+        return Section(
+            title,
+            [curve],
+            text=f"There are no intervals: {'; '.join(calibration.lines()[: len(calibration.misfits)])}.",
+        )
     validated = sum(map(len, calibration.misfits.values()))
     shares = [float(covered_in(dataclasses.replace(calibration, level=level), tested).mean()) for level in _LEVELS]
     inside = covered_in(calibration, tested)
@@ -301,8 +308,10 @@ def coverage_groups(tested: Predictions) -> dict[str, dict[str, np.ndarray]]:
 
 def rows_by(names: Sequence[str]) -> dict[str, np.ndarray]:
     """The indices of each name."""
-    array = np.array(names)
-    return {name: np.flatnonzero(array == name) for name in sorted(set(names))}
+    rows: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        rows.setdefault(name, []).append(i)
+    return {name: np.array(rows[name]) for name in sorted(rows)}
 
 
 # ------------------------------------------------------------------------------------------------------------ training

@@ -223,8 +223,16 @@ class JudgePage:
         return clip
 
     def _submit(self, clip: Clip, name: str, arguments: dict[str, Any], done: Callable[[Any], None]) -> None:
+        def ending(tell: Callable[[Any], None]) -> Callable[[Any], None]:
+            def ended(result: Any) -> None:
+                tell(result)
+                if self.clips.get(clip.id) is None:  # deleted meanwhile, and the worker may have written files since
+                    self.clips.remove(clip)
+
+            return ended
+
         try:
-            self.worker.submit(Job(clip.id, name, arguments, done, clip.fail))
+            self.worker.submit(Job(clip.id, name, arguments, ending(done), ending(clip.fail)))
         except QueueFull:
             raise Refusal(503, self._full_text()) from None
 

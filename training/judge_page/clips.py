@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import secrets
 import shutil
 import tempfile
@@ -119,9 +120,11 @@ class PrivateFolder:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether the page that made a folder has ended: then its lock is free. Folders of other users cannot be opened."""
+    """Whether the page of this user that made a folder has ended: then its lock is free."""
     try:
-        with open(folder / _LOCK) as file:
+        if folder.lstat().st_uid != os.getuid():  # another user may have put anything there, such as a pipe that blocks
+            return False
+        with open(folder / _LOCK, "r+") as file:  # NFS locks only files that are open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except OSError:

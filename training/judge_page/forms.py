@@ -82,7 +82,7 @@ async def read_form(request: Request, limit: int, folder: Path | None = None) ->
     """The fields and, if there is a `folder` for it, the file of a POST request.
 
     Raises:
-        Refusal: too large (413), no form (415), damaged (400), or the disk is full (507).
+        Refusal: too large (413), no form (415), damaged or with several files (400), or the disk is full (507).
         ClientDisconnect: the browser closed the connection.
     """
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
@@ -121,6 +121,8 @@ async def read_form(request: Request, limit: int, folder: Path | None = None) ->
             file.close()
     if folder is None or not files:
         return Form(fields, None)
+    if len(files) > 1:
+        raise Refusal(400, f"{len(files)} files arrived: send one video at a time.")
     first = files[0]
     name = shown_name((first.file_name or b"").decode(errors="replace"))
     if not first.size or first.actual_file_name is None:

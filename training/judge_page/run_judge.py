@@ -15,6 +15,7 @@ from training.clips import read_clip, warnings_of
 from training.explain import explain, write
 from training.judge_page.judging import read_video
 from training.judge_page.records import Question, RunFacts, Verdict, VideoFacts
+from training.novelty import declined_text
 from training.predict import run_notes
 from training.scorer import Clip, Prediction, Scorer
 
@@ -75,13 +76,6 @@ def shown(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def declined_text(prediction: Prediction) -> str:
-    """Why a prediction is declined, or an empty text."""
-    if not prediction.declined:
-        return ""
-    return f"This is not an action like those that the run was trained on: its distance from them is {prediction.distance:.2f}, and above {prediction.threshold:.2f} no score is given."
-
-
 def scored_text(clip: Clip, known: Mapping[str, Any]) -> str:
     """What was scored: frames, seconds, and what the person has said."""
     action = clip.action
@@ -92,9 +86,9 @@ def scored_text(clip: Clip, known: Mapping[str, Any]) -> str:
 def verdict_of(prediction: Prediction, clip: Clip, scored: str) -> Verdict:
     """A prediction in the words of the page, without explanation."""
     values = dict(prediction.values)
-    declined = declined_text(prediction)
-    if declined:
-        return Verdict(scored, declined=declined)
+    if prediction.declined:
+        why = declined_text(prediction.noun, prediction.distance or 0)
+        return Verdict(scored, declined=f"The network predicts nothing, because this is {why}.")
     chances = sorted(values.pop("probabilities", {}).items(), key=lambda pair: -pair[1])
     score, chosen, caption = (values.pop(name, None) for name in ("score", "class", "caption"))
     values.pop("probability", None)  # it is among the probabilities

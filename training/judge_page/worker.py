@@ -129,8 +129,14 @@ class Worker:
     def _start_process(self) -> RunFacts:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._load))
-        self._process.start()
+        process = context.Process(target=_serve, args=(theirs, self._load))
+        try:
+            process.start()
+        except OSError as error:
+            raise UserError(
+                f"the process that scores cannot be started ({error.strerror}): free memory or processes of this user, then try again"
+            ) from None
+        self._process = process
         theirs.close()
         try:
             return self._answer()

@@ -197,6 +197,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def combination_file(self) -> Path:
+        """How the result of several runs was put together (training.combine)."""
+        return self.path / "combination.json"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.html"
 
@@ -223,6 +228,10 @@ class RunFolder:
         """
         if (config := self.saved_config()) is not None:
             return config
+        if self.combination_file.exists():
+            raise UserError(
+                f"{self.path} holds no run but the mean of several: give the folder of one of those that {self.combination_file.name} names"
+            )
         found = sorted(str(file.parent) for file in self.path.glob("*/config.json"))
         if not found and self.path.parent.is_dir():
             beside = [file.parent.name for file in self.path.parent.glob("*/config.json")]

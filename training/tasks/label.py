@@ -66,7 +66,10 @@ def mcnemar(only_a: int, only_b: int) -> float:
     correctly."""
     n, fewer = only_a + only_b, min(only_a, only_b)
     # the sum of binomial probabilities for p = 1/2, with integers of any size
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    ways = tail = 1
+    for k in range(fewer):
+        ways = ways * (n - k) // (k + 1)  # n choose k + 1
+        tail += ways
     return min(1.0, 2 * tail / 2**n)
 
 
