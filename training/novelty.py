@@ -150,9 +150,21 @@ def declined_text(noun: str, distance: float) -> str:
     return f"not {article} {noun} like those it was trained on (distance {distance:.2f}, limit {LIMIT:g})"
 
 
+class NotFinite(UserError):
+    """A network that gives a clip features that are not finite. Its predictions may be useful all the same."""
+
+
 def fit(train: Arrays, val: Arrays) -> Novelty:
     """Fit to the descriptions of training clips, and set the limit so that it accepts ACCEPTED of the validation clips, or all if
-    they are fewer than a hundred."""
+    they are fewer than a hundred.
+
+    Raises:
+        NotFinite: a description is not finite.
+    """
+    if not all(np.isfinite(values).all() for part in (train, val) for values in part.values()):
+        raise NotFinite(
+            "the features of some clips are not finite, so the run cannot decline clips: run python -m training.calibrate with --precision fp32"
+        )
     spreads = {}
     for name, train_ND in train.items():
         spread = Spread.of(np.asarray(train_ND, np.float64))

@@ -48,6 +48,14 @@ def test_features_that_are_always_the_same_decline_nothing(tmp_path: Path) -> No
     assert (novelty.load(tmp_path / "calibration.npz").distances(dead) == 0).all()
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_features_that_are_not_finite_are_refused(part: int) -> None:
+    both = [spread_data(40, 1), spread_data(20, 2)]
+    both[part]["features"][3, 2] = np.inf
+    with pytest.raises(novelty.NotFinite, match="--precision fp32"):
+        novelty.fit(*both)
+
+
 def test_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "calibration.npz"
     assert novelty.load(file) is None

@@ -163,7 +163,13 @@ class Trainer(ABC):
         train, val = (
             novelty.describe_all(self.model, predictor, data) for data in (novelty.some_of(train_data), val_data)
         )
-        text = collectives.on_first_rank(lambda: novelty.save(file, novelty.measured(train, val, train_data, epoch)))
+        try:
+            text = collectives.on_first_rank(
+                lambda: novelty.save(file, novelty.measured(train, val, train_data, epoch))
+            )
+        except novelty.NotFinite as error:  # the test can be run all the same
+            log.warning("%s", error)
+            return
         log.info("Distances from the training clips: %.1f s; %s", time.perf_counter() - started, text)
 
     def close(self) -> None:
