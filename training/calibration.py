@@ -309,10 +309,9 @@ def read_calibration(run: RunFolder) -> Calibration | None:
     Raises:
         UserError: the file is damaged.
     """
-    record = read_json(run.calibration_file)
+    fix = f"write it again with python -m training.calibrate --run {run.path}"
+    record = read_json(run.calibration_file, fix)
     try:
         return None if record is None else Calibration.from_record(record)
     except ValueError as error:
-        raise UserError(
-            f"{run.calibration_file} is damaged ({error}): write it again with python -m training.calibrate --run {run.path}"
-        ) from None
+        raise UserError(f"{run.calibration_file} is damaged ({error}): {fix}") from None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_preparation.common.command_line import flag, parse, run
-from data_preparation.common.errors import UserError, os_error_text
+from data_preparation.common.errors import UserError, os_error_text, printable
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.text_tables import csv_cells
 from training.config import as_in_run, given_again, plugin_paths
@@ -83,8 +83,17 @@ class _PredictConfig:
             faults.append("--explain True without --out: give the folder for its files")
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             faults.append(f"--out {self.out} is not a folder: give the folder for the results")
+        if self.out is not None and (file := foreign_file(self.out)):
+            faults.append(f"--out {self.out} holds {file} of a run or an exported model: give another folder")
         if faults:
             raise UserError.of(faults)
+
+
+def foreign_file(folder: Path) -> str | None:
+    """A file by which a folder is a run, a combination or an exported model, whose predictions must not be overwritten."""
+    return next(
+        (name for name in ("config.json", "combination.json", "summary.json") if (folder / name).exists()), None
+    )
 
 
 # with the data paths of all backbones and methods, such as --boxes
@@ -257,10 +266,16 @@ def predict_all(
         found = scorer.predict([clip for _, clip, _ in waiting], clips_each=options.clips)
         for (request, clip, notes), prediction in zip(waiting, found, strict=True):
             if prediction.declined and not options.decline and prediction.distance is not None:
-                notes = [*notes, f"it is scored although it is {declined_text(prediction.noun, prediction.distance)}"]
-                prediction = dataclasses.replace(prediction, declined=False)
+                why = declined_text(prediction.noun, prediction.distance)
+                notes = [
+                    *notes,
+                    f"it is scored although it is {why}; it has no interval, which holds only for such as those",
+                ]
+                prediction = dataclasses.replace(prediction, declined=False, low=None, high=None, classes=None)
             files: Sequence[Path] = ()
-            if explanations is not None and not prediction.declined:
+            if explanations is not None and prediction.declined:
+                notes = [*notes, "it is not explained, because it has no score (--decline False gives one)"]
+            elif explanations is not None:
                 number = len(results.predictions) + 1
                 stem = f"{number:03d}_{file_stem(request.video.stem)}_{prediction.start}-{prediction.end}"
                 files, more = explained(scorer, clip, explanations, stem)
@@ -291,7 +306,7 @@ def record_of(scored: Scored) -> dict[str, Any]:
         blank = dict.fromkeys(prediction.values)
         prediction = dataclasses.replace(prediction, values=blank, low=None, high=None, classes=None)
     found: dict[str, Any] = {
-        "video": str(scored.video),
+        "video": printable(str(scored.video)),
         "start_frame": prediction.start,
         "end_frame": prediction.end,
         "start_s": round((prediction.start - 1) / scored.fps, 3),
@@ -363,12 +378,12 @@ def write_results(folder: Path, run: Path, scorer: Scorer, results: Results, com
     """
     records = [record_of(each) for each in results.predictions]
     content = {
-        "run": str(run),
+        "run": printable(str(run)),
         "complete": complete,
         "level": None if scorer.calibration is None else scorer.calibration.level,
         "notes": run_notes(scorer),
         "predictions": records,
-        "failed": [{"video": str(video), "why": why} for video, why in results.failed],
+        "failed": [{"video": printable(str(video)), "why": why} for video, why in results.failed],
     }
     files = [folder / "predictions.json", folder / "predictions.csv"]
     write_json(files[0], content)

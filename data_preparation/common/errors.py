@@ -24,9 +24,15 @@ _CONTENT_ERRORS = (
 )
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Text for a terminal, a table or a picture: control characters (but those to keep) and lone surrogates as escapes. File names
+    may have both."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def _shown(text: str) -> str:
-    """Text for a terminal: control characters and lone surrogates as escapes, long numbers shortened."""
-    text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    """A message for a terminal: printable lines, long numbers shortened."""
+    text = printable(text, keep="\n")
     return _LONG_NUMBER.sub(lambda digits: f"{digits[0][:20]}... ({len(digits[0])} digits)", text)
 
 

@@ -134,7 +134,7 @@ def explanation_of(frames: int, height: int, width: int, name: str = "clip") -> 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(3, 33, 47), (20, 64, 64), (1, 300, 301)])
 def test_sheet_and_video_open(tmp_path: Path, frames: int, height: int, width: int):
-    picture, video = write(explanation_of(frames, height, width, "../../etc/pass wd\n"), tmp_path)
+    picture, video = write(explanation_of(frames, height, width, "../../$x^$ pass wd\n\udcff.mp4"), tmp_path)
     assert picture.parent == video.parent == tmp_path
     with Image.open(picture) as image:
         image.load()

@@ -17,15 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_preparation.common.errors import UserError
 from data_preparation.frame_numbers import scan_video
 from tests.conftest import PATIENCE_S, REPOSITORY, run_main
 from tests.training.test_scorer import CPU, run_of, saved
 from training.clips import Place
 from training.data.dataset import ActionDataset
 from training.engine.prediction import Predictor, as_arrays
-from training.predict import as_csv
+from training.predict import PredictConfig, Scored, as_csv, record_of
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder, write_json
+from training.scorer import Prediction
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
@@ -73,6 +75,20 @@ def test_a_video_is_scored_as_its_archive_is(drawn, dataset: Path, tmp_path: Pat
         for row in of_csv
     )
     assert "training.calibrate" in done.stdout  # this run has no calibration
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_the_predictions_of_a_run_are_not_overwritten(name: str, tmp_path: Path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"--out {tmp_path} holds {name} of a run"):
+        PredictConfig(run=tmp_path, video=[tmp_path], out=tmp_path)
+
+
+def test_any_name_of_a_file_can_be_written(tmp_path: Path):
+    prediction = Prediction("a", 1, 2, {"score": 3.0}, None, None)
+    record = record_of(Scored(tmp_path / "bad\udcff\n.mp4", 25.0, prediction, []))
+    assert str(record["video"]).endswith("bad\\udcff\\n.mp4")
+    as_csv([record]).encode()
 
 
 def test_a_declined_action_has_empty_cells_for_its_classes():

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from data_preparation.common.errors import printable
 from data_preparation.common.files import atomic_file, reporting_write_errors
 from training.explain.explanation import Explanation, Reason
 from training.explain.maps import KINDS
@@ -52,8 +53,10 @@ def file_stem(name: str) -> str:
 
 
 def overlay(frame_HWC: np.ndarray, map_HW: np.ndarray) -> np.ndarray:
-    """A frame in grey with the map over it: the larger the value, the brighter and the less transparent its colour."""
+    """A frame in grey with the map over it: the larger the value, the brighter and the less transparent its colour. Roots of the
+    values are shown, because a few places often have nearly all of the map."""
     grey = frame_HWC.astype(np.float32).mean(axis=2, keepdims=True)
+    map_HW = np.sqrt(map_HW)
     share = 0.25 + 0.6 * map_HW[..., None]
     colours = 255 * colormaps[COLOURS](map_HW)[..., :3]
     return np.clip(grey * (1 - share) + colours * share, 0, 255).astype(np.uint8)
@@ -100,14 +103,15 @@ def write_sheet(explanation: Explanation, path: Path) -> None:
     heights = [picture + 0.3, *[picture + 0.12] * len(reasons), *[1.0] * len(reasons)]
     figure = new_figure(2.2 + cell * len(chosen), sum(heights) + 0.9)
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights, width_ratios=[1.6, cell * len(chosen)])
-    figure.suptitle(
-        f"{explanation.name}: what changed the prediction ({KINDS.get(explanation.kind, explanation.kind)})"
-    )
+    name = printable(Path(explanation.name).name)
+    kind = KINDS.get(explanation.kind, explanation.kind)
+    # names of files and classes may hold $, which is not mathematics
+    figure.suptitle(f"{name}: what changed the prediction ({kind})", parse_math=False)
 
     def label(row: int, text: str, size: int) -> Axes:
         axes = figure.add_subplot(grid[row, 0])
         axes.axis("off")
-        axes.text(1.0, 0.5, text, ha="right", va="center", fontsize=size)
+        axes.text(1.0, 0.5, printable(text, keep="\n"), ha="right", va="center", fontsize=size, parse_math=False)
         return axes
 
     gap = gap_of(width)

@@ -71,8 +71,8 @@ def write_json(path: Path, content: Any) -> None:
         write_atomic(path, (json.dumps(_without_nan(content), indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any | None:
-    """The content, or None if the file does not exist.
+def read_json(path: Path, fix: str = "restore it from a copy, or use another --run_name") -> Any | None:
+    """The content, or None if the file does not exist. `fix` is what to do about a damaged file.
 
     Raises:
         UserError: the file is damaged.
@@ -82,9 +82,7 @@ def read_json(path: Path) -> Any | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:  # also brackets in brackets, and numbers of thousands of digits
-        raise UserError(
-            f"{path} is not JSON (it is damaged: {first_line(error)}): restore it from a copy, or use another --run_name"
-        ) from None
+        raise UserError(f"{path} is not JSON (it is damaged: {first_line(error)}): {fix}") from None
 
 
 def sweep_points(folder: Path) -> dict[str, dict[str, list[str]]]:
