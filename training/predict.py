@@ -418,8 +418,8 @@ def main(argv: Sequence[str]) -> int:
         torch.set_num_threads(cpus)
     scorer = Scorer.from_run(options.run, gpu=options.gpu, **given)
     results, complete = Results(), False
+    explanations = options.out / "explanations" if options.explain else None
     try:
-        explanations = options.out / "explanations" if options.explain else None
         predict_all(scorer, requests, options, results, explanations)
         complete = True
     except KeyboardInterrupt:
@@ -432,7 +432,10 @@ def main(argv: Sequence[str]) -> int:
     for _, why in results.failed:
         print("\n".join(f"error: {line}" for line in why.splitlines()), file=sys.stderr)
     if options.out is not None and (records or results.failed):
-        print(f"written: {' '.join(map(str, write_results(options.out, options.run, scorer, results, complete)))}")
+        written = write_results(options.out, options.run, scorer, results, complete)
+        if explanations is not None and explanations.exists():
+            written.append(explanations)
+        print(f"written: {' '.join(map(str, written))}")
     if not complete:
         return _INTERRUPTED
     return 0 if not results.failed else _SOME_FAILED if records else 2

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_preparation.common.errors import UserError
 from training.config import TrainConfig, as_record
 from training.runtime.run_folder import RunFolder, read_json, write_json
 
@@ -67,10 +68,14 @@ class WandbLog:
     def _start(self) -> None:
         import wandb
 
-        state = read_json(self._state_file) or {"id": secrets.token_hex(4), "step": -1, "writing": ""}
-        self._id, self._step = state["id"], state["step"]
-        if state["writing"].startswith("offline-"):
-            shutil.rmtree(self.run.path / "wandb" / Path(state["writing"]).name, ignore_errors=True)
+        fix = "delete it, and W&B gets a new run"
+        state = read_json(self._state_file, fix) or {"id": secrets.token_hex(4), "step": -1, "writing": ""}
+        try:
+            self._id, self._step, writing = str(state["id"]), int(state["step"]), str(state["writing"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{self._state_file} is damaged: {fix}") from None
+        if writing.startswith("offline-"):
+            shutil.rmtree(self.run.path / "wandb" / Path(writing).name, ignore_errors=True)
         self._write_state(writing="")  # the id, in case that this process is killed now
         mode: Any = os.environ.get("WANDB_MODE", "offline")
         if mode == "offline":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,14 @@ class DataFacts:
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> DataFacts:
-        """The inverse of `record`."""
+        """The inverse of `record`.
+
+        Raises:
+            ValueError: a range of scores is not finite.
+        """
         rules = {kind: ScoreRules(low, high) for kind, (low, high) in record["ranges"].items()}
+        if not all(math.isfinite(limit) for of_kind in rules.values() for limit in (of_kind.low, of_kind.high)):
+            raise ValueError("a range of scores is not finite")
         return DataFacts(tuple(record["classes"]), rules, record.get("by_difficulty", True))
 
 
