@@ -10,7 +10,8 @@
 #         --class_repeats putup_umbrella=3 ride_kick=3 fall_down=3 jay_walk=3 ride_cycle=3 fighting=3
 #     python -m training.combine runs/aiconnect runs/aiconnect_repeated --weights equal --postprocess aiconnect \
 #         --boxes detections.csv --output runs/aiconnect_whole
-# detections.csv holds the boxes of your detector, of the classes ride_kick and fall_down (data_preparation/detections.py).
+# detections.csv holds the boxes of your detector, of the classes ride_kick and fall_down (data_preparation/detections.py). For a network
+# of torchvision: python -m training.detect --weights FILE --classes background ride_kick fall_down --root_dir FRAMES --output detections.csv
 # All of it on drawn clips: bash job_files/aiconnect.sh
 # If the GPU waits for clips (data ... ms in the log) and there are no more CPU cores: --augment_on device
 #

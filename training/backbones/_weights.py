@@ -173,8 +173,15 @@ def _strip(name: str, prefixes: tuple[str, ...]) -> str:
     return name
 
 
-def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], allow_missing: Iterable[str] = ()) -> None:
+def load_strict(
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    allow_missing: Iterable[str] = (),
+    flag: str = "--pretrained_model",
+) -> None:
     """Load `state` strictly: all names, shapes and kinds of dtype must match; only names in `allow_missing` may be missing.
+
+    `flag` is what the message calls the file.
 
     Raises:
         UserError: lists missing and unexpected names and those with another shape or kind of dtype.
@@ -207,6 +214,6 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, torch.Tensor], allo
     ]
     if faults:
         raise UserError(
-            f"--pretrained_model does not fit this network: {'; '.join(faults)}; choose the flags that the file was trained with"
+            f"{flag} does not fit this network: {'; '.join(faults)}; choose the flags that the file was trained with"
         )
     module.load_state_dict(state, strict=False)
