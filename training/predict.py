@@ -7,6 +7,8 @@ A video without --start and --end is one action as a whole or, if it is long, is
 ffmpeg numbers them), 4.5s and 1:23.5 are times. actions.csv has the column video and, as far as they are known, start, end,
 difficulty, dive_number and kind; its paths are relative to its folder.
 
+Under srun or torchrun the ranks, one for each GPU, share the actions; the first one writes the results.
+
 Exit status: 0 all actions are scored, 1 some are not, 2 none is, or the command line is wrong. The reasons are printed.
 """
 
@@ -18,6 +20,7 @@ import io
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,7 @@ from data_preparation.common.errors import UserError, os_error_text, printable
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.text_tables import csv_cells
 from training.config import as_in_run, given_again, plugin_paths
+from training.runtime.ranks import Ranks, allocated_cpus, read_ranks
 from training.runtime.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 COLUMNS = ("video", "start", "end", "difficulty", "dive_number", "kind")  # of --actions
 _SOME_FAILED, _INTERRUPTED = 1, 130
 _MOST_NAMED = 5  # files that are skipped
+_PATIENCE = timedelta(hours=2)  # in which all ranks finish after the first one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +116,14 @@ PredictConfig = dataclasses.make_dataclass(
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """An action that is to be scored: a file, where it begins and ends (clips.Place, None: as the video), and what is known of it."""
+    """An action that is to be scored: a file, where it begins and ends (clips.Place, None: as the video), and what is known of it.
+    `number` is its place among all requests."""
 
     video: Path
     start: Any = None
     end: Any = None
     known: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    number: int = 0
 
 
 def request_of(video: Path, cells: Mapping[str, Any], where: str) -> Request:
@@ -197,8 +204,10 @@ def requests_of(options: Any) -> tuple[list[Request], list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A prediction for an action of a file with `fps` frames per second; `explanation` are the files of --explain."""
+    """A prediction for an action of a file with `fps` frames per second; `explanation` are the files of --explain, `number` that of
+    the request."""
 
+    number: int
     video: Path
     fps: float
     prediction: Prediction
@@ -208,10 +217,17 @@ class Scored:
 
 @dataclasses.dataclass
 class Results:
-    """The predictions so far, and the requests that failed, with the reason."""
+    """The predictions so far, and the requests that failed: their numbers, files and reasons."""
 
     predictions: list[Scored] = dataclasses.field(default_factory=list)
-    failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
+    failed: list[tuple[int, Path, str]] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of_ranks(cls, parts: Sequence[Results]) -> Results:
+        """The results of all ranks in the order of the requests."""
+        predictions = [each for part in parts for each in part.predictions]
+        failed = [each for part in parts for each in part.failed]
+        return cls(sorted(predictions, key=lambda each: each.number), sorted(failed, key=lambda each: each[0]))
 
 
 def read_clips(
@@ -229,9 +245,9 @@ def read_clips(
                 clip = read_clip(scorer, scan, frames, clips_each=clips_each, **request.known)
                 yield request, clip, warnings_of(scorer, scan, clip.action)
         except UserError as error:
-            results.failed.append((request.video, str(error)))
+            results.failed.append((request.number, request.video, str(error)))
         except OSError as error:
-            results.failed.append((request.video, os_error_text(error)))
+            results.failed.append((request.number, request.video, os_error_text(error)))
 
 
 def explained(scorer: Scorer, clip: Clip, folder: Path, stem: str) -> tuple[Sequence[Path], list[str]]:
@@ -276,11 +292,10 @@ def predict_all(
             if explanations is not None and prediction.declined:
                 notes = [*notes, "it is not explained, because it has no score (--decline False gives one)"]
             elif explanations is not None:
-                number = len(results.predictions) + 1
-                stem = f"{number:03d}_{file_stem(request.video.stem)}_{prediction.start}-{prediction.end}"
+                stem = f"{request.number + 1:03d}_{file_stem(request.video.stem)}_{prediction.start}-{prediction.end}"
                 files, more = explained(scorer, clip, explanations, stem)
                 notes = [*notes, *more]
-            results.predictions.append(Scored(request.video, clip.fps, prediction, notes, files))
+            results.predictions.append(Scored(request.number, request.video, clip.fps, prediction, notes, files))
         waiting.clear()
 
     with tqdm(total=len(requests), unit="video", desc="scoring", disable=not sys.stderr.isatty()) as bar:
@@ -383,7 +398,7 @@ def write_results(folder: Path, run: Path, scorer: Scorer, results: Results, com
         "level": None if scorer.calibration is None else scorer.calibration.level,
         "notes": run_notes(scorer),
         "predictions": records,
-        "failed": [{"video": printable(str(video)), "why": why} for video, why in results.failed],
+        "failed": [{"video": printable(str(video)), "why": why} for _, video, why in results.failed],
     }
     files = [folder / "predictions.json", folder / "predictions.csv"]
     write_json(files[0], content)
@@ -405,40 +420,63 @@ def main(argv: Sequence[str]) -> int:
     saved = RunFolder(options.run).scoring_config()
     given = given_again(saved, options)
     requests, skipped = requests_of(options)
+    requests = [dataclasses.replace(request, number=number) for number, request in enumerate(requests)]
     if options.out is not None:
         with reporting_write_errors(options.out):
             options.out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
 
-    from training.runtime.ranks import allocated_cpus
-    from training.scorer import Scorer  # here, because the imports take seconds
+    import torch  # here, because the imports take seconds
+
+    from training.runtime import collectives
+    from training.scorer import Scorer
 
     if cpus := allocated_cpus():
-        import torch
-
         torch.set_num_threads(cpus)
-    scorer = Scorer.from_run(options.run, gpu=options.gpu, **given)
-    results, complete = Results(), False
+    ranks = read_ranks()
+    scorer = Scorer.from_run(options.run, gpu=options.gpu, ranks=ranks, **given)
     explanations = options.out / "explanations" if options.explain else None
-    try:
-        predict_all(scorer, requests, options, results, explanations)
-        complete = True
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+
+    def score() -> int:
+        collectives.connect(ranks, scorer.device, _PATIENCE)
+        results, complete = Results(), False
+        try:
+            predict_all(scorer, share_of(ranks, requests), options, results, explanations)
+            complete = True
+        except KeyboardInterrupt:
+            if ranks.world_size > 1:  # the results of the other ranks do not come any more
+                raise
+            print("stopped by Ctrl-C", file=sys.stderr)
+        results = Results.of_ranks(collectives.gather_objects(results))
+        if ranks.is_first:
+            show(options, scorer, results, skipped, complete)
+        collectives.disconnect()
+        if not complete:
+            return _INTERRUPTED
+        return 0 if not results.failed else _SOME_FAILED if results.predictions else 2
+
+    return collectives.exit_status(score)
+
+
+def share_of(ranks: Ranks, requests: Sequence[Request]) -> Sequence[Request]:
+    """The requests of a rank: neighbours, because rows of one video follow each other."""
+    first, last = (len(requests) * part // ranks.world_size for part in (ranks.rank, ranks.rank + 1))
+    return requests[first:last]
+
+
+def show(options: Any, scorer: Scorer, results: Results, skipped: Sequence[str], complete: bool) -> None:
+    """Print the results, and write them to --out."""
     records = [record_of(each) for each in results.predictions]
     if records:
         print("\n".join(table_lines(records, 0.9 if scorer.calibration is None else scorer.calibration.level)))
         notes = [f"{record['video']}: {note}" for record in records for note in record["notes"]]
         print("\n".join(f"note: {note}" for note in [*run_notes(scorer), *skipped, *notes]))
-    for _, why in results.failed:
+    for _, _, why in results.failed:
         print("\n".join(f"error: {line}" for line in why.splitlines()), file=sys.stderr)
     if options.out is not None and (records or results.failed):
         written = write_results(options.out, options.run, scorer, results, complete)
-        if explanations is not None and explanations.exists():
-            written.append(explanations)
+        if options.explain and (options.out / "explanations").exists():
+            written.append(options.out / "explanations")
         print(f"written: {' '.join(map(str, written))}")
-    if not complete:
-        return _INTERRUPTED
-    return 0 if not results.failed else _SOME_FAILED if records else 2
 
 
 if __name__ == "__main__":

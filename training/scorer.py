@@ -44,6 +44,7 @@ from training.tasks.base import Arrays, Task
 
 log = logging.getLogger(__name__)
 
+_ALONE = Ranks()  # one process
 _EXAMPLES = {"difficulty": 3.0, "dive_number": "107B"}  # values that a person may know of an action
 VALIDATED = ViewChoice(0.5)  # the view of validation
 _DESCRIBED = "described."  # before the names of descriptions among the outputs
@@ -144,15 +145,15 @@ class Scorer:
     why_no_distance: str = ""
 
     @classmethod
-    def from_run(cls, run: Path, *, gpu: bool = True, **flags: Any) -> Scorer:
-        """The best checkpoint of a run folder, or an exported model (training.pretrained). `flags` replace flags of the run, such
-        as the path of boxes.
+    def from_run(cls, run: Path, *, gpu: bool = True, ranks: Ranks = _ALONE, **flags: Any) -> Scorer:
+        """The best checkpoint of a run folder, or an exported model (training.pretrained), on the device of a rank. `flags` replace
+        flags of the run, such as the path of boxes.
 
         Raises:
             UserError: the folder holds no run, the run has no best checkpoint or scores no videos, or a file is damaged.
         """
         folder = RunFolder(Path(run))
-        device = collectives.choose_device(gpu, Ranks())
+        device = collectives.choose_device(gpu, ranks)
         if pretrained.is_exported(folder.path):
             config, facts, stored, model, record = pretrained.load(folder.path, **flags)
             if fault := cannot_score(folder, config):

@@ -86,7 +86,7 @@ def test_the_predictions_of_a_run_are_not_overwritten(name: str, tmp_path: Path)
 
 def test_any_name_of_a_file_can_be_written(tmp_path: Path):
     prediction = Prediction("a", 1, 2, {"score": 3.0}, None, None)
-    record = record_of(Scored(tmp_path / "bad\udcff\n.mp4", 25.0, prediction, []))
+    record = record_of(Scored(0, tmp_path / "bad\udcff\n.mp4", 25.0, prediction, []))
     assert str(record["video"]).endswith("bad\\udcff\\n.mp4")
     as_csv([record]).encode()
 
@@ -182,10 +182,37 @@ def test_a_value_that_the_method_needs_is_asked_for(dataset: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_two_ranks_share_the_actions(drawn, dataset: Path, tmp_path: Path):
+    run, *_ = drawn
+    video = dataset / "whole_videos" / "01.mp4"
+    rows = "".join(f"{video},{start},{start + 60}\n" for start in (1, 40, 99999, 80))  # the third is not in the video
+    (tmp_path / "a.csv").write_text("video,start,end\n" + rows)
+    found = []
+    for name, launcher in (
+        ("one", []),
+        ("two", ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "--"]),
+    ):
+        command = [sys.executable, "-m", *launcher, "training.predict", "--run", run.path, "--gpu", "False"]
+        command += ["--actions", tmp_path / "a.csv", "--out", tmp_path / name]
+        done = subprocess.run([*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 1, done.stderr
+        found.append(json.loads((tmp_path / name / "predictions.json").read_text()))
+    one, two = found
+    assert (
+        [p["start_frame"] for p in one["predictions"]] == [p["start_frame"] for p in two["predictions"]] == [1, 40, 80]
+    )
+    # other batches, other rounding
+    assert [p["score"] for p in one["predictions"]] == pytest.approx([p["score"] for p in two["predictions"]], rel=1e-5)
+    assert len(one["failed"]) == 1
+    assert one["failed"] == two["failed"]
+
+
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_files(drawn, dataset: Path, tmp_path: Path):
     run, *_ = drawn
     row = dataset / "whole_videos" / "01.mp4"
-    (tmp_path / "a.csv").write_text("video,start,end\n" + "".join(f"{row},{i},{i + 90}\n" for i in range(1, 4000)))
+    # so much work that it cannot be done before the signal comes
+    (tmp_path / "a.csv").write_text("video,start,end\n" + f"{row},1,91\n" * 20000)
     command = [
         sys.executable,
         "-m",
@@ -194,6 +221,8 @@ def test_ctrl_c_leaves_whole_files(drawn, dataset: Path, tmp_path: Path):
         run.path,
         "--actions",
         tmp_path / "a.csv",
+        "--clips",
+        "64",
         "--out",
         tmp_path,
     ]

@@ -101,6 +101,11 @@ class Worker:
                 result = self._call(job)
             except UserError as error:
                 job.failed(str(error))
+            except (
+                Exception
+            ) as error:  # a defect must not end the thread: the clips behind this one would wait for ever
+                traceback.print_exc()
+                job.failed(f"the page failed ({type(error).__name__}): read its messages in the terminal")
             else:
                 job.done(result)
 

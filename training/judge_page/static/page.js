@@ -28,7 +28,8 @@ function startUpload(form) {
     request.upload.onprogress = (event) => { progress.value = event.loaded / event.total; };
     request.onerror = () => say("The connection was lost: check that the page and the tunnel still run, then send the video again.");
     request.onload = () => {
-      if (request.status === 200) { location.assign(request.responseURL); return; }
+      // the page of the clip, also if the clip has failed already: it says why
+      if (request.responseURL !== form.action) { location.assign(request.responseURL); return; }
       let text = "The page refused the video.";
       try { text = JSON.parse(request.responseText).error || text; } catch { /* not from this page */ }
       say(text);
