@@ -227,7 +227,12 @@ def test_ctrl_c_leaves_whole_files(drawn, dataset: Path, tmp_path: Path):
         tmp_path,
     ]
     process = subprocess.Popen(
-        [*map(str, command)], cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*map(str, command)],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     maps = Path(f"/proc/{process.pid}/maps")
     deadline = time.monotonic() + PATIENCE_S
