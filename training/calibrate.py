@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError
 from training.calibration import coverage_lines, write_calibration
-from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
+from training.config import ReopenConfig, TrainConfig, moved_data_fault, reopened, with_plugin_paths
 from training.data.dataset import ActionDataset
 from training.data.sources import source_of
 from training.data.splits import Splits, load_splits
@@ -35,35 +34,11 @@ from training.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class _CalibrateConfig:
+class _CalibrateConfig(ReopenConfig):
     """Write the calibration of a trained run. Give paths only if the data were moved since the training."""
 
-    run: Path = flag(None, "Run folder.")
-    gpu: bool = flag(True, "Use the GPU if there is one.")
-    root_dir: Path | None = as_in_run("root_dir")
-    annotation_path: Path | None = as_in_run("annotation_path")
-    train_path: Path | None = as_in_run("train_path")
-    test_path: Path | None = as_in_run("test_path")
-    leave_out: str | None = as_in_run("leave_out")
-    captions_path: str | None = as_in_run("captions_path")
-    vocabulary_path: str | None = as_in_run("vocabulary_path")
-    precision: str | None = as_in_run("precision")
-    workers: int | None = as_in_run("workers")
-    prefetch: int | None = as_in_run("prefetch")
 
-    def __post_init__(self) -> None:
-        if self.run is None:
-            raise UserError("--run is missing: give the run folder, such as runs/default")
-
-
-# with the data paths of all backbones and methods
-CalibrateConfig = dataclasses.make_dataclass(
-    "CalibrateConfig",
-    [(name, Path | None, as_in_run(name)) for name in plugin_paths()],
-    bases=(_CalibrateConfig,),
-    namespace={"__doc__": _CalibrateConfig.__doc__},
-    frozen=True,
-)
+CalibrateConfig = with_plugin_paths(_CalibrateConfig)
 
 
 class _Opened(NamedTuple):

@@ -771,3 +771,33 @@ def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str
             may = field.metadata["may_change"] and not (name == "epochs" and new.lr_schedule == "cosine")
             (free if may else fixed).append(f"--{name}: {was} -> {is_now}")
     return fixed, free
+
+
+@dataclass(frozen=True)
+class ReopenConfig:
+    """Flags of a command that opens the data of a trained run again."""
+
+    run: Path = flag(None, "Run folder.")
+    gpu: bool = flag(True, "Use the GPU if there is one.")
+    root_dir: Path | None = as_in_run("root_dir")
+    annotation_path: Path | None = as_in_run("annotation_path")
+    train_path: Path | None = as_in_run("train_path")
+    test_path: Path | None = as_in_run("test_path")
+    leave_out: str | None = as_in_run("leave_out")
+    captions_path: str | None = as_in_run("captions_path")
+    vocabulary_path: str | None = as_in_run("vocabulary_path")
+    precision: str | None = as_in_run("precision")
+    workers: int | None = as_in_run("workers")
+    prefetch: int | None = as_in_run("prefetch")
+
+    def __post_init__(self) -> None:
+        if self.run is None:
+            raise UserError("--run is missing: give the run folder, such as runs/default")
+
+
+def with_plugin_paths(base: type) -> type:
+    """The flags of `base` (a class named _NAME) and the data paths of all backbones and methods, such as --boxes, which are as in
+    the run unless they are given."""
+    paths = [(name, Path | None, as_in_run(name)) for name in plugin_paths()]
+    about = {"__doc__": base.__doc__, "__module__": base.__module__}
+    return dataclasses.make_dataclass(base.__name__.lstrip("_"), paths, bases=(base,), namespace=about, frozen=True)

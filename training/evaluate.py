@@ -14,17 +14,16 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_preparation.common.command_line import flag, parse, run
+from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from training import tasks
 from training.calibration import write_calibration
-from training.config import TrainConfig, as_in_run, moved_data_fault, plugin_paths, reopened
+from training.config import ReopenConfig, TrainConfig, moved_data_fault, reopened, with_plugin_paths
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
 from training.data.sources import source_of
@@ -111,35 +110,11 @@ def result_lines(summary: dict[str, Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _EvaluateConfig:
+class _EvaluateConfig(ReopenConfig):
     """Evaluate a finished run on the test split, once. Give paths only if the data were moved since the training."""
 
-    run: Path = flag(None, "Run folder.")
-    gpu: bool = flag(True, "Use the GPU if there is one.")
-    root_dir: Path | None = as_in_run("root_dir")
-    annotation_path: Path | None = as_in_run("annotation_path")
-    train_path: Path | None = as_in_run("train_path")
-    test_path: Path | None = as_in_run("test_path")
-    leave_out: str | None = as_in_run("leave_out")
-    captions_path: str | None = as_in_run("captions_path")
-    vocabulary_path: str | None = as_in_run("vocabulary_path")
-    precision: str | None = as_in_run("precision")
-    workers: int | None = as_in_run("workers")
-    prefetch: int | None = as_in_run("prefetch")
 
-    def __post_init__(self) -> None:
-        if self.run is None:
-            raise UserError("--run is missing: give the run folder, such as runs/default")
-
-
-# with the data paths of all backbones and methods
-EvaluateConfig = dataclasses.make_dataclass(
-    "EvaluateConfig",
-    [(name, Path | None, as_in_run(name)) for name in plugin_paths()],
-    bases=(_EvaluateConfig,),
-    namespace={"__doc__": _EvaluateConfig.__doc__},
-    frozen=True,
-)
+EvaluateConfig = with_plugin_paths(_EvaluateConfig)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ The actions are those of validation, so the test split stays closed. For each ki
               frame is whose hiding changes the prediction most
 
 with 95 % intervals (Wilson), for the trained weights, for random initial weights, and for chance: the share of pixels and frames that
-count as hits. The random weights are drawn anew for every eight clips, because the maps of one random network may all have their
+count as hits. Every eight clips get new random weights, because the maps of one random network may all have their
 largest value at the same place.
 """
 

@@ -29,7 +29,7 @@ from data_preparation.common.command_line import flag, parse, run
 from data_preparation.common.errors import UserError, os_error_text, printable
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.text_tables import csv_cells
-from training.config import as_in_run, given_again, plugin_paths
+from training.config import as_in_run, given_again, with_plugin_paths
 from training.runtime.ranks import Ranks, allocated_cpus, read_ranks
 from training.runtime.run_folder import RunFolder, write_json
 
@@ -101,14 +101,7 @@ def foreign_file(folder: Path) -> str | None:
     )
 
 
-# with the data paths of all backbones and methods, such as --boxes
-PredictConfig = dataclasses.make_dataclass(
-    "PredictConfig",
-    [(name, Path | None, as_in_run(name)) for name in plugin_paths()],
-    bases=(_PredictConfig,),
-    namespace={"__doc__": _PredictConfig.__doc__},
-    frozen=True,
-)
+PredictConfig = with_plugin_paths(_PredictConfig)
 
 
 # ------------------------------------------------------------------------------------------------------------ requests
