@@ -8,6 +8,7 @@ reads loose frames (loose_frames.py), such as `whole_videos_frames/NN/000123.jpg
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -134,6 +135,11 @@ class FrameReader:
                     "delete it and extract the video again",
                 ) from None
         return self._archive
+
+    def content_hash(self) -> str:
+        """A hash of the names, sizes and checksums in an archive: the same for a copy of it, another after a new extraction."""
+        entries = [(entry.filename, entry.file_size, entry.CRC) for entry in self._zip().infolist()]
+        return hashlib.sha256(repr(entries).encode()).hexdigest()
 
     @property
     def provenance(self) -> dict[str, Any]:

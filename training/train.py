@@ -31,6 +31,7 @@ from data_preparation.common.limits import limit_error_text
 from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
+from training.data.cache import opened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.machine import check_machine
 from training.data.sources import Source, source_of
@@ -117,7 +118,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError.of(faults)
     model.method.observe(splits.train)
     stop_before_start(interruption, ranks)  # building the model can take long
-    check_machine(config, model, ranks, device, splits, trains=True)
+    room = check_machine(config, model, ranks, device, splits, trains=True)
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status, device):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
@@ -131,7 +132,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             splits.facts.record() | stored_record(source, splits.known),
         )
     )
-    with record_failure(run, failure_text) if ranks.is_first else nullcontext():
+    with record_failure(run, failure_text) if ranks.is_first else nullcontext(), opened(config, room):
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
         log_setup(config, ranks, device, precision, model, splits)

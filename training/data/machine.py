@@ -14,6 +14,7 @@ from data_preparation.common.errors import UserError
 from data_preparation.common.limits import (
     ResourceLimits,
     ResourceNeeds,
+    available_memory,
     cores,
     cpu_seconds,
     exceeded_limits,
@@ -24,6 +25,7 @@ from data_preparation.common.limits import (
     temporary_folder_warning,
 )
 from training.config import TrainConfig
+from training.data.cache import Room
 from training.data.loader import EVALUATION_BATCH, steps_per_epoch
 from training.data.plan import crop_source_size
 from training.data.splits import Splits
@@ -102,7 +104,11 @@ def needs(
     # on the CPU: gradients, and the two moments of Adam
     trained = moving * (3 if config.optimizer.startswith("Adam") else 1) if device.type == "cpu" else 0
     files = open_file_count() + _OTHER_FILES + _FILES_PER_WORKER * workers + 2 * tensors + (0 if workers else videos)
-    of_worker = _WORKER_FILES + videos + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
+    of_worker = (
+        _WORKER_FILES
+        + videos * (1 + (config.cache != "none"))
+        + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
+    )
     # the resized frames of a clip of several crops
     kept = config.frame_num * 3 * math.prod(crop_source_size(config.spatial_size)) if config.test_crops > 1 else 0
     return ResourceNeeds(
@@ -119,8 +125,9 @@ def needs(
 
 def check_machine(
     config: TrainConfig, model: ScoringModel, ranks: Ranks, device: torch.device, splits: Splits, *, trains: bool
-) -> None:
-    """Check all limits of this machine that matter to the training or, with `trains` False, to the evaluation.
+) -> Room:
+    """Check all limits of this machine that matter to the training or, with `trains` False, to the evaluation; return what they
+    leave for --cache.
 
     Raises:
         UserError: limits are too low; it names all of them.
@@ -138,13 +145,16 @@ def check_machine(
     given = allocated_memory()
     if given is not None and (limits.memory_bytes is None or given < limits.memory_bytes):
         limits = ResourceLimits(**{**vars(limits), "memory_bytes": given})
-    faults = exceeded_limits(needs(config, model, ranks, device, training, evaluated), limits)
+    need = needs(config, model, ranks, device, training, evaluated)
+    faults = exceeded_limits(need, limits)
     if config.loader_workers:
         faults += temporary_folder_faults()
     if faults:
         raise UserError.of(faults)
     for warning in machine_warnings(config):
         log.warning(warning)
+    memory = [bytes_ for bytes_ in (limits.memory_bytes, available_memory()) if bytes_ is not None]
+    return Room(need.shared_bytes, max(min(memory) - need.memory_bytes, 0) if memory else None)
 
 
 def machine_warnings(config: TrainConfig) -> list[str]:

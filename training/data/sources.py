@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from data_preparation.actions import Action, video_order
-from data_preparation.archive import FrameReaders, StoredFrames, missing_text, open_frames
+from data_preparation.archive import FrameReader, FrameReaders, StoredFrames, missing_text, open_frames
 from data_preparation.common.errors import UserError
 from data_preparation.identity import source_hashes
 from data_preparation.layout import prepared
 from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
+from training.data.cache import FrameCache, cache_folder
 from training.data.features import feature_file
 from training.data.plan import ClipSpec, View, ViewChoice
 from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames, places_of_test
@@ -112,6 +113,8 @@ class FrameSource:
         self.config, self.place, self.crop = config, place, crop
         self._resized: tuple[object, torch.Tensor] | None = None  # the last clip before its crop
         self._readers = FrameReaders(config.root_dir) if videos is None else videos  # each worker opens its own
+        folder = cache_folder(config) if videos is None else None
+        self._cache = None if folder is None else FrameCache(folder)
 
     def faults(self, actions: Sequence[Action]) -> list[str]:
         return frame_faults(actions, self.config)
@@ -174,8 +177,24 @@ class FrameSource:
         if self.crop is not None and self.config.test_crops > 1:
             frames_TCHW = crop_flip_rotate(clip.view, self._before_crop(clip, clip.view))
         else:
-            frames_TCHW = apply_view(clip.view, self._images(clip))
+            frames_TCHW = self._view(clip, clip.view)
         return change_colours(frames_TCHW, clip.look) if clip.look else frames_TCHW
+
+    def _view(self, clip: ClipSpec, view: View) -> torch.Tensor:
+        """The frames after the view, from the cache if there is one."""
+        if self._cache is None:
+            return apply_view(view, self._images(clip))
+        reader = self._readers[clip.action.video]
+        assert isinstance(reader, FrameReader)
+
+        def decode(number: int) -> np.ndarray:
+            return resize(reader.image(number)[None], *view.resize, view.nearest)[0].permute(1, 2, 0).numpy()
+
+        frames_THWC = np.empty((len(clip.frames), *view.size, 3), np.uint8)
+        self._cache.write_crop(reader, clip.frames, view, frames_THWC, decode)
+        return crop_flip_rotate(
+            replace(view, crop=(0, 0, *view.size)), torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
+        )
 
     def _images(self, clip: ClipSpec) -> np.ndarray:
         """The frames (T, H, W, 3) uint8 as they are stored."""
