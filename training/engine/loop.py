@@ -28,6 +28,7 @@ from training.runtime.interruption import InterruptionFlag, StoppedBySignal
 from training.runtime.progress import Meter, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
+from training.runtime.slow_ranks import SlowRanks, Stopwatch
 from training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class Engine(Trainer):
         on_progress: ProgressHook | None = None,
     ) -> None:
         super().__init__(model, config, run, ranks, device, interruption, on_progress)
-        self.step = Step(model, config, ranks, device)
+        self.stopwatch, self.slow_ranks = Stopwatch(device), SlowRanks()
+        self.step = Step(model, config, ranks, device, before_exchange=self.stopwatch.exchange)
         self.predictor = Predictor(config, ranks, device, between_batches=self.save_and_stop_if_requested)
         self.checkpoints = Checkpoints(run, config)
         self.meter = Meter()
@@ -90,7 +92,9 @@ class Engine(Trainer):
             self.save_and_stop_if_requested()
             while position.step < steps:
                 load_started = time.perf_counter()
+                self.stopwatch.start()
                 batch = next(batches)
+                self.stopwatch.loaded()
                 step_started = time.perf_counter()
                 rate = learning_rate(position.global_step, self.total_steps, self.config)
                 try:
@@ -226,7 +230,8 @@ class Engine(Trainer):
     def _log_step(self, steps: int, losses: dict[str, float], rate: float) -> None:
         """Log the losses of this step, and the mean times since the last call."""
         position, times = self.position, self.meter.means()
-        self._report("running", **self.meter.throughput(self.config.batch_size))
+        slow_ranks = self.slow_ranks.exchange(self.stopwatch.take())
+        self._report("running", slow_ranks=slow_ranks, **self.meter.throughput(self.config.batch_size))
         memory = ""
         if self.device.type == "cuda":
             memory = f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB"

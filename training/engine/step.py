@@ -58,8 +58,16 @@ class NonFiniteLoss(UserError):
 class Step:
     """The optimizer step of one rank: model, optimizer, gradient scaler and weight average."""
 
-    def __init__(self, model: ScoringModel, config: TrainConfig, ranks: Ranks, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: ScoringModel,
+        config: TrainConfig,
+        ranks: Ranks,
+        device: torch.device,
+        before_exchange: Callable[[], None] = lambda: None,  # called before the first collective of each step
+    ) -> None:
         self.model, self.config, self.ranks, self.device = model, config, ranks, device
+        self.before_exchange = before_exchange
         self.precision = resolve_precision(config.precision, device)
         self.optimizer = build_optimizer(model, config)
         # PyTorch's initial scale of 65536 makes the first gradients overflow, and each overflow skips a step
@@ -109,6 +117,7 @@ class Step:
             forwarded = [self._forward(micro_batch, step, index) for index, micro_batch in enumerate(micro_batches)]
         own_outputs = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in concat(forwarded).items()}
 
+        self.before_exchange()
         # Loss: every rank computes it from all rows (B, ...); its gradient reaches this rank's outputs only
         outputs, given, labels = (
             {name: gather(t) for name, t in group.items()} for group in (own_outputs, batch.given, batch.labels)
