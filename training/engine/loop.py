@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 import time
 from contextlib import closing
 from dataclasses import asdict
@@ -53,6 +54,7 @@ class Engine(Trainer):
         self.predictor = Predictor(config, ranks, device, between_batches=self.save_and_stop_if_requested)
         self.checkpoints = Checkpoints(run, config)
         self.meter = Meter()
+        self.commit_lock = threading.Lock()  # whoever holds it sees the state of a completed step
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -98,13 +100,13 @@ class Engine(Trainer):
                 step_started = time.perf_counter()
                 rate = learning_rate(position.global_step, self.total_steps, self.config)
                 try:
-                    losses = self.step(batch, rate, position.global_step)
+                    losses = self.step.compute(batch, position.global_step)
                 except NonFiniteLoss as error:
                     raise UserError(self._non_finite_loss_text(error, batch.action_index)) from None
+                with self.commit_lock:
+                    self.step.commit(rate)
+                    position.finish_step(losses["loss"])
                 self.meter.add(step_started - load_started, time.perf_counter() - step_started)
-                position.step += 1
-                position.global_step += 1
-                position.loss_sum += losses["loss"]
                 bar.update()
                 if position.global_step % self.config.log_every == 0 or position.step == steps:
                     self._log_step(steps, losses, rate)
