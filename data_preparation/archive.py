@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,11 @@ class FrameReader:
                 ) from None
         return self._archive
 
-    def content_hash(self) -> str:
+    @cached_property
+    def content_hash(self) -> bytes:
         """A hash of the names, sizes and checksums in an archive: the same for a copy of it, another after a new extraction."""
         entries = [(entry.filename, entry.file_size, entry.CRC) for entry in self._zip().infolist()]
-        return hashlib.sha256(repr(entries).encode()).hexdigest()
+        return hashlib.sha256(repr(entries).encode()).digest()
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError.of(faults)
     model.method.observe(splits.train)
     stop_before_start(interruption, ranks)  # building the model can take long
-    room = check_machine(config, model, ranks, device, splits, trains=True)
+    memory_left = check_machine(config, model, ranks, device, splits, trains=True)
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status, device):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
@@ -132,7 +132,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             splits.facts.record() | stored_record(source, splits.known),
         )
     )
-    with record_failure(run, failure_text) if ranks.is_first else nullcontext(), opened(config, room):
+    with record_failure(run, failure_text) if ranks.is_first else nullcontext(), opened(config, memory_left):
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
         log_setup(config, ranks, device, precision, model, splits)

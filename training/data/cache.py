@@ -1,222 +1,206 @@
 """Decoded frames on a node, filled on first use and shared by all workers and ranks there (--cache).
 
-A folder holds one file for each archive and size of frames. Frame i of FrameReader.numbers has its slot at i * (slot size):
-(H, W, 3) uint8, then a mark of the archive and the frame, in whole pages. A mark is written after its frame and read before it, so a frame that is half written, lost with a
-truncated file or never written counts as missing. Two processes that fill a slot at the same time write the same bytes. The
-files are read by `preadv`: a memory map would kill the process if its file shrank.
+The frames lie in one block of slots of equal size: anonymous memory (`memfd_create`), or a file on a disk of the node that has no
+name. So nothing can delete or cut it while a training runs, and the kernel frees it when the last process ends, also by SIGKILL.
+The memory is sealed against shrinking, so a memory map of it never ends the process by SIGBUS; a file is read by `preadv`.
 
-The training process opens the folder (`opened`) and holds a shared lock on FOLDER.lock, which the kernel releases when the
-process ends in any way. Who gets the exclusive lock removes a folder that nobody uses.
+A slot is written once, by the process that took its number from the ledger: (H, W, 3) uint8, then a mark, which is a hash of
+the archive's content and the frame number. Then its number is entered in the index, a hash table. A reader compares the mark, so
+a wrong or lost entry of the index means that the frame is decoded again.
+
+Every rank holds the block open; its workers open it as /proc/PID/fd/N, and so does a rank that starts later, which finds PID and N
+in a small file in /dev/shm.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
+import mmap
 import os
-import shutil
-from collections import OrderedDict
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from weakref import finalize
 
 import numpy as np
 
-from data_preparation.archive import FrameReader, max_open_readers
+from data_preparation.archive import FrameReader
 from data_preparation.common.errors import UserError, first_line
-from data_preparation.common.files import write_atomic
-from data_preparation.common.limits import SHARED_MEMORY
+from data_preparation.common.limits import SHARED_MEMORY, available_memory
 from training.config import TrainConfig
 from training.data.plan import View
+from training.data.transforms import crop_view, squash_view
 
 log = logging.getLogger(__name__)
 
-_PREFIX = f"deepsports-cache-{os.getuid()}-"
-_LIMITS, _LEDGER, _LOCK = "limits", "ledger", ".lock"
-_WARNINGS = ("lost", "full", "fault", "loose")  # FOLDER.KIND exists once a process has warned
 _MARK_BYTES = 16
-_PAGE = 4096
+_ALIGNMENT = 64
+_PROBES = 32  # entries of the index that are searched for a frame
+_HEADER = 64  # bytes of the index before its entries: which warnings were logged
+_FULL, _FAULT, _LOOSE = range(3)
 
 Decode = Callable[[int], np.ndarray]  # the number of a frame -> (H, W, 3) uint8, resized
 
 
-def cache_folder(config: TrainConfig) -> Path | None:
-    """The folder of the cache of a run on this node, which may not exist; None without --cache.
+@dataclass(frozen=True)
+class Handle:
+    """How to open the cache of a node: as descriptors of process `pid`, of the slots, the index and the ledger."""
 
-    Its name differs after each start of the machine: files that were written shortly before a crash may have holes.
-    """
-    if config.cache.lower() == "none" or config.reads != "video":
-        return None
-    boot = ""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-    key = hashlib.sha256(f"1 {boot} {config.root_dir.resolve()}".encode()).hexdigest()[:16]
-    return _parent(config) / (_PREFIX + key)
+    pid: int
+    descriptors: tuple[int, ...]
+    inodes: tuple[int, ...]
+    slots: int
+    height: int
+    width: int
+    nearest: bool
+    in_memory: bool
 
+    @property
+    def frame_bytes(self) -> int:
+        return self.height * self.width * 3
 
-def _in_memory(config: TrainConfig) -> bool:
-    return config.cache.lower() == "ram"
+    @property
+    def slot_bytes(self) -> int:
+        return -(-(self.frame_bytes + _MARK_BYTES) // _ALIGNMENT) * _ALIGNMENT
 
-
-def _parent(config: TrainConfig) -> Path:
-    return SHARED_MEMORY if _in_memory(config) else Path(config.cache)
+    @property
+    def entries(self) -> int:
+        """Entries of the index: a power of two, at least twice the slots."""
+        return 2 ** max(2 * self.slots, 2 * _PROBES).bit_length()
 
 
 class FrameCache:
-    """Reads and fills the cache folder of a run in one process. Pickled, it has no open files.
+    """The cache of this node in one process."""
 
-    Without the folder, as in a command other than a training, every frame is decoded.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._files: OrderedDict[tuple, tuple[FrameReader, _SlotFile]] = OrderedDict()  # the last one was used last
-        self._ledger = -1
-        self._limits: tuple[int, int] | None = None  # (bytes of the cache, free bytes to leave on its disk)
-        self._is_open = self._fills = True
-
-    def __reduce__(self) -> tuple:
-        return FrameCache, (self.folder,)
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+        self._slots, descriptor, self._ledger = (
+            _reopened(handle.pid, *file)
+            for file in zip(handle.descriptors, handle.inodes, (0, 0, os.O_APPEND), strict=True)
+        )
+        index = mmap.mmap(descriptor, 0)
+        os.close(descriptor)
+        finalize(self, os.close, self._slots)
+        finalize(self, os.close, self._ledger)
+        self._warned = memoryview(index)[:_HEADER]
+        self._entries = memoryview(index)[_HEADER:].cast("Q")  # (key, 1 + slot), (key, 1 + slot), ...
+        self._memory = None
+        if handle.in_memory:
+            self._memory = np.frombuffer(mmap.mmap(self._slots, 0, prot=mmap.PROT_READ), np.uint8)
+        self._fills, self._lock = True, threading.Lock()
 
     def write_crop(
         self, reader: FrameReader, numbers: Sequence[int], view: View, out_THWC: np.ndarray, decode: Decode
     ) -> None:
         """Write frames after the resizing and the crop of a view to `out_THWC` (T, height, width, 3) uint8. Frames that are missing
         are decoded and stored."""
-        top, left, height, width = view.crop
-        file = self._file(reader, view)
-        slots = np.searchsorted(reader.numbers, numbers).tolist()
-        for slot, number, out_HWC in zip(slots, numbers, out_THWC, strict=True):
-            if file is not None and file.read(slot, number, view.crop, out_HWC):
+        is_stored = self._stores(reader, view)
+        # one for all frames, so that it stays in the processor's cache
+        buffer = np.empty(self.handle.frame_bytes + _MARK_BYTES, np.uint8)
+        for number, out_HWC in zip(numbers, out_THWC, strict=True):
+            mark = _mark(reader, number) if is_stored else b""
+            if is_stored and self._read(mark, view.crop, out_HWC, buffer):
                 continue
             frame_HWC = decode(number)
+            top, left, height, width = view.crop
             out_HWC[...] = frame_HWC[top : top + height, left : left + width]
-            if file is not None:
-                self._fill(file, slot, number, frame_HWC)
+            if is_stored and self._fills:
+                with self._lock:
+                    self._store(mark, frame_HWC)
 
-    def _file(self, reader: FrameReader, view: View) -> _SlotFile | None:
-        """The file of an archive and size; None if there is no cache (any more)."""
-        if not self._is_open:
-            return None
+    def _stores(self, reader: FrameReader, view: View) -> bool:
         if reader.loose:
-            self._warn(
-                "loose", f"{reader.path} has loose frames, which are not cached (adopt packs them into archives)"
-            )
-            return None
-        key = (reader.path, view.resize, view.nearest)
-        known = self._files.get(key)
-        if known is not None and known[0] is reader:
-            self._files.move_to_end(key)
-            return known[1]
-        text = f"{reader.content_hash()} {view.resize} {view.nearest}"
-        try:
-            if self._limits is None:
-                whole, free = (self.folder / _LIMITS).read_text().split()
-                self._limits = int(whole), int(free)
-                self._ledger = os.open(self.folder / _LEDGER, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            file = _SlotFile(self.folder, text, view.resize)
-        except (OSError, ValueError) as error:
-            self._is_open = False
-            if self._limits is not None or not isinstance(error, FileNotFoundError):
-                self._warn("lost", f"the cache {self.folder} cannot be used any more ({first_line(error)})")
-            return None
-        if known is not None or len(self._files) >= max_open_readers():
-            self._files.pop(key if known is not None else next(iter(self._files)))[1].close()
-        self._files[key] = (reader, file)
-        return file
-
-    def _fill(self, file: _SlotFile, slot: int, number: int, frame_HWC: np.ndarray) -> None:
-        """Store a frame, if there is room."""
-        if not self._fills:
-            return
-        try:
-            if self._reserve(file.slot_bytes):
-                file.write(slot, number, frame_HWC)
-            else:
-                self._fills = False
-                self._warn("full", f"the cache {self.folder} is full")
-        except OSError as error:  # no space left, a quota, a disk that fails
-            self._fills = False
-            self._warn("fault", f"the cache {self.folder} cannot be filled further ({first_line(error)})")
-
-    def _reserve(self, size: int) -> bool:
-        """Count the bytes of a slot. All processes append to the ledger, one byte for each page of the cache."""
-        assert self._limits is not None
-        most, leave_free = self._limits
-        disk = os.statvfs(self.folder)
-        pages = size // _PAGE
-        if (os.fstat(self._ledger).st_size + pages) * _PAGE > most or disk.f_bavail * disk.f_frsize < leave_free + size:
+            self._warn(_LOOSE, f"{reader.path} has loose frames, which are not cached: adopt packs them into archives")
             return False
-        os.write(self._ledger, bytes(pages))
+        return (*view.resize, view.nearest) == (self.handle.height, self.handle.width, self.handle.nearest)
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def _read(self, mark: bytes, crop: tuple[int, int, int, int], out_HWC: np.ndarray, buffer: np.ndarray) -> bool:
+        """Copy a crop (top, left, height, width) of a frame to `out_HWC`; False if the frame is missing. `buffer` (frame and mark)
+        is overwritten."""
+        slot = self._find(mark)
+        if slot is None:
+            return False
+        top, left, height, width = crop
+        start, row_bytes = slot * self.handle.slot_bytes, self.handle.width * 3
+        if self._memory is not None:
+            rest = self._memory[start + top * row_bytes : start + self.handle.frame_bytes + _MARK_BYTES]
+        else:
+            rest = buffer[top * row_bytes :]
+            try:  # one call for the rows and the mark behind them
+                if os.preadv(self._slots, [rest], start + top * row_bytes) < len(rest):
+                    return False
+            except OSError:  # the disk fails
+                return False
+        if rest[-_MARK_BYTES:].tobytes() != mark:
+            return False
+        out_HWC[...] = rest[: height * row_bytes].reshape(height, -1, 3)[:, left : left + width]
         return True
 
-    def _warn(self, kind: str, text: str) -> None:
-        """Warn, once for all processes of the node."""
-        with suppress(OSError):
-            try:
-                os.close(os.open(f"{self.folder}.{kind}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            except FileExistsError:
-                return
-        log.warning("%s: other frames are read from the archives, which is slower", text)
+    def _find(self, mark: bytes) -> int | None:
+        """The slot of a frame by the index."""
+        key, entries = int.from_bytes(mark[:8]), self._entries
+        for entry in self._probed(key):
+            if entries[entry] == key:
+                slot = entries[entry + 1] - 1
+                return slot if 0 <= slot < self.handle.slots else None
+            if not entries[entry]:
+                return None
+        return None
 
+    def _probed(self, key: int) -> Iterator[int]:
+        """The places in `_entries` that may hold a key."""
+        count = self.handle.entries
+        return (2 * ((key + i) % count) for i in range(_PROBES))
 
-class _SlotFile:
-    """One file of the cache. `text` names the archive's content and how its frames were decoded."""
+    # ------------------------------------------------------------------------------------------------------- filling
 
-    def __init__(self, folder: Path, text: str, size: tuple[int, int]) -> None:
-        digest = hashlib.sha256(text.encode()).digest()
-        self._descriptor = os.open(
-            folder / f"{digest.hex()[:32]}.frames", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600
-        )
-        height, self.width = size
-        self._digest, self._buffer_HWC = digest, np.empty((0, self.width, 3), np.uint8)
-        self.frame_bytes = height * self.width * 3
-        self.slot_bytes = -(-(self.frame_bytes + _MARK_BYTES) // _PAGE) * _PAGE
-
-    def _mark(self, number: int) -> bytes:
-        return hashlib.blake2b(self._digest + number.to_bytes(8), digest_size=_MARK_BYTES).digest()
-
-    def read(self, slot: int, number: int, crop: tuple[int, int, int, int], out_HWC: np.ndarray) -> bool:
-        """Copy a crop (top, left, height, width) of a frame to `out_HWC`; False if the frame is missing."""
-        top, left, height, width = crop
-        start, mark = slot * self.slot_bytes, self._mark(number)
-
-        def is_marked() -> bool:
-            return os.pread(self._descriptor, _MARK_BYTES, start + self.frame_bytes) == mark
-
+    def _store(self, mark: bytes, frame_HWC: np.ndarray) -> None:
+        """Store a frame, if there is room."""
+        if self._find(mark) is not None:  # another process was faster
+            return
         try:
-            if not is_marked():
-                return False
-            is_wide = width == self.width and out_HWC.flags.c_contiguous
-            rows_HWC = out_HWC if is_wide else self._rows(height)
-            if os.preadv(self._descriptor, [rows_HWC], start + top * self.width * 3) < rows_HWC.nbytes:
-                return False
-            if not is_wide:
-                out_HWC[...] = rows_HWC[:, left : left + width]
-            return is_marked()  # again: the file may have been truncated meanwhile
-        except OSError:  # the disk fails
-            return False
+            os.write(self._ledger, b".")  # appends
+            slot = os.lseek(self._ledger, 0, os.SEEK_CUR) - 1
+            if slot >= self.handle.slots:
+                self._fills = False
+                gib = self.handle.slots * self.handle.slot_bytes / 2**30
+                self._warn(_FULL, f"the cache is full ({gib:.2f} GiB): the other frames are read from the archives")
+                return
+            content = memoryview(np.ascontiguousarray(frame_HWC)).cast("B")
+            _write_all(self._slots, content, slot * self.handle.slot_bytes)
+            _write_all(self._slots, memoryview(mark), slot * self.handle.slot_bytes + self.handle.frame_bytes)
+        except OSError as error:  # no space left, a quota, a disk that fails
+            self._fills = False
+            self._warn(
+                _FAULT,
+                f"the cache cannot be filled further ({first_line(error)}): the other frames are read from the archives",
+            )
+            return
+        key, entries = int.from_bytes(mark[:8]), self._entries
+        for entry in self._probed(key):
+            if not entries[entry]:
+                entries[entry + 1] = slot + 1
+                entries[entry] = key
+                return
 
-    def _rows(self, height: int) -> np.ndarray:
-        """A buffer (height, W, 3), the same one for all frames, so that it stays in the processor's cache."""
-        if len(self._buffer_HWC) != height:
-            self._buffer_HWC = np.empty((height, self.width, 3), np.uint8)
-        return self._buffer_HWC
+    def _warn(self, which: int, text: str) -> None:
+        """Warn, once for all processes of the node."""
+        if not self._warned[which]:
+            self._warned[which] = 1
+            log.warning("%s", text)
 
-    def write(self, slot: int, number: int, frame_HWC: np.ndarray) -> None:
-        """Store a frame.
 
-        Raises:
-            OSError: it cannot be written.
-        """
-        start = slot * self.slot_bytes
-        _write_all(self._descriptor, memoryview(np.ascontiguousarray(frame_HWC)).cast("B"), start)
-        _write_all(self._descriptor, memoryview(self._mark(number)), start + self.frame_bytes)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+def _mark(reader: FrameReader, number: int) -> bytes:
+    return hashlib.blake2b(reader.content_hash + int(number).to_bytes(8), digest_size=_MARK_BYTES).digest()
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
@@ -225,104 +209,169 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
+def _reopened(pid: int, descriptor: int, inode: int, flags: int = 0) -> int:
+    """A descriptor of this process for a file that process `pid` holds open.
+
+    Raises:
+        OSError: the process has ended, or is not visible from here.
+    """
+    own = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC | flags)
+    if os.fstat(own).st_ino != inode:  # the number belongs to another file by now
+        os.close(own)
+        raise FileNotFoundError(f"process {pid} has closed its cache")
+    return own
+
+
 # ------------------------------------------------------------------------------------------------- in the training process
 
+_opened: Handle | None = None  # the cache of the training that runs in this process
 
-class Room(NamedTuple):
-    """What a job leaves for the cache of a node: bytes of memory, None if unknown, beside `shared_need` bytes of /dev/shm that its
-    batches take."""
 
-    shared_need: int = 0
-    memory_left: int | None = None
+def open_handle(config: TrainConfig) -> Handle | None:
+    """The cache that a source made now uses; None without --cache, and in a command other than a training."""
+    return None if config.cache.lower() == "none" else _opened
+
+
+@cache
+def frame_cache(handle: Handle) -> FrameCache | None:
+    """The cache in this process; None, with a warning, if it cannot be opened."""
+    try:
+        return FrameCache(handle)
+    except (OSError, ValueError) as error:
+        log.warning("the cache cannot be opened (%s): frames are read from the archives", first_line(error))
+        return None
 
 
 @contextmanager
-def opened(config: TrainConfig, room: Room) -> Iterator[None]:
-    """Make the cache folder of a run usable while the block runs; do nothing without --cache. At the end the last process of a
-    node removes a cache in memory.
+def opened(config: TrainConfig, memory_left: int | None = None) -> Iterator[None]:
+    """Hold the cache of a run open while the block runs; do nothing without --cache.
+
+    `memory_left` are the bytes of memory that this job may use besides its needs, None if unknown.
 
     Raises:
-        UserError: the folder cannot be used, or has less room than --cache_gb.
+        UserError: the cache cannot be made, or there is less room than --cache_gb.
     """
-    folder = cache_folder(config)
-    if folder is None:
+    global _opened
+    if config.cache.lower() == "none" or config.reads != "video":
         yield
         return
     with ExitStack() as stack:
         try:
-            most = _prepared(config, folder, room, stack)
+            _opened = _joined(config, memory_left, stack)
         except OSError as error:
             raise UserError(
-                f"--cache {config.cache}: {folder} cannot be used ({error.strerror or first_line(error)}): give a folder on a disk of the node"
+                f"--cache {config.cache} cannot be used ({first_line(error)}): give ram, or a folder on a disk of the node"
             ) from None
-        log.info("Cache: up to %.1f GiB of decoded frames in %s", most / 2**30, folder)
-        yield
+        try:
+            yield
+        finally:
+            _opened = None
+            frame_cache.cache_clear()
 
 
-def _prepared(config: TrainConfig, folder: Path, room: Room, stack: ExitStack) -> int:
-    """Lock the folder, create it and write its limits; return the size of the cache. `stack` releases it."""
-    in_memory = _in_memory(config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_unused(folder.parent, keep=None if in_memory else folder)
-    if in_memory:
-        stack.callback(_remove_unused, folder.parent)
-    stack.callback(os.close, _locked(folder))
-    for kind in _WARNINGS:
-        Path(f"{folder}.{kind}").unlink(missing_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to another user: give another folder to --cache")
-    most = _cache_bytes(config, folder, room)
-    write_atomic(folder / _LIMITS, f"{most} {room.shared_need if in_memory else 0}".encode())
-    return most
-
-
-def _cache_bytes(config: TrainConfig, folder: Path, room: Room) -> int:
-    """The size of the cache in bytes.
-
-    Raises:
-        UserError: there is less room than --cache_gb.
-    """
-    disk, ledger = os.statvfs(folder), folder / _LEDGER
-    free = disk.f_bavail * disk.f_frsize
-    if _in_memory(config):
-        free -= room.shared_need
-        free = free if room.memory_left is None else min(free, room.memory_left)
-    # of a cache that other ranks of this node fill already
-    free = max(free, 0) + (ledger.stat().st_size * _PAGE if ledger.exists() else 0)
-    if not config.cache_gb:
-        return free // 2
-    if (most := int(config.cache_gb * 2**30)) > free:
-        raise UserError(
-            f"--cache_gb {config.cache_gb:g}: {folder.parent} has {free / 2**30:.1f} GiB for it beside what this job needs: give less, or request more (--mem of the job)"
-        )
-    return most
-
-
-def _locked(folder: Path) -> int:
-    """A descriptor with a shared lock on FOLDER.lock."""
-    while True:
-        descriptor = os.open(f"{folder}{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+def _joined(config: TrainConfig, memory_left: int | None, stack: ExitStack) -> Handle | None:
+    """Open the cache of another rank of this node, or make one; `stack` closes it."""
+    view = crop_view(config.spatial_size, None, config.geometry) if config.data_aug else squash_view(config.input_size)
+    settings = f"{config.root_dir.resolve()} {config.cache} {view.resize} {view.nearest}"
+    note = SHARED_MEMORY / f"deepsports-cache-{os.getuid()}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    with _alone(note) as (descriptor, is_used):
+        # shared by all processes that use the cache; the kernel releases it when a process ends in any way
+        stack.callback(_leave, note, descriptor)
+        if is_used:
+            handle = _opened_by_another(os.pread(descriptor, 10_000, 0), stack)
+        else:
+            handle = _made(config, memory_left, view, stack)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(asdict(handle)).encode(), 0)
+            log.info(
+                "Cache: up to %.2f GiB of decoded frames of %d x %d pixels, %s",
+                handle.slots * handle.slot_bytes / 2**30, handle.width, handle.height,
+                "in memory" if handle.in_memory else f"on the disk of {config.cache}",
+            )  # fmt: skip
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if os.fstat(descriptor).st_nlink:  # else a process that found the folder unused has just removed both
-            return descriptor
-        os.close(descriptor)
+    return handle
 
 
-def _remove_unused(parent: Path, keep: Path | None = None) -> None:
-    """Remove this user's cache folders in `parent` that no process uses: their training ended, or was killed."""
-    names = {name.partition(".")[0] for name in os.listdir(parent) if name.startswith(_PREFIX)}
-    for folder in sorted(parent / name for name in names):
-        if folder == keep:
-            continue
-        descriptor = os.open(f"{folder}{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+@contextmanager
+def _alone(note: Path) -> Iterator[tuple[int, bool]]:
+    """(a descriptor of the note, whether a process uses the cache), while no other process starts or leaves."""
+    while True:
+        descriptor = os.open(note, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)  # independent of flock
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # the last process has just removed it
+    try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:
-                shutil.rmtree(folder, ignore_errors=True)
-                for file in parent.glob(f"{folder.name}.*"):
-                    file.unlink(missing_ok=True)
+            is_used = False
         except BlockingIOError:
-            pass
-        finally:
-            os.close(descriptor)
+            is_used = True
+        yield descriptor, is_used
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+
+def _leave(note: Path, descriptor: int) -> None:
+    """Release the lock, and remove the note if no other process uses the cache."""
+    os.close(descriptor)
+    with suppress(OSError):
+        with _alone(note) as (again, is_used):
+            if not is_used:
+                note.unlink()
+        os.close(again)
+
+
+def _made(config: TrainConfig, memory_left: int | None, view: View, stack: ExitStack) -> Handle:
+    """A new, empty cache."""
+    in_memory = config.cache.lower() == "ram"
+    if in_memory:
+        room = min((n for n in (memory_left, available_memory()) if n is not None), default=0)
+    else:
+        Path(config.cache).mkdir(parents=True, exist_ok=True)
+        disk = os.statvfs(config.cache)
+        room = disk.f_bavail * disk.f_frsize
+    most = int(config.cache_gb * 2**30) if config.cache_gb else room // 2
+    handle = Handle(os.getpid(), (0, 0, 0), (0, 0, 0), 0, *view.resize, view.nearest, in_memory)
+    if not handle.slot_bytes <= most <= room:
+        raise UserError(
+            f"--cache {config.cache} has {room / 2**30:.2f} GiB of room and would take {most / 2**30:.2f} GiB: give another --cache_gb, more memory (--mem of the job), or another disk"
+        )
+    handle = replace(handle, slots=most // handle.slot_bytes)
+    size = handle.slots * handle.slot_bytes
+    if in_memory:
+        slots = _memory(size, stack)
+    else:
+        slots, name = tempfile.mkstemp(dir=config.cache)
+        stack.callback(os.close, slots)
+        os.unlink(name)
+        os.ftruncate(slots, size)
+    descriptors = slots, _memory(_HEADER + 16 * handle.entries, stack), _memory(0, stack)
+    return replace(handle, descriptors=descriptors, inodes=tuple(os.fstat(each).st_ino for each in descriptors))
+
+
+def _memory(size: int, stack: ExitStack) -> int:
+    """Anonymous memory that cannot shrink. It takes no room until it is written to."""
+    descriptor = os.memfd_create("deepsports-cache", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    stack.callback(os.close, descriptor)
+    os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return descriptor
+
+
+def _opened_by_another(note: bytes, stack: ExitStack) -> Handle | None:
+    """The cache that another process has made, held open by this one; None, with a warning, if that process is not visible."""
+    own = []
+    try:
+        fields = json.loads(note)
+        other = Handle(**{**fields, "descriptors": tuple(fields["descriptors"]), "inodes": tuple(fields["inodes"])})
+        for descriptor, inode in zip(other.descriptors, other.inodes, strict=True):
+            own.append(_reopened(other.pid, descriptor, inode))
+            stack.callback(os.close, own[-1])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning(
+            "the cache of another rank of this node cannot be opened (%s): this rank reads frames from the archives",
+            first_line(error),
+        )
+        return None
+    return replace(other, pid=os.getpid(), descriptors=tuple(own))

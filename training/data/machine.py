@@ -14,7 +14,6 @@ from data_preparation.common.errors import UserError
 from data_preparation.common.limits import (
     ResourceLimits,
     ResourceNeeds,
-    available_memory,
     cores,
     cpu_seconds,
     exceeded_limits,
@@ -25,7 +24,6 @@ from data_preparation.common.limits import (
     temporary_folder_warning,
 )
 from training.config import TrainConfig
-from training.data.cache import Room
 from training.data.loader import EVALUATION_BATCH, steps_per_epoch
 from training.data.plan import crop_source_size
 from training.data.splits import Splits
@@ -40,7 +38,7 @@ _SERVER_BYTES = 90 * 2**20
 _WORKER_THREADS = 3
 _WORKER_FILES = 14
 _FILES_PER_WORKER = 5  # that the training process opens for each worker
-_OTHER_FILES = 12  # of the training process: logs, metrics, a checkpoint, sockets of other ranks
+_OTHER_FILES = 18  # of the training process: logs, metrics, a checkpoint, sockets of other ranks, the cache
 _OTHER_THREADS = 3  # of the training process: the checkpoint writer, the pin-memory thread, tqdm's monitor
 _PAGE = 4096
 
@@ -104,11 +102,7 @@ def needs(
     # on the CPU: gradients, and the two moments of Adam
     trained = moving * (3 if config.optimizer.startswith("Adam") else 1) if device.type == "cpu" else 0
     files = open_file_count() + _OTHER_FILES + _FILES_PER_WORKER * workers + 2 * tensors + (0 if workers else videos)
-    of_worker = (
-        _WORKER_FILES
-        + videos * (1 + (config.cache != "none"))
-        + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
-    )
+    of_worker = _WORKER_FILES + videos + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
     # the resized frames of a clip of several crops
     kept = config.frame_num * 3 * math.prod(crop_source_size(config.spatial_size)) if config.test_crops > 1 else 0
     return ResourceNeeds(
@@ -125,9 +119,9 @@ def needs(
 
 def check_machine(
     config: TrainConfig, model: ScoringModel, ranks: Ranks, device: torch.device, splits: Splits, *, trains: bool
-) -> Room:
-    """Check all limits of this machine that matter to the training or, with `trains` False, to the evaluation; return what they
-    leave for --cache.
+) -> int | None:
+    """Check all limits of this machine that matter to the training or, with `trains` False, to the evaluation; return the bytes of
+    memory that they leave, None if no limit is known.
 
     Raises:
         UserError: limits are too low; it names all of them.
@@ -153,8 +147,7 @@ def check_machine(
         raise UserError.of(faults)
     for warning in machine_warnings(config):
         log.warning(warning)
-    memory = [bytes_ for bytes_ in (limits.memory_bytes, available_memory()) if bytes_ is not None]
-    return Room(need.shared_bytes, max(min(memory) - need.memory_bytes, 0) if memory else None)
+    return None if limits.memory_bytes is None else limits.memory_bytes - need.memory_bytes
 
 
 def machine_warnings(config: TrainConfig) -> list[str]:

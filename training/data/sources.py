@@ -21,7 +21,7 @@ from data_preparation.layout import prepared
 from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
-from training.data.cache import FrameCache, cache_folder
+from training.data.cache import frame_cache, open_handle
 from training.data.features import feature_file
 from training.data.plan import ClipSpec, View, ViewChoice
 from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames, places_of_test
@@ -113,8 +113,7 @@ class FrameSource:
         self.config, self.place, self.crop = config, place, crop
         self._resized: tuple[object, torch.Tensor] | None = None  # the last clip before its crop
         self._readers = FrameReaders(config.root_dir) if videos is None else videos  # each worker opens its own
-        folder = cache_folder(config) if videos is None else None
-        self._cache = None if folder is None else FrameCache(folder)
+        self._cache = open_handle(config) if videos is None else None
 
     def faults(self, actions: Sequence[Action]) -> list[str]:
         return frame_faults(actions, self.config)
@@ -182,7 +181,8 @@ class FrameSource:
 
     def _view(self, clip: ClipSpec, view: View) -> torch.Tensor:
         """The frames after the view, from the cache if there is one."""
-        if self._cache is None:
+        cache = None if self._cache is None else frame_cache(self._cache)
+        if cache is None:
             return apply_view(view, self._images(clip))
         reader = self._readers[clip.action.video]
         assert isinstance(reader, FrameReader)
@@ -191,7 +191,7 @@ class FrameSource:
             return resize(reader.image(number)[None], *view.resize, view.nearest)[0].permute(1, 2, 0).numpy()
 
         frames_THWC = np.empty((len(clip.frames), *view.size, 3), np.uint8)
-        self._cache.write_crop(reader, clip.frames, view, frames_THWC, decode)
+        cache.write_crop(reader, clip.frames, view, frames_THWC, decode)
         return crop_flip_rotate(
             replace(view, crop=(0, 0, *view.size)), torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
         )
