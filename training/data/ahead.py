@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ def copied_ahead(loaded: Iterable[Item], finish: Callable[[Item], Batch], side: 
     """`finish` of each item, begun beside the training one item ahead of it."""
     ready: Callable[[], Batch] | None = None
     for item in loaded:
-        begun = side.begin(lambda item=item: finish(item))
+        begun = side.begin(partial(finish, item))
         if ready is not None:
             yield ready()
         ready = begun

@@ -18,15 +18,15 @@ from training.data.plan import Arrays
 
 
 class Pixels(NamedTuple):
-    """Clips of a batch, resized and cropped: `pixels_BTHWC` uint8 and whether each is to be flipped, `flip_B` bool."""
+    """Clips of a batch, resized and cropped: `pixels_BTHWC` uint8, and for each of them whether it is to be flipped."""
 
     pixels_BTHWC: torch.Tensor
-    flip_B: torch.Tensor
+    flips: Sequence[bool]
 
     def finish(self, device: torch.device) -> torch.Tensor:
         """The clips (B, T, 3, H, W) uint8 on the device. On the CPU they are the same bit for bit as on a GPU."""
         clips = self.pixels_BTHWC.to(device, non_blocking=True).permute(0, 1, 4, 2, 3).contiguous()
-        return flip_rows(clips, self.flip_B.tolist())
+        return flip_rows(clips, self.flips)
 
 
 Clips = torch.Tensor | Pixels  # a tensor is ready: features (B, N, D) float32
@@ -73,4 +73,4 @@ def empty_batch(*shape: int) -> torch.Tensor:
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

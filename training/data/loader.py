@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -77,7 +78,7 @@ class _Pool:
             worker_init_fn=init_worker,
             multiprocessing_context=CONTEXT,
         )
-        self._batches: Iterator | None = None
+        self._batches: Any = None
 
     def fits(self, workers: int, prefetch: int, pinned: bool) -> bool:
         """Whether a pass that asks for these can use the pool: it has at least as many workers, and all of them live."""
@@ -90,14 +91,16 @@ class _Pool:
 
     def start(self, reader: Dataset, batches: Iterable[Sequence]) -> Iterator:
         """Start a pass: workers begin with the first batches, and the iterator yields what they load."""
-        self._tasks.reader, self._tasks.batches = bytes(ForkingPickler.dumps(reader)), batches
+        self._tasks.reader, self._tasks.batches = pickle.dumps(reader), batches
         with hidden_main_module():
             self._batches = iter(self._loader)
         return self._batches
 
     def close(self) -> None:
-        """End the workers, which are idle."""
-        self._batches = self._loader._iterator = None  # its finalizer ends them
+        """End the workers, which are idle. Killed, they need no answer: one of them may be stopped."""
+        for worker in getattr(self._batches, "_workers", ()):
+            worker.kill()
+        self._batches = self._loader._iterator = None
 
     def abandon(self) -> None:
         """Never end the workers, which were killed: that would wait for them."""
@@ -110,12 +113,13 @@ class _Tasks:
     """The batch sampler of a pool: it plans the samples of a batch just before a worker reads them."""
 
     def __init__(self) -> None:
-        self.reader, self.batches = b"", ()
+        self.reader = b""
+        self.batches: Iterable[Sequence] = ()
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[list[Task]]:
         reader = self.reader
         for planned in self.batches:
-            yield Task(reader, planned)
+            yield [Task(reader, planned)]
 
 
 _kept: list[_Pool] | None = None  # pools that wait for the next pass, inside `keep_workers`
@@ -155,18 +159,19 @@ def _load(
         UserError: raised by a worker. ProcessLost: a worker died, or no batch arrived within --peer_timeout_min.
     """
     workers, minutes = min(config.loader_workers, len(batches)), config.peer_timeout_min
-    reader, planned = dataset.reader, ([dataset.plan(*each) for each in batch] for batch in batches)
+    planned = ([dataset.plan(*each) for each in batch] for batch in batches)
     if not workers:
-        for batch in planned:
+        while True:
             with time_limit(minutes):
-                loaded = read_batch(reader, batch)
+                if (batch := next(planned, None)) is None:
+                    return
+                loaded = read_batch(dataset.reader, batch)
             yield loaded
-        return
-    pool, left = None, len(batches)
+    pools, left = [], len(batches)
     try:
         with time_limit(minutes):
-            pool = _pool_for(workers, config.prefetch, device.type == "cuda")
-            found = pool.start(reader, planned)
+            pools.append(_pool_for(workers, config.prefetch, device.type == "cuda"))
+            found = pools[0].start(dataset.reader, planned)
         while left:
             with time_limit(minutes):
                 loaded = next(found)
@@ -177,15 +182,14 @@ def _load(
     finally:
         if left:  # stopped early: do not wait for batches that the workers have begun
             kill_workers()
-            for each in [pool, *(_kept or [])]:
-                if each is not None:
-                    each.abandon()
+            for pool in [*pools, *(_kept or [])]:
+                pool.abandon()
             if _kept is not None:
                 _kept.clear()
         elif _kept is None:
-            pool.close()
+            pools[0].close()
         else:
-            _kept.append(pool)
+            _kept.append(pools[0])
 
 
 def _finished(loaded: Generator, device: torch.device) -> Generator[Batch]:

@@ -188,7 +188,7 @@ class FrameSource:
         assert clips[0].view is not None
         pixels_BTHWC = empty_batch(len(clips), len(clips[0].frames), *clips[0].view.size, 3)
         flips = [self._write(clip, out_THWC) for clip, out_THWC in zip(clips, pixels_BTHWC, strict=True)]
-        return Pixels(pixels_BTHWC, torch.tensor(flips))
+        return Pixels(pixels_BTHWC, flips)
 
     def _write(self, clip: ClipSpec, out_THWC: torch.Tensor) -> bool:
         """Write a clip to `out_THWC`; return whether it is still to be flipped."""

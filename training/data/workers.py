@@ -75,7 +75,8 @@ class TaskReader(Dataset):
     def __init__(self) -> None:
         self._readers: dict[bytes, Dataset] = {}
 
-    def __getitems__(self, task: Task) -> Any:
+    def __getitems__(self, tasks: Sequence[Task]) -> Any:
+        (task,) = tasks
         if task.reader not in self._readers:
             self._readers[task.reader] = pickle.loads(task.reader)
         return read_batch(self._readers[task.reader], task.planned)
