@@ -34,6 +34,7 @@ from training.engine.loop import Engine
 from training.engine.step import Step
 from training.methods.base import Bank, ComparingMethod
 from training.model import ScoringModel, build_model
+from training.novelty import describe, outputs_and_descriptions
 from training.rows import RowBatchNorm
 from training.runtime import checkpoint
 from training.runtime.interruption import InterruptionFlag
@@ -215,6 +216,26 @@ def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, featu
         for name, predicted in together.items():
             assert torch.allclose(alone[name][0], predicted[3], atol=1e-3)
             assert torch.equal(unlabelled[name], alone[name])
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+@torch.no_grad()
+def test_one_pass_of_the_backbone_gives_outputs_and_descriptions(model: str, method: str, features_file: Path):
+    """As two passes do, bit for bit. Only attention in the middle of a network needs a second pass."""
+    config = config_for(model, method, features_file)
+    network = build_model(config, FACTS).eval()
+    batch = batch_for(config, network)
+    batch = batch._replace(clips={"clip": batch.clips["clip"]}, labels={})
+    wanted = network(batch), describe(network, batch)
+    passes = []
+    first_layer = next(m for m in network.backbone.modules() if not list(m.children()))
+    first_layer.register_forward_hook(lambda *_: passes.append(1))
+    found = outputs_and_descriptions(network, batch)
+    for have, want in zip(found, wanted, strict=True):
+        assert have.keys() == want.keys()
+        assert all(torch.equal(have[name], want[name]) for name in want)
+    assert len(passes) <= (2 if method == "tsanet" else 1)
+    assert not {"forward", "with_maps"} & set(vars(network.backbone))
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
