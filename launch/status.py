@@ -304,6 +304,8 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
         }
     if job is not None and job.state == "PENDING" and job.reason in _NEVER_STARTS:
         return cells, _NEVER_STARTS[job.reason]
+    if state == "running" and progress is not None and progress.slow_ranks:
+        return cells, progress.slow_ranks
     has_no_error = state.startswith((*ACTIVE, "finished", "interrupted", "cancelled", "no progress"))
     return cells, "" if has_no_error else refused or (progress and progress.error) or last_error_line(folder, job_id)
 

@@ -162,7 +162,7 @@ class RowBatchNorm(nn.Module):
 
     Each window position has statistics of its own, as in code that sends the windows of a clip through the network one after
     the other; with `together` all windows of a group share statistics. In eval mode the layer uses the running statistics.
-    Forward passes only record their statistics; `update_running_statistics` applies them once per step.
+    Forward passes only record their statistics; `gather_running_statistics` and `update_running_statistics` apply them once per step.
     """
 
     running_mean: torch.Tensor
@@ -242,24 +242,36 @@ class MaskedBatchNorm(RowBatchNorm):
         super().update(statistics_U2C[statistics_U2C.isfinite().flatten(1).all(dim=1)])
 
 
+RunningStatistics = list[tuple[RowBatchNorm, torch.Tensor]]  # (statistics, 2, C) for each batch norm
+
+
 @torch.no_grad()
-def update_running_statistics(model: nn.Module, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Update the running statistics of all batch norms with those recorded in this step, in the row order of the global batch.
+def gather_running_statistics(model: nn.Module, gather: Callable[[torch.Tensor], torch.Tensor]) -> RunningStatistics:
+    """The statistics that each batch norm recorded in this step, of all ranks, in the row order of the global batch.
 
     The result is the same on every rank. `gather` concatenates over ranks: (1, n) -> (ranks, n), as collectives.gather does.
     """
     layers = [m for m in model.modules() if isinstance(m, RowBatchNorm) and m.step_statistics]
     if not layers:
-        return
+        return []
     local = [
         torch.cat([s for part in sorted(layer.step_statistics) for s in layer.step_statistics[part]])
         for layer in layers
     ]
     gathered = gather(torch.cat([s.flatten() for s in local])[None])  # (ranks, all numbers)
     split = gathered.split([s.numel() for s in local], dim=1)
-    for layer, own, of_ranks in zip(layers, local, split, strict=True):
-        layer.update(of_ranks.reshape(-1, *own.shape[1:]))
+    for layer in layers:
         layer.step_statistics.clear()
+    return [
+        (layer, of_ranks.reshape(-1, *own.shape[1:])) for layer, own, of_ranks in zip(layers, local, split, strict=True)
+    ]
+
+
+@torch.no_grad()
+def update_running_statistics(gathered: RunningStatistics) -> None:
+    """Update the running statistics of all batch norms with what `gather_running_statistics` returned."""
+    for layer, statistics in gathered:
+        layer.update(statistics)
 
 
 def freeze_batch_norm(model: nn.Module) -> None:

@@ -35,7 +35,7 @@ from training.data.splits import load_splits
 from training.engine.prediction import as_arrays, forward_rows, in_order
 from training.engine.state import load_best
 from training.model import ScoringModel, build_model
-from training.novelty import LIMIT, Novelty, describe, load, picture_statistics
+from training.novelty import LIMIT, Novelty, describe, load, outputs_and_descriptions, picture_statistics
 from training.runtime import collectives
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder, read_json
@@ -311,10 +311,9 @@ class Scorer:
 
     def _forward(self, batch: Batch) -> Tensors:
         """The outputs of the model and, named apart, the descriptions for the distance."""
-        outputs = self.model(batch)
         if self.novelty is None:
-            return outputs
-        described = describe(self.model, batch)
+            return self.model(batch)
+        outputs, described = outputs_and_descriptions(self.model, batch)
         return outputs | {_DESCRIBED + name: described[name] for name in self._described}
 
     def distances(self, clips: Sequence[Clip]) -> np.ndarray:

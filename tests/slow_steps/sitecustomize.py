@@ -1,5 +1,5 @@
 """For tests that must catch a training in the middle: with this folder on PYTHONPATH, every step takes
-DEEPSPORTS_TEST_STEP_S seconds longer. It computes nothing else."""
+DEEPSPORTS_TEST_STEP_S seconds longer, or only every step of rank DEEPSPORTS_TEST_SLOW_RANK. It computes nothing else."""
 
 import importlib.abc
 import importlib.machinery
@@ -20,7 +20,9 @@ class _SlowSchedule(importlib.abc.MetaPathFinder):
             rate = module.learning_rate
 
             def learning_rate(*arguments):
-                time.sleep(float(os.environ.get("DEEPSPORTS_TEST_STEP_S", "0")))
+                rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+                if os.environ.get("DEEPSPORTS_TEST_SLOW_RANK", rank) == rank:
+                    time.sleep(float(os.environ.get("DEEPSPORTS_TEST_STEP_S", "0")))
                 return rate(*arguments)
 
             module.learning_rate = learning_rate

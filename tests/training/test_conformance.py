@@ -34,6 +34,7 @@ from training.engine.loop import Engine
 from training.engine.step import Step
 from training.methods.base import Bank, ComparingMethod
 from training.model import ScoringModel, build_model
+from training.novelty import describe, outputs_and_descriptions
 from training.rows import RowBatchNorm
 from training.runtime import checkpoint
 from training.runtime.interruption import InterruptionFlag
@@ -166,9 +167,10 @@ def test_the_same_step_on_any_number_of_ranks_and_with_any_accumulation(
 def test_recomputed_parts_with_checkpointed_activations_change_nothing(model: str, method: str, features_file: Path):
     config = config_for(model, method, features_file, batch_norm="trained", accumulate=2)
     kept, losses = after_steps(config, Ranks())
-    again, same = after_steps(dataclasses.replace(config, checkpoint_activations=True), Ranks())
-    assert losses == same
-    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    for how in ("True", "selective"):
+        again, same = after_steps(dataclasses.replace(config, checkpoint_activations=how), Ranks())
+        assert losses == same
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
@@ -215,6 +217,26 @@ def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, featu
         for name, predicted in together.items():
             assert torch.allclose(alone[name][0], predicted[3], atol=1e-3)
             assert torch.equal(unlabelled[name], alone[name])
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+@torch.no_grad()
+def test_one_pass_of_the_backbone_gives_outputs_and_descriptions(model: str, method: str, features_file: Path):
+    """As two passes do, bit for bit. Only attention in the middle of a network needs a second pass."""
+    config = config_for(model, method, features_file)
+    network = build_model(config, FACTS).eval()
+    batch = batch_for(config, network)
+    batch = batch._replace(clips={"clip": batch.clips["clip"]}, labels={})
+    wanted = network(batch), describe(network, batch)
+    passes = []
+    first_layer = next(m for m in network.backbone.modules() if not list(m.children()))
+    first_layer.register_forward_hook(lambda *_: passes.append(1))
+    found = outputs_and_descriptions(network, batch)
+    for have, want in zip(found, wanted, strict=True):
+        assert have.keys() == want.keys()
+        assert all(torch.equal(have[name], want[name]) for name in want)
+    assert len(passes) <= (2 if method == "tsanet" else 1)
+    assert not {"forward", "with_maps"} & set(vars(network.backbone))
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 import time
 from contextlib import closing
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from training.runtime.interruption import InterruptionFlag, StoppedBySignal
 from training.runtime.progress import Meter, ProgressHook
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
+from training.runtime.slow_ranks import SlowRanks, Stopwatch
 from training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
@@ -47,10 +49,12 @@ class Engine(Trainer):
         on_progress: ProgressHook | None = None,
     ) -> None:
         super().__init__(model, config, run, ranks, device, interruption, on_progress)
-        self.step = Step(model, config, ranks, device)
+        self.stopwatch, self.slow_ranks = Stopwatch(device), SlowRanks()
+        self.step = Step(model, config, ranks, device, before_exchange=self.stopwatch.exchange)
         self.predictor = Predictor(config, ranks, device, between_batches=self.save_and_stop_if_requested)
         self.checkpoints = Checkpoints(run, config)
         self.meter = Meter()
+        self.commit_lock = threading.Lock()  # whoever holds it sees the state of a completed step
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -90,17 +94,19 @@ class Engine(Trainer):
             self.save_and_stop_if_requested()
             while position.step < steps:
                 load_started = time.perf_counter()
+                self.stopwatch.start()
                 batch = next(batches)
+                self.stopwatch.loaded()
                 step_started = time.perf_counter()
                 rate = learning_rate(position.global_step, self.total_steps, self.config)
                 try:
-                    losses = self.step(batch, rate, position.global_step)
+                    losses = self.step.compute(batch, position.global_step)
                 except NonFiniteLoss as error:
                     raise UserError(self._non_finite_loss_text(error, batch.action_index)) from None
+                with self.commit_lock:
+                    self.step.commit(rate)
+                    position.finish_step(losses["loss"])
                 self.meter.add(step_started - load_started, time.perf_counter() - step_started)
-                position.step += 1
-                position.global_step += 1
-                position.loss_sum += losses["loss"]
                 bar.update()
                 if position.global_step % self.config.log_every == 0 or position.step == steps:
                     self._log_step(steps, losses, rate)
@@ -226,7 +232,8 @@ class Engine(Trainer):
     def _log_step(self, steps: int, losses: dict[str, float], rate: float) -> None:
         """Log the losses of this step, and the mean times since the last call."""
         position, times = self.position, self.meter.means()
-        self._report("running", **self.meter.throughput(self.config.batch_size))
+        slow_ranks = self.slow_ranks.exchange(self.stopwatch.take())
+        self._report("running", slow_ranks=slow_ranks, **self.meter.throughput(self.config.batch_size))
         memory = ""
         if self.device.type == "cuda":
             memory = f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB"

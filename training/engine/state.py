@@ -38,6 +38,10 @@ class Position:
         """The position of a checkpoint; the first edition named `best` best_spearman."""
         return cls(**{"best" if name == "best_spearman" else name: value for name, value in record.items()})
 
+    def finish_step(self, loss: float) -> None:
+        """Count a step as completed."""
+        self.step, self.global_step, self.loss_sum = self.step + 1, self.global_step + 1, self.loss_sum + loss
+
     def finish_epoch(self, value: float) -> bool:
         """Count an epoch as completed; returns whether its validation metric is the best so far."""
         is_best = self.best_epoch == 0 or value > self.best or (math.isnan(self.best) and not math.isnan(value))

@@ -16,35 +16,13 @@ from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.augment import augment_batch
 from training.data.batch import Batch, Tensors, chunk, chunk_batch, concat
+from training.engine.optimizers import build_optimizer, load_optimizer_state
 from training.engine.prediction import autocast, non_finite_rows, resolve_precision, to_device
 from training.model import ScoringModel
-from training.rows import batch_part, update_running_statistics
+from training.rows import RunningStatistics, batch_part, gather_running_statistics, update_running_statistics
 from training.runtime.collectives import gather
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import seed_all
-
-_OPTIMIZERS: dict[str, Callable[[Any, TrainConfig], torch.optim.Optimizer]] = {
-    "Adam": lambda p, c: torch.optim.Adam(p, c.learning_rate, weight_decay=c.weight_decay, amsgrad=c.amsgrad),
-    "AdamW": lambda p, c: torch.optim.AdamW(p, c.learning_rate, weight_decay=c.weight_decay, amsgrad=c.amsgrad),
-    "SGD": lambda p, c: torch.optim.SGD(
-        p, c.learning_rate, weight_decay=c.weight_decay, momentum=c.momentum, nesterov=c.nesterov
-    ),
-    "RMSProp": lambda p, c: torch.optim.RMSprop(p, c.learning_rate, weight_decay=c.weight_decay, momentum=c.momentum),
-}
-
-
-def build_optimizer(model: ScoringModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over the model's parameter groups. "rate" in a group scales the learning rate."""
-    parameters = dict(model.named_parameters())
-    groups = [
-        {
-            "params": [parameters[name] for name in group.names],
-            "rate": group.rate,
-            "weight_decay": config.weight_decay * group.decay,
-        }
-        for group in model.parameter_groups(config)
-    ]
-    return _OPTIMIZERS[config.optimizer](groups, config)
 
 
 class NonFiniteLoss(UserError):
@@ -56,10 +34,22 @@ class NonFiniteLoss(UserError):
 
 
 class Step:
-    """The optimizer step of one rank: model, optimizer, gradient scaler and weight average."""
+    """The optimizer step of one rank: model, optimizer, gradient scaler and weight average.
 
-    def __init__(self, model: ScoringModel, config: TrainConfig, ranks: Ranks, device: torch.device) -> None:
+    A step has two halves. `compute` communicates with the other ranks, and changes nothing that a checkpoint holds. `commit`
+    changes it all, and waits for no rank. So a rank that loses the others holds the whole state of a completed step.
+    """
+
+    def __init__(
+        self,
+        model: ScoringModel,
+        config: TrainConfig,
+        ranks: Ranks,
+        device: torch.device,
+        before_exchange: Callable[[], None] = lambda: None,  # called before the first collective of each step
+    ) -> None:
         self.model, self.config, self.ranks, self.device = model, config, ranks, device
+        self.before_exchange = before_exchange
         self.precision = resolve_precision(config.precision, device)
         self.optimizer = build_optimizer(model, config)
         # PyTorch's initial scale of 65536 makes the first gradients overflow, and each overflow skips a step
@@ -68,6 +58,7 @@ class Step:
             # with fallback_random a compiled model drops the same activations as an uncompiled one
             model.backbone.compile(options={"fallback_random": True})
         self.ddp_model = self._wrap(model)
+        self._statistics: RunningStatistics = []
         self.average: AveragedModel | None = None
         if config.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -85,7 +76,13 @@ class Step:
         return ddp_model
 
     def __call__(self, batch: Batch, learning_rate: float, step: int) -> dict[str, float]:
-        """Train on this rank's b rows of the global batch of B rows. `step` counts from 0 over all epochs.
+        """Both halves of a step, see `compute` and `commit`."""
+        losses = self.compute(batch, step)
+        self.commit(learning_rate)
+        return losses
+
+    def compute(self, batch: Batch, step: int) -> dict[str, float]:
+        """Compute the gradient from this rank's b rows of the global batch of B rows. `step` counts from 0 over all epochs.
 
         The loss compares the rows of the global batch with each other, so it is not a sum over micro-batches. With
         --accumulate, all micro-batches are first forwarded without a graph. The loss of the global batch gives the
@@ -98,8 +95,6 @@ class Step:
         Raises:
             NonFiniteLoss: the loss is not finite. UserError: the gradient is not finite. The weights are unchanged.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group["rate"]
         batch = augment_batch(to_device(batch._replace(looks={}), self.device), batch.looks)
         micro_batches = chunk_batch(batch, self.config.accumulate)
         forwards_twice = len(micro_batches) > 1
@@ -109,6 +104,7 @@ class Step:
             forwarded = [self._forward(micro_batch, step, index) for index, micro_batch in enumerate(micro_batches)]
         own_outputs = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in concat(forwarded).items()}
 
+        self.before_exchange()
         # Loss: every rank computes it from all rows (B, ...); its gradient reaches this rank's outputs only
         outputs, given, labels = (
             {name: gather(t) for name, t in group.items()} for group in (own_outputs, batch.given, batch.labels)
@@ -135,11 +131,22 @@ class Step:
                 names = [name for name in gradient if graph[name].requires_grad]
                 torch.autograd.backward([graph[name] for name in names], [gradient[name] for name in names])
 
-        grad_norm = self._update_weights(step)
-        update_running_statistics(self.model, gather)
+        self._statistics = gather_running_statistics(self.model, gather)
+        grad_norm = self._clip_gradient(step)
+        if self.device.type == "cuda" and self.ranks.world_size > 1:
+            # if a rank is lost, the sum of the gradients never ends, or it is wrong: it must not reach the weights
+            torch.cuda.current_stream(self.device).synchronize()
+        return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": grad_norm}
+
+    def commit(self, learning_rate: float) -> None:
+        """Update the weights, the running statistics and the average with what `compute` found."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group["rate"]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        update_running_statistics(self._statistics)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": grad_norm}
 
     def _forward(self, micro_batch: Batch, step: int, index: int, recomputing: bool = False) -> Tensors:
         """Outputs (b / accumulate, ...) of a micro-batch. Dropout depends on the seed and the step alone, so a second
@@ -160,8 +167,8 @@ class Step:
             return nullcontext()
         return self.ddp_model.no_sync()
 
-    def _update_weights(self, step: int) -> float:
-        """Clip the gradient and call the optimizer; returns the norm of the gradient before clipping."""
+    def _clip_gradient(self, step: int) -> float:
+        """Clip the gradient; returns its norm before."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
         # in fp16 an infinite gradient is normal: the scaler skips the step and lowers its scale
@@ -169,8 +176,6 @@ class Step:
             raise UserError(
                 f"the gradient became {float(norm)} at step {step + 1}, before the weights were updated: lower --learning_rate, or give --precision fp32"
             )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
         return float(norm)
 
     @property
@@ -195,8 +200,5 @@ class Step:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        factors = [(group["rate"], group["weight_decay"]) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, (rate, decay) in zip(self.optimizer.param_groups, factors, strict=True):
-            group["rate"], group["weight_decay"] = rate, decay  # the checkpoints of older versions lack both
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
