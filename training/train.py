@@ -33,6 +33,7 @@ from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.cache import opened
 from training.data.dataset import ActionDataset, label_faults
+from training.data.loader import keep_workers
 from training.data.machine import check_machine
 from training.data.sources import Source, source_of
 from training.data.splits import Splits, load_splits
@@ -132,7 +133,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             splits.facts.record() | stored_record(source, splits.known),
         )
     )
-    with record_failure(run, failure_text) if ranks.is_first else nullcontext(), opened(config, memory_left):
+    reporting = record_failure(run, failure_text) if ranks.is_first else nullcontext()
+    with reporting, opened(config, memory_left), keep_workers():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
         log_setup(config, ranks, device, precision, model, splits)
