@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import resource
 import socket
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from data_preparation.common.errors import UserError, first_line
+from training.data.batch import Tensors
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks, allocated_gpus, gpus_on_node, slurm_job_id
 from training.runtime.statuses import Status
@@ -244,29 +246,24 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-class _GatherWithGradient(torch.autograd.Function):
-    """Concatenation over ranks. Backward returns the gradient of this rank's rows.
-
-    Every rank computes the same loss from the same gathered rows, so backward needs no communication: DDP's sum of the
-    parameters' gradients over the ranks completes the chain rule.
-    """
-
-    @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
-        ctx.rows = len(rows)
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        start = dist.get_rank() * ctx.rows
-        return gradient[start : start + ctx.rows]
-
-
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """(b, ...) of each rank -> (world_size * b, ...) on every rank, in rank order, with gradients."""
-    return _GatherWithGradient.apply(rows) if dist.is_initialized() else rows
+    """(b, ...) of each rank -> (world_size * b, ...) on every rank, in rank order, without gradients."""
+    if not dist.is_initialized():
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)
+
+
+def gather_rows(*groups: Tensors) -> list[Tensors]:
+    """`gather` of all tensors (b, ...) of some dictionaries, which may have different types, in one collective."""
+    tensors = [tensor for group in groups for tensor in group.values()]
+    if not dist.is_initialized() or not tensors:
+        return list(groups)
+    as_bytes = [t.contiguous().view(len(t), math.prod(t.shape[1:])).view(torch.uint8) for t in tensors]  # (b, bytes)
+    parts = gather(torch.cat(as_bytes, dim=1)).split([part.shape[1] for part in as_bytes], dim=1)
+    whole = iter(part.contiguous().view(t.dtype).view(-1, *t.shape[1:]) for part, t in zip(parts, tensors, strict=True))
+    return [{name: next(whole) for name in group} for group in groups]
 
 
 def gather_objects(item: object) -> list:
