@@ -16,6 +16,7 @@ from training.config import TrainConfig
 from training.cost import step_memory
 from training.data.batch import Batch, chunk, chunk_batch, concat
 from training.data.dataset import ActionDataset
+from training.engine.average import weight_average
 from training.engine.loop import Engine
 from training.engine.optimizers import build_optimizer
 from training.engine.prediction import non_finite_rows
@@ -230,7 +231,7 @@ def test_a_non_finite_loss_or_gradient_changes_no_weight(tmp_path: Path, monkeyp
 def test_a_failed_step_is_named_later_and_neither_it_nor_later_ones_change_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: bool, every: str
 ):
-    """The losses are read when a line is logged (here after step 10), two steps later, or for a checkpoint after each step."""
+    """`fused` is the arithmetic of a GPU. The losses are read when a line is logged (here after step 10), two steps later, or for a checkpoint after each step."""
 
     def engine_in(folder: str, losses: list[float]) -> Engine:
         config = small.tiny_config(
@@ -241,6 +242,7 @@ def test_a_failed_step_is_named_later_and_neither_it_nor_later_ones_change_anyth
         )
         engine.run.best_checkpoint.parent.mkdir(parents=True)
         engine.step.optimizer = build_optimizer(engine.model, config, fused)
+        engine.step.average = weight_average(engine.model, 0.9, lambda: engine.step.failed, on_gpu=fused)
         engine.train_data = ActionDataset(DIVES, config, engine.model.method, augment=True)
         whole = batch_of(engine)
 

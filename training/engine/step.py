@@ -55,7 +55,7 @@ class Step:
         self.failed = torch.tensor(False, device=device)
         self.average: AveragedModel | None = None
         if config.ema:
-            self.average = weight_average(model, config.ema, lambda: self.failed)
+            self.average = weight_average(model, config.ema, lambda: self.failed, on_gpu=device.type == "cuda")
 
     def _wrap(self, model: ScoringModel) -> nn.Module:
         """The model in DistributedDataParallel, or as it is for a single rank."""
