@@ -27,8 +27,8 @@ from training.runtime.collectives import (
     describe_peer_failure,
     disconnect,
     exit_status,
-    gather,
     gather_objects,
+    gather_rows,
     is_peer_failure,
     peer_failure_text,
     short_reason,
@@ -313,18 +313,23 @@ def test_an_allocated_gpu_that_cuda_does_not_see_is_refused_with_the_fix(
         choose_device(True, Ranks())
 
 
-def _loss_and_gradient(weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    predicted = gather(x @ weight)
-    y = gather(y)
+def _loss(predicted: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return mse(predicted, y) - 0.7 * soft_spearman(predicted, y, 2.0)
 
 
 def _rank(rank: int, world: int, file: str, x: torch.Tensor, y: torch.Tensor, expected: torch.Tensor) -> None:
+    """A step as training/engine/step.py makes it: every rank computes the whole loss, and takes the gradient of its own rows."""
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     weight = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
     share = len(x) // world
     rows = slice(rank * share, (rank + 1) * share)
-    _loss_and_gradient(weight, x[rows], y[rows]).backward()
+    predicted = x[rows] @ weight
+    odd = {"number": torch.arange(rank * share, (rank + 1) * share, dtype=torch.int16), "flag": y[rows, None, None] > 0}
+    outputs, labels = gather_rows({"predicted": predicted.detach()}, {"y": y[rows], **odd})
+    assert torch.equal(labels["number"], torch.arange(len(x), dtype=torch.int16))
+    assert torch.equal(labels["flag"], y[:, None, None] > 0)
+    _loss(outputs["predicted"].requires_grad_(), labels["y"]).backward()
+    predicted.backward(outputs["predicted"].grad[rows])
     dist.all_reduce(weight.grad)
     assert torch.allclose(weight.grad, expected, rtol=1e-5, atol=1e-6)
     dist.destroy_process_group()
@@ -336,7 +341,7 @@ def test_ranks_together_have_the_gradient_of_the_whole_batch(tmp_path, world: in
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(8, 3, generator=generator), torch.randn(8, generator=generator)
     weight = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
-    _loss_and_gradient(weight, x, y).backward()
+    _loss(x @ weight, y).backward()
     assert weight.grad.abs().min() > 1e-3
     mp.spawn(_rank, (world, str(tmp_path / "join"), x, y, weight.grad), nprocs=world)
 
