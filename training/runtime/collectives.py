@@ -250,9 +250,9 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     """(b, ...) of each rank -> (world_size * b, ...) on every rank, in rank order, without gradients."""
     if not dist.is_initialized():
         return rows
-    gathered = rows.new_empty((dist.get_world_size() * len(rows), *rows.shape[1:]))
-    dist.all_gather_single(gathered, rows.contiguous())
-    return gathered
+    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)
 
 
 def gather_rows(*groups: Tensors) -> list[Tensors]:
