@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 
 from data_preparation.common.errors import UserError
 from training.losses import mse, soft_spearman
+from training.runtime import collectives
 from training.runtime.collectives import (
+    barrier,
     choose_device,
     connect,
     describe_peer_failure,
@@ -30,6 +32,7 @@ from training.runtime.collectives import (
     gather_objects,
     gather_rows,
     is_peer_failure,
+    max_over_ranks,
     peer_failure_text,
     short_reason,
     wait_until_visible,
@@ -105,7 +108,11 @@ def _come(rank: int, world: int, port: int, answers: mp.SimpleQueue) -> None:
     ranks = Ranks(rank, world, rank, "127.0.0.1", port, "Slurm")
     try:
         connect(ranks, torch.device("cpu"), timedelta(seconds=4))
-        answers.put((rank, gather_objects(rank)))
+        found = gather_objects(rank)
+        collectives._set_control_group(timedelta(seconds=4), main_backend="nccl")  # as beside nccl
+        assert collectives._control is not None
+        barrier()
+        answers.put((rank, found if gather_objects(rank) == found and max_over_ranks(rank) == world - 1 else None))
         disconnect()
     except UserError as error:
         answers.put((rank, f"{type(error).__name__}: {error}"))

@@ -196,7 +196,7 @@ class Engine(Trainer):
 
     def _requested_status(self) -> int:
         """The exit status if any rank received a signal, else 0; the same on every rank."""
-        return collectives.max_over_ranks(self.interruption.status, self.device)
+        return collectives.max_over_ranks(self.interruption.status)
 
     def _stop(self, status: int) -> None:
         collectives.on_first_rank(self.checkpoints.wait)

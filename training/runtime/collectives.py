@@ -35,6 +35,9 @@ _NEXT_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 
 _store: dist.Store | None = None  # of this run, once its ranks are connected
 _hosts: list[str] = []  # host of each rank
+# The group of collectives whose result the training process needs at once (whether to stop, objects). With nccl it is one of
+# gloo, so that such a collective does not wait for the GPU; None is the group of all other collectives
+_control: dist.ProcessGroup | None = None
 
 
 def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
@@ -89,7 +92,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
-    """Initialise the process group: nccl on GPUs, gloo on the CPU, none for a single rank. From then on no rank waits longer
+    """Initialise the process groups: nccl on GPUs (and gloo beside it), gloo on the CPU, none for a single rank. From then on no rank waits longer
     than `timeout` for another one.
 
     Raises:
@@ -111,10 +114,18 @@ def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
+        _set_control_group(timeout)
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise ProcessLost(
             f"rank {ranks.rank} of {ranks.world_size} could not connect to the others ({short_reason(error)}): see their logs"
         ) from None
+
+
+def _set_control_group(timeout: timedelta, main_backend: str | None = None) -> None:
+    """Connect the ranks a second time, with gloo, unless that is their backend."""
+    global _control
+    if (main_backend or dist.get_backend()) != "gloo":
+        _control = dist.new_group(backend="gloo", timeout=timeout)
 
 
 def _rendezvous(ranks: Ranks, timeout: timedelta) -> dist.Store:
@@ -228,7 +239,9 @@ def exit_status(action: Callable[[], int]) -> int:
 
 
 def disconnect() -> None:
-    """Destroy the process group, if there is one."""
+    """Destroy the process groups, if there are any."""
+    global _control
+    _control = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -271,16 +284,16 @@ def gather_objects(item: object) -> list:
     if not dist.is_initialized():
         return [item]
     items: list = [None] * dist.get_world_size()
-    dist.all_gather_object(items, item)
+    dist.all_gather_object(items, item, group=_control)
     return items
 
 
-def max_over_ranks(value: int, device: torch.device) -> int:
+def max_over_ranks(value: int) -> int:
     """The maximum of `value` over the ranks, on every rank."""
     if not dist.is_initialized():
         return value
-    maximum = torch.tensor(value, device=device)
-    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    maximum = torch.tensor(value)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_control)
     return int(maximum)
 
 
@@ -333,4 +346,4 @@ def _fingerprint_or_none(path: Path, fingerprint: Callable[[Path], str]) -> str 
 def barrier() -> None:
     """Wait until all ranks have called it."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group=_control)
