@@ -24,7 +24,7 @@ from training.engine.step import NonFiniteLoss, Step
 from training.engine.trainer import Trainer
 from training.model import ScoringModel
 from training.plots import draw_losses
-from training.runtime import checkpoint, collectives
+from training.runtime import checkpoint, collectives, start_up
 from training.runtime.interruption import InterruptionFlag, StoppedBySignal
 from training.runtime.progress import Meter, ProgressHook
 from training.runtime.ranks import Ranks
@@ -107,6 +107,7 @@ class Engine(Trainer):
                     self.step.commit(rate)
                     position.finish_step(losses["loss"])
                 self.meter.add(step_started - load_started, time.perf_counter() - step_started)
+                start_up.log_first_step(step_started - load_started, time.perf_counter() - step_started)
                 bar.update()
                 if position.global_step % self.config.log_every == 0 or position.step == steps:
                     self._log_step(steps, losses, rate)
