@@ -16,35 +16,13 @@ from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.augment import augment_batch
 from training.data.batch import Batch, Tensors, chunk, chunk_batch, concat
+from training.engine.optimizers import build_optimizer, load_optimizer_state
 from training.engine.prediction import autocast, non_finite_rows, resolve_precision, to_device
 from training.model import ScoringModel
 from training.rows import RunningStatistics, batch_part, gather_running_statistics, update_running_statistics
 from training.runtime.collectives import gather
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import seed_all
-
-_OPTIMIZERS: dict[str, Callable[[Any, TrainConfig], torch.optim.Optimizer]] = {
-    "Adam": lambda p, c: torch.optim.Adam(p, c.learning_rate, weight_decay=c.weight_decay, amsgrad=c.amsgrad),
-    "AdamW": lambda p, c: torch.optim.AdamW(p, c.learning_rate, weight_decay=c.weight_decay, amsgrad=c.amsgrad),
-    "SGD": lambda p, c: torch.optim.SGD(
-        p, c.learning_rate, weight_decay=c.weight_decay, momentum=c.momentum, nesterov=c.nesterov
-    ),
-    "RMSProp": lambda p, c: torch.optim.RMSprop(p, c.learning_rate, weight_decay=c.weight_decay, momentum=c.momentum),
-}
-
-
-def build_optimizer(model: ScoringModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over the model's parameter groups. "rate" in a group scales the learning rate."""
-    parameters = dict(model.named_parameters())
-    groups = [
-        {
-            "params": [parameters[name] for name in group.names],
-            "rate": group.rate,
-            "weight_decay": config.weight_decay * group.decay,
-        }
-        for group in model.parameter_groups(config)
-    ]
-    return _OPTIMIZERS[config.optimizer](groups, config)
 
 
 class NonFiniteLoss(UserError):
@@ -222,8 +200,5 @@ class Step:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        factors = [(group["rate"], group["weight_decay"]) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, (rate, decay) in zip(self.optimizer.param_groups, factors, strict=True):
-            group["rate"], group["weight_decay"] = rate, decay  # the checkpoints of older versions lack both
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
