@@ -30,7 +30,7 @@ from data_preparation.common.errors import UserError
 from launch import slurm
 from launch.slurm import SlurmError
 from training.config import TrainConfig
-from training.runtime.ranks import allocated_gpus
+from training.runtime.ranks import JobNodes, allocated_gpus
 from training.runtime.run_folder import write_json
 
 ANSWER_S = 30  # a check that takes longer has failed: the file system or the driver hangs
@@ -215,9 +215,9 @@ def sick_and_common(
 class NodeCheck:
     """The checks of this node: start them early, and call `result` when their answers are needed."""
 
-    def __init__(self, config: TrainConfig, job: Path, end_folder: Path, nodes: int) -> None:
-        self.job, self.nodes = job, nodes
-        self.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    def __init__(self, config: TrainConfig, job: Path, end_folder: Path, nodes: JobNodes) -> None:
+        self.job, self.nodes = job, nodes.count
+        self.host = nodes.node or socket.gethostname()
         self.record = end_folder / f"node-{self.host}.json"
         self._running = {name: RunningCheck(check) for name, check in checks_of(config, job).items()}
 
@@ -317,11 +317,11 @@ def reason_to_stay(sick: Collection[str], left: Collection[str], usable: Collect
     return None
 
 
-def leave(job: Path, sick: Mapping[str, Mapping[str, str]], partition: str, job_nodes: int) -> str | None:
+def leave(job: Path, sick: Mapping[str, Mapping[str, str]], nodes: JobNodes) -> str | None:
     """Record the nodes that the job leaves. Returns why it cannot leave them, or None."""
     left = read_sick_nodes(job)
     with suppress(SlurmError):
-        if text := reason_to_stay(list(sick), list(left), slurm.usable_nodes(partition), job_nodes):
+        if text := reason_to_stay(list(sick), list(left), slurm.usable_nodes(nodes.partition), nodes.count):
             return text
     with suppress(UserError):  # the disk is full
         write_json(job / SICK_NODES, {**left, **sick})

@@ -52,6 +52,8 @@ from launch.slurm import SlurmError
 from training.config import TrainConfig
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import (
+    is_first_on_node,
+    job_nodes,
     rank_of_task,
     raw_job_number,
     rendezvous_port,
@@ -314,11 +316,11 @@ def run_rank(argv: Sequence[str]) -> int:
 
 def node_check(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> health.NodeCheck | None:
     """Start the checks of this node, if this is a job and its first rank on the node."""
-    if JOB_VARIABLE not in env or env.get("SLURM_LOCALID", "0") != "0":
+    if JOB_VARIABLE not in env or not is_first_on_node(env):
         return None
     job = Path(env[JOB_VARIABLE]).resolve()
     config = parse(TrainConfig, argv, prog="python -m launch.job run")
-    return health.NodeCheck(config, job, end_folder(job, restart_count(env)), int(env.get("SLURM_NNODES") or 1))
+    return health.NodeCheck(config, job, end_folder(job, restart_count(env)), job_nodes(env))
 
 
 def _print_errors(text: str) -> None:
@@ -404,12 +406,12 @@ def end(job: Path, srun_status: int, env: Mapping[str, str] = os.environ) -> int
 
 def without_sick_nodes(job: Path, folder: Path, found: Outcome, env: Mapping[str, str]) -> Outcome:
     """The outcome of a start with sick nodes: requeued without them, if the job can leave them."""
-    nodes: list[str] = []
+    nodes, names = job_nodes(env), []
     with suppress(SlurmError):
-        nodes = slurm.host_names(env.get("SLURM_JOB_NODELIST", ""))
-    sick = health.sick_of_start(folder, nodes)
+        names = slurm.host_names(nodes.nodelist)
+    sick = health.sick_of_start(folder, names)
     reason = health.sick_text(sick)
-    if why := health.leave(job, sick, env.get("SLURM_JOB_PARTITION", ""), int(env.get("SLURM_NNODES") or 1)):
+    if why := health.leave(job, sick, nodes):
         _print_errors(f"{reason}; the job is not requeued: {why}; tell your site's support, then submit the run again")
         return replace(found, reason=reason, requeued=False)
     return replace(found, reason=reason)

@@ -19,12 +19,15 @@ from launch.health import Fault, NodeCheck, RunningCheck, folder_faults, gpu_fau
 from launch.job import Outcome, outcome, without_sick_nodes
 from launch.status import Cluster, run_row
 from tests.small import config_of
+from training.runtime.ranks import JobNodes
 from training.runtime.run_folder import RunFolder
 from training.runtime.statuses import Status
 
 SCRATCH = Fault("scratch EROFS", "/scratch is not writable (Read-only file system)", False)
 HANGS = Fault("/data no answer", "/data did not answer within 30 s", True)
 MISSING = Fault("--root_dir ENOENT", "/data cannot be read (No such file or directory)", False)
+
+NODES = JobNodes(2, "n[1-2]", "gpu", "n2")
 
 GPU_FIELDS = ["index", "uuid", "ecc.errors.uncorrected.volatile.total", "retired_pages.pending"]
 ROW_FIELDS = ["gpu_uuid", "remapped_rows.pending", "remapped_rows.failure"]
@@ -147,21 +150,19 @@ def test_the_nodes_agree(nodes: list[list[Fault]]):
 def test_a_sick_node_waits_for_the_others_and_records_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ended = tmp_path / "ended-0"
     ended.mkdir()
-    monkeypatch.setenv("SLURMD_NODENAME", "n2")
-    monkeypatch.setenv("DEEPSPORTS_SCRATCH", str(tmp_path / "scratch"))
     config = config_of()
     monkeypatch.setattr(health, "checks_of", lambda *_: {"scratch": lambda: [SCRATCH]})
     (ended / "node-n1.json").write_text(json.dumps({"faults": []}))
-    assert NodeCheck(config, tmp_path, ended, 2).result() == [SCRATCH.text]
+    assert NodeCheck(config, tmp_path, ended, NODES).result() == [SCRATCH.text]
     assert health.sick_of_start(ended, ["n1", "n2"]) == {"n2": {SCRATCH.key: SCRATCH.text}}
     # a fault of all nodes: the training goes on, and names what it needs
     (ended / "node-n1.json").write_text(json.dumps({"faults": [SCRATCH._asdict()]}))
-    assert NodeCheck(config, tmp_path, ended, 2).result() == []
+    assert NodeCheck(config, tmp_path, ended, NODES).result() == []
     # unless it would hang there, too
     monkeypatch.setattr(health, "checks_of", lambda *_: {"/data": lambda: [HANGS]})
     (ended / "node-n1.json").write_text(json.dumps({"faults": [HANGS._asdict()]}))
     with pytest.raises(UserError, match="/data did not answer within 30 s, on every node of the job: choose another"):
-        NodeCheck(config, tmp_path, ended, 2).result()
+        NodeCheck(config, tmp_path, ended, NODES).result()
 
 
 # ------------------------------------------------------------------------------------------------- leaving sick nodes
