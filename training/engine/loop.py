@@ -25,7 +25,7 @@ from training.engine.step import Step
 from training.engine.trainer import Trainer
 from training.model import ScoringModel
 from training.plots import draw_losses
-from training.runtime import checkpoint, collectives
+from training.runtime import checkpoint, collectives, start_up
 from training.runtime.interruption import InterruptionFlag, StoppedBySignal
 from training.runtime.progress import Meter, ProgressHook
 from training.runtime.ranks import Ranks
@@ -109,6 +109,7 @@ class Engine(Trainer):
                 is_logged = position.global_step % self.config.log_every == 0 or position.step == steps
                 self._read_losses(leave=0 if is_logged else STEPS_AHEAD)
                 self.meter.add(step_started - load_started, time.perf_counter() - step_started)
+                start_up.log_first_step(step_started - load_started, time.perf_counter() - step_started)
                 bar.update()
                 if is_logged:
                     self._log_step(steps, rate)
