@@ -136,7 +136,7 @@ class FrameCache:
         else:
             rest = buffer[top * row_bytes :]
             try:  # one call for the rows and the mark behind them
-                if os.preadv(self._slots, [rest], start + top * row_bytes) < len(rest):
+                if os.preadv(self._slots, [rest.data], start + top * row_bytes) < len(rest):
                     return False
             except OSError:  # the disk fails
                 return False
@@ -175,7 +175,7 @@ class FrameCache:
                 gib = self.handle.slots * self.handle.slot_bytes / 2**30
                 self._warn(_FULL, f"the cache is full ({gib:.2f} GiB): the other frames are read from the archives")
                 return
-            content = memoryview(np.ascontiguousarray(frame_HWC)).cast("B")
+            content = np.ascontiguousarray(frame_HWC).data.cast("B")
             _write_all(self._slots, content, slot * self.handle.slot_bytes)
             _write_all(self._slots, memoryview(mark), slot * self.handle.slot_bytes + self.handle.frame_bytes)
         except OSError as error:  # no space left, a quota, a disk that fails
