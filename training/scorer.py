@@ -175,9 +175,9 @@ class Scorer:
             of = "no calibration.json" if calibration is None else f"a calibration of epoch {calibration.epoch}"
             why = f"{run} has {of} and a best checkpoint of epoch {epoch}: for intervals, {fix}"
             calibration = None
-        if config.decode == "gpu":
+        if config.frame_decode == "gpu":
             log.warning(
-                "%s was trained with --decode gpu; frames are decoded on the CPU here, and pixels may differ by a level",
+                "%s was trained with --frame_decode gpu; frames are decoded on the CPU here, and pixels may differ by a level",
                 run,
             )
         distances, why_no_distance = load(folder.novelty_file), ""
@@ -196,7 +196,7 @@ class Scorer:
     @property
     def least(self) -> tuple[int, int] | None:
         """The size that archive.decode_image gets, so that new frames are decoded as those of the training."""
-        return resized_size(self.config) if self.config.decode == "scaled" else None
+        return resized_size(self.config) if self.config.frame_decode == "scaled" else None
 
     def action(self, video: str, number: int, start: int, end: int, **known: Any) -> Action:
         """An action to score. `known` are fields of Action, and `dive_number`.

@@ -73,7 +73,7 @@ def test_pixels_are_those_of_resizing_cropping_and_flipping_whole_clips(
     if augments:
         clips = [randaugment(clip, rng) for clip in clips]
     loaded = finished(FrameSource(config).read_batch(clips), CPU)
-    on_gpu = dataclasses.replace(config, decode="gpu")
+    on_gpu = dataclasses.replace(config, frame_decode="gpu")
     for clip, clip_TCHW in zip(clips, loaded, strict=True):
         assert clip.view is not None
         expected = apply_view(clip.view, np.stack([reader.image(n) for n in clip.frames]))
@@ -85,15 +85,15 @@ def test_pixels_are_those_of_resizing_cropping_and_flipping_whole_clips(
 
 
 def test_decoding_on_a_gpu_says_what_it_lacks(frames: Path, tmp_path: Path):
-    config = config_of(decode="gpu", spatial_size=32, root_dir=frames)
+    config = config_of(frame_decode="gpu", spatial_size=32, root_dir=frames)
     clips = [ClipSpec(ACTION, (1, 2), squash_view(32))]
-    with pytest.raises(UserError, match="--decode gpu needs a GPU"):
+    with pytest.raises(UserError, match="--frame_decode gpu needs a GPU"):
         finished(FrameSource(config).read_batch(clips), CPU)
     write_archive(tmp_path / "01.zip", [(1, b"no picture"), (2, b"none")], {})
     with pytest.raises(UserError, match=r"01\.zip: frame 1 is not a readable JPEG"):
         FrameSource(dataclasses.replace(config, root_dir=tmp_path)).read_batch(clips)
     with pytest.raises(UserError, match="give --augment_on device"):
-        config_of(decode="gpu", augment="randaugment")
+        config_of(frame_decode="gpu", augment="randaugment")
 
 
 def test_scaled_decoding_gives_almost_the_pixels_of_full_decoding(tmp_path: Path):
@@ -112,13 +112,13 @@ def test_scaled_decoding_gives_almost_the_pixels_of_full_decoding(tmp_path: Path
         config = config_of(spatial_size=size, data_aug=cropped, root_dir=tmp_path)
         view = crop_view(size, np.random.default_rng(1)) if cropped else squash_view(size)
         full, scaled, again = (
-            FrameSource(dataclasses.replace(config, decode=decode)).read(ClipSpec(ACTION, numbers, view))
+            FrameSource(dataclasses.replace(config, frame_decode=decode)).read(ClipSpec(ACTION, numbers, view))
             for decode in ("full", "scaled", "scaled")
         )
         assert torch.equal(scaled, again)
         reader = FrameReader(tmp_path / "01.zip")  # as a Scorer reads new videos
         in_memory = Clip(np.stack([reader.image(n, resized_size(config)) for n in numbers]), ACTION)
-        of_clip = FrameSource(dataclasses.replace(config, decode="scaled"), _FramesOfClip(in_memory))
+        of_clip = FrameSource(dataclasses.replace(config, frame_decode="scaled"), _FramesOfClip(in_memory))
         assert torch.equal(of_clip.read(ClipSpec(ACTION, numbers, view)), scaled)
         difference = (full.int() - scaled.int()).abs().float()
         assert difference.mean() < 2
@@ -127,8 +127,11 @@ def test_scaled_decoding_gives_almost_the_pixels_of_full_decoding(tmp_path: Path
 
 def test_a_resumed_run_may_not_change_how_frames_are_decoded(tmp_path: Path):
     config = config_of(runs_dir=tmp_path)
-    assert differences(config, dataclasses.replace(config, decode="scaled")) == (["--decode: full -> scaled"], [])
-    older = {name: value for name, value in as_record(config).items() if name != "decode"}
+    assert differences(config, dataclasses.replace(config, frame_decode="scaled")) == (
+        ["--frame_decode: full -> scaled"],
+        [],
+    )
+    older = {name: value for name, value in as_record(config).items() if name != "frame_decode"}
     assert from_record(older) == config
 
 

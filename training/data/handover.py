@@ -32,7 +32,7 @@ class Pixels(NamedTuple):
 
 
 class Jpegs(NamedTuple):
-    """Clips of a batch as JPEGs (--decode gpu): `data` (bytes,) uint8 holds those of all frames, `lengths` their numbers of bytes,
+    """Clips of a batch as JPEGs (--frame_decode gpu): `data` (bytes,) uint8 holds those of all frames, `lengths` their numbers of bytes,
     `views` the view of each clip, all of the same size and without rotation."""
 
     data: torch.Tensor
@@ -78,13 +78,11 @@ def decode_on_gpu(jpegs: list[torch.Tensor], device: torch.device) -> list[torch
         raise
     except RuntimeError as error:
         raise UserError(
-            f"--decode gpu: this GPU or torchvision cannot decode the frames of a batch ({first_line(error)}): check them with python -m data_preparation.verify, or train another run with --decode full"
+            f"--frame_decode gpu: this GPU or torchvision cannot decode the frames of a batch ({first_line(error)}): check them with python -m data_preparation.verify, or train another run with --frame_decode full"
         ) from None
 
 
-NEEDS_GPU = (
-    "--decode gpu needs a GPU and this process uses none: run it on a GPU, or train another run with --decode full"
-)
+NEEDS_GPU = "--frame_decode gpu needs a GPU and this process uses none: run it on a GPU, or train another run with --frame_decode full"
 
 Clips = torch.Tensor | Pixels | Jpegs  # a tensor is ready: features (B, N, D) float32
 

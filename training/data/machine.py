@@ -139,7 +139,7 @@ def check_machine(
     faults = exceeded_limits(needs(config, model, ranks, device, training, evaluated), limits)
     if config.loader_workers:
         faults += temporary_folder_faults()
-    if config.decode == "gpu" and device.type != "cuda":
+    if config.frame_decode == "gpu" and device.type != "cuda":
         faults.append(NEEDS_GPU)
     if faults:
         raise UserError.of(faults)

@@ -186,7 +186,7 @@ class FrameSource:
 
     def read_batch(self, clips: Sequence[ClipSpec]) -> Clips:
         assert clips[0].view is not None
-        if self.config.decode == "gpu" and isinstance(self._readers, FrameReaders):
+        if self.config.frame_decode == "gpu" and isinstance(self._readers, FrameReaders):
             return jpegs_of(self._readers, clips)
         pixels_BTHWC = empty_batch(len(clips), len(clips[0].frames), *clips[0].view.size, 3)
         flips = [self._write(clip, out_THWC) for clip, out_THWC in zip(clips, pixels_BTHWC, strict=True)]
@@ -227,7 +227,7 @@ class FrameSource:
     def _resized_frames(self, clip: ClipSpec, view: View) -> Iterator[np.ndarray]:
         """The frames of a clip one by one, (height, width, 3) uint8 of `view.resize`."""
         reader = self._readers[clip.action.video]
-        least = (view.resize,) if self.config.decode == "scaled" else ()
+        least = (view.resize,) if self.config.frame_decode == "scaled" else ()
         for number in clip.frames:
             yield resize_image(reader.image(number, *least), *view.resize, view.nearest)
 

@@ -41,7 +41,8 @@ def resize_image(frame_HWC: np.ndarray, height: int, width: int, nearest: bool =
     """`resize` of one frame (H, W, 3) uint8, to (height, width, 3)."""
     if frame_HWC.shape[:2] == (height, width):
         return frame_HWC
-    return resize(frame_HWC[None], height, width, nearest)[0].permute(1, 2, 0).numpy()
+    writable = np.require(frame_HWC[None], requirements="W")  # PyTorch warns of others
+    return resize(writable, height, width, nearest)[0].permute(1, 2, 0).numpy()
 
 
 def squash_view(size: int | tuple[int, int], rng: np.random.Generator | None = None) -> View:
