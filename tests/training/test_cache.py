@@ -36,6 +36,7 @@ VIDEOS = ("01", "02")
 VIEWS = [
     {"spatial_size": 48},
     {"data_aug": True, "spatial_size": 64},
+    {"spatial_size": 32, "frame_decode": "scaled"},
     {"data_aug": True, "spatial_size": 64, "geometry": "swapped_nearest"},
 ]
 
@@ -53,7 +54,7 @@ def clip_of(config: TrainConfig, seed: int) -> ClipSpec:
     video = VIDEOS[seed % 2]
     numbers = open_frames(config.root_dir, video).numbers[:20]
     frames = tuple(rng.choice(numbers, 6).tolist())
-    views = [crop_view(64, rng), squash_view(48, rng), crop_view(64, rng, "swapped_nearest")]
+    views = [crop_view(64, rng), squash_view(config.spatial_size, rng), crop_view(64, rng, "swapped_nearest")]
     # every fifth has another size than those of the run, which is not cached
     of_run = {"standard": views[0], "swapped_nearest": views[2]}[config.geometry] if config.data_aug else views[1]
     return ClipSpec(Action(video, 1, frames[0], frames[-1]), frames, views[seed % 3] if seed % 5 == 4 else of_run)

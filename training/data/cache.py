@@ -272,7 +272,7 @@ def opened(config: TrainConfig, memory_left: int | None = None) -> Iterator[None
 def _joined(config: TrainConfig, memory_left: int | None, stack: ExitStack) -> Handle | None:
     """Open the cache of another rank of this node, or make one; `stack` closes it."""
     view = crop_view(config.spatial_size, None, config.geometry) if config.data_aug else squash_view(config.input_size)
-    settings = f"{config.root_dir.resolve()} {config.cache} {view.resize} {view.nearest}"
+    settings = f"{config.root_dir.resolve()} {config.cache} {view.resize} {view.nearest} {config.frame_decode}"
     note = SHARED_MEMORY / f"deepsports-cache-{os.getuid()}-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
     with _alone(note) as (descriptor, is_used):
         # shared by all processes that use the cache; the kernel releases it when a process ends in any way

@@ -24,7 +24,7 @@ from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
 from training.data.cache import frame_cache, open_handle
 from training.data.features import feature_file
-from training.data.handover import Clips, Pixels, empty_batch
+from training.data.handover import Clips, Jpegs, Pixels, empty_batch, finished
 from training.data.plan import ClipSpec, View, ViewChoice
 from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames, places_of_test
 from training.data.transforms import crop_flip_rotate, crop_view, crop_views, resize_image, squash_view
@@ -102,8 +102,8 @@ class Frames(Protocol):
 
     numbers: np.ndarray
 
-    def image(self, number: int) -> np.ndarray:
-        """A frame as (H, W, 3) uint8 RGB."""
+    def image(self, number: int, least: tuple[int, int] | None = None, /) -> np.ndarray:
+        """A frame as (H, W, 3) uint8 RGB; with `least` (height, width) a smaller one may be given that is at least that large."""
         ...
 
 
@@ -185,10 +185,12 @@ class FrameSource:
         return int(on_disk.cumprod().sum())
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
-        return self.read_batch([clip]).finish(torch.device("cpu"))[0]
+        return finished(self.read_batch([clip]), torch.device("cpu"))[0]
 
-    def read_batch(self, clips: Sequence[ClipSpec]) -> Pixels:
+    def read_batch(self, clips: Sequence[ClipSpec]) -> Clips:
         assert clips[0].view is not None
+        if self.config.frame_decode == "gpu" and isinstance(self._readers, FrameReaders):
+            return jpegs_of(self._readers, clips)
         pixels_BTHWC = empty_batch(len(clips), len(clips[0].frames), *clips[0].view.size, 3)
         flips = [self._write(clip, out_THWC) for clip, out_THWC in zip(clips, pixels_BTHWC, strict=True)]
         return Pixels(pixels_BTHWC, flips)
@@ -213,7 +215,7 @@ class FrameSource:
         if cache is not None:
             reader = self._readers[clip.action.video]
             assert isinstance(reader, FrameReader)
-            cache.write_crop(reader, clip.frames, view, out_THWC, partial(_resized_frame, reader, view))
+            cache.write_crop(reader, clip.frames, view, out_THWC, partial(self._resized_frame, reader, view))
             return
         top, left, height, width = view.crop
         resized_THWC = self._before_crop(clip, view) if self._has_many_crops else self._resized_frames(clip, view)
@@ -235,11 +237,25 @@ class FrameSource:
         """The frames of a clip one by one, (height, width, 3) uint8 of `view.resize`."""
         reader = self._readers[clip.action.video]
         for number in clip.frames:
-            yield _resized_frame(reader, view, number)
+            yield self._resized_frame(reader, view, number)
+
+    def _resized_frame(self, reader: Frames, view: View, number: int) -> np.ndarray:
+        """One frame (height, width, 3) uint8 of `view.resize`."""
+        least = (view.resize,) if self.config.frame_decode == "scaled" else ()
+        return resize_image(reader.image(number, *least), *view.resize, view.nearest)
 
 
-def _resized_frame(reader: Frames, view: View, number: int) -> np.ndarray:
-    return resize_image(reader.image(number), *view.resize, view.nearest)
+def jpegs_of(readers: FrameReaders, clips: Sequence[ClipSpec]) -> Jpegs:
+    """The frames of some clips as they are stored.
+
+    Raises:
+        UserError: a frame is missing or damaged.
+    """
+    contents = [readers[clip.action.video].jpeg(number) for clip in clips for number in clip.frames]
+    lengths = [len(content) for content in contents]
+    data = empty_batch(sum(lengths))
+    data.numpy()[:] = np.frombuffer(b"".join(contents), np.uint8)
+    return Jpegs(data, lengths, [clip.view for clip in clips if clip.view is not None])
 
 
 class FeatureSource:
