@@ -280,7 +280,10 @@ def run_rank(argv: Sequence[str]) -> int:
     interruption = InterruptionFlag().install()
     status: int
     try:
+        from training.engine.survivors import before_exit
         from training.train import main as train
+
+        before_exit.append(record_rank_end)
 
         job_id = slurm_job_id()
         status = train(argv, JobComment(job_id) if job_id else None, interruption)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from training.engine.prediction import autocast, non_finite_rows, resolve_precis
 from training.model import ScoringModel
 from training.rows import RunningStatistics, batch_part, gather_running_statistics, update_running_statistics
 from training.runtime.collectives import gather
+from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import seed_all
 
@@ -59,6 +61,7 @@ class Step:
             model.backbone.compile(options={"fallback_random": True})
         self.ddp_model = self._wrap(model)
         self._statistics: RunningStatistics = []
+        self._committed: torch.cuda.Event | None = None  # of the last commit on a GPU of several
         self.average: AveragedModel | None = None
         if config.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
@@ -135,7 +138,7 @@ class Step:
         grad_norm = self._clip_gradient(step)
         if self.device.type == "cuda" and self.ranks.world_size > 1:
             # if a rank is lost, the sum of the gradients never ends, or it is wrong: it must not reach the weights
-            torch.cuda.current_stream(self.device).synchronize()
+            self._wait_for_gradient()
         return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": grad_norm}
 
     def commit(self, learning_rate: float) -> None:
@@ -147,6 +150,35 @@ class Step:
         update_running_statistics(self._statistics)
         if self.average is not None:
             self.average.update_parameters(self.model)
+        if self.device.type == "cuda" and self.ranks.world_size > 1:
+            self._committed = torch.cuda.current_stream(self.device).record_event()
+
+    def _wait_for_gradient(self) -> None:
+        """Wait on the host for all that this step has launched on the GPU.
+
+        Raises:
+            ProcessLost: it takes longer than --peer_timeout_min.
+        """
+        computed = torch.cuda.current_stream(self.device).record_event()
+        deadline = time.monotonic() + self.config.peer_timeout_min * 60
+        while not computed.query():
+            if time.monotonic() > deadline:
+                raise ProcessLost(
+                    f"the sum of the gradients took longer than {self.config.peer_timeout_min:g} minutes: a rank hangs or the network is down, see the logs of the ranks"
+                )
+            time.sleep(0.0005)
+
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """Inside, any thread can copy the state of the last commit, though the main thread's stream may wait forever for a
+        rank that is lost."""
+        if self._committed is None:
+            yield
+            return
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_event(self._committed)
+        with torch.cuda.stream(stream):
+            yield
 
     def _forward(self, micro_batch: Batch, step: int, index: int, recomputing: bool = False) -> Tensors:
         """Outputs (b / accumulate, ...) of a micro-batch. Dropout depends on the seed and the step alone, so a second
