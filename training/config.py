@@ -229,9 +229,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "apart gives each window of a clip its own batch norm statistics; with together all windows share them (--batch_norm trained or first).",
         choices=("apart", "together"),
     )
-    checkpoint_activations: bool = flag(
-        False,
-        "Activation checkpointing: store only the input of each block and compute the block again in the backward pass. Less memory, a third slower.",
+    checkpoint_activations: str = flag(
+        "False",
+        "Activation checkpointing. True stores only the input of each block and computes the block again in the backward pass: least memory, a third slower. selective also stores the results of convolutions, matrix products and attention, and computes only the rest again.",
+        choices=("False", "True", "selective"),
         may_change=True,
     )
 
@@ -733,7 +734,7 @@ def from_record(record: dict) -> TrainConfig:
     values: dict[str, Any] = {
         name: Path(value)
         if isinstance(fields[name].default, Path) and isinstance(value, str)
-        else str(value)  # --checkpoint_every was a number in earlier versions
+        else str(value)  # in earlier versions --checkpoint_every was a number, --checkpoint_activations true or false
         if isinstance(fields[name].default, str)
         else tuple(value)
         if isinstance(value, list)

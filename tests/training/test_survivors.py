@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +13,9 @@ from unittest import mock
 
 import pytest
 
-from data_preparation.common.command_line import to_argv
 from tests.conftest import PATIENCE_S, TINY_MODEL, data_flags
 from tests.training.test_training import assert_same_run, newest
 from training.runtime import rank_monitor
-from training.runtime.rank_monitor import RankMonitor
-from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 
 # several steps and a validation in each of three epochs; no checkpoint between them but those of survivors
@@ -40,7 +34,8 @@ def _die(how: int) -> None:
 @contextmanager
 def dying(point: str, step: int, how: int) -> Iterator[None]:
     """Inside, this process kills itself at a point of the training, once `step` steps of the run are completed."""
-    from training.engine import loop, prediction, state, step as engine_step
+    from training.engine import loop, prediction, state
+    from training.engine import step as engine_step
 
     engine: list[loop.Engine] = []
 

@@ -24,7 +24,7 @@ from training.engine.step import NonFiniteLoss, Step
 from training.engine.trainer import Trainer
 from training.model import ScoringModel
 from training.plots import draw_losses
-from training.runtime import checkpoint, collectives
+from training.runtime import checkpoint, collectives, start_up
 from training.runtime.interruption import InterruptionFlag, StoppedBySignal
 from training.runtime.progress import Meter, ProgressHook
 from training.runtime.ranks import Ranks
@@ -116,6 +116,7 @@ class Engine(Trainer):
                     is_logged = position.global_step % self.config.log_every == 0 or position.step == steps
                     if is_logged:
                         self.records.append(self._step_record(losses, rate))
+                start_up.log_first_step(step_started - load_started, time.perf_counter() - step_started)
                 bar.update()
                 if is_logged:
                     self._log_step(steps, losses, rate)

@@ -135,10 +135,10 @@ class Step:
                 torch.autograd.backward([graph[name] for name in names], [gradient[name] for name in names])
 
         self._statistics = gather_running_statistics(self.model, gather)
-        grad_norm = self._clip_gradient(step)
         if self.device.type == "cuda" and self.ranks.world_size > 1:
             # if a rank is lost, the sum of the gradients never ends, or it is wrong: it must not reach the weights
             self._wait_for_gradient()
+        grad_norm = self._clip_gradient(step)
         return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": grad_norm}
 
     def commit(self, learning_rate: float) -> None:
