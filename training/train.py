@@ -125,7 +125,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     check_machine(config, model, ranks, device, splits, trains=True)
     start_up.reached("checks of the machine")
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    if status := collectives.max_over_ranks(interruption.status, device):
+    if status := collectives.max_over_ranks(interruption.status):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
     trained_on = collectives.on_first_rank(partial(entries_of_run, config, splits, source, frozen=model.frozen))
     collectives.on_first_rank(

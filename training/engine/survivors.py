@@ -48,6 +48,7 @@ Place = tuple[int, int]  # (completed epochs, completed steps of all epochs): la
 
 # The main thread may be about to complete a step that the lost rank completed; then it waits for that rank or fails
 _FINISH_STEP_S = 2.0
+_OWN_ERROR_S = 10.0  # a rank had an error; this one may be about to raise the same
 _AGREE_S = 5.0
 _SAVE_S = 50.0  # srun kills the ranks 60 s after the first one ended (--wait)
 _POLL_S = 0.2
@@ -107,9 +108,9 @@ class Survivors:
 
     def _on_loss(self) -> None:
         """In a thread of the monitor: save, and end the process if its main thread hangs."""
-        time.sleep(_FINISH_STEP_S)
+        time.sleep(_OWN_ERROR_S if FAILED in self.monitor.lost.values() else _FINISH_STEP_S)
         with self._saving:
-            if self._text or self._main_waits:  # the main thread saves, or has saved, and ends by itself
+            if self._text or self._main_waits or self.monitor.has_left:  # the main thread ends by itself
                 return
             self._text = self._save("the monitor of the ranks")
         time.sleep(_FINISH_STEP_S)

@@ -191,6 +191,11 @@ class RankMonitor:
                     with suppress(OSError):  # it is lost, which `_watch` notices, or stopped, and its buffer is full
                         peer.send(line)
 
+    @property
+    def has_left(self) -> bool:
+        """Whether this rank has told the others that it ends by itself."""
+        return self._stopped.is_set()
+
     def leave(self, kind: str, text: str = "") -> None:
         """Tell the others that this rank ends: "bye", "failed" or "leaving"."""
         self._tell(kind, self.ranks.rank, text)
