@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         """Whether to train the parameter `name`, unless --freeze freezes the whole backbone."""
         return True
 
-    def run_block(self, block: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+    def run_block(self, block: Callable[..., Any], *inputs: torch.Tensor | None) -> Any:
         """Return block(*inputs). With `checkpoint_activations` store only the inputs and run the block again, with the same
         dropout masks, in the backward pass."""
         if self.checkpoint_activations and torch.is_grad_enabled():
