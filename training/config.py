@@ -174,6 +174,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Where --augment changes the pixels: loader, in the workers, or device, whole batches in the training process on its GPU, which frees the workers. The draws are the same, and on a CPU all pixels; a GPU may round some to the next level.",
         choices=("loader", "device"),
     )
+    frame_decode: str = flag(
+        "full",
+        "How frames are decoded. full: at their size, then resized. scaled: at half, a quarter or an eighth of it if the input is that small, which is faster; pixels differ by a few levels. gpu: on the GPU, which frees the workers; pixels differ by a level.",
+        choices=("full", "scaled", "gpu"),
+    )
     test_crops: int = flag(
         1,
         "Crops of each clip in the test, whose predictions are averaged: 1 (centre), 3 (also both ends of the long side), 5 (centre and corners), 10 (these and their flips; not for classes that tell left from right). Needs --data_aug True.",
@@ -229,9 +234,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "apart gives each window of a clip its own batch norm statistics; with together all windows share them (--batch_norm trained or first).",
         choices=("apart", "together"),
     )
-    checkpoint_activations: bool = flag(
-        False,
-        "Activation checkpointing: store only the input of each block and compute the block again in the backward pass. Less memory, a third slower.",
+    checkpoint_activations: str = flag(
+        "False",
+        "Activation checkpointing. True stores only the input of each block and computes the block again in the backward pass: least memory, a third slower. selective also stores the results of convolutions, matrix products and attention, and computes only the rest again.",
+        choices=("False", "True", "selective"),
         may_change=True,
     )
 
@@ -537,6 +543,12 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(f"--model {c.model} reads no frames: leave --flip and --augment out")
     if c.augment_on == "device" and c.augment == "none":
         faults.append("--augment_on device without augmentation: give --augment randaugment, or leave it out")
+    if c.reads != "video" and c.frame_decode != "full":
+        faults.append(f"--model {c.model} reads no frames: leave --frame_decode out")
+    if c.frame_decode == "gpu" and c.augment != "none" and c.augment_on == "loader":
+        faults.append(
+            "--frame_decode gpu gives the workers no pixels to augment: give --augment_on device, or leave it out"
+        )
     faults += test_view_faults(c)
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
         faults.append(f"--normalize True contradicts --input_scale {c.input_scale}: give one of them")
@@ -733,7 +745,7 @@ def from_record(record: dict) -> TrainConfig:
     values: dict[str, Any] = {
         name: Path(value)
         if isinstance(fields[name].default, Path) and isinstance(value, str)
-        else str(value)  # --checkpoint_every was a number in earlier versions
+        else str(value)  # in earlier versions --checkpoint_every was a number, --checkpoint_activations true or false
         if isinstance(fields[name].default, str)
         else tuple(value)
         if isinstance(value, list)

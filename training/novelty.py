@@ -15,8 +15,8 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from data_preparation.actions import Action
 from data_preparation.archive import open_frames, source_rate
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import reporting_write_errors, write_atomic
+from training.backbones.base import Backbone
 from training.data.batch import Batch, Tensors
 from training.data.dataset import ActionDataset
 from training.engine.prediction import Predictor
@@ -50,7 +51,40 @@ Arrays = Mapping[str, np.ndarray]
 def describe(model: ScoringModel, batch: Batch) -> Tensors:
     """The descriptions of a batch of B clips: "features" (B, D), and for video "picture" (B, 5 + motion steps)."""
     clip = batch.clips["clip"]
-    features_BND = model.backbone(model.prepare(clip))
+    return _descriptions(model.backbone(model.prepare(clip)), clip)
+
+
+def outputs_and_descriptions(model: ScoringModel, batch: Batch) -> tuple[Tensors, Tensors]:
+    """(the outputs of a model for a batch, `describe` of it). The backbone runs once if the method runs it on the whole clips."""
+    clips = {name: model.prepare(clip) for name, clip in batch.clips.items()}
+    with _recorded(model.backbone) as passes:
+        outputs = model.method(model.backbone, clips, batch.given, batch.labels)
+    features_BND = next((features for video, features in passes if video is clips["clip"]), None)
+    if features_BND is None:  # the method uses other features
+        features_BND = model.backbone(clips["clip"])
+    return outputs, _descriptions(features_BND, batch.clips["clip"])
+
+
+@contextmanager
+def _recorded(backbone: Backbone) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Collect (input, features) of each pass of a backbone."""
+    name = "with_maps" if hasattr(backbone, "with_maps") else "forward"  # methods also call with_maps directly
+    compute: Callable[[torch.Tensor], Any] = getattr(backbone, name)
+    passes: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def recording(video: torch.Tensor) -> Any:
+        computed = compute(video)
+        passes.append((video, computed[0] if name == "with_maps" else computed))
+        return computed
+
+    setattr(backbone, name, recording)
+    try:
+        yield passes
+    finally:
+        delattr(backbone, name)
+
+
+def _descriptions(features_BND: torch.Tensor, clip: torch.Tensor) -> Tensors:
     described = {"features": features_BND.float().mean(dim=1)}
     if clip.dim() == 5:
         described["picture"] = picture_statistics(clip)

@@ -168,7 +168,7 @@ class RowBatchNorm(nn.Module):
 
     Each window position has statistics of its own, as in code that sends the windows of a clip through the network one after
     the other; with `together` all windows of a group share statistics. In eval mode the layer uses the running statistics.
-    Forward passes only record their statistics; `update_running_statistics` applies them once per step.
+    Forward passes only record their statistics; `gather_running_statistics` and `update_running_statistics` apply them once per step.
     """
 
     running_mean: torch.Tensor
@@ -212,12 +212,17 @@ class RowBatchNorm(nn.Module):
         weight, bias = (p.view(per_channel).to(normalized.dtype) for p in (self.weight, self.bias))
         return normalized * weight + bias
 
-    def update(self, statistics_U2C: torch.Tensor) -> None:
-        """Update the running statistics with the mean and unbiased variance of each group, one group after the other."""
-        for mean, var in statistics_U2C:
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var, self.momentum)
-        self.num_batches_tracked += len(statistics_U2C)
+    def update(self, statistics_U2C: torch.Tensor, counts_U: torch.Tensor) -> None:
+        """Update the running statistics with the mean and unbiased variance of each group, one group after the other. `counts_U`
+        (bool) tells which groups count."""
+        left_U = counts_U.flip(0).cumsum(0).flip(0)  # groups that count, from each one to the last
+        kept = 1 - self.momentum  # of the running statistics, by each group
+        shares_U = torch.where(counts_U, self.momentum * kept ** (left_U - 1).to(statistics_U2C.dtype), 0.0)
+        counted_U2C = torch.where(counts_U[:, None, None], statistics_U2C, 0.0)  # also without NaN
+        added_2C = (shares_U[:, None, None] * counted_U2C).sum(dim=0)
+        for running_C, added_C in zip((self.running_mean, self.running_var), added_2C, strict=True):
+            running_C.mul_(kept ** left_U[0].to(running_C.dtype)).add_(added_C)
+        self.num_batches_tracked += left_U[0]
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}, group={self.group}"
@@ -244,28 +249,42 @@ class MaskedBatchNorm(RowBatchNorm):
         deviation = (squares / counts.clamp(min=1) + self.eps).sqrt()
         return centred / deviation[..., None] * self.weight[:, None] + self.bias[:, None]
 
-    def update(self, statistics_U2C: torch.Tensor) -> None:
-        super().update(statistics_U2C[statistics_U2C.isfinite().flatten(1).all(dim=1)])
+    def update(self, statistics_U2C: torch.Tensor, counts_U: torch.Tensor) -> None:
+        super().update(statistics_U2C, counts_U & statistics_U2C.isfinite().flatten(1).all(dim=1))
+
+
+RunningStatistics = list[tuple[RowBatchNorm, torch.Tensor]]  # (statistics, 2, C) for each batch norm
 
 
 @torch.no_grad()
-def update_running_statistics(model: nn.Module, gather: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Update the running statistics of all batch norms with those recorded in this step, in the row order of the global batch.
+def gather_running_statistics(model: nn.Module, gather: Callable[[torch.Tensor], torch.Tensor]) -> RunningStatistics:
+    """The statistics that each batch norm recorded in this step, of all ranks, in the row order of the global batch.
 
     The result is the same on every rank. `gather` concatenates over ranks: (1, n) -> (ranks, n), as collectives.gather does.
     """
     layers = [m for m in model.modules() if isinstance(m, RowBatchNorm) and m.step_statistics]
     if not layers:
-        return
+        return []
     local = [
         torch.cat([s for part in sorted(layer.step_statistics) for s in layer.step_statistics[part]])
         for layer in layers
     ]
     gathered = gather(torch.cat([s.flatten() for s in local])[None])  # (ranks, all numbers)
     split = gathered.split([s.numel() for s in local], dim=1)
-    for layer, own, of_ranks in zip(layers, local, split, strict=True):
-        layer.update(of_ranks.reshape(-1, *own.shape[1:]))
+    for layer in layers:
         layer.step_statistics.clear()
+    return [
+        (layer, of_ranks.reshape(-1, *own.shape[1:])) for layer, own, of_ranks in zip(layers, local, split, strict=True)
+    ]
+
+
+@torch.no_grad()
+def update_running_statistics(gathered: RunningStatistics, failed: torch.Tensor | None = None) -> None:
+    """Update the running statistics of all batch norms with what `gather_running_statistics` returned, unless `failed` (a bool
+    tensor on their device, which is not waited for)."""
+    for layer, statistics_U2C in gathered:
+        counts = torch.ones((), dtype=torch.bool, device=statistics_U2C.device) if failed is None else ~failed
+        layer.update(statistics_U2C, counts.expand(len(statistics_U2C)))
 
 
 def freeze_batch_norm(model: nn.Module) -> None:

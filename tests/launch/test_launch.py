@@ -87,6 +87,15 @@ def test_a_pending_or_starting_job_has_no_old_eta(tmp_path: Path):
     assert starting_text(RunProgress(**PROGRESS)) == "starting epoch 3/20 step 318/2120 rho 0.710 best 0.730@2"
 
 
+def test_a_slow_rank_is_shown_while_the_run_trains(tmp_path: Path):
+    (tmp_path / "a" / "jobs" / "7").mkdir(parents=True)
+    (tmp_path / "a" / "progress.json").write_text(json.dumps({**PROGRESS, "slow_ranks": "rank 1 on n2 is slow"}))
+    assert run_row("a", RunFolder(tmp_path / "a"), Cluster(queued={"7": job("RUNNING")}), 1000.0)[1] == (
+        "rank 1 on n2 is slow"
+    )
+    assert run_row("a", RunFolder(tmp_path / "a"), Cluster(queued={"7": job("PENDING")}), 1000.0)[1] == ""
+
+
 def test_a_job_that_can_never_start_is_reported(tmp_path: Path):
     (tmp_path / "a" / "jobs" / "7").mkdir(parents=True)
     cluster = Cluster(queued={"7": job("PENDING", "PartitionConfig")})

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_preparation.actions import Dive
 from data_preparation.boxes import Boxes, boxes_file, write_boxes
@@ -31,9 +32,11 @@ from training import plugins
 from training.config import TrainConfig
 from training.data.batch import Batch, Rows, chunk_batch
 from training.engine.loop import Engine
+from training.engine.optimizers import build_optimizer
 from training.engine.step import Step
 from training.methods.base import Bank, ComparingMethod
 from training.model import ScoringModel, build_model
+from training.novelty import describe, outputs_and_descriptions
 from training.rows import RowBatchNorm
 from training.runtime import checkpoint
 from training.runtime.interruption import InterruptionFlag
@@ -166,9 +169,10 @@ def test_the_same_step_on_any_number_of_ranks_and_with_any_accumulation(
 def test_recomputed_parts_with_checkpointed_activations_change_nothing(model: str, method: str, features_file: Path):
     config = config_for(model, method, features_file, batch_norm="trained", accumulate=2)
     kept, losses = after_steps(config, Ranks())
-    again, same = after_steps(dataclasses.replace(config, checkpoint_activations=True), Ranks())
-    assert losses == same
-    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    for how in ("True", "selective"):
+        again, same = after_steps(dataclasses.replace(config, checkpoint_activations=how), Ranks())
+        assert losses == same
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
@@ -193,6 +197,41 @@ def test_a_run_resumes_bit_for_bit(model: str, method: str, features_file: Path,
         assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
 
 
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations whose result the training process would wait for, if it were on a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "repeat_interleave.Tensor")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix("aten.")
+        indexed = name.startswith("index.Tensor") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert not indexed, "an index of type bool"
+        assert not name.startswith(self.WAITING), name
+        return func(*args, **kwargs or {})
+
+
+WAIT = {"tsanet"}  # the attention of a batch is as long as the longest tube in it
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_a_step_waits_for_no_value(model: str, method: str, features_file: Path):
+    """With the fused optimizer of a GPU. The losses are read later."""
+    config = config_for(model, method, features_file, batch_norm="trained", optimizer="AdamW", accumulate=2)
+    network = build_model(config, FACTS)
+    if network.method.fits_features:
+        pytest.skip("fitted at once: there are no steps")
+    if method in WAIT:
+        pytest.skip("sizes of its tensors depend on values")
+    step = Step(network, config, Ranks(), CPU)
+    step.optimizer = build_optimizer(network, config, fused=True)
+    network.train()
+    batch = batch_for(config, network)
+    with NoWaiting():
+        result = step.compute(batch, 0)
+        step.commit(0.01)
+    assert result.read()["loss"] > 0
+
+
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
 def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, features_file: Path):
     config = config_for(model, method, features_file)
@@ -215,6 +254,26 @@ def test_a_prediction_looks_at_its_own_clip_alone(model: str, method: str, featu
         for name, predicted in together.items():
             assert torch.allclose(alone[name][0], predicted[3], atol=1e-3)
             assert torch.equal(unlabelled[name], alone[name])
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+@torch.no_grad()
+def test_one_pass_of_the_backbone_gives_outputs_and_descriptions(model: str, method: str, features_file: Path):
+    """As two passes do, bit for bit. Only attention in the middle of a network needs a second pass."""
+    config = config_for(model, method, features_file)
+    network = build_model(config, FACTS).eval()
+    batch = batch_for(config, network)
+    batch = batch._replace(clips={"clip": batch.clips["clip"]}, labels={})
+    wanted = network(batch), describe(network, batch)
+    passes = []
+    first_layer = next(m for m in network.backbone.modules() if not list(m.children()))
+    first_layer.register_forward_hook(lambda *_: passes.append(1))
+    found = outputs_and_descriptions(network, batch)
+    for have, want in zip(found, wanted, strict=True):
+        assert have.keys() == want.keys()
+        assert all(torch.equal(have[name], want[name]) for name in want)
+    assert len(passes) <= (2 if method == "tsanet" else 1)
+    assert not {"forward", "with_maps"} & set(vars(network.backbone))
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)

@@ -15,7 +15,7 @@ from tests.golden import golden, recipe_state, recipe_tensor
 from tests.small import config_of
 from training.backbones.i3d.network import I3D, own_name, pad_same
 from training.model import build_model
-from training.rows import batch_part, set_batch_norm, update_running_statistics
+from training.rows import batch_part, gather_running_statistics, set_batch_norm, update_running_statistics
 
 CASES = range(8)
 
@@ -89,7 +89,7 @@ def test_training_moves_the_running_statistics_as_the_originals(shared: Path, di
         features = model.pool(model.tail(model.stem(video(case))))
     for row, expected in zip(features[:, 0], case["features"], strict=True):
         assert norm(row) == pytest.approx(expected["norm"], rel=1e-4)
-    update_running_statistics(model, lambda numbers: numbers)
+    update_running_statistics(gather_running_statistics(model, lambda numbers: numbers))
     state = model.state_dict()
     for name, expected in known["running"].items():
         found = state[name if dialect == "hassony2" else own_name(name)]

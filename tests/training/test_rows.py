@@ -13,6 +13,7 @@ from training.rows import (
     RowDropout,
     RowGRU,
     batch_part,
+    gather_running_statistics,
     update_running_statistics,
 )
 from training.runtime.seeding import seed_all
@@ -100,7 +101,7 @@ def test_a_group_is_normalised_as_torch_does(together: bool):
             expected[group, window] = theirs(part.flatten(0, 1)).view(part.shape)
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.equal(layer.running_mean, torch.zeros(3))  # not before the step's end
-    update_running_statistics(layer, lambda numbers: numbers)
+    update_running_statistics(gather_running_statistics(layer, lambda numbers: numbers))
     for name in ("running_mean", "running_var"):
         assert torch.allclose(getattr(layer, name), getattr(theirs, name), atol=1e-5)
     assert layer.num_batches_tracked == theirs.num_batches_tracked
@@ -112,7 +113,7 @@ def test_parts_and_ranks_have_the_statistics_of_the_whole():
     x = torch.randn(8, 3, 6)
     whole = norm(2)
     found = in_parts(whole, x, 1)
-    update_running_statistics(whole, lambda numbers: numbers)
+    update_running_statistics(gather_running_statistics(whole, lambda numbers: numbers))
     for parts in (2, 4):
         layer = norm(2)
         layer.weight = whole.weight
@@ -120,7 +121,7 @@ def test_parts_and_ranks_have_the_statistics_of_the_whole():
         in_parts(
             layer, x, parts, recomputing=True
         )  # --accumulate computes each part twice but records its statistics once
-        update_running_statistics(layer, lambda numbers: numbers)
+        update_running_statistics(gather_running_statistics(layer, lambda numbers: numbers))
         assert torch.allclose(layer.running_mean, whole.running_mean, atol=1e-6)
         assert torch.allclose(layer.running_var, whole.running_var, atol=1e-6)
         assert layer.num_batches_tracked == whole.num_batches_tracked

@@ -33,7 +33,7 @@ from training.methods import build_method
 from training.methods.tsanet.method import TubeClassifier, _boxes_in
 from training.methods.tsanet.tube import TubeAttention, released_cells, touched_cells
 from training.model import ScoringModel
-from training.rows import MaskedBatchNorm, set_batch_norm, update_running_statistics
+from training.rows import MaskedBatchNorm, gather_running_statistics, set_batch_norm, update_running_statistics
 from training.runtime.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ def test_the_attention_is_the_originals(shared: Path, part: str, index: int):
         assert own.grad.norm().item() == pytest.approx(norm, rel=1e-3), name
     assert maps.grad.norm().item() == pytest.approx(case["input_gradient_norm"], rel=1e-3)
     if case["training"]:
-        update_running_statistics(attention, lambda rows: rows)
+        update_running_statistics(gather_running_statistics(attention, lambda rows: rows))
         for name, after in case["running_after"].items():
             own = attention.state_dict()[name.removeprefix("NL_1D.")]
             assert difference(own[:8], after["first"]) < 1e-4
@@ -120,7 +120,7 @@ def test_an_empty_tube_changes_nothing(shared: Path):
     assert all(torch.isfinite(parameter.grad).all() for parameter in attention.parameters())
     norm = attention.W[1]
     assert isinstance(norm, MaskedBatchNorm)
-    update_running_statistics(attention, lambda rows: rows)
+    update_running_statistics(gather_running_statistics(attention, lambda rows: rows))
     assert norm.num_batches_tracked == 1
     alone = attention(maps[1:2], tube[1:2])
     assert torch.allclose(alone[0], found[1], atol=1e-5)

@@ -16,5 +16,5 @@ __path__ = search_path(__path__, BACKBONES)
 def build_backbone(config: TrainConfig) -> Backbone:
     """The backbone that --model names, with random weights."""
     backbone: Backbone = build_function(BACKBONES, config.model)(config)
-    backbone.checkpoint_activations = config.checkpoint_activations
+    backbone.checkpoint_activations = str(config.checkpoint_activations)
     return backbone

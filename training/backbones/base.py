@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from training import _torchvision as _torchvision  # before timm
+from training.backbones import _selective
 from training.config import TrainConfig
 from training.data.transforms import to_video
 
@@ -48,7 +49,7 @@ class Backbone(nn.Module):
     feature_dim: int
     clip_vectors: int = 0
     input_scale: str = "unit"
-    checkpoint_activations: bool = False
+    checkpoint_activations: str = "False"  # a value of --checkpoint_activations
 
     def prepare(self, clip: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor) -> torch.Tensor:
         """Convert a clip of the DataLoader to the input of `forward`: (B, T, 3, H, W) uint8 -> (B, 3, T, H, W) float32.
@@ -66,11 +67,12 @@ class Backbone(nn.Module):
         return True
 
     def run_block(self, block: Callable[..., Any], *inputs: torch.Tensor | None) -> Any:
-        """Return block(*inputs). With `checkpoint_activations` store only the inputs and run the block again, with the same
-        dropout masks, in the backward pass."""
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        """Return block(*inputs). With `checkpoint_activations` store only the inputs ("selective": and the results of convolutions,
+        matrix products and attention), and compute the rest again, with the same dropout masks, in the backward pass."""
+        if self.checkpoint_activations == "False" or not torch.is_grad_enabled():
+            return block(*inputs)
+        more = {"context_fn": _selective.contexts} if self.checkpoint_activations == "selective" else {}
+        return checkpoint(block, *inputs, use_reentrant=False, **more)
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Load the tensors of a published weight file; return one log message per adaptation.

@@ -24,6 +24,7 @@ from data_preparation.common.limits import (
     temporary_folder_warning,
 )
 from training.config import TrainConfig
+from training.data.handover import NEEDS_GPU
 from training.data.loader import EVALUATION_BATCH, steps_per_epoch
 from training.data.plan import crop_source_size
 from training.data.splits import Splits
@@ -88,10 +89,7 @@ def needs(
     """The minimum that a training needs on this machine; an evaluation if `training` is empty."""
     here = ranks_on_node(ranks)
     workers = config.loader_workers
-    tensors = (
-        1 + config.clips_per_sample + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
-    )
-    tensors += config.clips_per_sample if config.augment_on == "device" else 0  # draws
+    tensors = config.clips_per_sample * (2 if config.augment_on == "device" else 1)  # clips, and the draws of each
     shared = shared_bytes(config, ranks.world_size, len(training), len(evaluated), tensors)
     _, batches = _largest_load(config, ranks.world_size, len(training), len(evaluated))
     videos = min(
@@ -141,6 +139,8 @@ def check_machine(
     faults = exceeded_limits(needs(config, model, ranks, device, training, evaluated), limits)
     if config.loader_workers:
         faults += temporary_folder_faults()
+    if config.frame_decode == "gpu" and device.type != "cuda":
+        faults.append(NEEDS_GPU)
     if faults:
         raise UserError.of(faults)
     for warning in machine_warnings(config):

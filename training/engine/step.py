@@ -2,64 +2,46 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.augment import augment_batch
 from training.data.batch import Batch, Tensors, chunk, chunk_batch, concat
-from training.engine.prediction import autocast, non_finite_rows, resolve_precision, to_device
+from training.engine.average import weight_average
+from training.engine.optimizers import build_optimizer, load_optimizer_state, step_unless
+from training.engine.prediction import autocast, resolve_precision, to_device
+from training.engine.results import StepResult
 from training.model import ScoringModel
-from training.rows import batch_part, update_running_statistics
-from training.runtime.collectives import gather
+from training.rows import RunningStatistics, batch_part, gather_running_statistics, update_running_statistics
+from training.runtime.collectives import gather, gather_rows
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import seed_all
 
-_OPTIMIZERS: dict[str, Callable[[Any, TrainConfig], torch.optim.Optimizer]] = {
-    "Adam": lambda p, c: torch.optim.Adam(p, c.learning_rate, weight_decay=c.weight_decay, amsgrad=c.amsgrad),
-    "AdamW": lambda p, c: torch.optim.AdamW(p, c.learning_rate, weight_decay=c.weight_decay, amsgrad=c.amsgrad),
-    "SGD": lambda p, c: torch.optim.SGD(
-        p, c.learning_rate, weight_decay=c.weight_decay, momentum=c.momentum, nesterov=c.nesterov
-    ),
-    "RMSProp": lambda p, c: torch.optim.RMSprop(p, c.learning_rate, weight_decay=c.weight_decay, momentum=c.momentum),
-}
-
-
-def build_optimizer(model: ScoringModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over the model's parameter groups. "rate" in a group scales the learning rate."""
-    parameters = dict(model.named_parameters())
-    groups = [
-        {
-            "params": [parameters[name] for name in group.names],
-            "rate": group.rate,
-            "weight_decay": config.weight_decay * group.decay,
-        }
-        for group in model.parameter_groups(config)
-    ]
-    return _OPTIMIZERS[config.optimizer](groups, config)
-
-
-class NonFiniteLoss(UserError):
-    """The loss is NaN or infinite. `rows` of the global batch have outputs that are not finite."""
-
-    def __init__(self, loss: float, rows: Sequence[int]) -> None:
-        super().__init__(f"the loss became {loss}")
-        self.loss, self.rows = loss, list(rows)
-
 
 class Step:
-    """The optimizer step of one rank: model, optimizer, gradient scaler and weight average."""
+    """The optimizer step of one rank: model, optimizer, gradient scaler and weight average.
 
-    def __init__(self, model: ScoringModel, config: TrainConfig, ranks: Ranks, device: torch.device) -> None:
+    A step has two halves. `compute` communicates with the other ranks, and changes nothing that a checkpoint holds. `commit`
+    changes it all, and waits for no rank. So a rank that loses the others holds the whole state of a completed step.
+    """
+
+    def __init__(
+        self,
+        model: ScoringModel,
+        config: TrainConfig,
+        ranks: Ranks,
+        device: torch.device,
+        before_exchange: Callable[[], None] = lambda: None,  # called before the first collective of each step
+    ) -> None:
         self.model, self.config, self.ranks, self.device = model, config, ranks, device
+        self.before_exchange = before_exchange
         self.precision = resolve_precision(config.precision, device)
         self.optimizer = build_optimizer(model, config)
         # PyTorch's initial scale of 65536 makes the first gradients overflow, and each overflow skips a step
@@ -68,9 +50,12 @@ class Step:
             # with fallback_random a compiled model drops the same activations as an uncompiled one
             model.backbone.compile(options={"fallback_random": True})
         self.ddp_model = self._wrap(model)
+        self._statistics: RunningStatistics = []
+        # Whether a loss or gradient was not finite; from then on no step changes anything. Nothing waits for it to be known
+        self.failed = torch.tensor(False, device=device)
         self.average: AveragedModel | None = None
         if config.ema:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            self.average = weight_average(model, config.ema, lambda: self.failed, on_gpu=device.type == "cuda")
 
     def _wrap(self, model: ScoringModel) -> nn.Module:
         """The model in DistributedDataParallel, or as it is for a single rank."""
@@ -85,7 +70,17 @@ class Step:
         return ddp_model
 
     def __call__(self, batch: Batch, learning_rate: float, step: int) -> dict[str, float]:
-        """Train on this rank's b rows of the global batch of B rows. `step` counts from 0 over all epochs.
+        """Both halves of a step, see `compute` and `commit`; returns the losses.
+
+        Raises:
+            NonFiniteLoss: the loss is not finite. UserError: the gradient is not finite. The weights are unchanged.
+        """
+        result = self.compute(batch, step)
+        self.commit(learning_rate)
+        return result.read()
+
+    def compute(self, batch: Batch, step: int) -> StepResult:
+        """Compute the gradient from this rank's b rows of the global batch of B rows. `step` counts from 0 over all epochs.
 
         The loss compares the rows of the global batch with each other, so it is not a sum over micro-batches. With
         --accumulate, all micro-batches are first forwarded without a graph. The loss of the global batch gives the
@@ -93,13 +88,9 @@ class Step:
         weights ("Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", Gao et al., 2021).
 
         Returns:
-            The losses of the global batch by name, and "grad_norm".
-
-        Raises:
-            NonFiniteLoss: the loss is not finite. UserError: the gradient is not finite. The weights are unchanged.
+            The losses of the global batch by name, and "grad_norm". On a GPU they may still be computed.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group["rate"]
+        own_indices = batch.action_index
         batch = augment_batch(to_device(batch._replace(looks={}), self.device), batch.looks)
         micro_batches = chunk_batch(batch, self.config.accumulate)
         forwards_twice = len(micro_batches) > 1
@@ -107,22 +98,21 @@ class Step:
         # Forward: this rank's outputs (b, ...)
         with torch.set_grad_enabled(not forwards_twice):
             forwarded = [self._forward(micro_batch, step, index) for index, micro_batch in enumerate(micro_batches)]
-        own_outputs = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in concat(forwarded).items()}
+        own_outputs = {name: output.detach() for name, output in concat(forwarded).items()}
 
-        # Loss: every rank computes it from all rows (B, ...); its gradient reaches this rank's outputs only
-        outputs, given, labels = (
-            {name: gather(t) for name, t in group.items()} for group in (own_outputs, batch.given, batch.labels)
-        )
+        self.before_exchange()
+        # Loss: every rank computes it from all rows (B, ...), and takes the gradient of its own rows
+        outputs, given, labels = gather_rows(own_outputs, batch.given, batch.labels)
+        differentiable = {n: t.requires_grad_() for n, t in outputs.items() if t.is_floating_point()}
         losses = self.model.method.loss(outputs, given, labels)
-        if not torch.isfinite(losses["loss"]):
-            raise NonFiniteLoss(float(losses["loss"].detach()), non_finite_rows(outputs))
+        self.failed = self.failed | ~torch.isfinite(losses["loss"].detach())
         # DDP divides the summed gradients by the number of ranks
-        self.scaler.scale(losses["loss"] * self.ranks.world_size).backward()
+        self._scaled(losses["loss"] * self.ranks.world_size).backward()
+        own = slice(self.ranks.rank * len(own_indices), (self.ranks.rank + 1) * len(own_indices))
         # An output that the loss does not use gets zeros: without a gradient, DDP's reduction would miss its parameters
         gradients = {
-            name: torch.zeros_like(t) if t.grad is None else t.grad
-            for name, t in own_outputs.items()
-            if t.requires_grad
+            name: torch.zeros_like(own_outputs[name]) if t.grad is None else t.grad[own]
+            for name, t in differentiable.items()
         }
 
         # Backward: from the outputs of each micro-batch to the weights
@@ -135,11 +125,25 @@ class Step:
                 names = [name for name in gradient if graph[name].requires_grad]
                 torch.autograd.backward([graph[name] for name in names], [gradient[name] for name in names])
 
-        grad_norm = self._update_weights(step)
-        update_running_statistics(self.model, gather)
+        self._statistics = gather_running_statistics(self.model, gather)
+        grad_norm = self._clip_gradient()
+        if self.device.type == "cuda" and self.ranks.world_size > 1:
+            # if a rank is lost, the sum of the gradients never ends, or it is wrong: it must not reach the weights
+            torch.cuda.current_stream(self.device).synchronize()
+        return StepResult.of(step, {**losses, "grad_norm": grad_norm}, self.failed, outputs, own_indices)
+
+    def commit(self, learning_rate: float) -> None:
+        """Update the weights, the running statistics and the average with what `compute` found."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group["rate"]
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            step_unless(self.optimizer, self.failed)
+        update_running_statistics(self._statistics, self.failed)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": grad_norm}
 
     def _forward(self, micro_batch: Batch, step: int, index: int, recomputing: bool = False) -> Tensors:
         """Outputs (b / accumulate, ...) of a micro-batch. Dropout depends on the seed and the step alone, so a second
@@ -160,18 +164,22 @@ class Step:
             return nullcontext()
         return self.ddp_model.no_sync()
 
-    def _update_weights(self, step: int) -> float:
-        """Clip the gradient and call the optimizer; returns the norm of the gradient before clipping."""
+    def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, in fp16 scaled. There the scaler alone decides whether to skip a step: it does if the gradient is NaN."""
+        if self.scaler.is_enabled():
+            loss = loss * torch.where(self.failed, torch.nan, 1.0)
+        return self.scaler.scale(loss)
+
+    def _clip_gradient(self) -> torch.Tensor:
+        """Clip the gradient; returns its norm before."""
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if self.config.clip_grad:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_grad, norm)
         # in fp16 an infinite gradient is normal: the scaler skips the step and lowers its scale
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            raise UserError(
-                f"the gradient became {float(norm)} at step {step + 1}, before the weights were updated: lower --learning_rate, or give --precision fp32"
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return float(norm)
+        if not self.scaler.is_enabled():
+            self.failed = self.failed | ~torch.isfinite(norm)
+        return norm
 
     @property
     def validated_model(self) -> ScoringModel:
@@ -195,8 +203,5 @@ class Step:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        factors = [(group["rate"], group["weight_decay"]) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, (rate, decay) in zip(self.optimizer.param_groups, factors, strict=True):
-            group["rate"], group["weight_decay"] = rate, decay  # the checkpoints of older versions lack both
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

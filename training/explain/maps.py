@@ -42,7 +42,7 @@ def _plain(model: ScoringModel) -> Iterator[None]:
     """Run the network in evaluation mode and without stored activations, which the hooks of captum do not survive."""
     backbone, training = model.backbone, model.training
     saved = backbone.checkpoint_activations
-    backbone.checkpoint_activations = False
+    backbone.checkpoint_activations = "False"
     model.eval()
     try:
         with warnings.catch_warnings():

@@ -34,6 +34,7 @@ class RunProgress:
     epoch_s: float | None = None  # seconds of the last whole epoch, with validation
     eta_s: float | None = None  # seconds until the last step
     peak_memory_gib: float | None = None
+    slow_ranks: str | None = None  # in one line; None if no rank is slow
     updated: float = 0.0  # when the file was written, in seconds since 1970
 
     def as_record(self) -> dict[str, Any]:
