@@ -52,7 +52,10 @@ class _Plain(torch.autograd.Function):
     def forward(ctx: Any, q_BNHd: torch.Tensor, k_BMHd: torch.Tensor, v_BMHd: torch.Tensor) -> torch.Tensor:
         b, n, heads, d = q_BNHd.shape
         q, k, v = (x.transpose(1, 2).reshape(b * heads, -1, d) for x in (q_BNHd, k_BMHd, v_BMHd))
-        weights = _softmax(torch.bmm(q, k.transpose(1, 2)).mul_(d**-0.5))  # (B * H, N, M)
+        # baddbmm, since it can scale: beta 0 ignores its first argument
+        weights = _softmax(
+            torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=d**-0.5)
+        )  # (B * H, N, M)
         ctx.save_for_backward(q, k, v, weights)
         ctx.heads = heads
         return torch.bmm(weights, v).view(b, heads, n, d).transpose(1, 2)
@@ -75,7 +78,7 @@ class _Plain(torch.autograd.Function):
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
     if scores.shape[-1] >= _SHORT_SOFTMAX:
         return scores.softmax(dim=-1)
-    powers = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+    powers = (scores - scores.amax(dim=-1, keepdim=True)).exp_()  # scores stay: activation checkpointing may keep them
     return powers.div_(powers.sum(dim=-1, keepdim=True))
 
 
