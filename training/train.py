@@ -31,6 +31,7 @@ from data_preparation.common.limits import limit_error_text
 from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
+from training.data.cache import opened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.loader import keep_workers
 from training.data.machine import check_machine
@@ -123,7 +124,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     model.method.observe(splits.train)
     start_up.reached("model")
     stop_before_start(interruption, ranks)  # building the model can take long
-    check_machine(config, model, ranks, device, splits, trains=True)
+    memory_left = check_machine(config, model, ranks, device, splits, trains=True)
     start_up.reached("checks of the machine")
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status):
@@ -138,7 +139,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             splits.facts.record() | stored_record(source, splits.known),
         )
     )
-    with record_failure(run, failure_text) if ranks.is_first else nullcontext(), keep_workers():
+    reporting = record_failure(run, failure_text) if ranks.is_first else nullcontext()
+    with reporting, opened(config, memory_left), keep_workers():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         start_up.reached("ranks and run folder")
         model.to(device)
