@@ -41,6 +41,7 @@ from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
 from training.engine.loop import Engine
 from training.engine.prediction import resolve_precision
+from training.engine.survivors import Survivors
 from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
@@ -153,19 +154,20 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             model, config, run, ranks, device, interruption, on_progress
         )
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
-        with closing(trainer):
-            trainer.resume()
-            start_up.reached("checkpoint")
-            warn_of_time_limit(ranks)
-            trainer.fit(train_data, val_data)
-        trainer.complete_val_predictions(val_data)
-        trainer.complete_novelty(train_data, val_data)
-        collectives.on_first_rank(partial(write_calibration, run, trainer.task))
-        if config.evaluate:
-            summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
-            for line in result_lines(summary):
-                log.info(line)
-        trainer.report_finished()
+        with Survivors(trainer, run):
+            with closing(trainer):
+                trainer.resume()
+                start_up.reached("checkpoint")
+                warn_of_time_limit(ranks)
+                trainer.fit(train_data, val_data)
+            trainer.complete_val_predictions(val_data)
+            trainer.complete_novelty(train_data, val_data)
+            collectives.on_first_rank(partial(write_calibration, run, trainer.task))
+            if config.evaluate:
+                summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
+                for line in result_lines(summary):
+                    log.info(line)
+            trainer.report_finished()
         log.info("Loss plot: %s", run.plot_file(config))
 
 
