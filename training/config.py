@@ -311,6 +311,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Compile the backbone with torch.compile: takes minutes at the start, then steps are faster.",
         may_change=True,
     )
+    deterministic: bool = flag(
+        False,
+        "Use only algorithms that give the same bits each time, so that on a GPU, too, a run that was stopped and resumed equals one that was not. Slower; on a CPU it changes nothing.",
+    )
     seed: int = flag(0, "Seed of everything random: weights, split, order, frames, crops, dropout.", minimum=0)
     resume: bool = flag(
         True, "Resume the run in the run folder; False refuses a folder that holds a run.", may_change=True

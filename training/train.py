@@ -47,6 +47,7 @@ from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
 from training.runtime import collectives, start_up
+from training.runtime.determinism import deterministic_algorithms, fault_text
 from training.runtime.interruption import InterruptionFlag, StoppedBySignal, time_limit_warning
 from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
@@ -76,7 +77,8 @@ def run_training(config: TrainConfig, interruption: InterruptionFlag, on_progres
     """Train; return 0, or the exit status of the signal that stopped the training."""
     stopped = None
     try:
-        train(config, interruption, on_progress)
+        with deterministic_algorithms(config.deterministic):
+            train(config, interruption, on_progress)
     except StoppedBySignal as error:
         stopped = error
     interruption.ignore()
@@ -175,7 +177,7 @@ def failure_text(error: Exception) -> str:
     """The error that ended the training in one line, for progress.json."""
     if collectives.is_peer_failure(error):
         return f"lost contact with another rank ({collectives.short_reason(error)})"
-    return limit_error_text(error) or first_line(error)
+    return limit_error_text(error) or fault_text(error) or first_line(error)
 
 
 def stop_before_start(interruption: InterruptionFlag, ranks: Ranks) -> None:
