@@ -234,6 +234,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
         path=True,
     )
     freeze: bool = flag(False, "Freeze the backbone and train the head only.", short="-f")
+    features_once: bool = flag(
+        True,
+        "With a frozen backbone and clips that never change (no augmentation, --frame_method spaced_fixed), compute its features once at the start and train the head on them; False computes them in each step.",
+    )
     batch_norm: str = flag(
         "frozen",
         "Batch norm of the backbone: frozen uses the running statistics of the weight file, trained those of the batch. first trains the first batch norm alone; the others also keep their weights and biases (TSM's partial batch norm).",
@@ -306,6 +310,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
         False,
         "Compile the backbone with torch.compile: takes minutes at the start, then steps are faster.",
         may_change=True,
+    )
+    deterministic: bool = flag(
+        False,
+        "Use only algorithms that give the same bits each time, so that on a GPU, too, a run that was stopped and resumed equals one that was not. Slower; on a CPU it changes nothing.",
     )
     seed: int = flag(0, "Seed of everything random: weights, split, order, frames, crops, dropout.", minimum=0)
     resume: bool = flag(

@@ -39,6 +39,7 @@ from training.data.sources import Source, source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
+from training.engine.frozen import FrozenEngine, clips_never_change
 from training.engine.loop import Engine
 from training.engine.prediction import resolve_precision
 from training.engine.survivors import Survivors
@@ -46,6 +47,7 @@ from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
 from training.runtime import collectives, start_up
+from training.runtime.determinism import deterministic_algorithms, fault_text
 from training.runtime.interruption import InterruptionFlag, StoppedBySignal, time_limit_warning
 from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
@@ -75,7 +77,8 @@ def run_training(config: TrainConfig, interruption: InterruptionFlag, on_progres
     """Train; return 0, or the exit status of the signal that stopped the training."""
     stopped = None
     try:
-        train(config, interruption, on_progress)
+        with deterministic_algorithms(config.deterministic):
+            train(config, interruption, on_progress)
     except StoppedBySignal as error:
         stopped = error
     interruption.ignore()
@@ -148,9 +151,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         method, pool = model.method, splits.train
         train_data = ActionDataset(splits.train, config, method, augment=not method.fits_features, pool=pool)
         val_data = ActionDataset(splits.val, config, method, augment=False, pool=pool)
-        trainer: Trainer = (FeatureFit if method.fits_features else Engine)(
-            model, config, run, ranks, device, interruption, on_progress
-        )
+        kind: type[Trainer] = FeatureFit if method.fits_features else Engine
+        if kind is Engine and clips_never_change(config, model, train_data):
+            kind = FrozenEngine
+        trainer = kind(model, config, run, ranks, device, interruption, on_progress)
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
         with Survivors(trainer, run):
             with closing(trainer):
@@ -173,7 +177,7 @@ def failure_text(error: Exception) -> str:
     """The error that ended the training in one line, for progress.json."""
     if collectives.is_peer_failure(error):
         return f"lost contact with another rank ({collectives.short_reason(error)})"
-    return limit_error_text(error) or first_line(error)
+    return limit_error_text(error) or fault_text(error) or first_line(error)
 
 
 def stop_before_start(interruption: InterruptionFlag, ranks: Ranks) -> None:

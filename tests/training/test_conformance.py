@@ -39,6 +39,7 @@ from training.model import ScoringModel, build_model
 from training.novelty import describe, outputs_and_descriptions
 from training.rows import RowBatchNorm
 from training.runtime import checkpoint
+from training.runtime.determinism import deterministic_algorithms
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
@@ -230,6 +231,17 @@ def test_a_step_waits_for_no_value(model: str, method: str, features_file: Path)
         result = step.compute(batch, 0)
         step.commit(0.01)
     assert result.read()["loss"] > 0
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_a_step_has_deterministic_algorithms_on_the_cpu(model: str, method: str, features_file: Path):
+    config = config_for(model, method, features_file, batch_norm="trained", deterministic=True)
+    with deterministic_algorithms(config.deterministic):
+        assert torch.are_deterministic_algorithms_enabled()
+        (found, losses), (again, same) = (after_steps(config, Ranks(), 1) for _ in range(2))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert losses == same
+    assert all(torch.equal(found[name], again[name]) for name in found)
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)

@@ -24,6 +24,7 @@ from training.engine.results import NonFiniteLoss
 from training.losses import mse
 from training.model import build_model
 from training.rows import RowDropout, RowDropPath, batch_part
+from training.runtime.determinism import deterministic_algorithms
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
@@ -293,3 +294,15 @@ def test_in_fp16_the_scaler_skips_what_follows_a_failed_step(tmp_path: Path):
         engine.step.compute(batch, number)
         engine.step.commit(0.05)
     assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_named():
+    """torch refuses it only on a GPU; on a CPU there is another one."""
+    with (
+        pytest.raises(
+            UserError, match="no deterministic algorithm for put_ on this device: give --deterministic False"
+        ),
+        deterministic_algorithms(True),
+    ):
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    assert not torch.are_deterministic_algorithms_enabled()
