@@ -181,6 +181,19 @@ class FrameReader:
                 f"{self.path}: frame {number} is damaged ({first_line(error)}): delete the archive and extract the video again"
             ) from None
 
+    def jpeg(self, number: int) -> bytes:
+        """Read the JPEG bytes of a frame whose pixels are decoded elsewhere.
+
+        Raises:
+            UserError: as `read`, or the bytes do not begin as those of a JPEG.
+        """
+        content = self.read(number)
+        try:
+            simplejpeg.decode_jpeg_header(content)
+        except ValueError as error:
+            raise self._unreadable(number, error) from None
+        return content
+
     def image(self, number: int, least: tuple[int, int] | None = None) -> np.ndarray:
         """Read a frame as (H, W, 3) uint8 RGB. `least` is that of `decode_image`.
 
@@ -190,9 +203,12 @@ class FrameReader:
         try:
             return decode_image(self.read(number), least)
         except ValueError as error:
-            raise UserError(
-                f"{self.path}: frame {number} is not a readable JPEG ({first_line(error)}): extract the video again"
-            ) from None
+            raise self._unreadable(number, error) from None
+
+    def _unreadable(self, number: int, error: ValueError) -> UserError:
+        return UserError(
+            f"{self.path}: frame {number} is not a readable JPEG ({first_line(error)}): extract the video again"
+        )
 
 
 class FrameReaders:

@@ -174,6 +174,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Where --augment changes the pixels: loader, in the workers, or device, whole batches in the training process on its GPU, which frees the workers. The draws are the same, and on a CPU all pixels; a GPU may round some to the next level.",
         choices=("loader", "device"),
     )
+    frame_decode: str = flag(
+        "full",
+        "How frames are decoded. full: at their size, then resized. scaled: at half, a quarter or an eighth of it if the input is that small, which is faster; pixels differ by a few levels. gpu: on the GPU, which frees the workers; pixels differ by a level.",
+        choices=("full", "scaled", "gpu"),
+    )
     test_crops: int = flag(
         1,
         "Crops of each clip in the test, whose predictions are averaged: 1 (centre), 3 (also both ends of the long side), 5 (centre and corners), 10 (these and their flips; not for classes that tell left from right). Needs --data_aug True.",
@@ -538,6 +543,12 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(f"--model {c.model} reads no frames: leave --flip and --augment out")
     if c.augment_on == "device" and c.augment == "none":
         faults.append("--augment_on device without augmentation: give --augment randaugment, or leave it out")
+    if c.reads != "video" and c.frame_decode != "full":
+        faults.append(f"--model {c.model} reads no frames: leave --frame_decode out")
+    if c.frame_decode == "gpu" and c.augment != "none" and c.augment_on == "loader":
+        faults.append(
+            "--frame_decode gpu gives the workers no pixels to augment: give --augment_on device, or leave it out"
+        )
     faults += test_view_faults(c)
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
         faults.append(f"--normalize True contradicts --input_scale {c.input_scale}: give one of them")

@@ -43,7 +43,7 @@ from training.engine.prediction import resolve_precision
 from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
-from training.runtime import collectives
+from training.runtime import collectives, start_up
 from training.runtime.interruption import InterruptionFlag, StoppedBySignal, time_limit_warning
 from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
@@ -91,6 +91,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         UserError: something that the user can fix.
         StoppedBySignal: a signal came; the checkpoint is written, or it came before the first step.
     """
+    start_up.reached("imports")
     if faults := path_faults(config):
         raise UserError.of(faults)
     ranks = read_ranks()
@@ -112,15 +113,18 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     source = source_of(config)
     if faults := task_of(config.task).faults(used, splits.facts.classes) + source.faults(used):
         raise UserError.of(faults)
+    start_up.reached("data")
     run = RunFolder(config.run_dir)
     model = build_model(config, splits.facts)
     if faults := label_faults(used, model.method):
         raise UserError.of(faults)
     model.method.observe(splits.train)
+    start_up.reached("model")
     stop_before_start(interruption, ranks)  # building the model can take long
     check_machine(config, model, ranks, device, splits, trains=True)
+    start_up.reached("checks of the machine")
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    if status := collectives.max_over_ranks(interruption.status, device):
+    if status := collectives.max_over_ranks(interruption.status):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
     trained_on = collectives.on_first_rank(partial(entries_of_run, config, splits, source, frozen=model.frozen))
     collectives.on_first_rank(
@@ -134,8 +138,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     )
     with record_failure(run, failure_text) if ranks.is_first else nullcontext(), keep_workers():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
+        start_up.reached("ranks and run folder")
         model.to(device)
         log_setup(config, ranks, device, precision, model, splits)
+        start_up.reached("estimates of the cost")
         method, pool = model.method, splits.train
         train_data = ActionDataset(splits.train, config, method, augment=not method.fits_features, pool=pool)
         val_data = ActionDataset(splits.val, config, method, augment=False, pool=pool)
@@ -145,6 +151,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
         with closing(trainer):
             trainer.resume()
+            start_up.reached("checkpoint")
             warn_of_time_limit(ranks)
             trainer.fit(train_data, val_data)
         trainer.complete_val_predictions(val_data)

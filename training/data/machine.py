@@ -24,6 +24,7 @@ from data_preparation.common.limits import (
     temporary_folder_warning,
 )
 from training.config import TrainConfig
+from training.data.handover import NEEDS_GPU
 from training.data.loader import EVALUATION_BATCH, steps_per_epoch
 from training.data.plan import crop_source_size
 from training.data.splits import Splits
@@ -138,6 +139,8 @@ def check_machine(
     faults = exceeded_limits(needs(config, model, ranks, device, training, evaluated), limits)
     if config.loader_workers:
         faults += temporary_folder_faults()
+    if config.frame_decode == "gpu" and device.type != "cuda":
+        faults.append(NEEDS_GPU)
     if faults:
         raise UserError.of(faults)
     for warning in machine_warnings(config):

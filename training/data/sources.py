@@ -22,7 +22,7 @@ from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
 from training.data.features import feature_file
-from training.data.handover import Clips, Pixels, empty_batch
+from training.data.handover import Clips, Jpegs, Pixels, empty_batch, finished
 from training.data.plan import ClipSpec, View, ViewChoice
 from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames, places_of_test
 from training.data.transforms import crop_flip_rotate, crop_view, crop_views, resize_image, squash_view
@@ -100,8 +100,8 @@ class Frames(Protocol):
 
     numbers: np.ndarray
 
-    def image(self, number: int) -> np.ndarray:
-        """A frame as (H, W, 3) uint8 RGB."""
+    def image(self, number: int, least: tuple[int, int] | None = None, /) -> np.ndarray:
+        """A frame as (H, W, 3) uint8 RGB; with `least` (height, width) a smaller one may be given that is at least that large."""
         ...
 
 
@@ -182,10 +182,12 @@ class FrameSource:
         return int(on_disk.cumprod().sum())
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
-        return self.read_batch([clip]).finish(torch.device("cpu"))[0]
+        return finished(self.read_batch([clip]), torch.device("cpu"))[0]
 
-    def read_batch(self, clips: Sequence[ClipSpec]) -> Pixels:
+    def read_batch(self, clips: Sequence[ClipSpec]) -> Clips:
         assert clips[0].view is not None
+        if self.config.frame_decode == "gpu" and isinstance(self._readers, FrameReaders):
+            return jpegs_of(self._readers, clips)
         pixels_BTHWC = empty_batch(len(clips), len(clips[0].frames), *clips[0].view.size, 3)
         flips = [self._write(clip, out_THWC) for clip, out_THWC in zip(clips, pixels_BTHWC, strict=True)]
         return Pixels(pixels_BTHWC, flips)
@@ -225,8 +227,22 @@ class FrameSource:
     def _resized_frames(self, clip: ClipSpec, view: View) -> Iterator[np.ndarray]:
         """The frames of a clip one by one, (height, width, 3) uint8 of `view.resize`."""
         reader = self._readers[clip.action.video]
+        least = (view.resize,) if self.config.frame_decode == "scaled" else ()
         for number in clip.frames:
-            yield resize_image(reader.image(number), *view.resize, view.nearest)
+            yield resize_image(reader.image(number, *least), *view.resize, view.nearest)
+
+
+def jpegs_of(readers: FrameReaders, clips: Sequence[ClipSpec]) -> Jpegs:
+    """The frames of some clips as they are stored.
+
+    Raises:
+        UserError: a frame is missing or damaged.
+    """
+    contents = [readers[clip.action.video].jpeg(number) for clip in clips for number in clip.frames]
+    lengths = [len(content) for content in contents]
+    data = empty_batch(sum(lengths))
+    data.numpy()[:] = np.frombuffer(b"".join(contents), np.uint8)
+    return Jpegs(data, lengths, [clip.view for clip in clips if clip.view is not None])
 
 
 class FeatureSource:

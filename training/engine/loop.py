@@ -19,12 +19,13 @@ from training.config import TrainConfig
 from training.data.dataset import ActionDataset
 from training.data.loader import epoch_length, training_batches
 from training.engine.prediction import Predictor, validation_metrics, validation_text
+from training.engine.results import STEPS_AHEAD, NonFiniteLoss, Results
 from training.engine.state import Checkpoints, Position
-from training.engine.step import NonFiniteLoss, Step
+from training.engine.step import Step
 from training.engine.trainer import Trainer
 from training.model import ScoringModel
 from training.plots import draw_losses
-from training.runtime import checkpoint, collectives
+from training.runtime import checkpoint, collectives, start_up
 from training.runtime.interruption import InterruptionFlag, StoppedBySignal
 from training.runtime.progress import Meter, ProgressHook
 from training.runtime.ranks import Ranks
@@ -54,6 +55,7 @@ class Engine(Trainer):
         self.predictor = Predictor(config, ranks, device, between_batches=self.save_and_stop_if_requested)
         self.checkpoints = Checkpoints(run, config)
         self.meter = Meter()
+        self.results, self.losses = Results(), dict[str, float]()  # `losses` are those of the last step that was read
         self.commit_lock = threading.Lock()  # whoever holds it sees the state of a completed step
 
     # ------------------------------------------------------------------------------------------------- the loop
@@ -99,21 +101,40 @@ class Engine(Trainer):
                 self.stopwatch.loaded()
                 step_started = time.perf_counter()
                 rate = learning_rate(position.global_step, self.total_steps, self.config)
-                try:
-                    losses = self.step.compute(batch, position.global_step)
-                except NonFiniteLoss as error:
-                    raise UserError(self._non_finite_loss_text(error, batch.action_index)) from None
+                result = self.step.compute(batch, position.global_step)
                 with self.commit_lock:
                     self.step.commit(rate)
-                    position.finish_step(losses["loss"])
+                    position.finish_step()
+                    self.results.add(result)
+                is_logged = position.global_step % self.config.log_every == 0 or position.step == steps
+                self._read_losses(leave=0 if is_logged else STEPS_AHEAD)
                 self.meter.add(step_started - load_started, time.perf_counter() - step_started)
+                start_up.log_first_step(step_started - load_started, time.perf_counter() - step_started)
                 bar.update()
-                if position.global_step % self.config.log_every == 0 or position.step == steps:
-                    self._log_step(steps, losses, rate)
+                if is_logged:
+                    self._log_step(steps, rate)
                 # the clocks of the ranks may differ here, but only the first rank writes
                 if self.checkpoints.is_due(position.global_step):
                     self.save()
                 self.save_and_stop_if_requested()
+
+    def _read_losses(self, leave: int = 0) -> None:
+        """Wait for the losses of all steps but the last `leave`. Every rank calls it after the same steps.
+
+        Raises:
+            UserError: the loss or gradient of one of these steps is not finite; no step has changed the weights since.
+        """
+        with self.commit_lock:
+            self._add_losses(leave)
+        try:
+            self.results.raise_failure(before=self.position.global_step - leave)
+        except NonFiniteLoss as error:
+            raise UserError(self._non_finite_loss_text(error)) from None
+
+    def _add_losses(self, leave: int = 0) -> None:
+        for losses in self.results.read(leave):
+            self.losses = losses
+            self.position.loss_sum += losses["loss"]
 
     def _finish_epoch(self, val_data: ActionDataset, steps: int, started: float) -> None:
         """Validate, count the epoch as completed, log and save."""
@@ -149,22 +170,23 @@ class Engine(Trainer):
         position, patience = self.position, self.config.patience
         return bool(patience and position.best_epoch and position.epoch - position.best_epoch >= patience)
 
-    def _non_finite_loss_text(self, error: NonFiniteLoss, own_indices: torch.Tensor) -> str:
+    def _non_finite_loss_text(self, error: NonFiniteLoss) -> str:
         """The message about a loss that is not finite, with the ranks and actions whose outputs are not."""
-        indices = torch.cat(collectives.gather_objects(own_indices))  # (B,) of the global batch
+        indices = torch.cat(collectives.gather_objects(error.own_indices.cpu()))  # (B,) of the global batch
         rows_per_rank = len(indices) // self.ranks.world_size
         names_of_rank: dict[int, list[str]] = {}
         for row in error.rows or range(len(indices)):
             name = self.train_data.actions[int(indices[row])].name
             names_of_rank.setdefault(row // rows_per_rank, []).append(name)
         where = "; ".join(f"rank {rank}: actions {', '.join(names)}" for rank, names in names_of_rank.items())
-        return f"the loss became {error.loss} at step {self.position.global_step + 1}, before the weights were updated ({where}): lower --learning_rate, set --clip_grad 1, or give --precision fp32"
+        return f"the loss became {error.loss} at step {error.step + 1}, before the weights were updated ({where}): lower --learning_rate, set --clip_grad 1, or give --precision fp32"
 
     # ------------------------------------------------------------------------------------- stopping and resuming
 
     def save_and_stop_if_requested(self) -> None:
         """At a step boundary: save and stop all ranks if any rank received a signal."""
         if status := self._requested_status():
+            self._read_losses()
             self.save()
             self._stop(status)
 
@@ -175,7 +197,7 @@ class Engine(Trainer):
 
     def _requested_status(self) -> int:
         """The exit status if any rank received a signal, else 0; the same on every rank."""
-        return collectives.max_over_ranks(self.interruption.status, self.device)
+        return collectives.max_over_ranks(self.interruption.status)
 
     def _stop(self, status: int) -> None:
         collectives.on_first_rank(self.checkpoints.wait)
@@ -189,11 +211,21 @@ class Engine(Trainer):
 
     def save(self, is_best: bool = False) -> None:
         """On the first rank: start to write the checkpoint of the present position and, with `is_best`, best.pt."""
-        if self.ranks.is_first:
+        if not self.ranks.is_first:
+            return
+        with self.commit_lock:
+            self._add_losses()
+        if self.results.failure is None:  # else all ranks will raise it after the same step
             self.checkpoints.save(self.state(), is_best)
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs. No random state is in it, since every random number is a function of the position."""
+        """What a resume needs. No random state is in it, since every random number is a function of the position.
+
+        Raises:
+            UserError: a loss or gradient was not finite.
+        """
+        self._add_losses()
+        self.results.raise_failure(before=self.position.global_step)
         return {**self.step.state(), "position": asdict(self.position), **self.trained_on}
 
     def resume(self) -> None:
@@ -229,9 +261,9 @@ class Engine(Trainer):
 
     # ------------------------------------------------------------------------------------------------- reporting
 
-    def _log_step(self, steps: int, losses: dict[str, float], rate: float) -> None:
-        """Log the losses of this step, and the mean times since the last call."""
-        position, times = self.position, self.meter.means()
+    def _log_step(self, steps: int, rate: float) -> None:
+        """Log the losses of this step, which are read, and the mean times since the last call."""
+        position, losses, times = self.position, self.losses, self.meter.means()
         slow_ranks = self.slow_ranks.exchange(self.stopwatch.take())
         self._report("running", slow_ranks=slow_ranks, **self.meter.throughput(self.config.batch_size))
         memory = ""

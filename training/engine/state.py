@@ -29,7 +29,7 @@ class Position:
     epoch: int = 0  # completed epochs, validation included
     step: int = 0  # completed steps of the present epoch
     global_step: int = 0  # completed steps of all epochs
-    loss_sum: float = 0.0  # over the completed steps of the present epoch
+    loss_sum: float = 0.0  # over the completed steps of the present epoch, as far as their losses are read
     best_epoch: int = 0  # 1-based; 0 before the first validation
     best: float = math.nan  # the metric that chooses (Task.metric), of the validation of that epoch
 
@@ -38,9 +38,9 @@ class Position:
         """The position of a checkpoint; the first edition named `best` best_spearman."""
         return cls(**{"best" if name == "best_spearman" else name: value for name, value in record.items()})
 
-    def finish_step(self, loss: float) -> None:
-        """Count a step as completed."""
-        self.step, self.global_step, self.loss_sum = self.step + 1, self.global_step + 1, self.loss_sum + loss
+    def finish_step(self) -> None:
+        """Count a step as completed; its loss is added later."""
+        self.step, self.global_step = self.step + 1, self.global_step + 1
 
     def finish_epoch(self, value: float) -> bool:
         """Count an epoch as completed; returns whether its validation metric is the best so far."""
