@@ -197,7 +197,19 @@ class Chaos:
     @kind(REQUEUED)
     def stop_loader(self) -> None:
         """SIGSTOP of the loader processes"""
-        self._while_running(lambda: self._signal_loaders(signal.SIGSTOP))
+        stopped: set[int] = set()
+        self._while_running(lambda: stopped.update(self._signal_loaders(signal.SIGSTOP)))
+        for pid in stopped:  # without cgroups Slurm does not find those whose parent has ended
+            with suppress(OSError):
+                if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+
+    @kind(GOES_ON)
+    def pause_loader(self) -> None:
+        """SIGSTOP of the loader processes, and SIGCONT after 3 s"""
+        self._signal_loaders(signal.SIGSTOP)
+        time.sleep(3)
+        self._signal_loaders(signal.SIGCONT)
 
     @kind(GOES_ON)
     def restart_slurmd(self) -> None:
@@ -240,7 +252,7 @@ class Chaos:
         """the clock of a rank jumps by a day"""
         self._ask_rank("clock", random.choice(["86400", "-86400"]))
 
-    @kind(REQUEUED)
+    @kind(SUBMITTED)
     def wrong_shape(self) -> None:
         """the batch of a rank has half the rows"""
         self._ask_rank("shape", "")
@@ -262,10 +274,12 @@ class Chaos:
                 action()
                 time.sleep(every_s)
 
-    def _signal_loaders(self, number: signal.Signals) -> None:
-        for loader in [p for training in processes_of(self.job).values() for p in worker_processes(training)]:
+    def _signal_loaders(self, number: signal.Signals) -> list[int]:
+        loaders = [p for training in processes_of(self.job).values() for p in worker_processes(training)]
+        for loader in loaders:
             with suppress(ProcessLookupError):  # it has ended
                 os.kill(loader, number)
+        return loaders
 
     def _repair(self, node: str) -> None:
         call("bash", NODE, "up", node)
@@ -276,6 +290,18 @@ class Chaos:
             return set(states) <= {"idle", "mixed", "allocated"}
 
         wait_for(is_up, f"node {node}")
+
+
+def _steps_left(job: str) -> list[Path]:
+    """The processes of Slurm that run a step of this job."""
+
+    def runs_step(process: Path) -> bool:
+        try:
+            return (process / "cmdline").read_bytes().startswith(f"slurmstepd: [{job}.".encode())
+        except OSError:
+            return False
+
+    return [path for path in Path("/proc").glob("[0-9]*") if runs_step(path)]
 
 
 def _restarts(job: str) -> int:
@@ -315,8 +341,9 @@ def main(argv: Sequence[str]) -> int:
 
     chaos = Chaos(config.folder, [*flags, "--peer_timeout_min", PEER_TIMEOUT_MIN])
     names = config.kinds or tuple(KINDS)
-    deck = list(names) * math.ceil(config.faults / len(names))
-    draw.shuffle(deck)
+    deck: list[str] = []
+    while len(deck) < config.faults:  # each kind about equally often; those without a restart are quick
+        deck += draw.sample(names, len(names))
     endings: dict[str, list[Ending]] = {}
     started = time.monotonic()
     chaos.submit()
@@ -397,8 +424,10 @@ def _suffer(chaos: Chaos, fault: Kind) -> Ending:
         states = job_states(chaos.job)
         if found := _resumed(chaos, before):
             return found
-        if states == ["PENDING"]:
-            time.sleep(1.5)  # as in start_again, but the job may have started by itself
+        if states == ["PENDING"]:  # or it started by itself meanwhile
+            # on a busy machine Slurm still sends TERM to the steps of the last start, and the next ones have the same ids
+            wait_for(lambda: not _steps_left(chaos.job), "the last start to end")
+            time.sleep(3)
             subprocess.run(["scontrol", "update", f"jobid={chaos.job}", "starttime=now"], capture_output=True)
         elif states and set(states) <= FINAL:
             assert states != ["COMPLETED"], f"the training ended during {fault.name}"

@@ -10,6 +10,7 @@ DEEPSPORTS_TEST_FAULTS      a folder: a rank that finds its file there removes i
 Without these variables it changes nothing.
 """
 
+import contextlib
 import ctypes
 import importlib.abc
 import importlib.machinery
@@ -56,17 +57,19 @@ def _slow_schedule(module):
 
 
 def _small_batch(module):
-    compute = module.Step.compute
+    batches_of_epoch = module.training_batches
 
-    def with_fault(self, batch, *arguments):
-        if _fault("shape") is not None:
-            batch = module.chunk_batch(batch, 2)[0]
-        return compute(self, batch, *arguments)
+    def training_batches(*arguments, **named):
+        from training.data.batch import chunk_batch
 
-    module.Step.compute = with_fault
+        with contextlib.closing(batches_of_epoch(*arguments, **named)) as batches:
+            for batch in batches:
+                yield batch if _fault("shape") is None else chunk_batch(batch, 2)[0]
+
+    module.training_batches = training_batches
 
 
-_CHANGES = {"training.schedule": _slow_schedule, "training.engine.step": _small_batch}
+_CHANGES = {"training.schedule": _slow_schedule, "training.data.loader": _small_batch}
 
 
 class _Finder(importlib.abc.MetaPathFinder):
