@@ -293,3 +293,10 @@ def test_in_fp16_the_scaler_skips_what_follows_a_failed_step(tmp_path: Path):
         engine.step.compute(batch, number)
         engine.step.commit(0.05)
     assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+
+
+def test_a_batch_with_too_few_rows_is_refused(tmp_path: Path):
+    engine = engine_of(tmp_path)
+    engine._check_rows(batch_of(engine))
+    with pytest.raises(UserError, match="the batch of rank 0 for step 1 has 4 actions instead of 8: fix the reader"):
+        engine._check_rows(chunk_batch(batch_of(engine), 2)[0])
