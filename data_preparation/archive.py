@@ -8,6 +8,7 @@ reads loose frames (loose_frames.py), such as `whole_videos_frames/NN/000123.jpg
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,12 @@ class FrameReader:
                     "delete it and extract the video again",
                 ) from None
         return self._archive
+
+    @cached_property
+    def content_hash(self) -> bytes:
+        """A hash of the names, sizes and checksums in an archive: the same for a copy of it, another after a new extraction."""
+        entries = [(entry.filename, entry.file_size, entry.CRC) for entry in self._zip().infolist()]
+        return hashlib.sha256(repr(entries).encode()).digest()
 
     @property
     def provenance(self) -> dict[str, Any]:

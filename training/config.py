@@ -211,6 +211,19 @@ class TrainConfig(BackboneFlags, MethodFlags):
     workers: int = flag(2, "DataLoader workers of each rank; 0 loads in the main process.", minimum=0, may_change=True)
     prefetch: int = flag(4, "Batches that each worker prefetches.", minimum=1, may_change=True)
 
+    cache: str = flag(
+        "none",
+        "Keep decoded frames on each node, shared by its ranks and workers and filled on first use: ram (/dev/shm, removed at the end), or a folder on a disk of the node. The pixels are the same.",
+        allowed="none, ram, path",
+        may_change=True,
+    )
+    cache_gb: float = flag(
+        0.0,
+        "Size of --cache in GiB; 0: half of what is free at the start, of the disk and of the job's memory.",
+        minimum=0,
+        may_change=True,
+    )
+
     # --- the backbone
     model: str = flag("timesformer", "Backbone, from video to features.", choices=plugins.names(BACKBONES))
     pretrained_model: str = flag(
@@ -543,6 +556,14 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(f"--model {c.model} reads no frames: leave --flip and --augment out")
     if c.augment_on == "device" and c.augment == "none":
         faults.append("--augment_on device without augmentation: give --augment randaugment, or leave it out")
+    if c.reads != "video" and c.cache.lower() != "none":
+        faults.append(f"--model {c.model} reads no frames: leave --cache out")
+    if c.frame_decode == "gpu" and c.cache.lower() != "none":
+        faults.append(
+            "--cache keeps what the workers decode, and --frame_decode gpu decodes on the GPU: leave one of them out"
+        )
+    if c.cache_gb and c.cache.lower() == "none":
+        faults.append(f"--cache_gb {c.cache_gb:g} without a cache: give --cache ram or a folder, or leave it out")
     if c.reads != "video" and c.frame_decode != "full":
         faults.append(f"--model {c.model} reads no frames: leave --frame_decode out")
     if c.frame_decode == "gpu" and c.augment != "none" and c.augment_on == "loader":

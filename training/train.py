@@ -31,6 +31,7 @@ from data_preparation.common.limits import limit_error_text
 from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
+from training.data.cache import opened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.loader import keep_workers
 from training.data.machine import check_machine
@@ -40,6 +41,7 @@ from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
 from training.engine.loop import Engine
 from training.engine.prediction import resolve_precision
+from training.engine.survivors import Survivors
 from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
@@ -121,7 +123,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     model.method.observe(splits.train)
     start_up.reached("model")
     stop_before_start(interruption, ranks)  # building the model can take long
-    check_machine(config, model, ranks, device, splits, trains=True)
+    memory_left = check_machine(config, model, ranks, device, splits, trains=True)
     start_up.reached("checks of the machine")
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status):
@@ -136,7 +138,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             splits.facts.record() | stored_record(source, splits.known),
         )
     )
-    with record_failure(run, failure_text) if ranks.is_first else nullcontext(), keep_workers():
+    reporting = record_failure(run, failure_text) if ranks.is_first else nullcontext()
+    with reporting, opened(config, memory_left), keep_workers():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         start_up.reached("ranks and run folder")
         model.to(device)
@@ -149,19 +152,20 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             model, config, run, ranks, device, interruption, on_progress
         )
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
-        with closing(trainer):
-            trainer.resume()
-            start_up.reached("checkpoint")
-            warn_of_time_limit(ranks)
-            trainer.fit(train_data, val_data)
-        trainer.complete_val_predictions(val_data)
-        trainer.complete_novelty(train_data, val_data)
-        collectives.on_first_rank(partial(write_calibration, run, trainer.task))
-        if config.evaluate:
-            summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
-            for line in result_lines(summary):
-                log.info(line)
-        trainer.report_finished()
+        with Survivors(trainer, run):
+            with closing(trainer):
+                trainer.resume()
+                start_up.reached("checkpoint")
+                warn_of_time_limit(ranks)
+                trainer.fit(train_data, val_data)
+            trainer.complete_val_predictions(val_data)
+            trainer.complete_novelty(train_data, val_data)
+            collectives.on_first_rank(partial(write_calibration, run, trainer.task))
+            if config.evaluate:
+                summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
+                for line in result_lines(summary):
+                    log.info(line)
+            trainer.report_finished()
         log.info("Loss plot: %s", run.plot_file(config))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-import threading
 import time
+from collections import deque
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +21,7 @@ from training.data.dataset import ActionDataset
 from training.data.loader import epoch_length, training_batches
 from training.engine.prediction import Predictor, validation_metrics, validation_text
 from training.engine.results import STEPS_AHEAD, NonFiniteLoss, Results
-from training.engine.state import Checkpoints, Position
+from training.engine.state import Checkpoints, Position, best_checkpoint_content
 from training.engine.step import Step
 from training.engine.trainer import Trainer
 from training.model import ScoringModel
@@ -57,7 +57,12 @@ class Engine(Trainer):
         self.checkpoints = Checkpoints(run, config)
         self.meter = Meter()
         self.results, self.losses = Results(), dict[str, float]()  # `losses` are those of the last step that was read
-        self.commit_lock = threading.Lock()  # whoever holds it sees the state of a completed step
+        # What survivors of a lost rank save, see survivors.py. The last lines of metrics.jsonl: a node that loses its power
+        # takes with it lines that are not on disk yet. The weights of best.pt: only the first rank writes it
+        self.records: deque[dict[str, Any]] = deque(maxlen=1000)
+        self.best: dict[str, Any] | None = None
+        self.resumed_at = (0, 0)
+        self.is_trained = False  # then the model may hold the weights of best.pt
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -79,6 +84,7 @@ class Engine(Trainer):
             if is_whole:  # and not the rest of an epoch after a resume
                 self._report("running", epoch_s=time.perf_counter() - started)
         collectives.on_first_rank(self.checkpoints.wait)
+        self.is_trained = True
         log.info(
             "Training is done: best epoch %d of %d, validation %s %.4f",
             self.position.best_epoch, self.position.epoch, self.task.metric.name, self.position.best,
@@ -108,9 +114,12 @@ class Engine(Trainer):
                     self.step.commit(rate)
                     position.finish_step()
                     self.results.add(result)
-                is_logged = position.global_step % self.config.log_every == 0 or position.step == steps
-                self._read_losses(leave=0 if is_logged else STEPS_AHEAD)
-                self.meter.add(step_started - load_started, time.perf_counter() - step_started)
+                    is_logged = position.global_step % self.config.log_every == 0 or position.step == steps
+                    self._add_losses(leave=0 if is_logged else STEPS_AHEAD)
+                    self.meter.add(step_started - load_started, time.perf_counter() - step_started)
+                    if is_logged:
+                        self.records.append(self._step_record(rate))
+                self._raise_failure(leave=0 if is_logged else STEPS_AHEAD)
                 start_up.log_first_step(step_started - load_started, time.perf_counter() - step_started)
                 bar.update()
                 if is_logged:
@@ -132,20 +141,19 @@ class Engine(Trainer):
                 f"the batch of rank {self.ranks.rank} for step {self.position.global_step + 1} has {rows} actions instead of {share}: fix the reader of the data set, which must return one sample for each action"
             )
 
-    def _read_losses(self, leave: int = 0) -> None:
-        """Wait for the losses of all steps but the last `leave`. Every rank calls it after the same steps.
+    def _raise_failure(self, leave: int = 0) -> None:
+        """Every rank calls it after the same steps.
 
         Raises:
-            UserError: the loss or gradient of one of these steps is not finite; no step has changed the weights since.
+            UserError: the loss or gradient of a step before the last `leave` is not finite; no step has changed the weights since.
         """
-        with self.commit_lock:
-            self._add_losses(leave)
         try:
             self.results.raise_failure(before=self.position.global_step - leave)
         except NonFiniteLoss as error:
             raise UserError(self._non_finite_loss_text(error)) from None
 
     def _add_losses(self, leave: int = 0) -> None:
+        """Wait for the losses of all steps but the last `leave`. The caller holds the commit lock."""
         for losses in self.results.read(leave):
             self.losses = losses
             self.position.loss_sum += losses["loss"]
@@ -163,10 +171,14 @@ class Engine(Trainer):
         value = metrics[f"val_{metric.key}"]
         if math.isnan(value):
             log.warning("Validation %s is undefined: %s", metric.name, metric.undefined)
-        is_best = position.finish_epoch(value)
-        if self.ranks.is_first:
+        with self.commit_lock:
+            is_best = position.finish_epoch(value)
             record = {"type": "epoch", "epoch": position.epoch, "step": position.global_step, **metrics}
-            self._record({**record, "seconds": time.perf_counter() - started})
+            self.records.append({**record, "seconds": time.perf_counter() - started})
+            if is_best and not self.ranks.is_first:  # the first rank may die before it has written best.pt
+                self.best = checkpoint.copy_to_host(best_checkpoint_content(self.state()), self.best)
+        if self.ranks.is_first:
+            self._record(self.records[-1])
         if is_best:  # before the checkpoint, so that a resume never lacks them
             self._save_val_predictions(model.method, rows, val_data)
         self.save(is_best)
@@ -200,7 +212,9 @@ class Engine(Trainer):
     def save_and_stop_if_requested(self) -> None:
         """At a step boundary: save and stop all ranks if any rank received a signal."""
         if status := self._requested_status():
-            self._read_losses()
+            with self.commit_lock:
+                self._add_losses()
+            self._raise_failure()
             self.save()
             self._stop(status)
 
@@ -229,8 +243,23 @@ class Engine(Trainer):
             return
         with self.commit_lock:
             self._add_losses()
-        if self.results.failure is None:  # else all ranks will raise it after the same step
-            self.checkpoints.save(self.state(), is_best)
+            if self.results.failure is None:  # else all ranks will raise it after the same step
+                self.checkpoints.save(self.state(), is_best)
+
+    def place(self) -> tuple[int, int] | None:
+        """The place in the run of the last completed step, as long as this start has a step to save."""
+        place = (self.position.epoch, self.position.global_step)
+        return None if place == self.resumed_at or self.is_trained else place
+
+    def save_at_once(self) -> None:
+        """As the rank that was chosen after another one was lost: write the checkpoint of the last completed step.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with self.step.readable():
+            state = checkpoint.copy_to_host(self.state(), pinned=False)
+        self.checkpoints.save_at_once({**state, "records": list(self.records)}, self.best)
 
     def state(self) -> dict[str, Any]:
         """What a resume needs. No random state is in it, since every random number is a function of the position.
@@ -255,9 +284,10 @@ class Engine(Trainer):
                 self.load_state(checkpoint.load(path))
             log.info("Resuming %s at epoch %d, step %d", self.run.path, self.position.epoch + 1, self.position.step)
         if self.ranks.is_first:
-            self.run.rewind_metrics(self.position.epoch, self.position.global_step)
+            self.run.rewind_metrics(self.position.epoch, self.position.global_step, self.records)
             if path is not None and self.position.epoch < self.config.epochs:
                 self.run.record_resume(self.position.epoch, self.position.global_step)
+        self.resumed_at = (self.position.epoch, self.position.global_step)
         collectives.barrier()
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -271,6 +301,7 @@ class Engine(Trainer):
                 f"{self.run.path} was trained in {state['precision']} and this training uses {self.step.precision}: give --precision {state['precision']}, or give another --run_name"
             )
         self.step.load_state(state)
+        self.records.extend(state.get("records", ()))
         self.position = Position.from_record(state["position"])
 
     # ------------------------------------------------------------------------------------------------- reporting
@@ -290,6 +321,10 @@ class Engine(Trainer):
             rate, times["data_s"] * 1e3, times["step_s"] * 1e3, memory, self.progress.time_left_text(),
         )  # fmt: skip
         if self.ranks.is_first:
-            record = {"type": "step", "epoch": position.epoch + 1, "step": position.global_step, **losses, "lr": rate}
-            self._record({**record, **times})
+            self._record(self.records[-1])
         self.meter = Meter()
+
+    def _step_record(self, rate: float) -> dict[str, Any]:
+        """The record of the last completed step for metrics.jsonl."""
+        place = {"epoch": self.position.epoch + 1, "step": self.position.global_step}
+        return {"type": "step", **place, **self.losses, "lr": rate, **self.meter.means()}

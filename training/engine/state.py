@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,26 @@ class Checkpoints:
             return {newest: copy, **best}
 
         self.writer.put(state, files_of, before=self.run.sync_metrics, afterwards=self._delete_old)
+
+    def save_at_once(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
+        """Write the checkpoint of a state, and first best.pt with the content `best` if it is of an older epoch.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
+        self.wait()
+        position = state["position"]
+        newest = self.run.checkpoint_file(position["epoch"], position["global_step"])
+        if best is not None and best["position"]["best_epoch"] > self._best_epoch_on_disk():
+            checkpoint.save(self.run.best_checkpoint, best)
+        if not newest.exists():
+            checkpoint.save(newest, state)
+        self._delete_old()
+
+    def _best_epoch_on_disk(self) -> int:
+        with suppress(UserError):
+            return int(checkpoint.load(self.run.best_checkpoint, required={"position"})["position"]["best_epoch"])
+        return 0
 
     def wait(self) -> None:
         """Wait until the checkpoint is on disk.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from training.engine.results import StepResult
 from training.model import ScoringModel
 from training.rows import RunningStatistics, batch_part, gather_running_statistics, update_running_statistics
 from training.runtime.collectives import gather, gather_rows
+from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import seed_all
 
@@ -53,6 +55,7 @@ class Step:
         self._statistics: RunningStatistics = []
         # Whether a loss or gradient was not finite; from then on no step changes anything. Nothing waits for it to be known
         self.failed = torch.tensor(False, device=device)
+        self._committed: torch.cuda.Event | None = None  # of the last commit on a GPU of several
         self.average: AveragedModel | None = None
         if config.ema:
             self.average = weight_average(model, config.ema, lambda: self.failed, on_gpu=device.type == "cuda")
@@ -126,10 +129,10 @@ class Step:
                 torch.autograd.backward([graph[name] for name in names], [gradient[name] for name in names])
 
         self._statistics = gather_running_statistics(self.model, gather)
-        grad_norm = self._clip_gradient()
         if self.device.type == "cuda" and self.ranks.world_size > 1:
             # if a rank is lost, the sum of the gradients never ends, or it is wrong: it must not reach the weights
-            torch.cuda.current_stream(self.device).synchronize()
+            self._wait_for_gradient()
+        grad_norm = self._clip_gradient()
         return StepResult.of(step, {**losses, "grad_norm": grad_norm}, self.failed, outputs, own_indices)
 
     def commit(self, learning_rate: float) -> None:
@@ -144,6 +147,35 @@ class Step:
         update_running_statistics(self._statistics, self.failed)
         if self.average is not None:
             self.average.update_parameters(self.model)
+        if self.device.type == "cuda" and self.ranks.world_size > 1:
+            self._committed = torch.cuda.current_stream(self.device).record_event()
+
+    def _wait_for_gradient(self) -> None:
+        """Wait on the host for all that this step has launched on the GPU.
+
+        Raises:
+            ProcessLost: it takes longer than --peer_timeout_min.
+        """
+        computed = torch.cuda.current_stream(self.device).record_event()
+        deadline = time.monotonic() + self.config.peer_timeout_min * 60
+        while not computed.query():
+            if time.monotonic() > deadline:
+                raise ProcessLost(
+                    f"the sum of the gradients took longer than {self.config.peer_timeout_min:g} minutes: a rank hangs or the network is down, see the logs of the ranks"
+                )
+            time.sleep(0.0005)
+
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """Inside, any thread can copy the state of the last commit, though the main thread's stream may wait forever for a
+        rank that is lost."""
+        if self._committed is None:
+            yield
+            return
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_event(self._committed)
+        with torch.cuda.stream(stream):
+            yield
 
     def _forward(self, micro_batch: Batch, step: int, index: int, recomputing: bool = False) -> Tensors:
         """Outputs (b / accumulate, ...) of a micro-batch. Dropout depends on the seed and the step alone, so a second
