@@ -44,7 +44,7 @@ from tests.training.test_training import assert_same_run
 from training.runtime.run_folder import RunFolder
 
 SAVE_EVERY = 3
-MAX_STEPS_BETWEEN = 4  # from a start to its fault
+MAX_STEPS_BETWEEN = 3  # from a start to its fault
 STEP_S = 0.25
 PEER_TIMEOUT_MIN = 0.4
 SHM_MB = 64
