@@ -2,7 +2,7 @@
 10 to 30 s, so this is not a part of the suite. It needs root:
 
     bash tests/cluster/start.sh && source /tmp/deepsports-cluster/env.sh
-    python -m tests.chaos [--faults 100] [--kinds kill_rank stop_rank] [--seed 0] [--folder /tmp/deepsports-chaos]
+    python -m tests.chaos [--faults 100] [--minutes 40] [--kinds kill_rank stop_rank] [--seed 0]
 
 It prints a line for each fault and a table of the kinds. It fails unless every fault ends as its kind says (the training goes
 on, the job is requeued, or it ends with a sentence and is submitted again), costs at most the steps that its kind allows, and
@@ -61,9 +61,10 @@ class ChaosConfig:
     """Let a training suffer many faults."""
 
     faults: int = flag(100, "Number of faults.", minimum=1)
+    minutes: float = flag(0.0, "No fault after so many minutes; 0: no limit.", minimum=0.0)
     kinds: tuple[str, ...] = flag((), "Kinds of faults; none: all.")
     seed: int = flag(0, "Seed of the kinds and times.")
-    folder: Path = flag(Path("/tmp/deepsports-chaos"), "Folder for data and runs; it is emptied.")
+    folder: Path = flag(Path("/tmp/deepsports-chaos"), "Folder for data and runs; it is emptied, but for the data.")
 
 
 @dataclass(frozen=True)
@@ -329,16 +330,14 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--kinds {' '.join(unknown)} is unknown: there are {' '.join(KINDS)}")
     draw = random.Random(config.seed)
     random.seed(config.seed)
-    shutil.rmtree(config.folder, ignore_errors=True)
     data = config.folder / "set"
+    for old in config.folder.iterdir() if config.folder.is_dir() else ():
+        if old != data:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
     run_python("-m", "data_preparation.synthetic", "--dataset", data, "--videos", 2, "--dives", DIVES)
     run_python("-m", "data_preparation.extract", "--dataset", data, "--height", 72, "--verify")
     epochs = math.ceil(config.faults * (MAX_STEPS_BETWEEN + 2) / _steps_per_epoch(DIVES)) + 1
     flags = [*TINY_MODEL, "--epochs", epochs, "--log_every", 1, "--checkpoint_every", SAVE_EVERY, "--drop_path", 0.2, "--ema", 0.9]  # fmt: skip
-    whole = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 20000 + os.getpid() % 9000]
-    undisturbed = config.folder / "undisturbed"
-    run_python(*whole, "-m", "training.train", *config_flags(), *data_flags(data), *flags, "--runs_dir", undisturbed)
-
     chaos = Chaos(config.folder, [*flags, "--peer_timeout_min", PEER_TIMEOUT_MIN])
     names = config.kinds or tuple(KINDS)
     deck: list[str] = []
@@ -348,6 +347,8 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     chaos.submit()
     for number, name in enumerate(deck[: config.faults], start=1):
+        if config.minutes and time.monotonic() - started > 60 * config.minutes:
+            break
         if not _let_it_run(chaos, draw):
             print("the training ended before its last fault", flush=True)
             break
@@ -363,6 +364,9 @@ def main(argv: Sequence[str]) -> int:
     wait_for(lambda: _ended(chaos), "the end", 900)
     print(f"\n{sum(map(len, endings.values()))} faults of {len(endings)} kinds in {minutes:.1f} minutes\n")
     is_right = print_table(endings)
+    whole = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 20000 + os.getpid() % 9000]
+    undisturbed = config.folder / "undisturbed"
+    run_python(*whole, "-m", "training.train", *config_flags(), *data_flags(data), *flags, "--runs_dir", undisturbed)
     assert_same_run(undisturbed / "quickstart", chaos.run)
     print("The run is the same, bit for bit: metrics, last and best weights.")
     return 0 if is_right else 1
@@ -435,7 +439,8 @@ def _suffer(chaos: Chaos, fault: Kind) -> Ending:
             chaos.submit()
         return None
 
-    return Ending(how, *wait_for(resumed, "the job to resume"))
+    reached, step = wait_for(resumed, "the job to resume")
+    return Ending(how, reached, step)
 
 
 _RESUMING = "INFO    Resuming "
