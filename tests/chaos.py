@@ -50,6 +50,9 @@ PEER_TIMEOUT_MIN = 0.4
 SHM_MB = 64
 DIVES = 240
 
+_RESUMING = "INFO    Resuming "
+_LOST = " lost contact with other ranks of the run "
+
 GOES_ON, REQUEUED, SUBMITTED = "goes on", "requeued", "submitted again"
 # steps that may be computed again: those since the last checkpoint, the running one, and the one before, whose checkpoint was
 # being written
@@ -185,7 +188,11 @@ class Chaos:
     @kind(REQUEUED)
     def stop_rank(self) -> None:
         """SIGSTOP of a rank"""
-        os.kill(self._any_rank(), signal.SIGSTOP)
+        rank, before = self._any_rank(), self.log.read_text().count(_LOST)
+        os.kill(rank, signal.SIGSTOP)
+        wait_for(lambda: self.log.read_text().count(_LOST) > before, "the other rank to notice")
+        with suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)  # as srun does a minute later (--wait)
 
     @kind(GOES_ON)
     def pause_rank(self) -> None:
@@ -243,7 +250,7 @@ class Chaos:
         for inside in (*([f"--target={pid}", "--mount"] for pid in ranks), [f"--target={os.getpid()}", "--mount"]):
             call("nsenter", *inside, "sh", "-c", script)
         try:
-            wait_for(lambda: set(job_states(self.job)) <= FINAL, "the job to end")
+            wait_for(self._has_ended, "the job to end")
         finally:
             call("umount", runs)
             call("umount", view)
@@ -259,6 +266,13 @@ class Chaos:
         self._ask_rank("shape", "")
 
     # ------------------------------------------------------------------------------------------------------ helpers
+
+    def _has_ended(self) -> bool:
+        """Whether the job has ended for good; if it is requeued, let it start now."""
+        states = job_states(self.job)
+        if states == ["PENDING"]:
+            start_now(self.job)
+        return set(states) <= FINAL
 
     def _any_rank(self) -> int:
         return random.choice(list(processes_of(self.job).values()))
@@ -291,6 +305,14 @@ class Chaos:
             return set(states) <= {"idle", "mixed", "allocated"}
 
         wait_for(is_up, f"node {node}")
+
+
+def start_now(job: str) -> None:
+    """Let a requeued job start now, unless it has started by itself meanwhile."""
+    # on a busy machine Slurm still sends TERM to the steps of the last start, and the next ones have the same ids
+    wait_for(lambda: not _steps_left(job), "the last start to end")
+    time.sleep(3)
+    subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], capture_output=True)
 
 
 def _steps_left(job: str) -> list[Path]:
@@ -428,11 +450,8 @@ def _suffer(chaos: Chaos, fault: Kind) -> Ending:
         states = job_states(chaos.job)
         if found := _resumed(chaos, before):
             return found
-        if states == ["PENDING"]:  # or it started by itself meanwhile
-            # on a busy machine Slurm still sends TERM to the steps of the last start, and the next ones have the same ids
-            wait_for(lambda: not _steps_left(chaos.job), "the last start to end")
-            time.sleep(3)
-            subprocess.run(["scontrol", "update", f"jobid={chaos.job}", "starttime=now"], capture_output=True)
+        if states == ["PENDING"]:
+            start_now(chaos.job)
         elif states and set(states) <= FINAL:
             assert states != ["COMPLETED"], f"the training ended during {fault.name}"
             how = SUBMITTED
@@ -441,9 +460,6 @@ def _suffer(chaos: Chaos, fault: Kind) -> Ending:
 
     reached, step = wait_for(resumed, "the job to resume")
     return Ending(how, reached, step)
-
-
-_RESUMING = "INFO    Resuming "
 
 
 def _resumed(chaos: Chaos, before: int) -> tuple[int, int] | None:
