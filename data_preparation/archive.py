@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import shlex
+import struct
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,9 @@ from data_preparation.similar_files import names_in, names_like_video, numbering
 
 PROVENANCE = "provenance.json"
 _MAX_OPEN_READERS = 256
+_LOCAL_HEADER = struct.Struct(
+    "<4s22xHH"
+)  # of a ZIP entry: its signature, the lengths of its name and of its extra field
 # exceptions that zipfile raises for damaged archives
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
@@ -164,7 +169,9 @@ class FrameReader:
         try:
             if self.loose:
                 return self.loose.path(number).read_bytes()
-            return self._zip().read(frame_name(number))
+            archive, name = self._zip(), frame_name(number)
+            found = stored_bytes(archive, archive.getinfo(name))
+            return archive.read(name) if found is None else found
         except (KeyError, FileNotFoundError):
             raise UserError(f"{self.path} has no frame {number}: extract the video again") from None
         except _ZIP_FAULTS as error:
@@ -174,14 +181,14 @@ class FrameReader:
                 f"{self.path}: frame {number} is damaged ({first_line(error)}): delete the archive and extract the video again"
             ) from None
 
-    def image(self, number: int) -> np.ndarray:
-        """Read a frame as (H, W, 3) uint8 RGB.
+    def image(self, number: int, least: tuple[int, int] | None = None) -> np.ndarray:
+        """Read a frame as (H, W, 3) uint8 RGB. `least` is that of `decode_image`.
 
         Raises:
             UserError: as `read`, or the JPEG cannot be decoded.
         """
         try:
-            return simplejpeg.decode_jpeg(self.read(number), colorspace="RGB")
+            return decode_image(self.read(number), least)
         except ValueError as error:
             raise UserError(
                 f"{self.path}: frame {number} is not a readable JPEG ({first_line(error)}): extract the video again"
@@ -192,7 +199,8 @@ class FrameReaders:
     """The readers of the videos in a folder of frames, opened when they are needed.
 
     A set of clips has thousands of archives, so the archive that was not read for the longest time is closed when more
-    than `limit` are open. Pickled, it has no reader: each process opens its own.
+    than `limit` are open. Pickled, it has no reader: each process opens its own, and shares them between the unpickled objects
+    of a folder.
     """
 
     def __init__(self, frames_dir: Path, limit: int | None = None) -> None:
@@ -220,7 +228,12 @@ class FrameReaders:
         return len(self._readers)
 
     def __reduce__(self) -> tuple:
-        return FrameReaders, (self.frames_dir,)
+        return _readers_of, (self.frames_dir,)
+
+
+@cache
+def _readers_of(frames_dir: Path) -> FrameReaders:
+    return FrameReaders(frames_dir)
 
 
 def max_open_readers() -> int:
@@ -245,6 +258,43 @@ def source_rate(record: dict[str, Any]) -> Fraction | None:
         return Fraction(record["source"]["frames_per_second"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def stored_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes | None:
+    """The bytes of an uncompressed entry, in one read and in half the time of `archive.read`. None if it is compressed, encrypted
+    or damaged: then `archive.read` knows more.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or archive.fp is None:
+        return None
+    begin = _LOCAL_HEADER.size + len(entry.orig_filename.encode())
+    data = os.pread(archive.fp.fileno(), begin + entry.file_size, entry.header_offset)
+    if len(data) < begin + entry.file_size or _LOCAL_HEADER.unpack_from(data) != (
+        b"PK\3\4",
+        begin - _LOCAL_HEADER.size,
+        0,
+    ):
+        return None
+    content = data[begin:]
+    return content if zlib.crc32(content) == entry.CRC else None
+
+
+def decode_image(jpeg: bytes, least: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode a JPEG to (H, W, 3) uint8 RGB, by libjpeg-turbo.
+
+    With `least` (height, width) it is decoded at half, 3/8, a quarter or an eighth of its size, whichever is the smallest that is at
+    least that large in both directions; else in full. (5/8 to 7/8 take longer than the full size.)
+
+    Raises:
+        ValueError: the JPEG cannot be decoded.
+    """
+    if least is not None:
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+        if -(-height // 2) >= least[0] and -(-width // 2) >= least[1]:
+            return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", min_height=least[0], min_width=least[1], min_factor=1)
+    return simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
 
 
 def decode_grey(jpeg: bytes, height: int) -> np.ndarray:

@@ -38,7 +38,7 @@ from training import plugins
 from training.config import TrainConfig, as_record, differences, path_faults
 from training.data.dataset import ActionDataset, Plan
 from training.data.features import ABOUT, FeatureFile
-from training.data.loader import batches_of
+from training.data.loader import batches_of, keep_workers
 from training.data.plan import Arrays, Sample
 from training.data.sources import source_of
 from training.data.workers import start_server
@@ -172,11 +172,13 @@ def extract(options: FeaturesConfig, config: TrainConfig, ranks: Ranks) -> str:
         parts.mkdir(parents=True, exist_ok=True)
     mine = list(missing_parts(parts, len(batches)))[ranks.rank :: ranks.world_size]
     collectives.barrier()  # every rank has listed the missing parts before any rank writes one
-    for number in tqdm(mine, desc="features", unit="part", disable=not (ranks.is_first and sys.stderr.isatty())):
-        arrays = compute_part(model, data, config, device, batches[number])
-        with reporting_write_errors(parts):
-            write_atomic(part_file(parts, number), array_bytes(arrays))
-        log.info("Part %d of %d: features of %d actions", number + 1, len(batches), len(arrays))
+    shows_bar = ranks.is_first and sys.stderr.isatty()
+    with keep_workers():
+        for number in tqdm(mine, desc="features", unit="part", disable=not shows_bar):
+            arrays = compute_part(model, data, config, device, batches[number])
+            with reporting_write_errors(parts):
+                write_atomic(part_file(parts, number), array_bytes(arrays))
+            log.info("Part %d of %d: features of %d actions", number + 1, len(batches), len(arrays))
     collectives.barrier()
     about = partial(about_features, options, config, actions)
     return collectives.on_first_rank(lambda: join_parts(options.output, parts, len(batches), actions, about()))

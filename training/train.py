@@ -32,6 +32,7 @@ from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
 from training.data.dataset import ActionDataset, label_faults
+from training.data.loader import keep_workers
 from training.data.machine import check_machine
 from training.data.sources import Source, source_of
 from training.data.splits import Splits, load_splits
@@ -131,7 +132,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             splits.facts.record() | stored_record(source, splits.known),
         )
     )
-    with record_failure(run, failure_text) if ranks.is_first else nullcontext():
+    with record_failure(run, failure_text) if ranks.is_first else nullcontext(), keep_workers():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         model.to(device)
         log_setup(config, ranks, device, precision, model, splits)

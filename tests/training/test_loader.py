@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from data_preparation.common.errors import UserError
 from data_preparation.common.workers import kill_workers
 from tests.conftest import run_python
 from training.config import TrainConfig
-from training.data.loader import training_batches
+from training.data.loader import keep_workers, training_batches
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
 
@@ -113,3 +115,37 @@ def test_a_lost_worker_and_a_bug_have_different_messages():
 def test_an_exception_in_a_worker_keeps_its_message(raised: Exception, kind: type, sentence: str, workers: int):
     with pytest.raises(kind, match=sentence):
         list(batches_of(Numbers(raising=raised), workers=workers))
+
+
+def test_workers_start_once_for_all_passes_and_serve_several_data_sets():
+    with keep_workers():
+        passes = []
+        for epoch in range(4):
+            data = Numbers(slow=9) if epoch % 2 else Numbers()
+            found = list(batches_of(data, batch_size=1, workers=2))
+            passes.append(([int(batch["index"]) for batch in found], {w.pid for w in active_children()}))
+            if epoch == 1:  # an open pass has its workers for itself
+                first, second = (batches_of(data, batch_size=1, workers=2) for _ in range(2))
+                pairs = list(zip(first, second, strict=True))
+                assert [int(a["index"]) for a, _ in pairs] == [int(b["index"]) for _, b in pairs] == passes[-1][0]
+    assert len({tuple(order) for order, _ in passes}) == 1
+    assert passes[0][1] == passes[1][1] <= passes[3][1]
+    assert not active_children()
+
+
+def test_a_worker_that_dies_in_a_later_pass_is_reported_and_leaves_no_process():
+    with keep_workers():
+        order = [int(batch["index"]) for batch in batches_of(Numbers(), batch_size=1, workers=2)]
+        batches = batches_of(Numbers(slow=order[-1]), batch_size=1, workers=2)
+        next(batches)
+        os.kill(active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(ProcessLost, match="a worker died"):
+            list(batches)
+        # idle workers that died are replaced; one that is stopped does not hold up the end
+        list(batches_of(Numbers(), batch_size=1, workers=2))
+        killed = active_children()[0]
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.join()
+        assert len(list(batches_of(Numbers(), batch_size=1, workers=2))) == 4
+        os.kill(active_children()[0].pid, signal.SIGSTOP)
+    assert not active_children()

@@ -15,7 +15,8 @@ from data_preparation.actions import Action, ActionKey, plain_key, sort_key
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.augment import as_tensor, without_changes
-from training.data.batch import Batch
+from training.data.batch import Batch, Tensors
+from training.data.handover import Clips, Loaded
 from training.data.plan import Arrays, ClipSpec, Sample
 from training.data.sources import Source, source_of, views_of_test
 from training.runtime.seeding import generator
@@ -161,16 +162,21 @@ class ClipReader(Dataset):
         self.source, self.draws_only = source, draws_only
 
     def __getitem__(self, planned: PlannedSample) -> Batch:
-        """The tensors of one action, without the batch dimension."""
-        sample = planned.sample
-        given, labels = (
-            {name: torch.as_tensor(value) for name, value in group.items()} for group in (sample.given, sample.labels)
-        )
-        drawn = {name: clip for name, clip in sample.clips.items() if self.draws_only and clip.look}
-        plain = {name: without_changes(clip) for name, clip in drawn.items()}
-        clips = {name: self.source.read(clip) for name, clip in {**sample.clips, **plain}.items()}
-        looks = {name: as_tensor(clip) for name, clip in drawn.items()}
-        return Batch(clips, given, labels, torch.tensor(planned.action_index), looks)
+        """The tensors of one action on the CPU, without the batch dimension."""
+        return self.__getitems__([planned]).finish(torch.device("cpu")).map(lambda tensor: tensor[0])
+
+    def __getitems__(self, planned: Sequence[PlannedSample]) -> Loaded:
+        """A batch of samples, all of whose clips of a name have the same shape."""
+        clips: dict[str, Clips] = {}
+        looks: Tensors = {}
+        for name in planned[0].sample.clips:
+            specs = [each.sample.clips[name] for each in planned]
+            if self.draws_only and specs[0].look:
+                looks[name] = torch.stack([as_tensor(spec) for spec in specs])
+                specs = [without_changes(spec) for spec in specs]
+            clips[name] = self.source.read_batch(specs)
+        given, labels = ([getattr(each.sample, part) for each in planned] for part in ("given", "labels"))
+        return Loaded(clips, given, labels, [each.action_index for each in planned], looks)
 
 
 def label_faults(actions: Sequence[Action], method: Planner) -> list[str]:

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+import pickle
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text
 from data_preparation.common.workers import kill_workers
 from training.config import TrainConfig
+from training.data.ahead import SideStream, copied_ahead
 from training.data.batch import Batch
-from training.data.dataset import ActionDataset, PlannedSample
+from training.data.dataset import ActionDataset
+from training.data.handover import Loaded
 from training.data.sampling import epoch_order, rank_rows, repeats_before
-from training.data.workers import CONTEXT, hidden_main_module, init_worker, start_server, time_limit
+from training.data.workers import (
+    CONTEXT,
+    Task,
+    TaskReader,
+    as_it_is,
+    hidden_main_module,
+    init_worker,
+    read_batch,
+    start_server,
+    time_limit,
+)
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 # samples per batch and rank: without a graph, eight clips need about the memory of one clip in training
 EVALUATION_BATCH = 8
@@ -41,27 +60,150 @@ def epoch_length(dataset: ActionDataset, batch_size: int) -> int:
     return steps_per_epoch(len(dataset) if dataset.repeats is None else sum(dataset.repeats), batch_size)
 
 
-def _iterate(batches: DataLoader, minutes: float) -> Generator[Batch]:
-    """Yield the batches of a DataLoader.
+class _Pool:
+    """The workers of a DataLoader, which load one pass after the other."""
+
+    def __init__(self, workers: int, prefetch: int, pinned: bool) -> None:
+        self.workers, self.prefetch, self.pinned = workers, prefetch, pinned
+        self._tasks = _Tasks()
+        start_server(workers)
+        self._loader = DataLoader(
+            TaskReader(),
+            batch_sampler=self._tasks,
+            collate_fn=as_it_is,
+            num_workers=workers,
+            prefetch_factor=prefetch,
+            persistent_workers=True,
+            pin_memory=pinned,
+            worker_init_fn=init_worker,
+            multiprocessing_context=CONTEXT,
+        )
+        self._batches: Any = None
+
+    def fits(self, workers: int, prefetch: int, pinned: bool) -> bool:
+        """Whether a pass that asks for these can use the pool: it has at least as many workers, and all of them live."""
+        if self.workers < workers or (self.prefetch, self.pinned) != (prefetch, pinned):
+            return False
+        dead = [w for w in getattr(self._batches, "_workers", ()) if not w.is_alive()]
+        if dead:
+            log.warning("%d workers died between two passes over the data: all are started again", len(dead))
+        return not dead
+
+    def start(self, reader: Dataset, batches: Iterable[Sequence]) -> Iterator:
+        """Start a pass: workers begin with the first batches, and the iterator yields what they load."""
+        self._tasks.reader, self._tasks.batches = pickle.dumps(reader), batches
+        with hidden_main_module():
+            self._batches = iter(self._loader)
+        return self._batches
+
+    def close(self) -> None:
+        """End the workers, which are idle. Killed, they need no answer: one of them may be stopped."""
+        for worker in getattr(self._batches, "_workers", ()):
+            worker.kill()
+        self._batches = self._loader._iterator = None
+
+    def abandon(self) -> None:
+        """Never end the workers, which were killed: that would wait for them."""
+        if self._batches is not None:
+            self._batches._shutdown = True  # also at the exit of Python
+        _abandoned.append(self)
+
+
+class _Tasks:
+    """The batch sampler of a pool: it plans the samples of a batch just before a worker reads them."""
+
+    def __init__(self) -> None:
+        self.reader = b""
+        self.batches: Iterable[Sequence] = ()
+
+    def __iter__(self) -> Iterator[list[Task]]:
+        reader = self.reader
+        for planned in self.batches:
+            yield [Task(reader, planned)]
+
+
+_kept: list[_Pool] | None = None  # pools that wait for the next pass, inside `keep_workers`
+
+
+@contextmanager
+def keep_workers() -> Iterator[None]:
+    """Inside, workers are started once, and all passes over data use them. Outside, each pass starts and ends its own."""
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    _kept = []
+    try:
+        yield
+    finally:
+        pools, _kept = _kept, None
+        for pool in pools:
+            pool.close()
+
+
+def _pool_for(workers: int, prefetch: int, pinned: bool) -> _Pool:
+    while _kept:
+        pool = _kept.pop()
+        if pool.fits(workers, prefetch, pinned):
+            return pool
+        pool.close()
+    return _Pool(workers, prefetch, pinned)
+
+
+def _load(
+    dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, ...]]], config: TrainConfig, device: torch.device
+) -> Generator:
+    """Load a pass, of which `batches` are the (epoch, index) or (epoch, index, repeat) of each batch, see ActionDataset.plan.
 
     Raises:
-        UserError: raised by a worker. ProcessLost: a worker died, or no batch arrived within `minutes`.
+        UserError: raised by a worker. ProcessLost: a worker died, or no batch arrived within --peer_timeout_min.
     """
-    loaded, left = None, len(batches)
+    workers, minutes = min(config.loader_workers, len(batches)), config.peer_timeout_min
+    planned = ([dataset.plan(*each) for each in batch] for batch in batches)
+    if not workers:
+        while True:
+            with time_limit(minutes):
+                if (batch := next(planned, None)) is None:
+                    return
+                loaded = read_batch(dataset.reader, batch)
+            yield loaded
+    pools, left = [], len(batches)
     try:
-        with time_limit(minutes), hidden_main_module():
-            loaded = iter(batches)
+        with time_limit(minutes):
+            pools.append(_pool_for(workers, config.prefetch, device.type == "cuda"))
+            found = pools[0].start(dataset.reader, planned)
         while left:
             with time_limit(minutes):
-                batch = next(loaded)
+                loaded = next(found)
             left -= 1
-            yield batch
+            yield loaded
     except (UserError, OSError, EOFError, RuntimeError) as error:
-        raise (_worker_error(error) if batches.num_workers else error) from None
+        raise _worker_error(error) from None
     finally:
         if left:  # stopped early: do not wait for batches that the workers have begun
             kill_workers()
-            _abandoned.append(loaded)
+            for pool in [*pools, *(_kept or [])]:
+                pool.abandon()
+            if _kept is not None:
+                _kept.clear()
+        elif _kept is None:
+            pools[0].close()
+        else:
+            _kept.append(pools[0])
+
+
+def _finished(loaded: Generator, device: torch.device) -> Generator[Batch]:
+    """The batches on the device, the next one copied while the training computes with the present one."""
+    with closing(loaded):
+        if device.type == "cuda":
+            yield from copied_ahead(loaded, partial(_finish, device=device), SideStream(device))
+        else:
+            for each in loaded:
+                yield _finish(each, device)
+
+
+def _finish(loaded: Loaded, device: torch.device) -> Batch:
+    return loaded.finish(device) if isinstance(loaded, Loaded) else loaded
 
 
 def _worker_error(error: Exception) -> Exception:
@@ -82,37 +224,6 @@ def _worker_error(error: Exception) -> Exception:
     )
 
 
-class PlannedBatches:
-    """A batch sampler that plans the samples of a batch just before a worker reads them. `batches` holds (epoch, index), or
-    (epoch, index, repeat), see ActionDataset.plan."""
-
-    def __init__(self, dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, ...]]]) -> None:
-        self.dataset, self.batches = dataset, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[PlannedSample]]:
-        for batch in self.batches:
-            yield [self.dataset.plan(*planned) for planned in batch]
-
-
-def _load(
-    dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, ...]]], config: TrainConfig, device: torch.device
-) -> DataLoader:
-    workers = min(config.loader_workers, len(batches))
-    start_server(workers)
-    return DataLoader(
-        dataset.reader,
-        batch_sampler=PlannedBatches(dataset, batches),
-        num_workers=workers,
-        prefetch_factor=config.prefetch if workers else None,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=init_worker,
-        multiprocessing_context=CONTEXT if workers else None,
-    )
-
-
 def training_batches(
     dataset: ActionDataset, config: TrainConfig, ranks: Ranks, device: torch.device, epoch: int, first_step: int
 ) -> Generator[Batch]:
@@ -124,7 +235,7 @@ def training_batches(
         rank_rows(planned[step * size : (step + 1) * size], ranks.rank, ranks.world_size)
         for step in range(first_step, epoch_length(dataset, size))
     ]
-    return _iterate(_load(dataset, batches, config, device), config.peer_timeout_min)
+    return _finished(_load(dataset, batches, config, device), device)
 
 
 def batches_of(
@@ -133,7 +244,7 @@ def batches_of(
     """Load the given batches of (epoch, index) pairs, each split into batches of at most EVALUATION_BATCH."""
     size = EVALUATION_BATCH
     small_batches = [batch[start : start + size] for batch in batches for start in range(0, len(batch), size)]
-    return _iterate(_load(dataset, small_batches, config, device), config.peer_timeout_min)
+    return _finished(_load(dataset, small_batches, config, device), device)
 
 
 def evaluation_size(config: TrainConfig) -> int:
@@ -153,6 +264,6 @@ def evaluation_batches(
     batches = [[(0, i) for i in range(start, min(start + size, samples))] for start in range(0, samples, size)]
     mine = batches[ranks.rank :: ranks.world_size]
     if mine:
-        yield from _iterate(_load(dataset, mine, config, device), config.peer_timeout_min)
+        yield from _finished(_load(dataset, mine, config, device), device)
     rounds = -(-len(batches) // ranks.world_size)
     yield from [None] * (rounds - len(mine))

@@ -88,10 +88,7 @@ def needs(
     """The minimum that a training needs on this machine; an evaluation if `training` is empty."""
     here = ranks_on_node(ranks)
     workers = config.loader_workers
-    tensors = (
-        1 + config.clips_per_sample + len(model.method.given(evaluated[0])) + len(model.method.labels(evaluated[0]))
-    )
-    tensors += config.clips_per_sample if config.augment_on == "device" else 0  # draws
+    tensors = config.clips_per_sample * (2 if config.augment_on == "device" else 1)  # clips, and the draws of each
     shared = shared_bytes(config, ranks.world_size, len(training), len(evaluated), tensors)
     _, batches = _largest_load(config, ranks.world_size, len(training), len(evaluated))
     videos = min(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
 from training.data.features import feature_file
+from training.data.handover import Clips, Pixels, empty_batch
 from training.data.plan import ClipSpec, View, ViewChoice
 from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames, places_of_test
-from training.data.transforms import apply_view, crop_flip_rotate, crop_view, crop_views, resize, squash_view
+from training.data.transforms import crop_flip_rotate, crop_view, crop_views, resize_image, squash_view
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,14 @@ class Source(Protocol):
         """
         ...
 
+    def read_batch(self, clips: Sequence[ClipSpec]) -> Clips:
+        """Clips of the same shape, for Loaded.
+
+        Raises:
+            UserError: a frame is missing or damaged.
+        """
+        ...
+
 
 def source_of(config: TrainConfig) -> Source:
     """The source that the backbone of `config` reads."""
@@ -110,8 +119,11 @@ class FrameSource:
         self, config: TrainConfig, videos: FramesOfVideos | None = None, place: float = 0.5, crop: int | None = None
     ) -> None:
         self.config, self.place, self.crop = config, place, crop
-        self._resized: tuple[object, torch.Tensor] | None = None  # the last clip before its crop
+        self._kept: tuple[object, list[np.ndarray]] | None = None  # the last clip before its crop
         self._readers = FrameReaders(config.root_dir) if videos is None else videos  # each worker opens its own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": None}
 
     def faults(self, actions: Sequence[Action]) -> list[str]:
         return frame_faults(actions, self.config)
@@ -170,24 +182,51 @@ class FrameSource:
         return int(on_disk.cumprod().sum())
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
-        assert clip.view is not None
-        if self.crop is not None and self.config.test_crops > 1:
-            frames_TCHW = crop_flip_rotate(clip.view, self._before_crop(clip, clip.view))
-        else:
-            frames_TCHW = apply_view(clip.view, self._images(clip))
-        return change_colours(frames_TCHW, clip.look) if clip.look else frames_TCHW
+        return self.read_batch([clip]).finish(torch.device("cpu"))[0]
 
-    def _images(self, clip: ClipSpec) -> np.ndarray:
-        """The frames (T, H, W, 3) uint8 as they are stored."""
-        reader = self._readers[clip.action.video]
-        return np.stack([reader.image(number) for number in clip.frames])
+    def read_batch(self, clips: Sequence[ClipSpec]) -> Pixels:
+        assert clips[0].view is not None
+        pixels_BTHWC = empty_batch(len(clips), len(clips[0].frames), *clips[0].view.size, 3)
+        flips = [self._write(clip, out_THWC) for clip, out_THWC in zip(clips, pixels_BTHWC, strict=True)]
+        return Pixels(pixels_BTHWC, flips)
 
-    def _before_crop(self, clip: ClipSpec, view: View) -> torch.Tensor:
+    def _write(self, clip: ClipSpec, out_THWC: torch.Tensor) -> bool:
+        """Write a clip to `out_THWC`; return whether it is still to be flipped."""
+        view = clip.view
+        assert view is not None
+        self.write_frames(clip, view, out_THWC.numpy())
+        if not (view.degrees or clip.look):
+            return view.flip
+        # rotation follows the flip and colours follow the rotation
+        frames_TCHW = out_THWC.permute(0, 3, 1, 2)
+        frames_TCHW = crop_flip_rotate(replace(view, crop=(0, 0, *view.size)), frames_TCHW)
+        changed_TCHW = change_colours(frames_TCHW, clip.look) if clip.look else frames_TCHW
+        out_THWC.copy_(changed_TCHW.permute(0, 2, 3, 1))
+        return False
+
+    def write_frames(self, clip: ClipSpec, view: View, out_THWC: np.ndarray) -> None:
+        """Write the frames of a clip to `out_THWC` (T, height, width, 3) uint8, resized and cropped as the view says."""
+        top, left, height, width = view.crop
+        resized_THWC = self._before_crop(clip, view) if self._has_many_crops else self._resized_frames(clip, view)
+        for out_HWC, frame_HWC in zip(out_THWC, resized_THWC, strict=True):
+            out_HWC[...] = frame_HWC[top : top + height, left : left + width]
+
+    @property
+    def _has_many_crops(self) -> bool:
+        return self.crop is not None and self.config.test_crops > 1
+
+    def _before_crop(self, clip: ClipSpec, view: View) -> list[np.ndarray]:
         """The resized frames. The crops of a clip follow each other in the test, so the last ones are kept."""
         key = (clip.action.key, clip.frames, view.resize, view.nearest)
-        if self._resized is None or self._resized[0] != key:
-            self._resized = (key, resize(self._images(clip), *view.resize, view.nearest))
-        return self._resized[1]
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, list(self._resized_frames(clip, view)))
+        return self._kept[1]
+
+    def _resized_frames(self, clip: ClipSpec, view: View) -> Iterator[np.ndarray]:
+        """The frames of a clip one by one, (height, width, 3) uint8 of `view.resize`."""
+        reader = self._readers[clip.action.video]
+        for number in clip.frames:
+            yield resize_image(reader.image(number), *view.resize, view.nearest)
 
 
 class FeatureSource:
@@ -219,6 +258,9 @@ class FeatureSource:
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
         return torch.from_numpy(self.file.row(clip.action.key))
+
+    def read_batch(self, clips: Sequence[ClipSpec]) -> torch.Tensor:
+        return torch.stack([self.read(clip) for clip in clips])
 
 
 def frame_faults(actions: Sequence[Action], config: TrainConfig) -> list[str]:

@@ -23,6 +23,13 @@ def resize(frames_THWC: np.ndarray, height: int, width: int, nearest: bool = Fal
     return F.interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
 
 
+def resize_image(frame_HWC: np.ndarray, height: int, width: int, nearest: bool = False) -> np.ndarray:
+    """`resize` of one frame (H, W, 3) uint8, to (height, width, 3)."""
+    if frame_HWC.shape[:2] == (height, width):
+        return frame_HWC
+    return resize(frame_HWC[None], height, width, nearest)[0].permute(1, 2, 0).numpy()
+
+
 def squash_view(size: int | tuple[int, int], rng: np.random.Generator | None = None) -> View:
     """The whole frame, resized to a square of `size`, or to (height, width), regardless of its aspect ratio.
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import Dataset, default_collate
 
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text, raise_open_file_limit, temporary_folder_faults
@@ -57,6 +60,38 @@ def start_server(workers: int) -> None:
         ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Task(NamedTuple):
+    """What a worker gets to load a batch: a pickled reader, and what its `__getitems__` takes."""
+
+    reader: bytes
+    planned: Sequence[Any]
+
+
+class TaskReader(Dataset):
+    """The data set of a worker: it unpickles each reader once, so that one worker can serve several data sets."""
+
+    def __init__(self) -> None:
+        self._readers: dict[bytes, Dataset] = {}
+
+    def __getitems__(self, tasks: Sequence[Task]) -> Any:
+        (task,) = tasks
+        if task.reader not in self._readers:
+            self._readers[task.reader] = pickle.loads(task.reader)
+        return read_batch(self._readers[task.reader], task.planned)
+
+
+def read_batch(reader: Dataset, planned: Sequence[Any]) -> Any:
+    """A batch of a reader, which may read it as a whole (`__getitems__`) or sample by sample."""
+    if hasattr(reader, "__getitems__"):
+        return reader.__getitems__(planned)
+    return default_collate([reader[each] for each in planned])
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collate_fn of DataLoader for batches that are complete."""
+    return batch
 
 
 def init_worker(_: int) -> None:
