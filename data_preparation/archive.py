@@ -8,6 +8,7 @@ reads loose frames (loose_frames.py), such as `whole_videos_frames/NN/000123.jpg
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,12 @@ class FrameReader:
                 ) from None
         return self._archive
 
+    @cached_property
+    def content_hash(self) -> bytes:
+        """A hash of the names, sizes and checksums in an archive: the same for a copy of it, another after a new extraction."""
+        entries = [(entry.filename, entry.file_size, entry.CRC) for entry in self._zip().infolist()]
+        return hashlib.sha256(repr(entries).encode()).digest()
+
     @property
     def provenance(self) -> dict[str, Any]:
         """The record of the source video and the settings of the frames; {} for loose frames, which have none.
@@ -181,6 +188,19 @@ class FrameReader:
                 f"{self.path}: frame {number} is damaged ({first_line(error)}): delete the archive and extract the video again"
             ) from None
 
+    def jpeg(self, number: int) -> bytes:
+        """Read the JPEG bytes of a frame whose pixels are decoded elsewhere.
+
+        Raises:
+            UserError: as `read`, or the bytes do not begin as those of a JPEG.
+        """
+        content = self.read(number)
+        try:
+            simplejpeg.decode_jpeg_header(content)
+        except ValueError as error:
+            raise self._unreadable(number, error) from None
+        return content
+
     def image(self, number: int, least: tuple[int, int] | None = None) -> np.ndarray:
         """Read a frame as (H, W, 3) uint8 RGB. `least` is that of `decode_image`.
 
@@ -190,9 +210,12 @@ class FrameReader:
         try:
             return decode_image(self.read(number), least)
         except ValueError as error:
-            raise UserError(
-                f"{self.path}: frame {number} is not a readable JPEG ({first_line(error)}): extract the video again"
-            ) from None
+            raise self._unreadable(number, error) from None
+
+    def _unreadable(self, number: int, error: ValueError) -> UserError:
+        return UserError(
+            f"{self.path}: frame {number} is not a readable JPEG ({first_line(error)}): extract the video again"
+        )
 
 
 class FrameReaders:

@@ -17,6 +17,7 @@ DEEPSPORTS_JOB names the job's folder, runs/<name>/jobs/<job id>:
     refused         why the last start was refused
     rank0.log ...   the log of each rank
     ended-<n>/      how start n ended: rank0.json ... of the ranks, job.json of the job
+    sick_nodes.json the nodes that the job has left (launch.health)
 
 Importing this module imports no torch: a login node pickles a TrainingJob at once, and a signal that comes while torch is
 being imported is remembered.
@@ -29,13 +30,14 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +45,15 @@ from data_preparation.common.command_line import flag, parse, run, to_argv
 from data_preparation.common.errors import UserError, os_error_text
 from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.common.limits import limit_error_text
-from launch import slurm, snapshot
+from launch import health, slurm, snapshot
 from launch.config import REPOSITORY, LaunchConfig, absolute, read_flag_file, split_argv
 from launch.progress import progress_text, slurm_seconds, starting_text
 from launch.slurm import SlurmError
 from training.config import TrainConfig
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import (
+    is_first_on_node,
+    job_nodes,
     rank_of_task,
     raw_job_number,
     rendezvous_port,
@@ -208,11 +212,11 @@ def _recorded_starts(file: Path) -> list[dict[str, Any]]:
 def _counts_as_failed(job: Path, start: Mapping[str, Any]) -> bool:
     """Whether a start that saved nothing counts as failed: a rank was killed or lost, or a signal stopped the start near its
     time limit or after more than _SHORT_START_S. A start that was preempted early does not count, nor one whose node died (it
-    has no record), nor one that `end` did not requeue (a user requeued the job by hand)."""
+    has no record), nor one with a sick node, nor one that `end` did not requeue (a user requeued the job by hand)."""
     try:
         end = json.loads((end_folder(job, start["restart"]) / "job.json").read_text())
         is_long = end["near_time_limit"] or end["time"] - start["time"] > _SHORT_START_S
-        return end["requeued"] and (not end["signaled"] or is_long)
+        return end["requeued"] and end.get("status") != Status.SICK_NODE and (not end["signaled"] or is_long)
     except (OSError, ValueError, TypeError, KeyError):
         return False
 
@@ -280,10 +284,18 @@ def run_rank(argv: Sequence[str]) -> int:
     interruption = InterruptionFlag().install()
     status: int
     try:
+        node = node_check(argv)  # while torch is being imported
+        from training.engine.survivors import before_exit
         from training.train import main as train
 
+        before_exit.append(record_rank_end)
+
         job_id = slurm_job_id()
-        status = train(argv, JobComment(job_id) if job_id else None, interruption)
+        if node and (sick := node.result()):
+            _print_errors(f"node {node.host}: {', '.join(sick)}")
+            status = Status.SICK_NODE
+        else:
+            status = train(argv, JobComment(job_id) if job_id else None, interruption)
     except UserError as error:
         _print_errors(str(error))
         status = Status.USER_ERROR
@@ -298,8 +310,20 @@ def run_rank(argv: Sequence[str]) -> int:
             traceback.print_exc()
             status = Status.BUG
     interruption.ignore()  # srun may send TERM because another rank ended, which must not change the status
-    record_rank_end(status)
+    if status == Status.SICK_NODE:  # the job's folder may not answer
+        health.RunningCheck(lambda: record_rank_end(status)).result(health.ANSWER_S)
+    else:
+        record_rank_end(status)
     return status
+
+
+def node_check(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> health.NodeCheck | None:
+    """Start the checks of this node, if this is a job and its first rank on the node."""
+    if JOB_VARIABLE not in env or not is_first_on_node(env):
+        return None
+    job = Path(env[JOB_VARIABLE]).resolve()
+    config = parse(TrainConfig, argv, prog="python -m launch.job run")
+    return health.NodeCheck(config, job, end_folder(job, restart_count(env)), job_nodes(env))
 
 
 def _print_errors(text: str) -> None:
@@ -364,6 +388,8 @@ def end(job: Path, srun_status: int, env: Mapping[str, str] = os.environ) -> int
     folder = end_folder(job, restart)
     found = outcome(srun_status, recorded_statuses(folder), task_count(env))
     job_id = slurm_job_id(env) or ""
+    if found.status == Status.SICK_NODE:
+        found = without_sick_nodes(job, folder, found, env)
     is_near_limit = found.signaled and _is_near_time_limit(env)
     with suppress(UserError):  # the disk is full
         write_json(folder / "job.json", {**asdict(found), "near_time_limit": is_near_limit, "time": time.time()})
@@ -376,8 +402,22 @@ def end(job: Path, srun_status: int, env: Mapping[str, str] = os.environ) -> int
             f"job {job_id} ended ({found.reason}) and was restarted {restart} times already: submit the run again to resume"
         )
     elif found.requeued:
-        requeue(job_id, found.reason + (" (near its time limit)" if is_near_limit else ""), env)
+        left = list(health.read_sick_nodes(job)) if found.status == Status.SICK_NODE else []
+        requeue(job_id, found.reason + (" (near its time limit)" if is_near_limit else ""), env, left)
     return found.status
+
+
+def without_sick_nodes(job: Path, folder: Path, found: Outcome, env: Mapping[str, str]) -> Outcome:
+    """The outcome of a start with sick nodes: requeued without them, if the job can leave them."""
+    nodes, names = job_nodes(env), []
+    with suppress(SlurmError):
+        names = slurm.host_names(nodes.nodelist)
+    sick = health.sick_of_start(folder, names)
+    reason = health.sick_text(sick)
+    if why := health.leave(job, sick, nodes):
+        _print_errors(f"{reason}; the job is not requeued: {why}; tell your site's support, then submit the run again")
+        return replace(found, reason=reason, requeued=False)
+    return replace(found, reason=reason)
 
 
 def outcome(srun_status: int, ranks: Sequence[int], rank_count: int) -> Outcome:
@@ -386,7 +426,8 @@ def outcome(srun_status: int, ranks: Sequence[int], rank_count: int) -> Outcome:
     srun reports only the highest exit status, and ranks that it kills have high ones. So srun's status counts only if no
     recorded status decides.
     """
-    for status in (Status.USER_ERROR, Status.BUG, Status.INTERRUPTED):  # a new start would not help, or is not wanted
+    # first those after which a new start would not help, or is not wanted
+    for status in (Status.USER_ERROR, Status.BUG, Status.INTERRUPTED, Status.SICK_NODE):
         if status in ranks:
             return Outcome(status, status.meaning, status.requeued)
     # All ranks agree to stop after USR2 and save together, so the record of one is enough even if srun killed a slower
@@ -420,9 +461,9 @@ def _is_near_time_limit(env: Mapping[str, str]) -> bool:
     return False
 
 
-def requeue(job_id: str, reason: str, env: Mapping[str, str]) -> None:
-    """Requeue this job, or this task of a job array, and wait until Slurm kills this process. A job that was cancelled
-    meanwhile is not requeued."""
+def requeue(job_id: str, reason: str, env: Mapping[str, str], without_nodes: Sequence[str] = ()) -> None:
+    """Requeue this job, or this task of a job array, without some nodes, and wait until Slurm kills this process. A job that was
+    cancelled meanwhile is not requeued."""
     print(f"Requeueing job {job_id}: {reason}", file=sys.stderr, flush=True)
     for _ in range(_REQUEUE_ATTEMPTS):  # the controller does not answer while it restarts
         with suppress(SlurmError):
@@ -436,9 +477,24 @@ def requeue(job_id: str, reason: str, env: Mapping[str, str]) -> None:
             print(f"Job {job_id} is not requeued yet: {error}", file=sys.stderr, flush=True)
             time.sleep(_RETRY_S)
         else:
+            if without_nodes:
+                _leave_nodes(job_id, without_nodes)
             time.sleep(_KILL_WAIT_S)
             return
     _print_errors(f"job {job_id} cannot be requeued from {socket.gethostname()}: submit the run again to resume")
+
+
+def _leave_nodes(job_id: str, nodes: Sequence[str]) -> None:
+    """Let a job that was just requeued avoid some nodes. Slurm refuses it before the requeue, and afterwards ends this process
+    after KillWait."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for _ in range(_REQUEUE_ATTEMPTS):
+        try:
+            slurm.leave_nodes(job_id, nodes)
+            return
+        except SlurmError as error:
+            print(f"Job {job_id} does not avoid {', '.join(nodes)} yet: {error}", file=sys.stderr, flush=True)
+            time.sleep(1)
 
 
 # --------------------------------------------------------------------------------------------------------------- main

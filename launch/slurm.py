@@ -253,6 +253,40 @@ def requeue(job_id: str) -> None:
     _run("scontrol", "requeue", job_id)
 
 
+def leave_nodes(job_id: str, nodes: Iterable[str]) -> None:
+    """Add nodes to those that a pending job avoids (--exclude). Slurm refuses it for a running job.
+
+    Raises:
+        SlurmError: scontrol is missing or refuses.
+    """
+    avoided = oneliner_fields(_run("scontrol", "show", "job", "--oneliner", job_id)).get("ExcNodeList", "(null)")
+    listed = ",".join([*([] if avoided == "(null)" else [avoided]), *nodes])
+    _run("scontrol", "update", f"jobid={job_id}", f"excnodelist={listed}")
+
+
+def host_names(nodes: str) -> list[str]:
+    """The names in a list of nodes, such as 'n[1-3]'.
+
+    Raises:
+        SlurmError: scontrol is missing or refuses.
+    """
+    return _run("scontrol", "show", "hostnames", nodes).split()
+
+
+def usable_nodes(partition: str) -> set[str]:
+    """The nodes of a partition that can run jobs, now or after other jobs.
+
+    Raises:
+        SlurmError: sinfo is missing or fails.
+    """
+    lines = _run("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N %T").splitlines()
+    return {
+        node
+        for node, state in map(str.split, lines)
+        if re.fullmatch("(idle|mixed|allocated|completing|planned).?", state)
+    }
+
+
 def set_comment(job_id: str, comment: str) -> None:
     """Set the comment of a job (squeue's %k).
 

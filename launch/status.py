@@ -28,7 +28,7 @@ from typing import Any
 
 from data_preparation.common.command_line import flag, parse, parse_named, run
 from data_preparation.common.errors import UserError, first_line
-from launch import slurm
+from launch import health, slurm
 from launch.config import site_environment
 from launch.job import OUTPUT, REFUSAL
 from launch.progress import (
@@ -304,6 +304,8 @@ def _cells(folder: RunFolder, cluster: Cluster, now: float) -> tuple[dict[str, s
         }
     if job is not None and job.state == "PENDING" and job.reason in _NEVER_STARTS:
         return cells, _NEVER_STARTS[job.reason]
+    if job is not None and state != "running" and (sick := health.read_sick_nodes(folder.job_dir(job.job_id))):
+        return cells, f"the job has left {health.sick_text(sick)}"
     if state == "running" and progress is not None and progress.slow_ranks:
         return cells, progress.slow_ranks
     has_no_error = state.startswith((*ACTIVE, "finished", "interrupted", "cancelled", "no progress"))

@@ -226,6 +226,22 @@ def test_a_full_disk_fails_the_job_and_damages_nothing(dataset, tmp_path, uninte
     assert_same_run(uninterrupted, run)
 
 
+def test_a_job_leaves_a_sick_node(dataset: Path, tmp_path: Path, log: Path, run: Path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    env = {**slow(dataset, tmp_path, 0), "DEEPSPORTS_TEST_READ_ONLY": f"n1:{runs}"}
+    options = ["--cpus-per-task=1", "--mem=3G", "--gpus-per-node=0", "--time=20"]
+    job = sbatch(*options, "job_files/train_model.job", *FLAGS, "--epochs", 1, env=env, output=log)
+    wait_for(lambda: "ExcNodeList=n1" in call("scontrol", "show", "job", job), "the job to leave node n1")
+    reason = f"node n1: it cannot write into {run}/jobs/{job}/ended-0"  # so it could not record its own sentence
+    assert reason in comment_of(job)
+    assert f"the job has left {reason}" in run_python("-m", "launch.status", "--runs_dir", runs).stdout
+    start_again(job)
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    assert f"error: node n1: {run}/jobs/{job} is not writable (Read-only file system)" in log.read_text()
+    assert accounted(job, "NodeList") == "n2"
+
+
 def test_a_job_without_progress_is_refused_with_a_reason(dataset: Path, tmp_path: Path, log: Path, run: Path):
     """Killed twice before a step is saved; the third start is refused."""
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 60), output=log)

@@ -17,6 +17,7 @@ from training.benchmark import __main__ as benchmark
 from training.benchmark import step
 from training.benchmark._reference_step import FORWARDS
 from training.benchmark._result import Row, Timing, markdown
+from training.benchmark._training import start_up_parts
 from training.benchmark._transformers_step import name_in_transformers
 from training.config import TrainConfig
 from training.model import build_model
@@ -27,7 +28,7 @@ def test_every_command_has_flags_and_a_sentence():
     for name, module in benchmark.commands().items():
         assert module.Config.__doc__, name
         assert callable(module.measure), name
-    assert {"augment", "loader", "saving", "step"} <= set(benchmark.commands())
+    assert {"all", "augment", "loader", "resume", "saving", "start", "step"} <= set(benchmark.commands())
 
 
 def test_a_row_has_ratio_and_share():
@@ -82,6 +83,21 @@ def test_step_prints_a_table_and_writes_json(tmp_path: Path, monkeypatch: pytest
     assert content["rows"][0]["ceiling"] > 0
     assert content["machine"]["torch"] == torch.__version__
     assert content["a tiny one"]["difference_from_the_reference"] < 1e-4
+
+
+@pytest.mark.slow
+def test_a_training_logs_the_parts_of_its_start_up(train):
+    done = train("--epochs", 1, env={})
+    parts = start_up_parts(done.stderr)
+    assert done.stderr.count("Start-up:") == 1
+    assert {"imports", "data", "model", "checkpoint", "first batch", "first step"} <= set(parts)
+    whole = parts.pop("all")
+    assert sum(parts.values()) == pytest.approx(whole, abs=0.1)
+
+
+def test_a_log_without_a_first_step_is_named():
+    with pytest.raises(UserError, match="first step"):
+        start_up_parts("12:00:00 INFO nothing")
 
 
 def test_headspace_needs_a_run():

@@ -66,7 +66,7 @@ class Backbone(nn.Module):
         """Whether to train the parameter `name`, unless --freeze freezes the whole backbone."""
         return True
 
-    def run_block(self, block: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+    def run_block(self, block: Callable[..., Any], *inputs: torch.Tensor | None) -> Any:
         """Return block(*inputs). With `checkpoint_activations` store only the inputs ("selective": and the results of convolutions,
         matrix products and attention), and compute the rest again, with the same dropout masks, in the backward pass."""
         if self.checkpoint_activations == "False" or not torch.is_grad_enabled():

@@ -18,6 +18,7 @@ from data_preparation.archive import open_frames
 from data_preparation.common.command_line import flag
 from data_preparation.common.errors import UserError
 from data_preparation.layout import DatasetLayout
+from training.benchmark._cache import cached_rows
 from training.benchmark._data import config_for, drawn_dives, repeated, write_loose_frames
 from training.benchmark._headspace import headspace
 from training.benchmark._reference_loader import ClipDataset, load_clip
@@ -143,6 +144,9 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
     rows = [Row.of(name, {part: timings[part] for part in ("ours", "reference", "ceiling")}, "CPU")]
     copied = {"ours": timings["copy"], "reference": timings["reference"]}
     rows.append(Row.of("- a memory copy of it, decoded", copied, "CPU", "the ceiling of a decoded cache"))
+    rows += cached_rows(
+        dataset.config, clips, each(lambda index: load_clip(loose, clips[index])), layout.root, config.rounds
+    )
     if find_spec("torchcodec") is None:
         return [*rows, Row("- the same from the video with torchcodec", note="not installed")]
     with_video = {

@@ -27,6 +27,7 @@ from training.data.batch import Batch
 from training.engine.prediction import autocast, resolve_precision, to_device
 from training.engine.step import Step
 from training.model import ScoringModel, build_model
+from training.runtime.determinism import deterministic_algorithms
 from training.runtime.ranks import Ranks
 
 _B = {"model": "timesformer", "embed_dim": 768, "depth": 12, "num_heads": 12, "spatial_size": 224}
@@ -159,7 +160,12 @@ def own_step(model: ScoringModel, config: TrainConfig, device: torch.device) -> 
     """training.engine.step.Step with a counter for its step number."""
     model.backbone.checkpoint_activations = config.checkpoint_activations
     step, numbers = Step(model.to(device).train(), config, Ranks(), device), count()
-    return lambda batch: step(batch, config.learning_rate, next(numbers))
+
+    def one(batch: Batch) -> object:
+        with deterministic_algorithms(config.deterministic):
+            return step(batch, config.learning_rate, next(numbers))
+
+    return one
 
 
 def reference_step(peer: ReferenceModel, precision: str, device: torch.device) -> Callable[[Batch], object]:

@@ -128,6 +128,30 @@ def task_count(env: Mapping[str, str] = os.environ) -> int:
     return int(env.get("SLURM_NTASKS") or 1)
 
 
+def is_first_on_node(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is the first task of its Slurm step on its node; True outside."""
+    return env.get("SLURM_LOCALID", "0") == "0"
+
+
+@dataclass(frozen=True)
+class JobNodes:
+    """The nodes of this Slurm job; `nodelist` is in Slurm's short form ('n[1-3]'), `node` is this one, all '' outside of a job."""
+
+    count: int
+    nodelist: str
+    partition: str
+    node: str
+
+
+def job_nodes(env: Mapping[str, str] = os.environ) -> JobNodes:
+    return JobNodes(
+        int(env.get("SLURM_NNODES") or 1),
+        env.get("SLURM_JOB_NODELIST", ""),
+        env.get("SLURM_JOB_PARTITION", ""),
+        env.get("SLURMD_NODENAME", ""),
+    )
+
+
 def restart_count(env: Mapping[str, str] = os.environ) -> int:
     """How often Slurm has started this job again."""
     return int(env.get("SLURM_RESTART_COUNT") or 0)

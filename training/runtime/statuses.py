@@ -31,6 +31,7 @@ class Status(IntEnum):
     DONE = 0, "finished", False
     USER_ERROR = 2, "an error that the user can fix; the log names it", False
     BUG = 70, "an unexpected exception; the log has its traceback", False  # EX_SOFTWARE
+    SICK_NODE = 71, "a node failed its checks before the training; the job leaves that node", True  # EX_OSERR
     STOPPED = 75, "stopped by USR2 (time limit, preemption)", True  # EX_TEMPFAIL
     RANK_LOST = 76, "a rank or a worker was lost", True  # EX_PROTOCOL
     HANGUP = 129, "stopped by HUP (the terminal was closed)", True
