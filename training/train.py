@@ -28,6 +28,7 @@ from data_preparation.actions import Action
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text
+from data_preparation.stage import frames_on_node
 from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
@@ -115,6 +116,9 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     precision = resolve_precision(config.precision, device)
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
+    recorded = config
+    if config.reads == "video":
+        config = dataclasses.replace(config, root_dir=frames_on_node(config.root_dir, (a.video for a in used)))
     source = source_of(config)
     if faults := task_of(config.task).faults(used, splits.facts.classes) + source.faults(used):
         raise UserError.of(faults)
@@ -136,7 +140,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         partial(
             open_run,
             run,
-            config,
+            recorded,
             splits.record() | source.record(splits.known) | model.method.record(splits.known),
             splits.facts.record() | stored_record(source, splits.known),
         )
