@@ -73,6 +73,12 @@ class RowDropPath(RowDropout):
     """Stochastic depth ("Deep Networks with Stochastic Depth", Huang et al., 2016): drops whole entries of the first
     dimension. (rows, ...) -> (rows, ...); an entry may be a clip or a part of one, the parts of a clip adjacent."""
 
+    def mask(self, rows: int, device: torch.device) -> torch.Tensor | None:
+        """A mask (rows, 1, 1) in float32 by which the entries are multiplied; None if none is dropped."""
+        if not self.training or not self.rate:
+            return None
+        return keep_mask((rows, 1, 1), self.rate, torch.empty(0, device=device))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not self.rate:
             return x

@@ -39,6 +39,7 @@ from training.data.sources import Source, source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
+from training.engine.frozen import FrozenEngine, clips_never_change
 from training.engine.loop import Engine
 from training.engine.prediction import resolve_precision
 from training.engine.survivors import Survivors
@@ -150,9 +151,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         method, pool = model.method, splits.train
         train_data = ActionDataset(splits.train, config, method, augment=not method.fits_features, pool=pool)
         val_data = ActionDataset(splits.val, config, method, augment=False, pool=pool)
-        trainer: Trainer = (FeatureFit if method.fits_features else Engine)(
-            model, config, run, ranks, device, interruption, on_progress
-        )
+        kind: type[Trainer] = FeatureFit if method.fits_features else Engine
+        if kind is Engine and clips_never_change(config, model, train_data):
+            kind = FrozenEngine
+        trainer = kind(model, config, run, ranks, device, interruption, on_progress)
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
         with Survivors(trainer, run):
             with closing(trainer):
