@@ -28,6 +28,7 @@ from data_preparation.actions import Action
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text
+from data_preparation.stage import frames_on_node
 from training import fitting
 from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
@@ -114,6 +115,9 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     precision = resolve_precision(config.precision, device)
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
+    given = config
+    if config.reads == "video":
+        config = dataclasses.replace(config, root_dir=frames_on_node(config.root_dir, (a.video for a in used)))
     source = source_of(config)
     if faults := task_of(config.task).faults(used, splits.facts.classes) + source.faults(used):
         raise UserError.of(faults)
@@ -128,7 +132,6 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
-    given = config
     saved = partial(last_config, run)
     config, choices = fitting.resolve(config, model, ranks, device, precision != "fp32", len(splits.train), saved)
     if fault := division_fault(config, ranks):
@@ -140,7 +143,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         partial(
             open_run,
             run,
-            config,
+            dataclasses.replace(given, batch_size=config.batch_size, accumulate=config.accumulate),
             splits.record() | source.record(splits.known) | model.method.record(splits.known),
             splits.facts.record() | stored_record(source, splits.known),
             given,
@@ -227,7 +230,7 @@ def open_run(
     given: TrainConfig | None = None,
 ) -> None:
     """Create and lock the run folder; if it holds a run, check that it can resume. `data` is the content of splits.json,
-    `facts` that of data.json, `given` the configuration before auto was resolved.
+    `facts` that of data.json, `given` the configuration before numbers were chosen for auto.
 
     Raises:
         UserError: the folder holds a run of other flags or data, or holds a run and --resume is False.
