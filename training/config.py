@@ -587,6 +587,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(f"--cache_gb {c.cache_gb:g} without a cache: give --cache ram or a folder, or leave it out")
     if c.reads != "video" and c.frame_decode != "full":
         faults.append(f"--model {c.model} reads no frames: leave --frame_decode out")
+    if c.frame_decode == "gpu" and c.cache.lower() != "none":
+        faults.append(
+            "--frame_decode gpu gives the workers no pixels to keep: leave --cache out, or give --frame_decode full"
+        )
     if c.frame_decode == "gpu" and c.augment != "none" and c.augment_on == "loader":
         faults.append(
             "--frame_decode gpu gives the workers no pixels to augment: give --augment_on device, or leave it out"
