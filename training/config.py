@@ -36,6 +36,7 @@ GEOMETRIES = ("standard", "centre_crop", "swapped", "swapped_nearest")
 AUGMENTATIONS = ("none", "randaugment")
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
 NO_WEIGHTS = ("none", "scratch")
+AUTO = 0  # --batch_size auto and --accumulate auto, until training/fitting.py has chosen numbers
 
 # input normalisation: (mean, standard deviation) of each RGB channel, for pixels in [0, 1]
 INPUT_SCALES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -202,11 +203,18 @@ class TrainConfig(BackboneFlags, MethodFlags):
         choices=("probability", "logit"),
         may_change=True,
     )
-    batch_size: int = flag(4, "Actions per optimizer step, over all GPUs together.", short="-bs", minimum=1)
+    batch_size: int = flag(
+        4,
+        "Actions per optimizer step, over all GPUs together. auto takes as many as fit the memory at the first start (a power of two per GPU); later starts keep that number.",
+        short="-bs",
+        minimum=1,
+        words={"auto": AUTO},
+    )
     accumulate: int = flag(
         1,
-        "Process the batch in this many parts to save memory; the loss still uses the whole batch.",
+        "Process the batch in this many parts to save memory; the loss still uses the whole batch. auto takes as few as the memory allows.",
         minimum=1,
+        words={"auto": AUTO},
     )
     workers: int = flag(2, "DataLoader workers of each rank; 0 loads in the main process.", minimum=0, may_change=True)
     prefetch: int = flag(4, "Batches that each worker prefetches.", minimum=1, may_change=True)
@@ -308,7 +316,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )  # fmt: skip
     compile: bool = flag(
         False,
-        "Compile the backbone with torch.compile: takes minutes at the start, then steps are faster.",
+        "Compile the backbone with torch.compile: takes some seconds (timesformer) or minutes at the start, then steps are faster.",
         may_change=True,
     )
     deterministic: bool = flag(
@@ -401,6 +409,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
     def test_size(self) -> tuple[int, int]:
         """(height, width) of the frames that the backbone reads in the test."""
         return (min(crop_source_size(self.spatial_size)),) * 2 if self.full_res else self.input_size
+
+    @property
+    def accumulates_automatically(self) -> bool:
+        """Whether the number of parts is chosen. With --batch_size auto it is, unless a number is given."""
+        return self.accumulate == AUTO or (self.batch_size == AUTO and self.accumulate == 1)
 
     @property
     def views_text(self) -> str:
@@ -544,7 +557,7 @@ def config_faults(c: TrainConfig) -> list[str]:
         chosen_videos(c.videos)
     except UserError as error:
         faults.append(str(error))
-    if c.batch_size % c.accumulate:
+    if c.accumulate and c.batch_size % c.accumulate:
         faults.append(
             f"--batch_size {c.batch_size} cannot be split into --accumulate {c.accumulate} parts: give a multiple of {c.accumulate}"
         )
@@ -634,7 +647,7 @@ def test_view_faults(c: TrainConfig) -> list[str]:
 
 def batch_norm_fault(c: TrainConfig, ranks: int) -> str | None:
     """Check that each part of the batch holds complete groups of --batch_norm trained on this many ranks."""
-    parts = ranks * c.accumulate
+    parts = ranks * max(c.accumulate, 1)
     if c.batch_norm == "frozen" or c.batch_size % parts or c.batch_size // parts % c.bn_group == 0:
         return None
     return f"--batch_size {c.batch_size} in {parts} parts ({ranks} ranks, --accumulate {c.accumulate}) gives {c.batch_size // parts} actions each, which is not a multiple of --bn_group {c.bn_group}: change one of them"
@@ -808,7 +821,14 @@ def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str
     fixed: list[str] = []
     free: list[str] = []
     fields = {f.name: f for config in (old, new) for f in dataclasses.fields(config)}
+    chosen = {
+        name
+        for name, is_auto in (("batch_size", new.batch_size == AUTO), ("accumulate", new.accumulates_automatically))
+        if is_auto
+    }
     for name, field in fields.items():
+        if name in chosen:  # from what the run has
+            continue
         # a flag that one of them lacks belongs to another backbone or method: --model or --method differs then
         was, is_now = (getattr(config, name, None) for config in (old, new))
         if was != is_now and hasattr(old, name) and hasattr(new, name):
