@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import shlex
-import struct
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,13 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import atomic_file, reporting_write_errors
 from data_preparation.common.limits import limit_error_text
 from data_preparation.file_types import unreadable_file_error
+from data_preparation.frame_index import FrameIndex, entry_bytes, read_index
 from data_preparation.layout import ARCHIVE_SUFFIX, archive_file, archived_videos, frame_name, loose_dir
 from data_preparation.loose_frames import LooseFrames, clip_folders, find_loose_frames, is_frame_file
 from data_preparation.similar_files import names_in, names_like_video, numberings
 
 PROVENANCE = "provenance.json"
 _MAX_OPEN_READERS = 256
-_LOCAL_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # of a ZIP entry: its signature, the lengths of its name and of its extra field
 # exceptions that zipfile raises for damaged archives
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
@@ -105,9 +103,14 @@ class FrameReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.loose: LooseFrames | None = None
+        self._file: FileIO | None = None
+        self._index: FrameIndex | None = None  # None if only zipfile can read the archive
         self._archive: zipfile.ZipFile | None = None
         self._owner = 0
         if path.is_file() or (path.suffix == ARCHIVE_SUFFIX and not path.is_dir()):
+            if index := self._open_index():
+                self.numbers = index.numbers
+                return
             names = self._zip().namelist()
             if fault := archive_names_fault(path, names):
                 raise UserError(fault)
@@ -120,9 +123,36 @@ class FrameReader:
 
     def close(self) -> None:
         """Close the archive. The next read opens it again."""
-        if self._archive is not None:
-            self._archive.close()
-            self._archive = None
+        for file in (self._archive, self._file):
+            if file is not None:
+                file.close()
+        self._archive = self._file = self._index = None
+
+    def _open_index(self) -> FrameIndex | None:
+        """The index of the archive; None if only zipfile can read it, or say what is wrong with it."""
+        if self._file is None and self._archive is None:
+            with suppress(OSError):
+                file = FileIO(self.path)
+                self._index = read_index(file.fileno())
+                self._file = file if self._index else None
+        return self._index
+
+    def _entry(self, name: str, number: int | None = None) -> bytes | None:
+        """The content of frame `number`, or of the other entry `name`; None if only zipfile can read it.
+
+        Raises:
+            KeyError: there is no such entry.
+        """
+        index = self._open_index()
+        if index is None or self._file is None:
+            return None
+        if number is None:
+            return entry_bytes(self._file.fileno(), name, *index.others[name])
+        place = int(np.searchsorted(index.numbers, number))
+        if place == len(index.numbers) or index.numbers[place] != number:
+            raise KeyError(name)
+        where = (int(column[place]) for column in (index.offsets, index.sizes, index.checksums))
+        return entry_bytes(self._file.fileno(), name, *where)
 
     def _zip(self) -> zipfile.ZipFile:
         if self._archive is None or self._owner != os.getpid():
@@ -150,7 +180,7 @@ class FrameReader:
         if self.loose:
             return {}
         try:
-            record = json.loads(self._zip().read(PROVENANCE))
+            record = json.loads(self._entry(PROVENANCE) or self._zip().read(PROVENANCE))
             fault = record_fault(record)
         except (KeyError, *_ZIP_FAULTS) as error:
             fault = first_line(error)
@@ -169,9 +199,9 @@ class FrameReader:
         try:
             if self.loose:
                 return self.loose.path(number).read_bytes()
-            archive, name = self._zip(), frame_name(number)
-            found = stored_bytes(archive, archive.getinfo(name))
-            return archive.read(name) if found is None else found
+            name = frame_name(number)
+            found = self._entry(name, number)
+            return self._zip().read(name) if found is None else found
         except (KeyError, FileNotFoundError):
             raise UserError(f"{self.path} has no frame {number}: extract the video again") from None
         except _ZIP_FAULTS as error:
@@ -258,27 +288,6 @@ def source_rate(record: dict[str, Any]) -> Fraction | None:
         return Fraction(record["source"]["frames_per_second"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-
-
-def stored_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes | None:
-    """The bytes of an uncompressed entry, in one read and in half the time of `archive.read`. None if it is compressed, encrypted
-    or damaged: then `archive.read` knows more.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or archive.fp is None:
-        return None
-    begin = _LOCAL_HEADER.size + len(entry.orig_filename.encode())
-    data = os.pread(archive.fp.fileno(), begin + entry.file_size, entry.header_offset)
-    if len(data) < begin + entry.file_size or _LOCAL_HEADER.unpack_from(data) != (
-        b"PK\3\4",
-        begin - _LOCAL_HEADER.size,
-        0,
-    ):
-        return None
-    content = data[begin:]
-    return content if zlib.crc32(content) == entry.CRC else None
 
 
 def decode_image(jpeg: bytes, least: tuple[int, int] | None = None) -> np.ndarray:
