@@ -8,6 +8,7 @@ reads loose frames (loose_frames.py), such as `whole_videos_frames/NN/000123.jpg
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,11 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import atomic_file, reporting_write_errors
 from data_preparation.common.limits import limit_error_text
 from data_preparation.file_types import unreadable_file_error
-from data_preparation.frame_index import FrameIndex, entry_bytes, read_index
+from data_preparation.frame_index import PROVENANCE, FrameIndex, entry_bytes, read_index
 from data_preparation.layout import ARCHIVE_SUFFIX, archive_file, archived_videos, frame_name, loose_dir
 from data_preparation.loose_frames import LooseFrames, clip_folders, find_loose_frames, is_frame_file
 from data_preparation.similar_files import names_in, names_like_video, numberings
 
-PROVENANCE = "provenance.json"
 _MAX_OPEN_READERS = 256
 # exceptions that zipfile raises for damaged archives
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
@@ -94,23 +94,22 @@ class FrameReader:
 
     `path` is the archive, or the folder of the loose frames (loose_frames.py has the layouts that are read). `numbers`
     (frames,) int64 are the frame numbers, ascending. `loose` says which files loose frames are; it is None for an
-    archive. Safe to use after a fork: each process opens the file for itself.
+    archive. Safe to use after a fork. `file` is the archive, if it is open already.
 
     Raises (on opening):
         UserError: the archive is damaged, or the frames do not have names or numbers that can be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: FileIO | None = None) -> None:
         self.path = path
         self.loose: LooseFrames | None = None
         self._file: FileIO | None = None
         self._index: FrameIndex | None = None  # None if only zipfile can read the archive
         self._archive: zipfile.ZipFile | None = None
         self._owner = 0
-        if path.is_file() or (path.suffix == ARCHIVE_SUFFIX and not path.is_dir()):
-            if index := self._open_index():
-                self.numbers = index.numbers
-                return
+        if path.suffix == ARCHIVE_SUFFIX and (index := self._open_index(file)):
+            self.numbers = index.numbers
+        elif path.is_file() or (path.suffix == ARCHIVE_SUFFIX and not path.is_dir()):
             names = self._zip().namelist()
             if fault := archive_names_fault(path, names):
                 raise UserError(fault)
@@ -128,26 +127,26 @@ class FrameReader:
                 file.close()
         self._archive = self._file = self._index = None
 
-    def _open_index(self) -> FrameIndex | None:
+    def _open_index(self, file: FileIO | None = None) -> FrameIndex | None:
         """The index of the archive; None if only zipfile can read it, or say what is wrong with it."""
         if self._file is None and self._archive is None:
             with suppress(OSError):
-                file = FileIO(self.path)
+                file = file or FileIO(self.path)
                 self._index = read_index(file.fileno())
                 self._file = file if self._index else None
         return self._index
 
     def _entry(self, name: str, number: int | None = None) -> bytes | None:
-        """The content of frame `number`, or of the other entry `name`; None if only zipfile can read it.
+        """The content of frame `number`, or without a number of provenance.json; None if only zipfile can read it.
 
         Raises:
-            KeyError: there is no such entry.
+            KeyError: there is no such frame.
         """
         index = self._open_index()
         if index is None or self._file is None:
             return None
         if number is None:
-            return entry_bytes(self._file.fileno(), name, *index.others[name])
+            return entry_bytes(self._file.fileno(), name, *index.provenance)
         place = int(np.searchsorted(index.numbers, number))
         if place == len(index.numbers) or index.numbers[place] != number:
             raise KeyError(name)
@@ -169,6 +168,17 @@ class FrameReader:
                     "delete it and extract the video again",
                 ) from None
         return self._archive
+
+    @cached_property
+    def content_hash(self) -> bytes:
+        """A hash of the names, sizes and checksums in an archive: the same for a copy of it, another after a new extraction."""
+        if index := self._open_index():
+            columns = (index.numbers, index.sizes, index.checksums)
+            return hashlib.sha256(
+                b"".join(column.tobytes() for column in columns) + repr(index.provenance).encode()
+            ).digest()
+        entries = [(entry.filename, entry.file_size, entry.CRC) for entry in self._zip().infolist()]
+        return hashlib.sha256(repr(entries).encode()).digest()
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -211,6 +221,19 @@ class FrameReader:
                 f"{self.path}: frame {number} is damaged ({first_line(error)}): delete the archive and extract the video again"
             ) from None
 
+    def jpeg(self, number: int) -> bytes:
+        """Read the JPEG bytes of a frame whose pixels are decoded elsewhere.
+
+        Raises:
+            UserError: as `read`, or the bytes do not begin as those of a JPEG.
+        """
+        content = self.read(number)
+        try:
+            simplejpeg.decode_jpeg_header(content)
+        except ValueError as error:
+            raise self._unreadable(number, error) from None
+        return content
+
     def image(self, number: int, least: tuple[int, int] | None = None) -> np.ndarray:
         """Read a frame as (H, W, 3) uint8 RGB. `least` is that of `decode_image`.
 
@@ -220,9 +243,12 @@ class FrameReader:
         try:
             return decode_image(self.read(number), least)
         except ValueError as error:
-            raise UserError(
-                f"{self.path}: frame {number} is not a readable JPEG ({first_line(error)}): extract the video again"
-            ) from None
+            raise self._unreadable(number, error) from None
+
+    def _unreadable(self, number: int, error: ValueError) -> UserError:
+        return UserError(
+            f"{self.path}: frame {number} is not a readable JPEG ({first_line(error)}): extract the video again"
+        )
 
 
 class FrameReaders:
@@ -322,6 +348,8 @@ def open_frames(frames_dir: Path, video: str) -> FrameReader:
         UserError: both are missing, the archive is damaged, or the frames do not have the expected names or numbers.
     """
     archive, folder = archive_file(frames_dir, video), loose_dir(frames_dir, video)
+    with suppress(OSError):  # one operation of a shared file system; to ask for the file first would be two more
+        return FrameReader(archive, FileIO(archive))
     if archive.exists():
         return FrameReader(archive)
     if folder.exists() or clip_folders(folder):

@@ -17,6 +17,7 @@ import numpy as np
 
 _END = struct.Struct("<4s4H2LH")
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+PROVENANCE = "provenance.json"  # the last entry
 _NAME_BYTES = 10  # 000123.jpg
 _ENTRY = np.dtype(
     [
@@ -29,14 +30,14 @@ _DIGITS = 6
 
 
 class FrameIndex(NamedTuple):
-    """Where the frames are in an archive, ascending by number; each array has one value per frame. `others` holds
-    (offset, size, checksum) of the other entry, provenance.json, by its name."""
+    """Where the frames are in an archive, ascending by number; each array has one value per frame. `provenance` is
+    the (offset, size, checksum) of the other entry."""
 
     numbers: np.ndarray  # int64
     offsets: np.ndarray
     sizes: np.ndarray
     checksums: np.ndarray
-    others: dict[str, tuple[int, int, int]]
+    provenance: tuple[int, int, int]
 
 
 def read_index(file: int) -> FrameIndex | None:
@@ -60,7 +61,7 @@ def read_index(file: int) -> FrameIndex | None:
     if len(index) != index_bytes or len(rest) < _ENTRY.itemsize:
         return None
     entries = np.frombuffer(index, _ENTRY, frames)
-    if (other := _last_entry(rest)) is None or not _are_frames(entries):
+    if (provenance := _last_entry(rest)) is None or not _are_frames(entries):
         return None
     digits = entries["name"][:, :_DIGITS].astype(np.int64) - ord("0")
     numbers = digits @ 10 ** np.arange(_DIGITS - 1, -1, -1)
@@ -69,7 +70,7 @@ def read_index(file: int) -> FrameIndex | None:
     if numbers[0] < 1 or (np.diff(numbers) < 1).any():
         return None
     offsets, sizes, checksums = (np.ascontiguousarray(entries[name][order]) for name in ("offset", "size", "crc"))
-    return FrameIndex(numbers, offsets, sizes, checksums, other)
+    return FrameIndex(numbers, offsets, sizes, checksums, provenance)
 
 
 def _are_frames(entries: np.ndarray) -> bool:
@@ -89,16 +90,16 @@ def _are_frames(entries: np.ndarray) -> bool:
     )
 
 
-def _last_entry(record: bytes) -> dict[str, tuple[int, int, int]] | None:
-    """(offset, size, checksum) of the last entry by its name; None if it is not as `write_archive` writes it."""
+def _last_entry(record: bytes) -> tuple[int, int, int] | None:
+    """(offset, size, checksum) of the last entry, provenance.json; None if it is not as `write_archive` writes it."""
     fixed = _ENTRY.itemsize - _NAME_BYTES
     entry = np.frombuffer(record[: _ENTRY.itemsize], _ENTRY)[0]
-    name = record[fixed:]
     plain = not (entry["flags"] or entry["method"] or entry["disk"] or entry["extra_bytes"] or entry["comment_bytes"])
     plain = plain and entry["packed"] == entry["size"]
-    if entry["signature"] != b"PK\1\2" or not plain or len(name) != entry["name_bytes"] or not name.isascii():
+    named = record[fixed:] == PROVENANCE.encode() and entry["name_bytes"] == len(PROVENANCE)
+    if entry["signature"] != b"PK\1\2" or not plain or not named:
         return None
-    return {name.decode(): (int(entry["offset"]), int(entry["size"]), int(entry["crc"]))}
+    return int(entry["offset"]), int(entry["size"]), int(entry["crc"])
 
 
 def entry_bytes(file: int, name: str, offset: int, size: int, checksum: int) -> bytes | None:

@@ -285,7 +285,10 @@ def run_rank(argv: Sequence[str]) -> int:
     status: int
     try:
         node = node_check(argv)  # while torch is being imported
+        from training.engine.survivors import before_exit
         from training.train import main as train
+
+        before_exit.append(record_rank_end)
 
         job_id = slurm_job_id()
         if node and (sick := node.result()):

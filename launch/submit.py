@@ -98,8 +98,8 @@ def slurm_parameters(launch: LaunchConfig, name: str, setup: list[str]) -> dict[
         "signal_delay_s": min(SIGNAL_BEFORE_END_S, launch.time_min * 60 // 2),
         "setup": setup,
         "teardown": JOB_END,
-        # if a rank dies, end all of them
-        "srun_args": ["--kill-on-bad-exit=1", *(f"--{k}={v}" for k, v in binding.items() if v)],
+        # if a rank dies, the others save and end by themselves; srun kills what is left then
+        "srun_args": ["--kill-on-bad-exit=0", "--wait=60", *(f"--{k}={v}" for k, v in binding.items() if v)],
         "additional_parameters": additional,
         **{key: value for key, value in optional.items() if value},
     }

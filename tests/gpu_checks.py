@@ -31,11 +31,13 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import torch
 
+from data_preparation.common.errors import UserError
 from tests.conftest import REPOSITORY, SHARED, data_flags, tiny_model
 from tests.golden import difference, golden, recipe_state, recipe_tensor
 from tests.small import DIVES, FACTS, batch_of, sampled_batch, tiny_config
 from training.backbones.c3d.network import C3D
 from training.backbones.timesformer.network import TimeSformer
+from training.benchmark import step as benchmark_step
 from training.config import TrainConfig
 from training.cost import multiply_adds, step_memory
 from training.data.batch import Batch
@@ -43,6 +45,7 @@ from training.engine.prediction import to_device
 from training.engine.step import Step
 from training.losses import soft_spearman
 from training.model import ScoringModel, build_model
+from training.runtime.determinism import deterministic_algorithms
 from training.runtime.ranks import Ranks
 
 PASS, FAIL, SKIPPED = "pass", "FAIL", "skipped"
@@ -218,19 +221,14 @@ def soft_ranks(place: Place) -> Iterator[Row]:
 
 
 def deterministic(place: Place) -> Iterator[Row]:
-    """Two times five steps with torch's deterministic algorithms."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True)
+    """Two times five steps with --deterministic True."""
     for name in ("timesformer",) if place.dry else ("timesformer", "c3d", "i3d"):
-        found = []
+        config = tiny_config(name, "regression", precision=place.half, learning_rate=1e-3)
         try:
-            for _ in range(2):
-                config = tiny_config(name, "regression", precision=place.half, learning_rate=1e-3)
-                found.append(losses_of_steps(config, place, 5))
-        except RuntimeError as error:
-            if "deterministic" not in str(error):
-                raise
-            yield Row(f"{name}, deterministic kernels", SKIPPED, str(error).split(". ")[0][:160])
+            with deterministic_algorithms(True):
+                found = [losses_of_steps(config, place, 5) for _ in range(2)]
+        except UserError as error:
+            yield Row(f"{name}, deterministic kernels", SKIPPED, str(error).split(": give")[0][:160])
             continue
         yield verdict(
             f"{name}, deterministic kernels",
@@ -491,24 +489,42 @@ def trainings(place: Place) -> Iterator[Row]:
     yield dataclasses.replace(row, figure=f"{'identical bits' if same else 'not identical'}; {row.figure}")
 
 
-def killed_and_resumed(place: Place) -> Iterator[Row]:
-    """A training that is killed (KILL) in the middle and resumed, against the uninterrupted one."""
-    flags = ["--precision", "fp32", "--checkpoint_every", 1]
+def killed_after(place: Place, name: str, steps: int, *flags: object) -> str:
+    """Start a training, kill it (KILL) after some logged steps and resume it; returns the line about the resume, or ''."""
     slow = {"DEEPSPORTS_TEST_STEP_S": "0.5"}
     slow["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY / "tests" / "slow_steps"), os.environ.get("PYTHONPATH", "")])
-    process = training(place, "killed", *flags, **slow)
-    while process.poll() is None and len(step_losses(place, "killed")) < 4:
+    process = training(place, name, *flags, **slow)
+    while process.poll() is None and len(step_losses(place, name)) < steps:
         time.sleep(0.1)
     process.kill()
     output, _ = process.communicate()
-    before = len(step_losses(place, "killed"))
-    resumed = finished(training(place, "killed", *flags))
-    named = next((line.split("Resuming")[-1] for line in resumed.splitlines() if "Resuming" in line), "")
+    assert process.returncode == -signal.SIGKILL, output[-400:]
+    resumed = finished(training(place, name, *flags))
+    return next((line.split("Resuming")[-1] for line in resumed.splitlines() if "Resuming" in line), "")
+
+
+def killed_and_resumed(place: Place) -> Iterator[Row]:
+    """A training that is killed in the middle and resumed, against the uninterrupted one."""
+    resumed = killed_after(place, "killed", 4, "--precision", "fp32", "--checkpoint_every", 1)
     row = losses_are_near(place, "killed", "fp32", 1e-9 if place.dry else 1e-4, "killed and resumed")
-    passed = row.result == PASS and process.returncode == -signal.SIGKILL and bool(named)
+    yield verdict(row.name, row.result == PASS and bool(resumed), f"killed after step 4; {row.figure}")
+
+
+def killed_and_resumed_deterministic(place: Place) -> Iterator[Row]:
+    """The same with --deterministic True, in half precision, compiled and with dropout: the same bits."""
+    flags = ["--precision", place.half, "--compile", not place.dry, "--deterministic", "True"]
+    flags += ["--dropout", 0.3, "--drop_path", 0.1, "--ema", 0.9, "--checkpoint_every", 1]
+    finished(training(place, "deterministic", *flags))
+    resumed = killed_after(place, "deterministic-killed", 4, *flags)
+    runs = [place.work / "runs" / name for name in ("deterministic", "deterministic-killed")]
+    states = [torch.load(max((run / "checkpoints").glob("epoch-*.pt")), weights_only=True) for run in runs]
+    parts = [{**state["model"], **state["average"]} for state in states]
+    other = sum(not torch.equal(t, parts[1][n]) for n, t in parts[0].items() if isinstance(t, torch.Tensor))
+    same = step_losses(place, "deterministic") == step_losses(place, "deterministic-killed")
     yield verdict(
-        row.name, passed, f"killed after step {before}; {row.figure}" + ("" if passed else f"; {output[-400:]}")
-    )
+        "killed and resumed, --deterministic", bool(resumed) and same and not other,
+        f"{place.half}, dropout, {'not compiled' if place.dry else 'compiled'}: {other} of {len(parts[0])} tensors differ, losses {'identical' if same else 'differ'}",
+    )  # fmt: skip
 
 
 def evaluation(place: Place) -> Iterator[Row]:
@@ -560,11 +576,12 @@ def nccl(place: Place) -> Iterator[Row]:
     gradients = []
     for module in (model, parallel):
         model.zero_grad(set_to_none=True)
-        outputs = {name: collectives.gather(t) for name, t in module(batch).items()}
-        model.method.loss(outputs, batch.given, batch.labels)["loss"].backward()
+        model.method.loss(module(batch), batch.given, batch.labels)["loss"].backward()
         gradients.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
     worst = relative(gradients[1], gradients[0])
-    agreed = collectives.max_over_ranks(3, place.device) == 3 and collectives.gather_objects("a") == ["a"]
+    given, labels = collectives.gather_rows(batch.given, batch.labels)
+    same = all(torch.equal(t, {**given, **labels}[name]) for name, t in {**batch.given, **batch.labels}.items())
+    agreed = same and collectives.max_over_ranks(3) == 3 and collectives.gather_objects("a") == ["a"]
     collectives.barrier()
     dist.destroy_process_group()
     version = "" if place.dry else " " + ".".join(map(str, torch.cuda.nccl.version()))
@@ -601,6 +618,28 @@ def data_wait(place: Place) -> Iterator[Row]:
     )  # fmt: skip
 
 
+def against_the_reference(place: Place) -> Iterator[Row]:
+    """training.benchmark step: this project's step against the reference step, materialised attention and all, side by side."""
+    cases = ("timesformer_8",) if place.dry else ("timesformer_8", "timesformer_48", "c3d")
+    for case in cases:
+        size, rounds = ("small", 1) if place.dry else ("base", 5)
+        options = benchmark_step.Config(rounds=rounds, size=size, gpu=not place.dry)
+        name, flags, clips = benchmark_step.CASES[size, case]
+        # the reference keeps the attention weights: half of the clips fits a card of 80 GiB at 48 frames
+        clips = 2 if place.dry else clips // 2 if case == "timesformer_48" else clips
+        rows, _ = benchmark_step.case_result(name, flags, clips, options)
+        for row in rows:
+            what, ours, reference, ratio, ceiling, share, note = row.cells()
+            figure = f"{ours}, reference {reference}, ratio {ratio}, ceiling {ceiling}, {share} of it {note}".strip()
+            yield Row(
+                f"{name}, {clips} clips: {what.removeprefix('- ')}"
+                if what != name
+                else f"{name} against the reference",
+                PASS,
+                figure,
+            )
+
+
 def always_fails(place: Place) -> Iterator[Row]:
     """Only by --only: shows what a failing check does."""
     yield Row("a row before the failure", PASS, "")
@@ -626,7 +665,9 @@ CHECKS: dict[str, tuple[Callable[[Place], Iterator[Row]], int]] = {
     "deterministic": (deterministic, 60),
     "data_wait": (data_wait, 120),
     "compiled": (compiled, 240),
+    "against_the_reference": (against_the_reference, 150),
     "killed_and_resumed": (killed_and_resumed, 90),
+    "killed_and_resumed_deterministic": (killed_and_resumed_deterministic, 240),
     "evaluation": (evaluation, 60),
     "torchrun": (torchrun, 60),
 }

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 
 from data_preparation.actions import Action
-from data_preparation.archive import StoredFrames
+from data_preparation.archive import StoredFrames, decode_image
 from data_preparation.common.errors import UserError
 from data_preparation.decoding import Decoder, request_numbers, to_jpeg
 from data_preparation.file_types import file_type_of, read_head
@@ -125,9 +124,11 @@ def is_video(file: Path) -> bool:
 # ------------------------------------------------------------------------------------------------------------- frames
 
 
-def images_of(scan: VideoScan, numbers: np.ndarray, stored: StoredFrames) -> Iterator[np.ndarray]:
+def images_of(
+    scan: VideoScan, numbers: np.ndarray, stored: StoredFrames, least: tuple[int, int] | None = None
+) -> Iterator[np.ndarray]:
     """Yield the frames of a video with these ascending numbers (T,), each (H, W, 3) uint8 with the pixels that an archive would
-    hold.
+    give; `least` is Scorer.least.
 
     Raises:
         UserError: a frame cannot be decoded.
@@ -135,18 +136,20 @@ def images_of(scan: VideoScan, numbers: np.ndarray, stored: StoredFrames) -> Ite
     decoder = Decoder(scan.path, scan.stream_index)
     try:
         for _, frame in decoder.frames(request_numbers(scan, numbers)):
-            yield simplejpeg.decode_jpeg(to_jpeg(frame, stored.height, stored.quality), colorspace="RGB")
+            yield decode_image(to_jpeg(frame, stored.height, stored.quality), least)
     finally:
         decoder.close()
 
 
-def read_frames(scan: VideoScan, numbers: np.ndarray, stored: StoredFrames) -> np.ndarray:
+def read_frames(
+    scan: VideoScan, numbers: np.ndarray, stored: StoredFrames, least: tuple[int, int] | None = None
+) -> np.ndarray:
     """The frames of `images_of` together, (T, H, W, 3) uint8.
 
     Raises:
         UserError: a frame cannot be decoded, or the frames differ in size.
     """
-    images = list(images_of(scan, numbers, stored))
+    images = list(images_of(scan, numbers, stored, least))
     sizes = {image.shape for image in images}
     if len(sizes) > 1:
         listed = ", ".join(f"{width}x{height}" for height, width, _ in sorted(sizes))
@@ -174,7 +177,7 @@ def read_clip(
     numbers = scorer.frames_of(action, scan.frame_count, clips_each)
     if whole:
         numbers = np.union1d(numbers, np.arange(frames[0], frames[1] + 1))
-    images = read_frames(scan, numbers, scorer.stored)
+    images = read_frames(scan, numbers, scorer.stored, scorer.least)
     return Clip(images, action, name or str(scan.path), float(scan.rate), numbers)
 
 

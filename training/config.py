@@ -174,6 +174,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Where --augment changes the pixels: loader, in the workers, or device, whole batches in the training process on its GPU, which frees the workers. The draws are the same, and on a CPU all pixels; a GPU may round some to the next level.",
         choices=("loader", "device"),
     )
+    frame_decode: str = flag(
+        "full",
+        "How frames are decoded. full: at their size, then resized. scaled: at half, a quarter or an eighth of it if the input is that small, which is faster; pixels differ by a few levels. gpu: on the GPU, which frees the workers; pixels differ by a level.",
+        choices=("full", "scaled", "gpu"),
+    )
     test_crops: int = flag(
         1,
         "Crops of each clip in the test, whose predictions are averaged: 1 (centre), 3 (also both ends of the long side), 5 (centre and corners), 10 (these and their flips; not for classes that tell left from right). Needs --data_aug True.",
@@ -205,6 +210,19 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     workers: int = flag(2, "DataLoader workers of each rank; 0 loads in the main process.", minimum=0, may_change=True)
     prefetch: int = flag(4, "Batches that each worker prefetches.", minimum=1, may_change=True)
+
+    cache: str = flag(
+        "none",
+        "Keep decoded frames on each node, shared by its ranks and workers and filled on first use: ram (/dev/shm, removed at the end), or a folder on a disk of the node. The pixels are the same.",
+        allowed="none, ram, path",
+        may_change=True,
+    )
+    cache_gb: float = flag(
+        0.0,
+        "Size of --cache in GiB; 0: half of what is free at the start, of the disk and of the job's memory.",
+        minimum=0,
+        may_change=True,
+    )
 
     # --- the backbone
     model: str = flag("timesformer", "Backbone, from video to features.", choices=plugins.names(BACKBONES))
@@ -288,6 +306,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
         False,
         "Compile the backbone with torch.compile: takes minutes at the start, then steps are faster.",
         may_change=True,
+    )
+    deterministic: bool = flag(
+        False,
+        "Use only algorithms that give the same bits each time, so that on a GPU, too, a run that was stopped and resumed equals one that was not. Slower; on a CPU it changes nothing.",
     )
     seed: int = flag(0, "Seed of everything random: weights, split, order, frames, crops, dropout.", minimum=0)
     resume: bool = flag(
@@ -538,6 +560,20 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(f"--model {c.model} reads no frames: leave --flip and --augment out")
     if c.augment_on == "device" and c.augment == "none":
         faults.append("--augment_on device without augmentation: give --augment randaugment, or leave it out")
+    if c.reads != "video" and c.cache.lower() != "none":
+        faults.append(f"--model {c.model} reads no frames: leave --cache out")
+    if c.frame_decode == "gpu" and c.cache.lower() != "none":
+        faults.append(
+            "--cache keeps what the workers decode, and --frame_decode gpu decodes on the GPU: leave one of them out"
+        )
+    if c.cache_gb and c.cache.lower() == "none":
+        faults.append(f"--cache_gb {c.cache_gb:g} without a cache: give --cache ram or a folder, or leave it out")
+    if c.reads != "video" and c.frame_decode != "full":
+        faults.append(f"--model {c.model} reads no frames: leave --frame_decode out")
+    if c.frame_decode == "gpu" and c.augment != "none" and c.augment_on == "loader":
+        faults.append(
+            "--frame_decode gpu gives the workers no pixels to augment: give --augment_on device, or leave it out"
+        )
     faults += test_view_faults(c)
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):
         faults.append(f"--normalize True contradicts --input_scale {c.input_scale}: give one of them")

@@ -71,7 +71,7 @@ class GradeConfig:
 def clips_of_video(scorer: Scorer, scan: VideoScan, ranges: Sequence[tuple[int, int]]) -> Iterator[Clip]:
     """The clips of some ranges of a video, which ascend and do not overlap."""
     numbers = np.concatenate([np.arange(first, last + 1) for first, last in ranges])
-    images = images_of(scan, numbers, scorer.stored)
+    images = images_of(scan, numbers, scorer.stored, scorer.least)
     for first, last in ranges:
         frames = np.stack([next(images) for _ in range(first, last + 1)])
         yield clip_of(scorer, frames, f"{scan.path}, frames {first} to {last}")
@@ -166,7 +166,10 @@ def distances_by_group(options: GradeConfig, run_path: Path) -> tuple[Groups, Gr
     for name, made in made_up(scorer.stored.height or 72, length, rng).items():
         clips[name] = [clip_of(scorer, frames, name) for frames in made]
     readers = FrameReaders(config.root_dir)
-    stills = [readers[action.video].image(action.start_frame + action.frame_count // 3) for action in test[: 3 * MADE]]
+    stills = [
+        readers[action.video].image(action.start_frame + action.frame_count // 3, scorer.least)
+        for action in test[: 3 * MADE]
+    ]
     clips[STILL] = [clip_of(scorer, np.broadcast_to(frame, (length, *frame.shape)), STILL) for frame in stills]
     others: Groups = {}
     for name, of_group in tqdm(clips.items(), desc=run_path.name, unit="group", leave=False, disable=None):

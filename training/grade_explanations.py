@@ -27,7 +27,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from data_preparation.actions import Action, sort_key
@@ -122,8 +121,8 @@ class Graded:
         """(batch, decisive pixels) of BATCH clips each."""
         for start in range(0, len(self.data), BATCH):
             rows = range(start, min(start + BATCH, len(self.data)))
-            batch = default_collate([self.data.reader[self.data.plan(0, index)] for index in rows])
-            yield to_device(batch, device), self.pixels_NTHW[start : start + BATCH]
+            loaded = self.data.reader.__getitems__([self.data.plan(0, index) for index in rows])
+            yield to_device(loaded.finish(device), device), self.pixels_NTHW[start : start + BATCH]
 
 
 def graded_clips(config: TrainConfig, splits: Splits, model: ScoringModel, truth: DecisiveBoxes, most: int) -> Graded:

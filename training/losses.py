@@ -36,11 +36,11 @@ def soft_spearman(
     """
     import torchsort  # here, so that a run with --loss_spcoef_weight 0 does not need it
 
-    if not torch.isfinite(predicted_B).all():
-        return torch.nan_to_num(predicted_B, 0, 0, 0).sum() * 0 + torch.nan
     device = predicted_B.device
     if not _ranks_on_gpu():
         predicted_B, target_B = predicted_B.cpu(), target_B.cpu()
+    if not torch.isfinite(predicted_B).all():
+        return (torch.nan_to_num(predicted_B, 0, 0, 0).sum() * 0 + torch.nan).to(device)
     predicted_B = predicted_B.float()
     centred_target = average_ranks(target_B)
     centred_target = centred_target - centred_target.mean()

@@ -73,6 +73,12 @@ class RowDropPath(RowDropout):
     """Stochastic depth ("Deep Networks with Stochastic Depth", Huang et al., 2016): drops whole entries of the first
     dimension. (rows, ...) -> (rows, ...); an entry may be a clip or a part of one, the parts of a clip adjacent."""
 
+    def mask(self, rows: int, device: torch.device) -> torch.Tensor | None:
+        """A mask (rows, 1, 1) in float32 by which the entries are multiplied; None if none is dropped."""
+        if not self.training or not self.rate:
+            return None
+        return keep_mask((rows, 1, 1), self.rate, torch.empty(0, device=device))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not self.rate:
             return x
@@ -206,12 +212,17 @@ class RowBatchNorm(nn.Module):
         weight, bias = (p.view(per_channel).to(normalized.dtype) for p in (self.weight, self.bias))
         return normalized * weight + bias
 
-    def update(self, statistics_U2C: torch.Tensor) -> None:
-        """Update the running statistics with the mean and unbiased variance of each group, one group after the other."""
-        for mean, var in statistics_U2C:
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var, self.momentum)
-        self.num_batches_tracked += len(statistics_U2C)
+    def update(self, statistics_U2C: torch.Tensor, counts_U: torch.Tensor) -> None:
+        """Update the running statistics with the mean and unbiased variance of each group, one group after the other. `counts_U`
+        (bool) tells which groups count."""
+        left_U = counts_U.flip(0).cumsum(0).flip(0)  # groups that count, from each one to the last
+        kept = 1 - self.momentum  # of the running statistics, by each group
+        shares_U = torch.where(counts_U, self.momentum * kept ** (left_U - 1).to(statistics_U2C.dtype), 0.0)
+        counted_U2C = torch.where(counts_U[:, None, None], statistics_U2C, 0.0)  # also without NaN
+        added_2C = (shares_U[:, None, None] * counted_U2C).sum(dim=0)
+        for running_C, added_C in zip((self.running_mean, self.running_var), added_2C, strict=True):
+            running_C.mul_(kept ** left_U[0].to(running_C.dtype)).add_(added_C)
+        self.num_batches_tracked += left_U[0]
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}, group={self.group}"
@@ -238,8 +249,8 @@ class MaskedBatchNorm(RowBatchNorm):
         deviation = (squares / counts.clamp(min=1) + self.eps).sqrt()
         return centred / deviation[..., None] * self.weight[:, None] + self.bias[:, None]
 
-    def update(self, statistics_U2C: torch.Tensor) -> None:
-        super().update(statistics_U2C[statistics_U2C.isfinite().flatten(1).all(dim=1)])
+    def update(self, statistics_U2C: torch.Tensor, counts_U: torch.Tensor) -> None:
+        super().update(statistics_U2C, counts_U & statistics_U2C.isfinite().flatten(1).all(dim=1))
 
 
 RunningStatistics = list[tuple[RowBatchNorm, torch.Tensor]]  # (statistics, 2, C) for each batch norm
@@ -268,10 +279,12 @@ def gather_running_statistics(model: nn.Module, gather: Callable[[torch.Tensor],
 
 
 @torch.no_grad()
-def update_running_statistics(gathered: RunningStatistics) -> None:
-    """Update the running statistics of all batch norms with what `gather_running_statistics` returned."""
-    for layer, statistics in gathered:
-        layer.update(statistics)
+def update_running_statistics(gathered: RunningStatistics, failed: torch.Tensor | None = None) -> None:
+    """Update the running statistics of all batch norms with what `gather_running_statistics` returned, unless `failed` (a bool
+    tensor on their device, which is not waited for)."""
+    for layer, statistics_U2C in gathered:
+        counts = torch.ones((), dtype=torch.bool, device=statistics_U2C.device) if failed is None else ~failed
+        layer.update(statistics_U2C, counts.expand(len(statistics_U2C)))
 
 
 def freeze_batch_norm(model: nn.Module) -> None:

@@ -32,6 +32,7 @@ from training.data.plan import ViewChoice
 from training.data.sampling import END_ALIGNED, END_SHIFT
 from training.data.sources import FrameSource, views_of_test
 from training.data.splits import load_splits
+from training.data.transforms import resized_size
 from training.engine.prediction import as_arrays, forward_rows, in_order
 from training.engine.state import load_best
 from training.model import ScoringModel, build_model
@@ -59,7 +60,7 @@ class GivenAction(Action):
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Frames of one action in memory, resized as the archives hold them.
+    """Frames of one action in memory, resized as the archives hold them, or decoded with Scorer.least.
 
     `frames_THWC` (T, H, W, 3) are uint8 RGB, and `numbers` (T,) their ascending frame numbers; without `numbers` they are frames
     1 to T. The start and end of `action` are numbers of frames, too. Its other fields are None (or empty) where they are not known.
@@ -82,7 +83,7 @@ class _FramesOfClip:
     def __getitem__(self, video: str) -> _FramesOfClip:
         return self
 
-    def image(self, number: int) -> np.ndarray:
+    def image(self, number: int, least: tuple[int, int] | None = None) -> np.ndarray:
         place = int(np.searchsorted(self.numbers, number))
         if place == len(self.numbers) or self.numbers[place] != number:
             raise UserError(
@@ -100,7 +101,7 @@ class _Numbers:
     def __getitem__(self, video: str) -> _Numbers:
         return self
 
-    def image(self, number: int) -> np.ndarray:
+    def image(self, number: int, least: tuple[int, int] | None = None) -> np.ndarray:
         raise NotImplementedError
 
 
@@ -174,6 +175,11 @@ class Scorer:
             of = "no calibration.json" if calibration is None else f"a calibration of epoch {calibration.epoch}"
             why = f"{run} has {of} and a best checkpoint of epoch {epoch}: for intervals, {fix}"
             calibration = None
+        if config.frame_decode == "gpu":
+            log.warning(
+                "%s was trained with --frame_decode gpu; frames are decoded on the CPU here, and pixels may differ by a level",
+                run,
+            )
         distances, why_no_distance = load(folder.novelty_file), ""
         if distances is None or distances.epoch != epoch:
             of = "no calibration.npz" if distances is None else f"a calibration.npz of epoch {distances.epoch}"
@@ -186,6 +192,11 @@ class Scorer:
         )
 
     # ------------------------------------------------------------------------------------------------------- samples
+
+    @property
+    def least(self) -> tuple[int, int] | None:
+        """The size that archive.decode_image gets, so that new frames are decoded as those of the training."""
+        return resized_size(self.config) if self.config.frame_decode == "scaled" else None
 
     def action(self, video: str, number: int, start: int, end: int, **known: Any) -> Action:
         """An action to score. `known` are fields of Action, and `dive_number`.

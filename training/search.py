@@ -188,7 +188,7 @@ def find_actions(scorer: Scorer, scan: VideoScan) -> list[Range]:
     with tqdm(total=scan.frame_count, desc=f"search {scan.path.name}", unit="frame", leave=False, disable=None) as bar:
 
         def frames() -> Iterator[np.ndarray]:
-            for frame in images_of(scan, np.arange(1, scan.frame_count + 1), scorer.stored):
+            for frame in images_of(scan, np.arange(1, scan.frame_count + 1), scorer.stored, scorer.least):
                 bar.update()
                 yield frame
 

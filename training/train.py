@@ -24,13 +24,14 @@ from typing import Any
 
 import torch
 
-from data_preparation.actions import Action
+from data_preparation.actions import Action, video_order
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text
 from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
+from training.data.cache import opened
 from training.data.dataset import ActionDataset, label_faults
 from training.data.loader import keep_workers
 from training.data.machine import check_machine
@@ -40,10 +41,12 @@ from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
 from training.engine.loop import Engine
 from training.engine.prediction import resolve_precision
+from training.engine.survivors import Survivors
 from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
 from training.model import ScoringModel, build_model
 from training.runtime import collectives, start_up
+from training.runtime.determinism import deterministic_algorithms, fault_text
 from training.runtime.interruption import InterruptionFlag, StoppedBySignal, time_limit_warning
 from training.runtime.logs import also_log_to, start_log
 from training.runtime.progress import ProgressHook, record_failure
@@ -73,7 +76,8 @@ def run_training(config: TrainConfig, interruption: InterruptionFlag, on_progres
     """Train; return 0, or the exit status of the signal that stopped the training."""
     stopped = None
     try:
-        train(config, interruption, on_progress)
+        with deterministic_algorithms(config.deterministic):
+            train(config, interruption, on_progress)
     except StoppedBySignal as error:
         stopped = error
     interruption.ignore()
@@ -111,7 +115,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
     source = source_of(config)
-    if faults := task_of(config.task).faults(used, splits.facts.classes) + source.faults(used):
+    of_frames = (
+        source.faults(used) if ranks.world_size == 1 else []
+    )  # several ranks share this check, once they are connected
+    if faults := task_of(config.task).faults(used, splits.facts.classes) + of_frames:
         raise UserError.of(faults)
     start_up.reached("data")
     run = RunFolder(config.run_dir)
@@ -121,11 +128,13 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     model.method.observe(splits.train)
     start_up.reached("model")
     stop_before_start(interruption, ranks)  # building the model can take long
-    check_machine(config, model, ranks, device, splits, trains=True)
+    memory_left = check_machine(config, model, ranks, device, splits, trains=True)
     start_up.reached("checks of the machine")
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
-    if status := collectives.max_over_ranks(interruption.status, device):
+    if status := collectives.max_over_ranks(interruption.status):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
+    if ranks.world_size > 1 and (faults := shared_faults(source, used, ranks)):
+        raise UserError.of(faults)
     trained_on = collectives.on_first_rank(partial(entries_of_run, config, splits, source, frozen=model.frozen))
     collectives.on_first_rank(
         partial(
@@ -136,7 +145,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             splits.facts.record() | stored_record(source, splits.known),
         )
     )
-    with record_failure(run, failure_text) if ranks.is_first else nullcontext(), keep_workers():
+    reporting = record_failure(run, failure_text) if ranks.is_first else nullcontext()
+    with reporting, opened(config, memory_left), keep_workers():
         also_log_to(run.job_dir(slurm_job_id() or "local") / f"rank{ranks.rank}.log")
         start_up.reached("ranks and run folder")
         model.to(device)
@@ -149,27 +159,37 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             model, config, run, ranks, device, interruption, on_progress
         )
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
-        with closing(trainer):
-            trainer.resume()
-            start_up.reached("checkpoint")
-            warn_of_time_limit(ranks)
-            trainer.fit(train_data, val_data)
-        trainer.complete_val_predictions(val_data)
-        trainer.complete_novelty(train_data, val_data)
-        collectives.on_first_rank(partial(write_calibration, run, trainer.task))
-        if config.evaluate:
-            summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
-            for line in result_lines(summary):
-                log.info(line)
-        trainer.report_finished()
+        with Survivors(trainer, run):
+            with closing(trainer):
+                trainer.resume()
+                start_up.reached("checkpoint")
+                warn_of_time_limit(ranks)
+                trainer.fit(train_data, val_data)
+            trainer.complete_val_predictions(val_data)
+            trainer.complete_novelty(train_data, val_data)
+            collectives.on_first_rank(partial(write_calibration, run, trainer.task))
+            if config.evaluate:
+                summary = open_test_split(run, config, model, ranks, device, splits, trainer.stop_if_requested)
+                for line in result_lines(summary):
+                    log.info(line)
+            trainer.report_finished()
         log.info("Loss plot: %s", run.plot_file(config))
+
+
+def shared_faults(source: Source, actions: Sequence[Action], ranks: Ranks) -> list[str]:
+    """The messages of Source.faults on every rank. Each rank opens its share of the videos: if 1,000 ranks opened all of them, a
+    shared file system would take minutes to answer."""
+    videos = sorted({action.video for action in actions}, key=video_order)
+    own = set(videos[ranks.rank :: ranks.world_size])
+    found = source.faults([action for action in actions if action.video in own]) if own else []
+    return [fault for of_rank in collectives.gather_objects(found) for fault in of_rank]
 
 
 def failure_text(error: Exception) -> str:
     """The error that ended the training in one line, for progress.json."""
     if collectives.is_peer_failure(error):
         return f"lost contact with another rank ({collectives.short_reason(error)})"
-    return limit_error_text(error) or first_line(error)
+    return limit_error_text(error) or fault_text(error) or first_line(error)
 
 
 def stop_before_start(interruption: InterruptionFlag, ranks: Ranks) -> None:

@@ -92,6 +92,15 @@ def resident_bytes() -> int:
     return _statm(1) - _statm(2)
 
 
+def available_memory() -> int | None:
+    """Bytes of this machine's memory that new processes can use, whatever the job may use of them; None if unknown."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -291,7 +291,7 @@ def test_dry_run_prints_the_sbatch_file(dataset: Path, tmp_path: Path):
         "--signal=USR2@120",
     ):
         assert f"#SBATCH {line}" in out, out
-    assert "--kill-on-bad-exit=1" in out
+    assert "--kill-on-bad-exit=0 --wait=60" in out
     assert "launch.job end" in out
     assert not (tmp_path / "runs").exists()
 

@@ -143,7 +143,10 @@ def test_windows():
 )
 def test_costs_are_the_originals(flags: dict, gmac: int):
     config = TrainConfig(**flags)
-    assert multiply_adds(build_model(config), config) / 1e9 == pytest.approx(gmac, abs=0.5)
+    model = build_model(config)
+    if config.model == "timesformer":  # all tokens leave the last block of the original
+        model.backbone.blocks[-1].class_only = False
+    assert multiply_adds(model, config) / 1e9 == pytest.approx(gmac, abs=0.5)
 
 
 SMALL = {

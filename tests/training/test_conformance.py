@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_preparation.actions import Dive
 from data_preparation.boxes import Boxes, boxes_file, write_boxes
@@ -31,12 +32,14 @@ from training import plugins
 from training.config import TrainConfig
 from training.data.batch import Batch, Rows, chunk_batch
 from training.engine.loop import Engine
+from training.engine.optimizers import build_optimizer
 from training.engine.step import Step
 from training.methods.base import Bank, ComparingMethod
 from training.model import ScoringModel, build_model
 from training.novelty import describe, outputs_and_descriptions
 from training.rows import RowBatchNorm
 from training.runtime import checkpoint
+from training.runtime.determinism import deterministic_algorithms
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
@@ -193,6 +196,52 @@ def test_a_run_resumes_bit_for_bit(model: str, method: str, features_file: Path,
     assert first.step(batch, 0.01, 1) == resumed.step(batch, 0.01, 1)
     for a, b in zip(first.step.state()["average"].values(), resumed.step.state()["average"].values(), strict=True):
         assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations whose result the training process would wait for, if it were on a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "repeat_interleave.Tensor")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix("aten.")
+        indexed = name.startswith("index.Tensor") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert not indexed, "an index of type bool"
+        assert not name.startswith(self.WAITING), name
+        return func(*args, **kwargs or {})
+
+
+WAIT = {"tsanet"}  # the attention of a batch is as long as the longest tube in it
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_a_step_waits_for_no_value(model: str, method: str, features_file: Path):
+    """With the fused optimizer of a GPU. The losses are read later."""
+    config = config_for(model, method, features_file, batch_norm="trained", optimizer="AdamW", accumulate=2)
+    network = build_model(config, FACTS)
+    if network.method.fits_features:
+        pytest.skip("fitted at once: there are no steps")
+    if method in WAIT:
+        pytest.skip("sizes of its tensors depend on values")
+    step = Step(network, config, Ranks(), CPU)
+    step.optimizer = build_optimizer(network, config, fused=True)
+    network.train()
+    batch = batch_for(config, network)
+    with NoWaiting():
+        result = step.compute(batch, 0)
+        step.commit(0.01)
+    assert result.read()["loss"] > 0
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_a_step_has_deterministic_algorithms_on_the_cpu(model: str, method: str, features_file: Path):
+    config = config_for(model, method, features_file, batch_norm="trained", deterministic=True)
+    with deterministic_algorithms(config.deterministic):
+        assert torch.are_deterministic_algorithms_enabled()
+        (found, losses), (again, same) = (after_steps(config, Ranks(), 1) for _ in range(2))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert losses == same
+    assert all(torch.equal(found[name], again[name]) for name in found)
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)

@@ -21,15 +21,18 @@ from hypothesis import strategies as st
 
 from data_preparation.common.errors import UserError
 from training.losses import mse, soft_spearman
+from training.runtime import collectives
 from training.runtime.collectives import (
+    barrier,
     choose_device,
     connect,
     describe_peer_failure,
     disconnect,
     exit_status,
-    gather,
     gather_objects,
+    gather_rows,
     is_peer_failure,
+    max_over_ranks,
     peer_failure_text,
     short_reason,
     wait_until_visible,
@@ -105,7 +108,11 @@ def _come(rank: int, world: int, port: int, answers: mp.SimpleQueue) -> None:
     ranks = Ranks(rank, world, rank, "127.0.0.1", port, "Slurm")
     try:
         connect(ranks, torch.device("cpu"), timedelta(seconds=4))
-        answers.put((rank, gather_objects(rank)))
+        found = gather_objects(rank)
+        collectives._set_control_group(timedelta(seconds=4), main_backend="nccl")  # as beside nccl
+        assert collectives._control is not None
+        barrier()
+        answers.put((rank, found if gather_objects(rank) == found and max_over_ranks(rank) == world - 1 else None))
         disconnect()
     except UserError as error:
         answers.put((rank, f"{type(error).__name__}: {error}"))
@@ -313,18 +320,23 @@ def test_an_allocated_gpu_that_cuda_does_not_see_is_refused_with_the_fix(
         choose_device(True, Ranks())
 
 
-def _loss_and_gradient(weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    predicted = gather(x @ weight)
-    y = gather(y)
+def _loss(predicted: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return mse(predicted, y) - 0.7 * soft_spearman(predicted, y, 2.0)
 
 
 def _rank(rank: int, world: int, file: str, x: torch.Tensor, y: torch.Tensor, expected: torch.Tensor) -> None:
+    """A step as training/engine/step.py makes it: every rank computes the whole loss, and takes the gradient of its own rows."""
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     weight = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
     share = len(x) // world
     rows = slice(rank * share, (rank + 1) * share)
-    _loss_and_gradient(weight, x[rows], y[rows]).backward()
+    predicted = x[rows] @ weight
+    odd = {"number": torch.arange(rank * share, (rank + 1) * share, dtype=torch.int16), "flag": y[rows, None, None] > 0}
+    outputs, labels = gather_rows({"predicted": predicted.detach()}, {"y": y[rows], **odd})
+    assert torch.equal(labels["number"], torch.arange(len(x), dtype=torch.int16))
+    assert torch.equal(labels["flag"], y[:, None, None] > 0)
+    _loss(outputs["predicted"].requires_grad_(), labels["y"]).backward()
+    predicted.backward(outputs["predicted"].grad[rows])
     dist.all_reduce(weight.grad)
     assert torch.allclose(weight.grad, expected, rtol=1e-5, atol=1e-6)
     dist.destroy_process_group()
@@ -336,7 +348,7 @@ def test_ranks_together_have_the_gradient_of_the_whole_batch(tmp_path, world: in
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(8, 3, generator=generator), torch.randn(8, generator=generator)
     weight = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
-    _loss_and_gradient(weight, x, y).backward()
+    _loss(x @ weight, y).backward()
     assert weight.grad.abs().min() > 1e-3
     mp.spawn(_rank, (world, str(tmp_path / "join"), x, y, weight.grad), nprocs=world)
 

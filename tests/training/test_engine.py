@@ -16,12 +16,15 @@ from training.config import TrainConfig
 from training.cost import step_memory
 from training.data.batch import Batch, chunk, chunk_batch, concat
 from training.data.dataset import ActionDataset
+from training.engine.average import weight_average
 from training.engine.loop import Engine
+from training.engine.optimizers import build_optimizer
 from training.engine.prediction import non_finite_rows
-from training.engine.step import NonFiniteLoss
+from training.engine.results import NonFiniteLoss
 from training.losses import mse
 from training.model import build_model
 from training.rows import RowDropout, RowDropPath, batch_part
+from training.runtime.determinism import deterministic_algorithms
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
@@ -204,7 +207,9 @@ def test_expected_memory_is_what_a_step_keeps(tmp_path: Path):
 def test_a_non_finite_loss_names_ranks_and_dives(tmp_path: Path):
     engine = engine_of(tmp_path)
     engine.ranks = Ranks(0, 4)
-    assert "rank 2: actions 01/005)" in engine._non_finite_loss_text(NonFiniteLoss(float("nan"), [5]), torch.arange(8))
+    assert "rank 2: actions 01/005)" in engine._non_finite_loss_text(
+        NonFiniteLoss(float("nan"), 0, [5], torch.arange(8))
+    )
     assert non_finite_rows({"a": torch.tensor([1.0, torch.inf]), "n": torch.tensor([1, 2])}) == [1]
 
 
@@ -221,3 +226,83 @@ def test_a_non_finite_loss_or_gradient_changes_no_weight(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="the gradient became nan"):
         engine.step(batch_of(engine), 0.05, 0)
     assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("every", ["0", "1"])
+def test_a_failed_step_is_named_later_and_neither_it_nor_later_ones_change_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: bool, every: str
+):
+    """`fused` is the arithmetic of a GPU. The losses are read when a line is logged (here after step 10), two steps later, or for a checkpoint after each step."""
+
+    def engine_in(folder: str, losses: list[float]) -> Engine:
+        config = small.tiny_config(
+            "tsm", "regression", batch_size=8, batch_norm="trained", ema=0.9, log_every=10, checkpoint_every=every
+        )
+        engine = Engine(
+            build_model(config), config, RunFolder(tmp_path / folder), Ranks(), torch.device("cpu"), InterruptionFlag()
+        )
+        engine.run.best_checkpoint.parent.mkdir(parents=True)
+        engine.step.optimizer = build_optimizer(engine.model, config, fused)
+        engine.step.average = weight_average(engine.model, 0.9, lambda: engine.step.failed, on_gpu=fused)
+        engine.train_data = ActionDataset(DIVES, config, engine.model.method, augment=True)
+        whole = batch_of(engine)
+
+        def batches(*_, **__):
+            for number, loss in enumerate(losses):
+                labels = {name: tensor.clone() for name, tensor in whole.labels.items()}
+                labels["execution_and_difficulty"][number] = loss
+                yield whole._replace(labels=labels)
+
+        monkeypatch.setattr("training.engine.loop.training_batches", batches)
+        return engine
+
+    known = engine_in("known", [1.0, 1.0, 1.0])
+    known._train_epoch(3)
+    engine = engine_in("failed", [1.0, 1.0, 1.0, float("nan"), 1.0, 1.0, 1.0])
+    engine.total_steps = 7
+    with pytest.raises(
+        UserError, match=r"^the loss became nan at step 4, before the weights were updated \(rank 0: actions "
+    ):
+        engine._train_epoch(7)
+    expected, found = known.step.state(), engine.step.state()
+    for part in ("model", "average"):
+        for name, tensor in expected[part].items():
+            if isinstance(tensor, torch.Tensor) and name != "n_averaged":
+                assert torch.equal(found[part][name], tensor), name
+    engine.checkpoints.wait()
+    assert [int(path.stem[-8:]) for path in engine.run.checkpoints()] == ([3, 2] if every == "1" else [])
+    with pytest.raises(UserError, match="at step 4"):
+        engine.state()
+
+
+def test_in_fp16_the_scaler_skips_what_follows_a_failed_step(tmp_path: Path):
+    """An infinite gradient alone is normal there: the scaler lowers its scale."""
+    engine = engine_of(tmp_path)
+    engine.step.optimizer = build_optimizer(engine.model, engine.config, fused=True)
+    engine.step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    good, bad = batch_of(engine), batch_of(engine)
+    bad.labels["execution_and_difficulty"][3] = torch.inf
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    assert engine.step(good, 0.05, 0)["grad_norm"] in (
+        pytest.approx(float("inf")),
+        pytest.approx(float("nan"), nan_ok=True),
+    )
+    assert engine.step.scaler.get_scale() == 2.0**125
+    engine.step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for number, batch in enumerate((bad, good)):
+        engine.step.compute(batch, number)
+        engine.step.commit(0.05)
+    assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_named():
+    """torch refuses it only on a GPU; on a CPU there is another one."""
+    with (
+        pytest.raises(
+            UserError, match="no deterministic algorithm for put_ on this device: give --deterministic False"
+        ),
+        deterministic_algorithms(True),
+    ):
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -47,7 +47,11 @@ def test_losses_are_those_of_the_first_edition(dataset: Path, tmp_path: Path, re
     found = records(run / "metrics.jsonl")
     assert len(found) == len(expected["metrics"])
     for row, known in zip(found, expected["metrics"], strict=True):
-        assert row == {k: pytest.approx(v, rel=1e-6, abs=1e-6) if isinstance(v, float) else v for k, v in known.items()}
+        # the predictions hardly differ after three epochs, so rounding shows a hundred times larger in their correlations
+        limits = dict.fromkeys(known, 1e-6) | {"val_pearson": 5e-5, "val_loss_soft_spearman": 5e-5}
+        assert row == {
+            k: pytest.approx(v, rel=limits[k], abs=limits[k]) if isinstance(v, float) else v for k, v in known.items()
+        }
     test = json.loads((run / "summary.json").read_text())["test"]
     assert test["spearman"] == pytest.approx(expected["test"]["spearman"], rel=1e-6)
     assert test["spearman_ci95"] == pytest.approx(expected["test"]["spearman_ci95"], rel=1e-6)

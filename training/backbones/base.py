@@ -66,12 +66,12 @@ class Backbone(nn.Module):
         """Whether to train the parameter `name`, unless --freeze freezes the whole backbone."""
         return True
 
-    def run_block(self, block: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+    def run_block(self, block: Callable[..., Any], *inputs: torch.Tensor | None) -> Any:
         """Return block(*inputs). With `checkpoint_activations` store only the inputs ("selective": and the results of convolutions,
         matrix products and attention), and compute the rest again, with the same dropout masks, in the backward pass."""
         if self.checkpoint_activations == "False" or not torch.is_grad_enabled():
             return block(*inputs)
-        more = {"context_fn": _selective.contexts} if self.checkpoint_activations == "selective" else {}
+        more: dict[str, Any] = {"context_fn": _selective.contexts} if self.checkpoint_activations == "selective" else {}
         return checkpoint(block, *inputs, use_reentrant=False, **more)
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:

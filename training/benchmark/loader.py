@@ -23,9 +23,10 @@ from training.benchmark._headspace import headspace
 from training.benchmark._reference_loader import ClipDataset, load_clip
 from training.benchmark._result import Common, Result, Row, Timing, Way, alternate, time_call
 from training.config import as_in_run
-from training.data.dataset import ActionDataset
+from training.data.cache import opened
+from training.data.dataset import ActionDataset, ClipReader
 from training.data.facts import NO_FACTS
-from training.data.loader import training_batches
+from training.data.loader import keep_workers, training_batches
 from training.data.plan import ClipSpec
 from training.methods import build_method
 from training.runtime.ranks import Ranks
@@ -130,24 +131,43 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
         indices = cycle(range(len(clips)))
         return lambda: load(next(indices))
 
-    timings = alternate(
-        {
-            "ours": each(lambda index: dataset.reader[planned[index]]),
-            "reference": each(lambda index: load_clip(loose, clips[index])),
-            "ceiling": each(lambda index: bare_decoding(jpegs[index], clips[index])),
-            "copy": decoded.clone,
-        },
-        max(config.rounds, len(clips)),
-        torch.device("cpu"),
-    )
-    rows = [Row.of(name, {part: timings[part] for part in ("ours", "reference", "ceiling")}, "CPU")]
-    copied = {"ours": timings["copy"], "reference": timings["reference"]}
-    rows.append(Row.of("- a memory copy of it, decoded", copied, "CPU", "the ceiling of a decoded cache"))
+    def read(reader: ClipReader, index: int) -> object:
+        """As a worker does."""
+        return reader.__getitems__([planned[index]])
+
+    in_cache = {"cache": "ram", "cache_gb": 1.0}
+    with opened(config_for(layout, data_aug=True, **in_cache, **flags)):
+        variants = {
+            "--frame_decode scaled": data_set(layout, config.dives, frame_decode="scaled", **flags),
+            "--cache ram, filled": data_set(layout, config.dives, **in_cache, **flags),
+        }
+        timings = alternate(
+            {
+                "ours": each(partial(read, dataset.reader)),
+                "reference": each(lambda index: load_clip(loose, clips[index])),
+                "ceiling": each(lambda index: bare_decoding(jpegs[index], clips[index])),
+                "copy": decoded.clone,
+                **{name: each(partial(read, of.reader)) for name, of in variants.items()},
+            },
+            max(config.rounds, len(clips)),
+            torch.device("cpu"),
+            warm_up=len(clips),  # fills the cache
+        )
+
+    def row(title: str, ours: str, ceiling: str) -> Row:
+        found = {"ours": timings[ours], "reference": timings["reference"], "ceiling": timings[ceiling]}
+        return Row.of(title, found, "CPU")
+
+    rows = [
+        row(name, "ours", "ceiling"),
+        row("- with --frame_decode scaled", "--frame_decode scaled", "ceiling"),
+        row("- with --cache ram, filled; ceiling: a memory copy", "--cache ram, filled", "copy"),
+    ]
     if find_spec("torchcodec") is None:
         return [*rows, Row("- the same from the video with torchcodec", note="not installed")]
     with_video = {
         "reference": torchcodec_way(layout, clips),
-        "ours": each(lambda index: dataset.reader[planned[index]]),
+        "ours": each(lambda index: dataset.reader.__getitems__([planned[index]])),
     }
     timings = alternate(with_video, max(config.rounds, len(clips)), torch.device("cpu"))
     return [*rows, Row.of("- reference: torchcodec on the video", timings, "CPU")]
@@ -187,21 +207,22 @@ def first_batch_row(layout: DatasetLayout, loose: Path, config: Config) -> Row:
         for of_clip, clip in zip(jpegs, clips, strict=False):
             bare_decoding(of_clip, clip)
 
-    for epoch in range(config.rounds + 1):
-        ours = training_batches(dataset, dataset.config, Ranks(), device, epoch, first_step=0)
-        theirs: list[Iterator[torch.Tensor]] = []
+    with keep_workers():
+        for epoch in range(config.rounds + 1):
+            ours = training_batches(dataset, dataset.config, Ranks(), device, epoch, first_step=0)
+            theirs: list[Iterator[torch.Tensor]] = []
 
-        def start_theirs(started: list[Iterator[torch.Tensor]] = theirs) -> None:
-            started.append(iter(plain))
-            next(started[0])
+            def start_theirs(started: list[Iterator[torch.Tensor]] = theirs) -> None:
+                started.append(iter(plain))
+                next(started[0])
 
-        ways: dict[str, Way] = {"ours": partial(next, ours), "reference": start_theirs, "ceiling": decode_batch}
-        for name, way in ways.items():
-            wall, cpu = time_call(way, device)
-            if epoch:  # the first epoch also starts the server of the workers
-                timings[name].wall.append(wall)
-                timings[name].cpu.append(cpu)
-            rest: dict[str, Iterable[object]] = {"ours": ours, "reference": theirs and theirs[0]}
-            for _ in rest.get(name, ()):
-                pass
+            ways: dict[str, Way] = {"ours": partial(next, ours), "reference": start_theirs, "ceiling": decode_batch}
+            for name, way in ways.items():
+                wall, cpu = time_call(way, device)
+                if epoch:  # the first epoch also starts the server of the workers
+                    timings[name].wall.append(wall)
+                    timings[name].cpu.append(cpu)
+                rest: dict[str, Iterable[object]] = {"ours": ours, "reference": theirs and theirs[0]}
+                for _ in rest.get(name, ()):
+                    pass
     return Row.of(f"the first batch of an epoch (4 clips of 8, {config.workers} workers)", timings)

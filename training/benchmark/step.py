@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from training.data.batch import Batch
 from training.engine.prediction import autocast, resolve_precision, to_device
 from training.engine.step import Step
 from training.model import ScoringModel, build_model
+from training.runtime.determinism import deterministic_algorithms
 from training.runtime.ranks import Ranks
 
 _B = {"model": "timesformer", "embed_dim": 768, "depth": 12, "num_heads": 12, "spatial_size": 224}
@@ -74,6 +76,7 @@ LEGEND = [
 
 
 def measure(config: Config) -> Result:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, for --deterministic
     if config.threads:
         torch.set_num_threads(config.threads)
     rows: list[Row] = []
@@ -150,16 +153,26 @@ def case_result(name: str, flags: dict[str, Any], clips: int, options: Config) -
 
 def variants(options: Config) -> dict[str, dict[str, Any]]:
     """The flags whose cost is measured, by how they are written on the command line."""
-    known = TrainConfig.__dataclass_fields__
-    wanted = ["checkpoint_activations", "deterministic", *(["compile"] if options.compile else [])]
-    return {f"--{name} True": {name: True} for name in wanted if name in known}
+    wanted: list[tuple[str, Any]] = [
+        ("checkpoint_activations", "True"),
+        ("checkpoint_activations", "selective"),
+        ("deterministic", True),
+    ]
+    if options.compile:
+        wanted.append(("compile", True))
+    return {f"--{name} {value}": {name: value} for name, value in wanted}
 
 
 def own_step(model: ScoringModel, config: TrainConfig, device: torch.device) -> Callable[[Batch], object]:
     """training.engine.step.Step with a counter for its step number."""
     model.backbone.checkpoint_activations = config.checkpoint_activations
     step, numbers = Step(model.to(device).train(), config, Ranks(), device), count()
-    return lambda batch: step(batch, config.learning_rate, next(numbers))
+
+    def train(batch: Batch) -> None:
+        with deterministic_algorithms(config.deterministic):
+            step(batch, config.learning_rate, next(numbers))
+
+    return train
 
 
 def reference_step(peer: ReferenceModel, precision: str, device: torch.device) -> Callable[[Batch], object]:

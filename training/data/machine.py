@@ -24,6 +24,7 @@ from data_preparation.common.limits import (
     temporary_folder_warning,
 )
 from training.config import TrainConfig
+from training.data.handover import NEEDS_GPU
 from training.data.loader import EVALUATION_BATCH, steps_per_epoch
 from training.data.plan import crop_source_size
 from training.data.splits import Splits
@@ -38,7 +39,7 @@ _SERVER_BYTES = 90 * 2**20
 _WORKER_THREADS = 3
 _WORKER_FILES = 14
 _FILES_PER_WORKER = 5  # that the training process opens for each worker
-_OTHER_FILES = 12  # of the training process: logs, metrics, a checkpoint, sockets of other ranks
+_OTHER_FILES = 18  # of the training process: logs, metrics, a checkpoint, sockets of other ranks, the cache
 _OTHER_THREADS = 3  # of the training process: the checkpoint writer, the pin-memory thread, tqdm's monitor
 _PAGE = 4096
 
@@ -116,8 +117,9 @@ def needs(
 
 def check_machine(
     config: TrainConfig, model: ScoringModel, ranks: Ranks, device: torch.device, splits: Splits, *, trains: bool
-) -> None:
-    """Check all limits of this machine that matter to the training or, with `trains` False, to the evaluation.
+) -> int | None:
+    """Check all limits of this machine that matter to the training or, with `trains` False, to the evaluation; return the bytes of
+    memory that they leave, None if no limit is known.
 
     Raises:
         UserError: limits are too low; it names all of them.
@@ -135,13 +137,17 @@ def check_machine(
     given = allocated_memory()
     if given is not None and (limits.memory_bytes is None or given < limits.memory_bytes):
         limits = ResourceLimits(**{**vars(limits), "memory_bytes": given})
-    faults = exceeded_limits(needs(config, model, ranks, device, training, evaluated), limits)
+    need = needs(config, model, ranks, device, training, evaluated)
+    faults = exceeded_limits(need, limits)
     if config.loader_workers:
         faults += temporary_folder_faults()
+    if config.frame_decode == "gpu" and device.type != "cuda":
+        faults.append(NEEDS_GPU)
     if faults:
         raise UserError.of(faults)
     for warning in machine_warnings(config):
         log.warning(warning)
+    return None if limits.memory_bytes is None else limits.memory_bytes - need.memory_bytes
 
 
 def machine_warnings(config: TrainConfig) -> list[str]:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,15 +15,16 @@ import numpy as np
 import torch
 
 from data_preparation.actions import Action, video_order
-from data_preparation.archive import FrameReaders, StoredFrames, missing_text, open_frames
+from data_preparation.archive import FrameReader, FrameReaders, StoredFrames, missing_text, open_frames
 from data_preparation.common.errors import UserError
 from data_preparation.identity import source_hashes
 from data_preparation.layout import prepared
 from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
+from training.data.cache import frame_cache, open_handle
 from training.data.features import feature_file
-from training.data.handover import Clips, Pixels, empty_batch
+from training.data.handover import Clips, Jpegs, Pixels, empty_batch, finished
 from training.data.plan import ClipSpec, View, ViewChoice
 from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames, places_of_test
 from training.data.transforms import crop_flip_rotate, crop_view, crop_views, resize_image, squash_view
@@ -100,8 +102,8 @@ class Frames(Protocol):
 
     numbers: np.ndarray
 
-    def image(self, number: int) -> np.ndarray:
-        """A frame as (H, W, 3) uint8 RGB."""
+    def image(self, number: int, least: tuple[int, int] | None = None, /) -> np.ndarray:
+        """A frame as (H, W, 3) uint8 RGB; with `least` (height, width) a smaller one may be given that is at least that large."""
         ...
 
 
@@ -121,6 +123,7 @@ class FrameSource:
         self.config, self.place, self.crop = config, place, crop
         self._kept: tuple[object, list[np.ndarray]] | None = None  # the last clip before its crop
         self._readers = FrameReaders(config.root_dir) if videos is None else videos  # each worker opens its own
+        self._cache = open_handle(config) if videos is None else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_kept": None}
@@ -182,10 +185,12 @@ class FrameSource:
         return int(on_disk.cumprod().sum())
 
     def read(self, clip: ClipSpec) -> torch.Tensor:
-        return self.read_batch([clip]).finish(torch.device("cpu"))[0]
+        return finished(self.read_batch([clip]), torch.device("cpu"))[0]
 
-    def read_batch(self, clips: Sequence[ClipSpec]) -> Pixels:
+    def read_batch(self, clips: Sequence[ClipSpec]) -> Clips:
         assert clips[0].view is not None
+        if self.config.frame_decode == "gpu" and isinstance(self._readers, FrameReaders):
+            return jpegs_of(self._readers, clips)
         pixels_BTHWC = empty_batch(len(clips), len(clips[0].frames), *clips[0].view.size, 3)
         flips = [self._write(clip, out_THWC) for clip, out_THWC in zip(clips, pixels_BTHWC, strict=True)]
         return Pixels(pixels_BTHWC, flips)
@@ -206,6 +211,12 @@ class FrameSource:
 
     def write_frames(self, clip: ClipSpec, view: View, out_THWC: np.ndarray) -> None:
         """Write the frames of a clip to `out_THWC` (T, height, width, 3) uint8, resized and cropped as the view says."""
+        cache = None if self._cache is None or self._has_many_crops else frame_cache(self._cache)
+        if cache is not None:
+            reader = self._readers[clip.action.video]
+            assert isinstance(reader, FrameReader)
+            cache.write_crop(reader, clip.frames, view, out_THWC, partial(self._resized_frame, reader, view))
+            return
         top, left, height, width = view.crop
         resized_THWC = self._before_crop(clip, view) if self._has_many_crops else self._resized_frames(clip, view)
         for out_HWC, frame_HWC in zip(out_THWC, resized_THWC, strict=True):
@@ -226,7 +237,25 @@ class FrameSource:
         """The frames of a clip one by one, (height, width, 3) uint8 of `view.resize`."""
         reader = self._readers[clip.action.video]
         for number in clip.frames:
-            yield resize_image(reader.image(number), *view.resize, view.nearest)
+            yield self._resized_frame(reader, view, number)
+
+    def _resized_frame(self, reader: Frames, view: View, number: int) -> np.ndarray:
+        """One frame (height, width, 3) uint8 of `view.resize`."""
+        least = (view.resize,) if self.config.frame_decode == "scaled" else ()
+        return resize_image(reader.image(number, *least), *view.resize, view.nearest)
+
+
+def jpegs_of(readers: FrameReaders, clips: Sequence[ClipSpec]) -> Jpegs:
+    """The frames of some clips as they are stored.
+
+    Raises:
+        UserError: a frame is missing or damaged.
+    """
+    contents = [readers[clip.action.video].jpeg(number) for clip in clips for number in clip.frames]
+    lengths = [len(content) for content in contents]
+    data = empty_batch(sum(lengths))
+    data.numpy()[:] = np.frombuffer(b"".join(contents), np.uint8)
+    return Jpegs(data, lengths, [clip.view for clip in clips if clip.view is not None])
 
 
 class FeatureSource:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from training.config import TrainConfig
 from training.data.augment import rotate
 from training.data.plan import View, crop_source_size
 
@@ -15,19 +17,32 @@ from training.data.plan import View, crop_source_size
 def resize(frames_THWC: np.ndarray, height: int, width: int, nearest: bool = False) -> torch.Tensor:
     """(T, H, W, 3) uint8 -> (T, 3, height, width) uint8, bilinear with antialiasing or the nearest pixel; a view if the size
     is the same."""
-    frames_TCHW = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
+    return resize_tensor(torch.from_numpy(frames_THWC).permute(0, 3, 1, 2), height, width, nearest)
+
+
+def resize_tensor(frames_TCHW: torch.Tensor, height: int, width: int, nearest: bool = False) -> torch.Tensor:
+    """`resize` of (T, 3, H, W) uint8 on any device. A GPU resizes in floating point, and rounds some pixels to the next level."""
     if frames_TCHW.shape[-2:] == (height, width):
         return frames_TCHW
     if nearest:
         return F.interpolate(frames_TCHW, (height, width), mode="nearest-exact")
-    return F.interpolate(frames_TCHW, (height, width), mode="bilinear", antialias=True)
+    resized = partial(F.interpolate, size=(height, width), mode="bilinear", antialias=True)
+    if frames_TCHW.device.type == "cpu":
+        return resized(frames_TCHW)
+    return resized(frames_TCHW.float()).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resized_size(config: TrainConfig) -> tuple[int, int]:
+    """(height, width) to which all views of a run resize frames, before the crop."""
+    return crop_view(config.spatial_size, None, config.geometry).resize if config.data_aug else config.input_size
 
 
 def resize_image(frame_HWC: np.ndarray, height: int, width: int, nearest: bool = False) -> np.ndarray:
     """`resize` of one frame (H, W, 3) uint8, to (height, width, 3)."""
     if frame_HWC.shape[:2] == (height, width):
         return frame_HWC
-    return resize(frame_HWC[None], height, width, nearest)[0].permute(1, 2, 0).numpy()
+    writable = np.require(frame_HWC[None], requirements="W")  # PyTorch warns of others
+    return resize(writable, height, width, nearest)[0].permute(1, 2, 0).numpy()
 
 
 def squash_view(size: int | tuple[int, int], rng: np.random.Generator | None = None) -> View:

@@ -94,7 +94,7 @@ class FeatureFit(Trainer):
 
     def stop_if_requested(self) -> None:
         """Stop all ranks if any rank received a signal; also called between two batches of features."""
-        if status := collectives.max_over_ranks(self.interruption.status, self.device):
+        if status := collectives.max_over_ranks(self.interruption.status):
             self._report("interrupted")
             collectives.barrier()
             outcome = "the fit is saved" if self.position.epoch else "the fit will start from scratch"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-import threading
 import time
+from collections import deque
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -19,8 +19,9 @@ from training.config import TrainConfig
 from training.data.dataset import ActionDataset
 from training.data.loader import epoch_length, training_batches
 from training.engine.prediction import Predictor, validation_metrics, validation_text
-from training.engine.state import Checkpoints, Position
-from training.engine.step import NonFiniteLoss, Step
+from training.engine.results import STEPS_AHEAD, NonFiniteLoss, Results
+from training.engine.state import Checkpoints, Position, best_checkpoint_content
+from training.engine.step import Step
 from training.engine.trainer import Trainer
 from training.model import ScoringModel
 from training.plots import draw_losses
@@ -54,7 +55,13 @@ class Engine(Trainer):
         self.predictor = Predictor(config, ranks, device, between_batches=self.save_and_stop_if_requested)
         self.checkpoints = Checkpoints(run, config)
         self.meter = Meter()
-        self.commit_lock = threading.Lock()  # whoever holds it sees the state of a completed step
+        self.results, self.losses = Results(), dict[str, float]()  # `losses` are those of the last step that was read
+        # What survivors of a lost rank save, see survivors.py. The last lines of metrics.jsonl: a node that loses its power
+        # takes with it lines that are not on disk yet. The weights of best.pt: only the first rank writes it
+        self.records: deque[dict[str, Any]] = deque(maxlen=1000)
+        self.best: dict[str, Any] | None = None
+        self.resumed_at = (0, 0)
+        self.is_trained = False  # then the model may hold the weights of best.pt
 
     # ------------------------------------------------------------------------------------------------- the loop
 
@@ -76,6 +83,7 @@ class Engine(Trainer):
             if is_whole:  # and not the rest of an epoch after a resume
                 self._report("running", epoch_s=time.perf_counter() - started)
         collectives.on_first_rank(self.checkpoints.wait)
+        self.is_trained = True
         log.info(
             "Training is done: best epoch %d of %d, validation %s %.4f",
             self.position.best_epoch, self.position.epoch, self.task.metric.name, self.position.best,
@@ -99,22 +107,42 @@ class Engine(Trainer):
                 self.stopwatch.loaded()
                 step_started = time.perf_counter()
                 rate = learning_rate(position.global_step, self.total_steps, self.config)
-                try:
-                    losses = self.step.compute(batch, position.global_step)
-                except NonFiniteLoss as error:
-                    raise UserError(self._non_finite_loss_text(error, batch.action_index)) from None
+                result = self.step.compute(batch, position.global_step)
                 with self.commit_lock:
                     self.step.commit(rate)
-                    position.finish_step(losses["loss"])
-                self.meter.add(step_started - load_started, time.perf_counter() - step_started)
+                    position.finish_step()
+                    self.results.add(result)
+                    is_logged = position.global_step % self.config.log_every == 0 or position.step == steps
+                    self._add_losses(leave=0 if is_logged else STEPS_AHEAD)
+                    self.meter.add(step_started - load_started, time.perf_counter() - step_started)
+                    if is_logged:
+                        self.records.append(self._step_record(rate))
+                self._raise_failure(leave=0 if is_logged else STEPS_AHEAD)
                 start_up.log_first_step(step_started - load_started, time.perf_counter() - step_started)
                 bar.update()
-                if position.global_step % self.config.log_every == 0 or position.step == steps:
-                    self._log_step(steps, losses, rate)
+                if is_logged:
+                    self._log_step(steps, rate)
                 # the clocks of the ranks may differ here, but only the first rank writes
                 if self.checkpoints.is_due(position.global_step):
                     self.save()
                 self.save_and_stop_if_requested()
+
+    def _raise_failure(self, leave: int = 0) -> None:
+        """Every rank calls it after the same steps.
+
+        Raises:
+            UserError: the loss or gradient of a step before the last `leave` is not finite; no step has changed the weights since.
+        """
+        try:
+            self.results.raise_failure(before=self.position.global_step - leave)
+        except NonFiniteLoss as error:
+            raise UserError(self._non_finite_loss_text(error)) from None
+
+    def _add_losses(self, leave: int = 0) -> None:
+        """Wait for the losses of all steps but the last `leave`. The caller holds the commit lock."""
+        for losses in self.results.read(leave):
+            self.losses = losses
+            self.position.loss_sum += losses["loss"]
 
     def _finish_epoch(self, val_data: ActionDataset, steps: int, started: float) -> None:
         """Validate, count the epoch as completed, log and save."""
@@ -129,10 +157,14 @@ class Engine(Trainer):
         value = metrics[f"val_{metric.key}"]
         if math.isnan(value):
             log.warning("Validation %s is undefined: %s", metric.name, metric.undefined)
-        is_best = position.finish_epoch(value)
-        if self.ranks.is_first:
+        with self.commit_lock:
+            is_best = position.finish_epoch(value)
             record = {"type": "epoch", "epoch": position.epoch, "step": position.global_step, **metrics}
-            self._record({**record, "seconds": time.perf_counter() - started})
+            self.records.append({**record, "seconds": time.perf_counter() - started})
+            if is_best and not self.ranks.is_first:  # the first rank may die before it has written best.pt
+                self.best = checkpoint.copy_to_host(best_checkpoint_content(self.state()), self.best)
+        if self.ranks.is_first:
+            self._record(self.records[-1])
         if is_best:  # before the checkpoint, so that a resume never lacks them
             self._save_val_predictions(model.method, rows, val_data)
         self.save(is_best)
@@ -150,22 +182,25 @@ class Engine(Trainer):
         position, patience = self.position, self.config.patience
         return bool(patience and position.best_epoch and position.epoch - position.best_epoch >= patience)
 
-    def _non_finite_loss_text(self, error: NonFiniteLoss, own_indices: torch.Tensor) -> str:
+    def _non_finite_loss_text(self, error: NonFiniteLoss) -> str:
         """The message about a loss that is not finite, with the ranks and actions whose outputs are not."""
-        indices = torch.cat(collectives.gather_objects(own_indices))  # (B,) of the global batch
+        indices = torch.cat(collectives.gather_objects(error.own_indices.cpu()))  # (B,) of the global batch
         rows_per_rank = len(indices) // self.ranks.world_size
         names_of_rank: dict[int, list[str]] = {}
         for row in error.rows or range(len(indices)):
             name = self.train_data.actions[int(indices[row])].name
             names_of_rank.setdefault(row // rows_per_rank, []).append(name)
         where = "; ".join(f"rank {rank}: actions {', '.join(names)}" for rank, names in names_of_rank.items())
-        return f"the loss became {error.loss} at step {self.position.global_step + 1}, before the weights were updated ({where}): lower --learning_rate, set --clip_grad 1, or give --precision fp32"
+        return f"the loss became {error.loss} at step {error.step + 1}, before the weights were updated ({where}): lower --learning_rate, set --clip_grad 1, or give --precision fp32"
 
     # ------------------------------------------------------------------------------------- stopping and resuming
 
     def save_and_stop_if_requested(self) -> None:
         """At a step boundary: save and stop all ranks if any rank received a signal."""
         if status := self._requested_status():
+            with self.commit_lock:
+                self._add_losses()
+            self._raise_failure()
             self.save()
             self._stop(status)
 
@@ -176,7 +211,7 @@ class Engine(Trainer):
 
     def _requested_status(self) -> int:
         """The exit status if any rank received a signal, else 0; the same on every rank."""
-        return collectives.max_over_ranks(self.interruption.status, self.device)
+        return collectives.max_over_ranks(self.interruption.status)
 
     def _stop(self, status: int) -> None:
         collectives.on_first_rank(self.checkpoints.wait)
@@ -190,11 +225,36 @@ class Engine(Trainer):
 
     def save(self, is_best: bool = False) -> None:
         """On the first rank: start to write the checkpoint of the present position and, with `is_best`, best.pt."""
-        if self.ranks.is_first:
-            self.checkpoints.save(self.state(), is_best)
+        if not self.ranks.is_first:
+            return
+        with self.commit_lock:
+            self._add_losses()
+            if self.results.failure is None:  # else all ranks will raise it after the same step
+                self.checkpoints.save(self.state(), is_best)
+
+    def place(self) -> tuple[int, int] | None:
+        """The place in the run of the last completed step, as long as this start has a step to save."""
+        place = (self.position.epoch, self.position.global_step)
+        return None if place == self.resumed_at or self.is_trained else place
+
+    def save_at_once(self) -> None:
+        """As the rank that was chosen after another one was lost: write the checkpoint of the last completed step.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with self.step.readable():
+            state = checkpoint.copy_to_host(self.state(), pinned=False)
+        self.checkpoints.save_at_once({**state, "records": list(self.records)}, self.best)
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs. No random state is in it, since every random number is a function of the position."""
+        """What a resume needs. No random state is in it, since every random number is a function of the position.
+
+        Raises:
+            UserError: a loss or gradient was not finite.
+        """
+        self._add_losses()
+        self.results.raise_failure(before=self.position.global_step)
         return {**self.step.state(), "position": asdict(self.position), **self.trained_on}
 
     def resume(self) -> None:
@@ -210,9 +270,10 @@ class Engine(Trainer):
                 self.load_state(checkpoint.load(path))
             log.info("Resuming %s at epoch %d, step %d", self.run.path, self.position.epoch + 1, self.position.step)
         if self.ranks.is_first:
-            self.run.rewind_metrics(self.position.epoch, self.position.global_step)
+            self.run.rewind_metrics(self.position.epoch, self.position.global_step, self.records)
             if path is not None and self.position.epoch < self.config.epochs:
                 self.run.record_resume(self.position.epoch, self.position.global_step)
+        self.resumed_at = (self.position.epoch, self.position.global_step)
         collectives.barrier()
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -226,13 +287,14 @@ class Engine(Trainer):
                 f"{self.run.path} was trained in {state['precision']} and this training uses {self.step.precision}: give --precision {state['precision']}, or give another --run_name"
             )
         self.step.load_state(state)
+        self.records.extend(state.get("records", ()))
         self.position = Position.from_record(state["position"])
 
     # ------------------------------------------------------------------------------------------------- reporting
 
-    def _log_step(self, steps: int, losses: dict[str, float], rate: float) -> None:
-        """Log the losses of this step, and the mean times since the last call."""
-        position, times = self.position, self.meter.means()
+    def _log_step(self, steps: int, rate: float) -> None:
+        """Log the losses of this step, which are read, and the mean times since the last call."""
+        position, losses, times = self.position, self.losses, self.meter.means()
         slow_ranks = self.slow_ranks.exchange(self.stopwatch.take())
         self._report("running", slow_ranks=slow_ranks, **self.meter.throughput(self.config.batch_size))
         memory = ""
@@ -245,6 +307,10 @@ class Engine(Trainer):
             rate, times["data_s"] * 1e3, times["step_s"] * 1e3, memory, self.progress.time_left_text(),
         )  # fmt: skip
         if self.ranks.is_first:
-            record = {"type": "step", "epoch": position.epoch + 1, "step": position.global_step, **losses, "lr": rate}
-            self._record({**record, **times})
+            self._record(self.records[-1])
         self.meter = Meter()
+
+    def _step_record(self, rate: float) -> dict[str, Any]:
+        """The record of the last completed step for metrics.jsonl."""
+        place = {"epoch": self.position.epoch + 1, "step": self.position.global_step}
+        return {"type": "step", **place, **self.losses, "lr": rate, **self.meter.means()}

@@ -36,7 +36,7 @@ def build_optimizer(model: ScoringModel, config: TrainConfig, fused: bool | None
     the last digits of earlier versions are worth more than 1 % of a step.
     """
     parameters = dict(model.named_parameters())
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "params": [parameters[name] for name in group.names],
             "rate": group.rate,

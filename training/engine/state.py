@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Position:
     epoch: int = 0  # completed epochs, validation included
     step: int = 0  # completed steps of the present epoch
     global_step: int = 0  # completed steps of all epochs
-    loss_sum: float = 0.0  # over the completed steps of the present epoch
+    loss_sum: float = 0.0  # over the completed steps of the present epoch, as far as their losses are read
     best_epoch: int = 0  # 1-based; 0 before the first validation
     best: float = math.nan  # the metric that chooses (Task.metric), of the validation of that epoch
 
@@ -38,9 +39,9 @@ class Position:
         """The position of a checkpoint; the first edition named `best` best_spearman."""
         return cls(**{"best" if name == "best_spearman" else name: value for name, value in record.items()})
 
-    def finish_step(self, loss: float) -> None:
-        """Count a step as completed."""
-        self.step, self.global_step, self.loss_sum = self.step + 1, self.global_step + 1, self.loss_sum + loss
+    def finish_step(self) -> None:
+        """Count a step as completed; its loss is added later."""
+        self.step, self.global_step = self.step + 1, self.global_step + 1
 
     def finish_epoch(self, value: float) -> bool:
         """Count an epoch as completed; returns whether its validation metric is the best so far."""
@@ -76,6 +77,26 @@ class Checkpoints:
             return {newest: copy, **best}
 
         self.writer.put(state, files_of, before=self.run.sync_metrics, afterwards=self._delete_old)
+
+    def save_at_once(self, state: dict[str, Any], best: dict[str, Any] | None) -> None:
+        """Write the checkpoint of a state, and first best.pt with the content `best` if it is of an older epoch.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
+        self.wait()
+        position = state["position"]
+        newest = self.run.checkpoint_file(position["epoch"], position["global_step"])
+        if best is not None and best["position"]["best_epoch"] > self._best_epoch_on_disk():
+            checkpoint.save(self.run.best_checkpoint, best)
+        if not newest.exists():
+            checkpoint.save(newest, state)
+        self._delete_old()
+
+    def _best_epoch_on_disk(self) -> int:
+        with suppress(UserError):
+            return int(checkpoint.load(self.run.best_checkpoint, required={"position"})["position"]["best_epoch"])
+        return 0
 
     def wait(self) -> None:
         """Wait until the checkpoint is on disk.

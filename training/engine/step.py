@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-from data_preparation.common.errors import UserError
 from training.config import TrainConfig
 from training.data.augment import augment_batch
 from training.data.batch import Batch, Tensors, chunk, chunk_batch, concat
-from training.engine.optimizers import build_optimizer, load_optimizer_state
-from training.engine.prediction import autocast, non_finite_rows, resolve_precision, to_device
+from training.engine.average import weight_average
+from training.engine.optimizers import build_optimizer, load_optimizer_state, step_unless
+from training.engine.prediction import autocast, resolve_precision, to_device
+from training.engine.results import StepResult
 from training.model import ScoringModel
 from training.rows import RunningStatistics, batch_part, gather_running_statistics, update_running_statistics
-from training.runtime.collectives import gather
+from training.runtime.collectives import gather, gather_rows
+from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import seed_all
-
-
-class NonFiniteLoss(UserError):
-    """The loss is NaN or infinite. `rows` of the global batch have outputs that are not finite."""
-
-    def __init__(self, loss: float, rows: Sequence[int]) -> None:
-        super().__init__(f"the loss became {loss}")
-        self.loss, self.rows = loss, list(rows)
 
 
 class Step:
@@ -59,9 +53,12 @@ class Step:
             model.backbone.compile(options={"fallback_random": True})
         self.ddp_model = self._wrap(model)
         self._statistics: RunningStatistics = []
+        # Whether a loss or gradient was not finite; from then on no step changes anything. Nothing waits for it to be known
+        self.failed = torch.tensor(False, device=device)
+        self._committed: torch.cuda.Event | None = None  # of the last commit on a GPU of several
         self.average: AveragedModel | None = None
         if config.ema:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            self.average = weight_average(model, config.ema, lambda: self.failed, on_gpu=device.type == "cuda")
 
     def _wrap(self, model: ScoringModel) -> nn.Module:
         """The model in DistributedDataParallel, or as it is for a single rank."""
@@ -76,12 +73,16 @@ class Step:
         return ddp_model
 
     def __call__(self, batch: Batch, learning_rate: float, step: int) -> dict[str, float]:
-        """Both halves of a step, see `compute` and `commit`."""
-        losses = self.compute(batch, step)
-        self.commit(learning_rate)
-        return losses
+        """Both halves of a step, see `compute` and `commit`; returns the losses.
 
-    def compute(self, batch: Batch, step: int) -> dict[str, float]:
+        Raises:
+            NonFiniteLoss: the loss is not finite. UserError: the gradient is not finite. The weights are unchanged.
+        """
+        result = self.compute(batch, step)
+        self.commit(learning_rate)
+        return result.read()
+
+    def compute(self, batch: Batch, step: int) -> StepResult:
         """Compute the gradient from this rank's b rows of the global batch of B rows. `step` counts from 0 over all epochs.
 
         The loss compares the rows of the global batch with each other, so it is not a sum over micro-batches. With
@@ -90,11 +91,9 @@ class Step:
         weights ("Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", Gao et al., 2021).
 
         Returns:
-            The losses of the global batch by name, and "grad_norm".
-
-        Raises:
-            NonFiniteLoss: the loss is not finite. UserError: the gradient is not finite. The weights are unchanged.
+            The losses of the global batch by name, and "grad_norm". On a GPU they may still be computed.
         """
+        own_indices = batch.action_index
         batch = augment_batch(to_device(batch._replace(looks={}), self.device), batch.looks)
         micro_batches = chunk_batch(batch, self.config.accumulate)
         forwards_twice = len(micro_batches) > 1
@@ -102,23 +101,21 @@ class Step:
         # Forward: this rank's outputs (b, ...)
         with torch.set_grad_enabled(not forwards_twice):
             forwarded = [self._forward(micro_batch, step, index) for index, micro_batch in enumerate(micro_batches)]
-        own_outputs = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in concat(forwarded).items()}
+        own_outputs = {name: output.detach() for name, output in concat(forwarded).items()}
 
         self.before_exchange()
-        # Loss: every rank computes it from all rows (B, ...); its gradient reaches this rank's outputs only
-        outputs, given, labels = (
-            {name: gather(t) for name, t in group.items()} for group in (own_outputs, batch.given, batch.labels)
-        )
+        # Loss: every rank computes it from all rows (B, ...), and takes the gradient of its own rows
+        outputs, given, labels = gather_rows(own_outputs, batch.given, batch.labels)
+        differentiable = {n: t.requires_grad_() for n, t in outputs.items() if t.is_floating_point()}
         losses = self.model.method.loss(outputs, given, labels)
-        if not torch.isfinite(losses["loss"]):
-            raise NonFiniteLoss(float(losses["loss"].detach()), non_finite_rows(outputs))
+        self.failed = self.failed | ~torch.isfinite(losses["loss"].detach())
         # DDP divides the summed gradients by the number of ranks
-        self.scaler.scale(losses["loss"] * self.ranks.world_size).backward()
+        self._scaled(losses["loss"] * self.ranks.world_size).backward()
+        own = slice(self.ranks.rank * len(own_indices), (self.ranks.rank + 1) * len(own_indices))
         # An output that the loss does not use gets zeros: without a gradient, DDP's reduction would miss its parameters
         gradients = {
-            name: torch.zeros_like(t) if t.grad is None else t.grad
-            for name, t in own_outputs.items()
-            if t.requires_grad
+            name: torch.zeros_like(own_outputs[name]) if t.grad is None else t.grad[own]
+            for name, t in differentiable.items()
         }
 
         # Backward: from the outputs of each micro-batch to the weights
@@ -132,21 +129,53 @@ class Step:
                 torch.autograd.backward([graph[name] for name in names], [gradient[name] for name in names])
 
         self._statistics = gather_running_statistics(self.model, gather)
-        grad_norm = self._clip_gradient(step)
         if self.device.type == "cuda" and self.ranks.world_size > 1:
             # if a rank is lost, the sum of the gradients never ends, or it is wrong: it must not reach the weights
-            torch.cuda.current_stream(self.device).synchronize()
-        return {**{name: float(value.detach()) for name, value in losses.items()}, "grad_norm": grad_norm}
+            self._wait_for_gradient()
+        grad_norm = self._clip_gradient()
+        return StepResult.of(step, {**losses, "grad_norm": grad_norm}, self.failed, outputs, own_indices)
 
     def commit(self, learning_rate: float) -> None:
         """Update the weights, the running statistics and the average with what `compute` found."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        update_running_statistics(self._statistics)
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            step_unless(self.optimizer, self.failed)
+        update_running_statistics(self._statistics, self.failed)
         if self.average is not None:
             self.average.update_parameters(self.model)
+        if self.device.type == "cuda" and self.ranks.world_size > 1:
+            self._committed = torch.cuda.current_stream(self.device).record_event()
+
+    def _wait_for_gradient(self) -> None:
+        """Wait on the host for all that this step has launched on the GPU.
+
+        Raises:
+            ProcessLost: it takes longer than --peer_timeout_min.
+        """
+        computed = torch.cuda.current_stream(self.device).record_event()
+        deadline = time.monotonic() + self.config.peer_timeout_min * 60
+        while not computed.query():
+            if time.monotonic() > deadline:
+                raise ProcessLost(
+                    f"the sum of the gradients took longer than {self.config.peer_timeout_min:g} minutes: a rank hangs or the network is down, see the logs of the ranks"
+                )
+            time.sleep(0.0005)
+
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """Inside, any thread can copy the state of the last commit, though the main thread's stream may wait forever for a
+        rank that is lost."""
+        if self._committed is None:
+            yield
+            return
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_event(self._committed)
+        with torch.cuda.stream(stream):
+            yield
 
     def _forward(self, micro_batch: Batch, step: int, index: int, recomputing: bool = False) -> Tensors:
         """Outputs (b / accumulate, ...) of a micro-batch. Dropout depends on the seed and the step alone, so a second
@@ -167,16 +196,22 @@ class Step:
             return nullcontext()
         return self.ddp_model.no_sync()
 
-    def _clip_gradient(self, step: int) -> float:
+    def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, in fp16 scaled. There the scaler alone decides whether to skip a step: it does if the gradient is NaN."""
+        if self.scaler.is_enabled():
+            loss = loss * torch.where(self.failed, torch.nan, 1.0)
+        return self.scaler.scale(loss)
+
+    def _clip_gradient(self) -> torch.Tensor:
         """Clip the gradient; returns its norm before."""
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if self.config.clip_grad:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.clip_grad, norm)
         # in fp16 an infinite gradient is normal: the scaler skips the step and lowers its scale
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            raise UserError(
-                f"the gradient became {float(norm)} at step {step + 1}, before the weights were updated: lower --learning_rate, or give --precision fp32"
-            )
-        return float(norm)
+        if not self.scaler.is_enabled():
+            self.failed = self.failed | ~torch.isfinite(norm)
+        return norm
 
     @property
     def validated_model(self) -> ScoringModel:

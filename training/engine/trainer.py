@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ class Trainer(ABC):
         self.interruption = interruption
         self.progress = Progress(run, ranks, on_progress)
         self.position = Position()
+        self.commit_lock = threading.Lock()  # whoever holds it sees the state of a completed step
         self.classes: Sequence[str] = ()  # of the data set
         self.trained_on: dict[str, str] = {}  # entries of the checkpoints, see trained_on.entries_of_run
         self.epochs, self.total_steps = config.epochs, 0
@@ -110,6 +112,15 @@ class Trainer(ABC):
         Raises:
             StoppedBySignal: a rank received a signal.
         """
+
+    def place(self) -> tuple[int, int] | None:
+        """(completed epochs, completed steps of all epochs) of the state that `save_at_once` would write, or None if there is
+        nothing to save."""
+        return None
+
+    def save_at_once(self) -> None:
+        """Write a checkpoint of the last completed step, in this thread; see survivors.py."""
+        raise NotImplementedError
 
     def _save_val_predictions(self, method: Method, rows: Rows, val_data: ActionDataset) -> None:
         """Write val_predictions.csv with the outputs of the best epoch so far; only the first rank writes."""

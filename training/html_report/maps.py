@@ -34,7 +34,7 @@ def maps_of(run: Path, actions: Sequence[Action], frames_dir: Path) -> list[tupl
             raise UserError(
                 f"{frames_dir} has no frames of {action.name} (frames {action.start_frame} to {action.end_frame}): extract them again, or leave out --maps"
             )
-        frames_THWC = np.stack([reader.image(int(number)) for number in numbers])
+        frames_THWC = np.stack([reader.image(int(number), scorer.least) for number in numbers])
         (explanation,) = explain(scorer, [Clip(frames_THWC, action, action.name, numbers=numbers)])
         reason = explanation.reasons[0]
         pictures = [overlay(explanation.frames_THWC[i], reason.map_THW[i]) for i in chosen_frames(explanation)]

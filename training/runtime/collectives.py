@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import resource
 import socket
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from data_preparation.common.errors import UserError, first_line
+from training.data.batch import Tensors
 from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks, allocated_gpus, gpus_on_node, slurm_job_id
 from training.runtime.statuses import Status
@@ -33,6 +35,9 @@ _NEXT_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 
 _store: dist.Store | None = None  # of this run, once its ranks are connected
 _hosts: list[str] = []  # host of each rank
+# The group of collectives whose result the training process needs at once (whether to stop, objects). With nccl it is one of
+# gloo, so that such a collective does not wait for the GPU; None is the group of all other collectives
+_control: dist.ProcessGroup | None = None
 
 
 def choose_device(use_gpu: bool, ranks: Ranks) -> torch.device:
@@ -87,7 +92,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
-    """Initialise the process group: nccl on GPUs, gloo on the CPU, none for a single rank. From then on no rank waits longer
+    """Initialise the process groups: nccl on GPUs (and gloo beside it), gloo on the CPU, none for a single rank. From then on no rank waits longer
     than `timeout` for another one.
 
     Raises:
@@ -109,10 +114,18 @@ def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
+        _set_control_group(timeout)
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise ProcessLost(
             f"rank {ranks.rank} of {ranks.world_size} could not connect to the others ({short_reason(error)}): see their logs"
         ) from None
+
+
+def _set_control_group(timeout: timedelta, main_backend: str | None = None) -> None:
+    """Connect the ranks a second time, with gloo, unless that is their backend."""
+    global _control
+    if (main_backend or dist.get_backend()) != "gloo":
+        _control = dist.new_group(backend="gloo", timeout=timeout)
 
 
 def _rendezvous(ranks: Ranks, timeout: timedelta) -> dist.Store:
@@ -226,7 +239,9 @@ def exit_status(action: Callable[[], int]) -> int:
 
 
 def disconnect() -> None:
-    """Destroy the process group, if there is one."""
+    """Destroy the process groups, if there are any."""
+    global _control
+    _control = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -244,29 +259,24 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-class _GatherWithGradient(torch.autograd.Function):
-    """Concatenation over ranks. Backward returns the gradient of this rank's rows.
-
-    Every rank computes the same loss from the same gathered rows, so backward needs no communication: DDP's sum of the
-    parameters' gradients over the ranks completes the chain rule.
-    """
-
-    @staticmethod
-    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
-        ctx.rows = len(rows)
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        start = dist.get_rank() * ctx.rows
-        return gradient[start : start + ctx.rows]
-
-
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """(b, ...) of each rank -> (world_size * b, ...) on every rank, in rank order, with gradients."""
-    return _GatherWithGradient.apply(rows) if dist.is_initialized() else rows
+    """(b, ...) of each rank -> (world_size * b, ...) on every rank, in rank order, without gradients."""
+    if not dist.is_initialized():
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)
+
+
+def gather_rows(*groups: Tensors) -> list[Tensors]:
+    """`gather` of all tensors (b, ...) of some dictionaries, which may have different types, in one collective."""
+    tensors = [tensor for group in groups for tensor in group.values()]
+    if not dist.is_initialized() or not tensors:
+        return list(groups)
+    as_bytes = [t.contiguous().view(len(t), math.prod(t.shape[1:])).view(torch.uint8) for t in tensors]  # (b, bytes)
+    parts = gather(torch.cat(as_bytes, dim=1)).split([part.shape[1] for part in as_bytes], dim=1)
+    whole = iter(part.contiguous().view(t.dtype).view(-1, *t.shape[1:]) for part, t in zip(parts, tensors, strict=True))
+    return [{name: next(whole) for name in group} for group in groups]
 
 
 def gather_objects(item: object) -> list:
@@ -274,16 +284,16 @@ def gather_objects(item: object) -> list:
     if not dist.is_initialized():
         return [item]
     items: list = [None] * dist.get_world_size()
-    dist.all_gather_object(items, item)
+    dist.all_gather_object(items, item, group=_control)
     return items
 
 
-def max_over_ranks(value: int, device: torch.device) -> int:
+def max_over_ranks(value: int) -> int:
     """The maximum of `value` over the ranks, on every rank."""
     if not dist.is_initialized():
         return value
-    maximum = torch.tensor(value, device=device)
-    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    maximum = torch.tensor(value)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_control)
     return int(maximum)
 
 
@@ -336,4 +346,4 @@ def _fingerprint_or_none(path: Path, fingerprint: Callable[[Path], str]) -> str 
 def barrier() -> None:
     """Wait until all ranks have called it."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group=_control)

@@ -347,6 +347,11 @@ class RunFolder:
         except OSError as error:
             raise write_error(self.metrics_file, error) from None
 
+    @property
+    def survivors_folder(self) -> Path:
+        """Where the ranks agree which of them saves, when another one is lost (training/engine/survivors.py)."""
+        return self.path / ".survivors"
+
     def sync_metrics(self) -> None:
         """fsync metrics.jsonl: a checkpoint must not be on disk before the lines that precede it."""
         with suppress(FileNotFoundError), open(self.metrics_file, "rb") as file:
@@ -365,17 +370,20 @@ class RunFolder:
         """All records of metrics.jsonl, oldest first, without an incomplete last line of a killed process."""
         return _complete_lines(self.metrics_file)
 
-    def rewind_metrics(self, epochs_done: int, global_step: int) -> None:
-        """Remove the lines after the checkpoint that the run resumes from: they will be logged again."""
-        if not self.metrics_file.exists():
+    def rewind_metrics(self, epochs_done: int, global_step: int, last: Iterable[dict[str, Any]] = ()) -> None:
+        """Remove the lines after the checkpoint that the run resumes from: they will be logged again. Append those of the
+        `last` records that are missing: the first rank may have died before it wrote them."""
+        found = {(r["type"], r["epoch"], r["step"]): r for r in (*last, *_complete_lines(self.metrics_file))}
+        if not found:
             return
         remaining = [
             record
-            for record in _complete_lines(self.metrics_file)
+            for record in sorted(found.values(), key=lambda r: (r["step"], r["type"] == "epoch"))
             if (record["epoch"] <= epochs_done if record["type"] == "epoch" else record["step"] <= global_step)
         ]
+        text = "".join(json.dumps(_without_nan(record)) + "\n" for record in remaining)
         with reporting_write_errors(self.metrics_file):
-            write_atomic(self.metrics_file, "".join(json.dumps(record) + "\n" for record in remaining).encode())
+            write_atomic(self.metrics_file, text.encode())
 
     def record_resume(self, epoch: int, step: int) -> None:
         """Append a line to resumes.jsonl: the training goes on after this step. Reports mark it.

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from timm.layers import Attention, Mlp, PatchEmbed, trunc_normal_
+from timm.layers import Mlp, PatchEmbed, trunc_normal_
 from torch import nn
 from torch.nn import functional as F
 
 from data_preparation.common.errors import UserError
+from training.backbones._attention import SelfAttention
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.backbones.timesformer.flags import ATTENTION_TYPES
@@ -40,49 +41,92 @@ def build(config: TrainConfig) -> TimeSformer:
     )
 
 
-class Block(nn.Module):
-    """An encoder block with space-only or joint space-time attention: (B', N, D) -> (B', N, D)."""
+Mask = torch.Tensor | None  # of RowDropPath; None if nothing is dropped
 
-    def __init__(self, width: int, num_heads: int, drop_path: float) -> None:
+
+class Block(nn.Module):
+    """An encoder block with space-only or joint space-time attention: (B', N, D) -> (B', N, D).
+
+    With `class_only` -> (B', 1, D), the class token, which is the first. The patches are then keys and values only.
+    """
+
+    def __init__(self, width: int, num_heads: int, drop_path: float, class_only: bool = False) -> None:
         super().__init__()
+        self.class_only = class_only
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, num_heads, qkv_bias=True)
+        self.attn = SelfAttention(width, num_heads)
         self.drop_path = RowDropPath(drop_path)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
-        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
-        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+    def masks(self, *rows: int) -> list[Mask]:
+        """The masks of stochastic depth for the parts of the block, in their order. They are drawn outside of `forward`, so that
+        one compiled forward serves all rates."""
+        return [self.drop_path.mask(count, self.norm1.weight.device) for count in rows]
+
+    def forward(self, x_BND: torch.Tensor, of_attn: Mask = None, of_mlp: Mask = None) -> torch.Tensor:
+        updates = self.attn(self.norm1(x_BND), first_only=self.class_only)
+        x_BND = plus(x_BND[:, :1] if self.class_only else x_BND, updates, of_attn)
+        return plus(x_BND, self.mlp(self.norm2(x_BND)), of_mlp)
 
 
 class DividedBlock(Block):
-    """An encoder block with divided attention: over time at each patch position, then over space in each frame."""
+    """An encoder block with divided attention: over time at each patch position, then over space in each frame.
 
-    def __init__(self, width: int, num_heads: int, drop_path: float) -> None:
-        super().__init__(width, num_heads, drop_path)
+    With `class_only` the patches are not updated after the attention over time, and not returned.
+    """
+
+    def __init__(self, width: int, num_heads: int, drop_path: float, class_only: bool = False) -> None:
+        super().__init__(width, num_heads, drop_path, class_only)
         self.temporal_norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.temporal_attn = Attention(width, num_heads, qkv_bias=True)
+        self.temporal_attn = SelfAttention(width, num_heads)
         self.temporal_fc = nn.Linear(width, width)
 
     def forward(  # type: ignore[override]  # the class token and the patches are separate inputs
-        self, cls_B1D: torch.Tensor, x_BPTD: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        cls_B1D: torch.Tensor,
+        x_BPTD: torch.Tensor,
+        of_time: Mask = None,
+        of_space: Mask = None,
+        of_mlp: Mask = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         b, p, t, d = x_BPTD.shape
         over_time = self.temporal_attn(self.temporal_norm1(x_BPTD.reshape(b * p, t, d)))
-        x_BPTD = x_BPTD + self.temporal_fc(self.drop_path(over_time)).view(b, p, t, d)
+        x_BPTD = x_BPTD + self.temporal_fc(times(over_time, of_time)).view(b, p, t, d)
 
         # in each frame the patches and a copy of the clip's class token attend to one another
-        frames = torch.cat(
-            [cls_B1D.expand(b, t, d).reshape(b * t, 1, d), x_BPTD.transpose(1, 2).reshape(b * t, p, d)], dim=1
-        )
-        over_space = self.drop_path(self.attn(self.norm1(frames))).view(b, t, 1 + p, d)
-        cls_B1D = cls_B1D + over_space[:, :, 0].mean(dim=1, keepdim=True)
-        x_BPTD = x_BPTD + over_space[:, :, 1:].transpose(1, 2)
+        frames = torch.cat([cls_B1D[:, None].expand(b, t, 1, d), x_BPTD.transpose(1, 2)], dim=2).view(b * t, 1 + p, d)
+        over_space = self.attn(self.norm1(frames), first_only=self.class_only)
+        over_space = times(over_space, of_space).view(b, t, -1, d)
+        if self.class_only:
+            cls_B1D = cls_B1D + over_space.mean(dim=1)
+            return plus(cls_B1D, self.mlp(self.norm2(cls_B1D)), of_mlp), None
+        # split, not slices: its backward pass is one concatenation
+        of_cls, of_patches = over_space.split([1, p], dim=2)
+        cls_B1D, x_BPTD = cls_B1D + of_cls.mean(dim=1), x_BPTD + of_patches.transpose(1, 2)
 
-        tokens = torch.cat([cls_B1D, x_BPTD.reshape(b, p * t, d)], dim=1)
-        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-        return tokens[:, :1], tokens[:, 1:].view(b, p, t, d)
+        tokens = torch.cat([cls_B1D, x_BPTD.view(b, p * t, d)], dim=1)
+        of_cls, of_patches = self.mlp(self.norm2(tokens)).split([1, p * t], dim=1)
+        return plus(cls_B1D, of_cls, of_mlp), plus(x_BPTD.view(b, p * t, d), of_patches, of_mlp).view(b, p, t, d)
+
+
+def times(x: torch.Tensor, mask: Mask) -> torch.Tensor:
+    return x if mask is None else x * mask
+
+
+def plus(x: torch.Tensor, update: torch.Tensor, mask: Mask) -> torch.Tensor:
+    return x + update if mask is None else torch.addcmul(x, update, mask)
+
+
+class VideoPatchEmbed(PatchEmbed):
+    """timm's PatchEmbed for all frames of a clip, as a matrix product: (B, 3, T, H, W) -> (B, P, T, D)."""
+
+    def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        b, c, t, height, width = video_BCTHW.shape
+        assert (height, width) == self.img_size, f"frames of {height} x {width} in a network for {self.img_size}"
+        (rows, columns), (h, w) = self.grid_size, self.patch_size
+        pixels = video_BCTHW.reshape(b, c, t, rows, h, columns, w).permute(0, 3, 5, 2, 1, 4, 6)
+        return F.linear(pixels.reshape(b, rows * columns, t, c * h * w), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class TimeSformer(Backbone):
@@ -110,14 +154,16 @@ class TimeSformer(Backbone):
         self.attention_type, self.frame_tokens, self.feature_dim = attention_type, frame_tokens, width
         self.time_embed_resize = time_embed_resize
         self.clip_vectors = 1 if frame_tokens else 0
-        self.patch_embed = PatchEmbed(image_size, patch_size, embed_dim=width)
+        self.patch_embed = VideoPatchEmbed(image_size, patch_size, embed_dim=width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, width))
         if attention_type != SPACE_ONLY:
             self.time_embed = nn.Parameter(torch.zeros(1, frames, width))
         block = DividedBlock if attention_type == DIVIDED else Block
         rates = np.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(block(width, num_heads, rate) for rate in rates)
+        # only the class token leaves the last block, unless the tokens of the frames do, too
+        last = None if frame_tokens else depth - 1
+        self.blocks = nn.ModuleList(block(width, num_heads, rate, i == last) for i, rate in enumerate(rates))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         self._init_weights()
@@ -136,28 +182,29 @@ class TimeSformer(Backbone):
                 nn.init.zeros_(block.temporal_fc.bias)
 
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
-        b, _, t = video_BCTHW.shape[:3]
-        patches = self.patch_embed(video_BCTHW.transpose(1, 2).flatten(0, 1))  # (B*T, P, D)
-        p, d = patches.shape[1:]
-        x_BTPD = (patches + self.pos_embed[:, 1:]).view(b, t, p, d)
-        cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(b, 1, d)
+        x_BPTD = self.patch_embed(video_BCTHW)
+        b, p, t, d = x_BPTD.shape
+        of_cls, of_patches = self.pos_embed.split([1, p], dim=1)
+        cls_B1D = (self.cls_token + of_cls).expand(b, 1, d)
+        places = of_patches[:, :, None]  # (1, P, 1, D)
+        x_BPTD = x_BPTD + (places if self.attention_type == SPACE_ONLY else places + self.time_embed[:, None])
 
-        if self.attention_type == SPACE_ONLY:
-            x = torch.cat([cls_B1D.repeat_interleave(t, dim=0), x_BTPD.flatten(0, 1)], dim=1)  # (B*T, 1+P, D)
-            for block in self.blocks:
-                x = self.run_block(block, x)
-            x = x.view(b, t, 1 + p, d)
-            cls_B1D, x_BPTD = x[:, :, 0].mean(dim=1, keepdim=True), x[:, :, 1:].transpose(1, 2)
+        blocks = cast("list[Block]", list(self.blocks))
+        if self.attention_type == DIVIDED:
+            for block in blocks:
+                cls_B1D, x_BPTD = self.run_block(block, cls_B1D, x_BPTD, *block.masks(b * p, b * t, b))
         else:
-            x_BPTD = x_BTPD.transpose(1, 2) + self.time_embed
-            if self.attention_type == DIVIDED:
-                for block in self.blocks:
-                    cls_B1D, x_BPTD = self.run_block(block, cls_B1D, x_BPTD)
+            if self.attention_type == SPACE_ONLY:
+                x = torch.cat([cls_B1D[:, None].expand(b, t, 1, d), x_BPTD.transpose(1, 2)], dim=2).flatten(0, 1)
             else:
-                x = torch.cat([cls_B1D, x_BPTD.reshape(b, p * t, d)], dim=1)
-                for block in self.blocks:
-                    x = self.run_block(block, x)
-                cls_B1D, x_BPTD = x[:, :1], x[:, 1:].view(b, p, t, d)
+                x = torch.cat([cls_B1D, x_BPTD.flatten(1, 2)], dim=1)
+            for block in blocks:
+                x = self.run_block(block, x, *block.masks(len(x), len(x)))
+            x = x.view(b, -1, *x.shape[1:])  # space-only (B, T, N, D), joint (B, 1, N, D)
+            cls_B1D = x[:, :, 0].mean(dim=1, keepdim=True)
+            if self.frame_tokens:
+                x = x[:, :, 1:]
+                x_BPTD = x.transpose(1, 2) if self.attention_type == SPACE_ONLY else x.view(b, p, t, d)
 
         tokens = torch.cat([cls_B1D, x_BPTD.mean(dim=1)], dim=1) if self.frame_tokens else cls_B1D
         return self.head(self.norm(tokens))
@@ -174,7 +221,7 @@ class TimeSformer(Backbone):
 
             return hook
 
-        layers = {name: layer for name, layer in self.named_modules() if isinstance(layer, Attention)}
+        layers = {name: layer for name, layer in self.named_modules() if isinstance(layer, SelfAttention)}
         hooks = [layer.register_forward_pre_hook(record(name)) for name, layer in layers.items()]
         try:
             self(video_BCTHW)
@@ -247,7 +294,7 @@ class TimeSformer(Backbone):
         return {"aten::scaled_dot_product_attention": _attention_flops}
 
 
-def attention_weights(layer: Attention, x_BND: torch.Tensor) -> torch.Tensor:
+def attention_weights(layer: SelfAttention, x_BND: torch.Tensor) -> torch.Tensor:
     """The weights (B, N, N) of an attention layer for its input, as a mean over the heads."""
     b, n, _ = x_BND.shape
     q, k, _ = layer.qkv(x_BND).reshape(b, n, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)

@@ -1,0 +1,140 @@
+"""A rank is lost: the others save the last completed step, and the resumed run is the same, bit for bit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from tests.conftest import PATIENCE_S, TINY_MODEL, data_flags
+from tests.training.test_training import assert_same_run, newest
+from training.runtime import rank_monitor
+from training.runtime.run_folder import RunFolder
+
+# several steps and a validation in each of three epochs; no checkpoint between them but those of survivors
+FLAGS = [*TINY_MODEL, "--epochs", 3, "--log_every", 1, "--checkpoint_every", 1000, "--workers", 0, "--ema", 0.9,
+         "--drop_path", 0.2, "--accumulate", 2]  # fmt: skip
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.training.test_survivors", "training.train"])
+
+
+def _die(how: int) -> None:
+    os.kill(os.getpid(), how)
+    time.sleep(60)  # after SIGSTOP it is killed by the test
+
+
+@contextmanager
+def dying(point: str, step: int, how: int) -> Iterator[None]:
+    """Inside, this process kills itself at a point of the training, once `step` steps of the run are completed."""
+    from training.engine import loop, prediction, state
+    from training.engine import step as engine_step
+
+    engine: list[loop.Engine] = []
+
+    def before(owner: object, name: str, is_it: Callable[..., bool] = lambda *a, **k: True) -> mock._patch:
+        real = getattr(owner, name)
+
+        def wrapped(*arguments, **options):
+            if isinstance(arguments[0], loop.Engine):
+                engine[:] = [arguments[0]]
+            if engine and engine[0].position.global_step >= step and is_it(*arguments, **options):
+                _die(how)
+            return real(*arguments, **options)
+
+        return mock.patch.object(owner, name, wrapped)
+
+    points = {
+        "forward": before(engine_step.Step, "_forward"),
+        "backward": before(engine_step.Step, "_gradient_sync"),
+        "commit": before(engine_step.Step, "commit"),
+        "log": before(loop.Engine, "_log_step"),
+        "validation": before(prediction.Predictor, "forward_all"),
+        "end of epoch": before(loop.Engine, "_record", lambda _, record: record["type"] == "epoch"),
+        "best.pt": before(state.checkpoint, "save", lambda path, _: path.name == "best.pt"),
+    }
+    with before(loop.Engine, "_train_epoch", lambda *_: False), points[point]:
+        yield
+
+
+def _rank(rank: int, world: int, port: int, argv: list[str], out: Path, death: tuple[str, int, int] | None) -> None:
+    os.environ |= {
+        "SUBMITIT_LOCAL_GLOBALID": str(rank), "SUBMITIT_LOCAL_NTASKS": str(world), "SUBMITIT_LOCAL_LOCALID": str(rank),
+        "DEEPSPORTS_PORT": str(port),
+    }  # fmt: skip
+    with open(out, "w") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    from training import train
+
+    with mock.patch.object(rank_monitor, "PATIENCE_S", 4.0):
+        if death is None:
+            status = train.main(argv)
+        else:
+            with dying(*death):
+                status = train.main(argv)
+    os._exit(status)
+
+
+class Run:
+    """A run whose ranks are processes on this machine."""
+
+    def __init__(self, folder: Path, world: int, dataset: Path, *flags: object) -> None:
+        self.folder, self.world, self.starts = folder, world, 0
+        words = [*data_flags(dataset), *FLAGS, *flags, "--runs_dir", folder, "--run_name", "run"]
+        self.argv = [str(word) for word in words]
+        self.run = RunFolder(folder / "run")
+
+    def start(self, deaths: dict[int, tuple[str, int, int]] | None = None) -> tuple[list[int | None], list[str]]:
+        """Train with `deaths` (rank -> point, step, signal); returns the exit status and the output of each rank."""
+        deaths = deaths or {}
+        self.starts += 1
+        port = 20000 + (os.getpid() * 7 + self.starts * 13 + self.world) % 9000
+        self.folder.mkdir(exist_ok=True)
+        outs = [self.folder / f"out-{self.starts}-{rank}" for rank in range(self.world)]
+        ranks = [
+            CONTEXT.Process(target=_rank, args=(rank, self.world, port, self.argv, outs[rank], deaths.get(rank)))
+            for rank in range(self.world)
+        ]
+        for rank in ranks:
+            rank.start()
+        for number, rank in enumerate(ranks):
+            if number not in deaths:
+                rank.join(PATIENCE_S)
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+        return [rank.exitcode for rank in ranks], [out.read_text() for out in outs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world", "deaths"),
+    [
+        (2, [(1, "forward", 2), (0, "log", 3), (0, "validation", 4), (0, "best.pt", 4)]),
+        (3, [(0, "backward", 1), (2, "log", 2), (0, "end of epoch", 4), (1, "forward", 5)]),
+    ],
+)
+def test_a_killed_rank_costs_no_step(dataset: Path, tmp_path: Path, world: int, deaths: list[tuple[int, str, int]]):
+    batch = ["--batch_size", 12]
+    whole = Run(tmp_path / "whole", world, dataset, *batch)
+    statuses, outs = whole.start()
+    assert statuses == [0] * world, outs
+    run = Run(tmp_path / "killed", world, dataset, *batch)
+    for rank, point, step in deaths:
+        statuses, outs = run.start({rank: (point, step, signal.SIGKILL)})
+        text = "\n".join(outs)
+        print(text)
+        assert statuses == [-9 if each == rank else 76 for each in range(world)], text
+        assert "Traceback" not in text
+        saved = newest(run.run.path)["position"]["global_step"]
+        assert saved >= step
+    statuses, outs = run.start()
+    assert statuses == [0] * world, outs
+    assert_same_run(whole.run.path, run.run.path)

@@ -1,0 +1,79 @@
+"""TimeSformer: what its last block leaves out, and the kernels of its attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.small import config_of
+from training.backbones._attention import SelfAttention, attention
+from training.backbones.timesformer.flags import ATTENTION_TYPES
+from training.backbones.timesformer.network import TimeSformer
+from training.cost import multiply_adds
+from training.model import build_model
+from training.rows import batch_part
+
+
+def outputs_and_gradients(model: TimeSformer, video: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The outputs for a clip, and the gradients of their squares; the same random numbers in each call."""
+    torch.manual_seed(1)
+    model.zero_grad()
+    with batch_part(1, 2, len(video)):
+        output = model(video)
+    output.square().sum().backward()
+    return output.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("attention_type", ATTENTION_TYPES)
+def test_the_class_token_alone_leaves_the_last_block(attention_type: str):
+    torch.manual_seed(0)
+    model = TimeSformer(32, 8, 5, 24, 3, 2, attention_type, drop_path=0.4).double().train()
+    for parameter in model.parameters():  # zeros would hide the temporal attention
+        nn.init.normal_(parameter, std=0.3)
+    video = torch.rand(6, 3, 5, 32, 32, dtype=torch.float64)
+    output, gradients = outputs_and_gradients(model, video)
+    drawn = torch.get_rng_state()
+    assert model.blocks[-1].class_only
+    model.blocks[-1].class_only = False
+    expected, all_gradients = outputs_and_gradients(model, video)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.allclose(output, expected, rtol=1e-11, atol=1e-12)
+    for name, gradient in all_gradients.items():
+        assert torch.allclose(gradients[name], gradient, rtol=1e-9, atol=1e-11), name
+        assert ".qkv.bias" in name or gradient.any(), name
+
+
+def test_the_cost_follows():
+    """The queries, the projection and the MLP of the last block: 10 of its 17 products with width^2 weights for each token."""
+    tokens, vectors = (config_of(frame_num=4, spatial_size=64, depth=2, use_decoder=d) for d in (True, False))
+    saved = multiply_adds(build_model(tokens), tokens) - multiply_adds(build_model(vectors), vectors)
+    assert saved / (10 * 768**2 * 4 * 16) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("keys", [1, 8, 17, 48, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_by_any_kernel(keys: int, dtype: torch.dtype, training: bool):
+    torch.manual_seed(0)
+    qkv = torch.randn(3, keys, 3, 4, 16).to(dtype)
+    given = [x.clone().requires_grad_() for x in qkv.unbind(dim=2)]
+    exact = [x.detach().double().requires_grad_() for x in given]
+    output = attention(*given, training=training)
+    weights = torch.einsum("bnhd,bmhd->bhnm", exact[0], exact[1]) / 4
+    expected = torch.einsum("bhnm,bmhd->bnhd", weights.softmax(dim=-1), exact[2])
+    direction = torch.randn_like(expected)
+    output.backward(direction.to(dtype))
+    expected.backward(direction)
+    assert output.dtype == dtype
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float64: 1e-12}[dtype]
+    for found, wanted in [(output, expected), *((g.grad, e.grad) for g, e in zip(given, exact, strict=True))]:
+        assert (found - wanted).abs().max() <= tolerance * max(float(wanted.abs().max()), 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_first_token_alone(training: bool):
+    torch.manual_seed(0)
+    layer = SelfAttention(24, 3).double().train(training)
+    x = torch.randn(5, 9, 24, dtype=torch.float64)
+    assert torch.allclose(layer(x, first_only=True), layer(x)[:, :1], rtol=1e-12)
