@@ -234,6 +234,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
         path=True,
     )
     freeze: bool = flag(False, "Freeze the backbone and train the head only.", short="-f")
+    features_once: bool = flag(
+        True,
+        "With a frozen backbone and clips that never change (no augmentation, --frame_method spaced_fixed), compute its features once at the start and train the head on them; False computes them in each step.",
+    )
     batch_norm: str = flag(
         "frozen",
         "Batch norm of the backbone: frozen uses the running statistics of the weight file, trained those of the batch. first trains the first batch norm alone; the others also keep their weights and biases (TSM's partial batch norm).",

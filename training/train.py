@@ -28,6 +28,7 @@ from data_preparation.actions import Action, video_order
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text
+from data_preparation.stage import frames_on_node
 from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
@@ -39,6 +40,7 @@ from training.data.sources import Source, source_of
 from training.data.splits import Splits, load_splits
 from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
+from training.engine.frozen import FrozenEngine, clips_never_change
 from training.engine.loop import Engine
 from training.engine.prediction import resolve_precision
 from training.engine.survivors import Survivors
@@ -114,6 +116,9 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     precision = resolve_precision(config.precision, device)
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
+    recorded = config
+    if config.reads == "video":
+        config = dataclasses.replace(config, root_dir=frames_on_node(config.root_dir, (a.video for a in used)))
     source = source_of(config)
     of_frames = (
         source.faults(used) if ranks.world_size == 1 else []
@@ -140,7 +145,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         partial(
             open_run,
             run,
-            config,
+            recorded,
             splits.record() | source.record(splits.known) | model.method.record(splits.known),
             splits.facts.record() | stored_record(source, splits.known),
         )
@@ -155,9 +160,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         method, pool = model.method, splits.train
         train_data = ActionDataset(splits.train, config, method, augment=not method.fits_features, pool=pool)
         val_data = ActionDataset(splits.val, config, method, augment=False, pool=pool)
-        trainer: Trainer = (FeatureFit if method.fits_features else Engine)(
-            model, config, run, ranks, device, interruption, on_progress
-        )
+        kind: type[Trainer] = FeatureFit if method.fits_features else Engine
+        if kind is Engine and clips_never_change(config, model, train_data):
+            kind = FrozenEngine
+        trainer = kind(model, config, run, ranks, device, interruption, on_progress)
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
         with Survivors(trainer, run):
             with closing(trainer):

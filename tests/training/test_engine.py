@@ -306,3 +306,10 @@ def test_an_operation_without_a_deterministic_algorithm_is_named():
     ):
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_batch_with_too_few_rows_is_refused(tmp_path: Path):
+    engine = engine_of(tmp_path)
+    engine._check_rows(batch_of(engine))
+    with pytest.raises(UserError, match="the batch of rank 0 for step 1 has 4 actions instead of 8: fix the reader"):
+        engine._check_rows(chunk_batch(batch_of(engine), 2)[0])

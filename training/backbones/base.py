@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from training import _torchvision as _torchvision  # before timm
 from training.backbones import _selective
@@ -71,8 +71,8 @@ class Backbone(nn.Module):
         matrix products and attention), and compute the rest again, with the same dropout masks, in the backward pass."""
         if self.checkpoint_activations == "False" or not torch.is_grad_enabled():
             return block(*inputs)
-        more: dict[str, Any] = {"context_fn": _selective.contexts} if self.checkpoint_activations == "selective" else {}
-        return checkpoint(block, *inputs, use_reentrant=False, **more)
+        contexts = _selective.contexts if self.checkpoint_activations == "selective" else noop_context_fn
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Load the tensors of a published weight file; return one log message per adaptation.

@@ -126,12 +126,20 @@ class ActionDataset:
     @cached_property
     def references(self) -> ActionDataset:
         """The pool without augmentation: the references of a comparing method."""
-        return ActionDataset(self.pool, self.config, self.method, augment=False)
+        return ActionDataset(self.pool, self.config, self.method, augment=False, source=self.source)
+
+    def reading(self, source: Source) -> ActionDataset:
+        """This data set with another source of clips."""
+        return ActionDataset(
+            self.actions, self.config, self.method, augment=self.augment, pool=self.pool, source=source
+        )
 
     def without(self, keys: Collection[ActionKey]) -> ActionDataset:
         """This data set without the actions with these keys."""
         actions = [action for action in self.actions if action.key not in keys]
-        return ActionDataset(actions, self.config, self.method, augment=self.augment, pool=self.pool)
+        return ActionDataset(
+            actions, self.config, self.method, augment=self.augment, pool=self.pool, source=self.source
+        )
 
     def with_all_views(self) -> ActionDataset:
         """This data set with all views of each action."""

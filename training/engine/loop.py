@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data_preparation.common.errors import UserError
 from training.config import TrainConfig
+from training.data.batch import Batch
 from training.data.dataset import ActionDataset
 from training.data.loader import epoch_length, training_batches
 from training.engine.prediction import Predictor, validation_metrics, validation_text
@@ -105,6 +106,7 @@ class Engine(Trainer):
                 self.stopwatch.start()
                 batch = next(batches)
                 self.stopwatch.loaded()
+                self._check_rows(batch)
                 step_started = time.perf_counter()
                 rate = learning_rate(position.global_step, self.total_steps, self.config)
                 result = self.step.compute(batch, position.global_step)
@@ -126,6 +128,18 @@ class Engine(Trainer):
                 if self.checkpoints.is_due(position.global_step):
                     self.save()
                 self.save_and_stop_if_requested()
+
+    def _check_rows(self, batch: Batch) -> None:
+        """Ranks with different numbers of rows would gather wrong numbers, or hang.
+
+        Raises:
+            UserError: this rank's batch does not have its share of the global batch.
+        """
+        rows, share = len(batch.action_index), self.config.batch_size // self.ranks.world_size
+        if rows != share:
+            raise UserError(
+                f"the batch of rank {self.ranks.rank} for step {self.position.global_step + 1} has {rows} actions instead of {share}: fix the reader of the data set, which must return one sample for each action"
+            )
 
     def _raise_failure(self, leave: int = 0) -> None:
         """Every rank calls it after the same steps.

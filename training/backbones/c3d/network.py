@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.backbones._convolutions import in_conv_format
 from training.backbones._maps import over_clip
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
@@ -48,27 +49,28 @@ class C3D(Backbone):
         windows = torch.stack(
             [video_BCTHW[:, :, s : s + self.layout.length] for s in starts], dim=1
         )  # (B, N, 3, 16, H, W)
-        return self._window_features(windows.flatten(0, 1)).view(video_BCTHW.shape[0], len(starts), -1)
+        return self._window_features(in_conv_format(windows.flatten(0, 1))).view(video_BCTHW.shape[0], len(starts), -1)
 
     def _window_features(self, x: torch.Tensor) -> torch.Tensor:
         for stage in (self._stage1, self._stage2, self._stage3, self._stage4, self._stage5):
             x = self.run_block(stage, x)
         return x.flatten(1)
 
+    # ReLU after the pooling gives the same values and gradients, and has an eighth of the work
     def _stage1(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool3d(F.relu(self.conv1(x)), (1, 2, 2))
+        return F.relu(F.max_pool3d(self.conv1(x), (1, 2, 2)))
 
     def _stage2(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool3d(F.relu(self.conv2(x)), 2)
+        return F.relu(F.max_pool3d(self.conv2(x), 2))
 
     def _stage3(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool3d(F.relu(self.conv3b(F.relu(self.conv3a(x)))), 2)
+        return F.relu(F.max_pool3d(self.conv3b(F.relu(self.conv3a(x))), 2))
 
     def _stage4(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool3d(F.relu(self.conv4b(F.relu(self.conv4a(x)))), 2)
+        return F.relu(F.max_pool3d(self.conv4b(F.relu(self.conv4a(x))), 2))
 
     def _stage5(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool3d(F.relu(self.conv5b(F.relu(self.conv5a(x)))), 2, padding=(0, 1, 1))
+        return F.relu(F.max_pool3d(self.conv5b(F.relu(self.conv5a(x))), 2, padding=(0, 1, 1)))
 
     def last_maps(self) -> nn.Module:
         return self.conv5b

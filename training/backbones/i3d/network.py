@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.backbones._convolutions import conv_norm, in_conv_format
 from training.backbones._maps import over_clip
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
@@ -41,13 +43,21 @@ def build(config: TrainConfig) -> I3D:
     return model
 
 
-def pad_same(x: torch.Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> torch.Tensor:
-    """Zero-pad (B, C, T, H, W) like TensorFlow's SAME: an odd total puts the extra element at the end."""
-    sizes: list[int] = []
-    for size, k, s in reversed(list(zip(x.shape[2:], kernel, stride, strict=True))):
-        total = max(k - s if size % s == 0 else k - size % s, 0)
-        sizes += [total // 2, total - total // 2]
-    return F.pad(x, sizes) if any(sizes) else x
+Sizes = tuple[int, int, int]
+
+
+def same_padding(x: torch.Tensor, kernel: Sizes, stride: Sizes) -> tuple[Sizes, Sizes]:
+    """(before, after): TensorFlow's SAME padding of (B, C, T, H, W) in T, H and W; an odd total puts the extra element at the end."""
+    t, h, w = (
+        max(k - s if size % s == 0 else k - size % s, 0) for size, k, s in zip(x.shape[2:], kernel, stride, strict=True)
+    )
+    return (t // 2, h // 2, w // 2), (t - t // 2, h - h // 2, w - w // 2)
+
+
+def pad_same(x: torch.Tensor, kernel: Sizes, stride: Sizes) -> torch.Tensor:
+    """Zero-pad (B, C, T, H, W) like TensorFlow's SAME."""
+    before, after = same_padding(x, kernel, stride)
+    return F.pad(x, (before[2], after[2], before[1], after[1], before[0], after[0])) if any(after) else x
 
 
 class Unit(nn.Module):
@@ -60,18 +70,26 @@ class Unit(nn.Module):
         self.batch3d = RowBatchNorm(outputs, eps, momentum)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(self.batch3d(self.conv3d(pad_same(x, self.kernel, self.stride))))
+        before, after = same_padding(x, self.kernel, self.stride)
+        if before != after:  # the convolution itself pads both ends alike
+            x, before = pad_same(x, self.kernel, self.stride), (0, 0, 0)
+        return F.relu(conv_norm(self.conv3d, self.batch3d, x, before))
 
 
 class Pool(nn.Module):
-    """Max pooling with SAME padding. Padding with zeros is exact because the inputs come from a ReLU."""
+    """Max pooling with SAME padding of zeros. After a ReLU, that equals leaving out the padding, which needs no copy of the maps;
+    `any_sign` says that the inputs may be negative."""
 
-    def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
+    def __init__(self, kernel: Sizes, stride: Sizes) -> None:
         super().__init__()
-        self.kernel, self.stride = kernel, stride
+        self.kernel, self.stride, self.any_sign = kernel, stride, False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool3d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
+        if self.any_sign:
+            return F.max_pool3d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
+        before, after = same_padding(x, self.kernel, self.stride)
+        # with ceil_mode the last window may reach beyond the end
+        return F.max_pool3d(x, self.kernel, self.stride, before, ceil_mode=before != after)
 
 
 class Adapter(nn.Module):
@@ -141,6 +159,9 @@ class I3D(Backbone):
             self.add_module(f"mixed_{name}", Mixed(MIXED[name], eps, momentum))
         self.maxPool3d_5a_2x2 = Pool((2, 2, 2), (2, 2, 2))
         self.mixed_5b, self.mixed_5c = (Mixed(MIXED[name], eps, momentum) for name in ("5b", "5c"))
+        cast(
+            Pool, self.get_submodule("mixed_4b.branch_3.0")
+        ).any_sign = True  # methods may change the maps between stem and tail
         self.adapters_only = False
 
     def add_adapters(self, *, zero: bool, only: bool) -> None:
@@ -148,6 +169,9 @@ class I3D(Backbone):
         for block in self.children():
             if isinstance(block, Mixed):
                 block.tuning_module = Adapter(block.channels, zero=zero)
+        for layer in self.modules():
+            if isinstance(layer, Pool):
+                layer.any_sign = True
         self.adapters_only = only
 
     def is_trainable(self, name: str) -> bool:
@@ -155,6 +179,7 @@ class I3D(Backbone):
 
     def end_points(self, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, feature maps) of every layer in order."""
+        x = in_conv_format(x)
         for name, layer in self.named_children():
             x = self.run_block(layer, x)
             yield name, x
@@ -175,6 +200,7 @@ class I3D(Backbone):
 
     def tail(self, maps: torch.Tensor) -> torch.Tensor:
         """Run the layers up to mixed_5c on the output of `stem`: -> (B', 1024, T / 8, H / 32, W / 32)."""
+        maps = in_conv_format(maps)
         layers = dict(self.named_children())
         names = list(layers)
         for name in names[names.index("maxPool3d_4a_3x3") + 1 :]:

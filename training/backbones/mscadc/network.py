@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.backbones._convolutions import in_conv_format
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.config import TrainConfig
@@ -45,13 +46,15 @@ class MSCADC(Backbone):
         self.dropout = RowDropout(dropout)
 
     def _layer(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.get_submodule(f"bn{name}")(self.get_submodule(f"conv{name}")(x)))
+        x = self.get_submodule(f"bn{name}")(self.get_submodule(f"conv{name}")(x))
         size = LAYERS[name][3]
-        return x if size is None else F.max_pool3d(x, size)
+        return F.relu(
+            x if size is None else F.max_pool3d(x, size)
+        )  # ReLU after the pooling: fewer values, the same result
 
     def with_maps(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """(features (B, N, C), {"volume": (B, C, N, H / 8 - 2, W / 8 - 2)}) with N = T / 4 - 2."""
-        x = video_BCTHW
+        x = in_conv_format(video_BCTHW)
         for name in LAYERS:
             x = self.run_block(partial(self._layer, name), x)
         x = self.dropout(x)

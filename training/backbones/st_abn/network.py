@@ -9,10 +9,13 @@ channels.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.backbones._convolutions import conv_norm, in_conv_format
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.backbones.st_abn.flags import BLOCKS
@@ -59,15 +62,15 @@ class Block(nn.Module):
             conv = nn.Conv3d(sizes[number - 1], sizes[number], kernel, strides, padding, bias=False)
             self.add_module(f"conv{number}", conv)
             self.add_module(f"bn{number}", RowBatchNorm(sizes[number], eps))
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | None = None
         if stride > 1 or inputs != outputs:
             conv = nn.Conv3d(inputs, outputs, 1, (1, stride, stride), bias=False)
             self.downsample = nn.Sequential(conv, RowBatchNorm(outputs, eps))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        same = x if self.downsample is None else self.downsample(x)
+        same = x if self.downsample is None else conv_norm(cast(nn.Conv3d, self.downsample[0]), self.downsample[1], x)
         for number in range(1, self.count + 1):
-            x = self.get_submodule(f"bn{number}")(self.get_submodule(f"conv{number}")(x))
+            x = conv_norm(getattr(self, f"conv{number}"), getattr(self, f"bn{number}"), x)
             x = F.relu(x if number < self.count else x + same)
         return x
 
@@ -124,7 +127,8 @@ class STABN(Backbone):
         self.layer4 = stage(4, 2)
 
     def _stem(self, video: torch.Tensor) -> torch.Tensor:
-        return F.max_pool3d(F.relu(self.bn1(self.conv1(video))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
+        maps = conv_norm(self.conv1, self.bn1, in_conv_format(video))
+        return F.relu(F.max_pool3d(maps, (1, 3, 3), (1, 2, 2), (0, 1, 1)))
 
     def _stage(self, stage: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
         for block in stage:

@@ -7,13 +7,14 @@ those of timm and torchvision. Shape letters: B clips, T frames.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torch.nn import functional as F
 
+from training.backbones._convolutions import conv_norm, in_conv_format
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
 from training.backbones.tsm.flags import BLOCKS
@@ -40,11 +41,17 @@ def shift(x: torch.Tensor, frames: int, div: int) -> torch.Tensor:
 
     The first C // div channels are those of the next frame, the following C // div those of the frame before.
     """
-    fold = x.shape[1] // div
-    following, before, same = x.unflatten(0, (-1, frames)).split([fold, fold, x.shape[1] - 2 * fold], dim=2)
+    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if is_last:  # with the channels last in the shape, too, torch.cat keeps the memory format
+        x = x.permute(0, 2, 3, 1)
+    channels = x.ndim if is_last else 2  # of x below
+    fold = x.shape[channels - 1] // div
+    x = x.unflatten(0, (-1, frames))
+    following, before, same = x.split([fold, fold, x.shape[channels] - 2 * fold], dim=channels)
     following = F.pad(following[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
     before = F.pad(before[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
-    return torch.cat([following, before, same], dim=2).flatten(0, 1)
+    shifted = torch.cat([following, before, same], dim=channels).flatten(0, 1)
+    return shifted.permute(0, 3, 1, 2) if is_last else shifted
 
 
 def pool_frames(x: torch.Tensor, frames: int) -> torch.Tensor:
@@ -70,6 +77,26 @@ class ShiftedConv2d(nn.Conv2d):
         return super().forward(shift(x, self.frames, self.div))
 
 
+class _Folded:
+    """The forward pass of timm's residual blocks with `conv_norm`: (B * T, C, H, W) -> (B * T, C', H / stride, W / stride)."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        same = x if self.downsample is None else conv_norm(self.downsample[0], self.downsample[1], x)
+        if isinstance(self.conv1, ShiftedConv2d):
+            x = shift(x, self.conv1.frames, self.conv1.div)
+        x = conv_norm(self.conv1, self.bn1, x)
+        x = conv_norm(self.conv2, self.bn2, F.relu(x))
+        if isinstance(self, Bottleneck):
+            x = conv_norm(self.conv3, self.bn3, F.relu(x))
+        return F.relu(x + same)
+
+
+class FoldedBasicBlock(_Folded, BasicBlock): ...
+
+
+class FoldedBottleneck(_Folded, Bottleneck): ...
+
+
 class TSM(Backbone):
     """(B, 3, T, H, W) -> (B, T, feature_dim): a vector per frame, in order; half as many with `temporal_pool`."""
 
@@ -87,7 +114,7 @@ class TSM(Backbone):
     ) -> None:
         super().__init__()
         self.base_model = ResNet(
-            BasicBlock if depth in ("18", "34") else Bottleneck,  # type: ignore[arg-type]  # timm means their types
+            FoldedBasicBlock if depth in ("18", "34") else FoldedBottleneck,  # type: ignore[arg-type]  # timm means their types
             BLOCKS[depth],
             num_classes=0,
             channels=tuple(width * 2**stage for stage in range(4)),
@@ -111,8 +138,9 @@ class TSM(Backbone):
         """Yield (name, maps (B * T, C, H, W)) of every stage in order."""
         frames = video_BCTHW.shape[2]
         network = self.base_model
-        x = video_BCTHW.transpose(1, 2).flatten(0, 1)
-        x = network.maxpool(network.act1(network.bn1(network.conv1(x))))
+        x = in_conv_format(video_BCTHW.transpose(1, 2).flatten(0, 1))
+        # ReLU after the pooling gives the same values and gradients, and has a quarter of the work
+        x = network.act1(network.maxpool(conv_norm(cast(nn.Conv2d, network.conv1), network.bn1, x)))
         for name in STAGES:
             if self.temporal_pool and name == "layer2":
                 x = pool_frames(x, frames)
