@@ -91,10 +91,10 @@ def checking(launch: LaunchConfig, training: TrainConfig, faults: list[str], not
 def request_flag_faults(launch: LaunchConfig, training: TrainConfig) -> list[str]:
     """Contradictions between launch flags and training flags."""
     found = []
-    parts = launch.world_size * training.accumulate
+    parts = launch.world_size * max(training.accumulate, 1)
     if training.batch_size % parts:
         found.append(
-            f"--batch_size {training.batch_size} cannot be divided by {launch.world_size} ranks ({launch.nodes} nodes x {launch.tasks}) x --accumulate {training.accumulate}: give a multiple of {parts}"
+            f"--batch_size {training.batch_size} cannot be divided by {launch.world_size} ranks ({launch.nodes} nodes x {launch.tasks}) x --accumulate {max(training.accumulate, 1)}: give a multiple of {parts}"
         )
     if fault := batch_norm_fault(training, launch.world_size):
         found.append(fault)

@@ -227,7 +227,8 @@ class Chaos:
 
     # -------------------------------------------------------------------------------------------- machine and data
 
-    @kind(SUBMITTED, steps=SINCE_CHECKPOINT)
+    # the worker reports it, or the kernel kills the worker
+    @kind(REQUEUED, SUBMITTED, steps=SINCE_CHECKPOINT)
     def full_shared_memory(self) -> None:
         """/dev/shm of a rank is full"""
         fillers = [Path(f"/proc/{self._any_rank()}/root/dev/shm/filler")]

@@ -36,6 +36,7 @@ GEOMETRIES = ("standard", "centre_crop", "swapped", "swapped_nearest")
 AUGMENTATIONS = ("none", "randaugment")
 OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSProp")
 NO_WEIGHTS = ("none", "scratch")
+AUTO = 0  # --batch_size auto and --accumulate auto, until training/fitting.py has chosen numbers
 
 # input normalisation: (mean, standard deviation) of each RGB channel, for pixels in [0, 1]
 INPUT_SCALES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -202,11 +203,18 @@ class TrainConfig(BackboneFlags, MethodFlags):
         choices=("probability", "logit"),
         may_change=True,
     )
-    batch_size: int = flag(4, "Actions per optimizer step, over all GPUs together.", short="-bs", minimum=1)
+    batch_size: int = flag(
+        4,
+        "Actions per optimizer step, over all GPUs together. auto takes as many as fit the memory at the first start (a power of two per GPU); later starts keep that number.",
+        short="-bs",
+        minimum=1,
+        words={"auto": AUTO},
+    )
     accumulate: int = flag(
         1,
-        "Process the batch in this many parts to save memory; the loss still uses the whole batch.",
+        "Process the batch in this many parts to save memory; the loss still uses the whole batch. auto takes as few as the memory allows.",
         minimum=1,
+        words={"auto": AUTO},
     )
     workers: int = flag(2, "DataLoader workers of each rank; 0 loads in the main process.", minimum=0, may_change=True)
     prefetch: int = flag(4, "Batches that each worker prefetches.", minimum=1, may_change=True)
@@ -403,6 +411,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         return (min(crop_source_size(self.spatial_size)),) * 2 if self.full_res else self.input_size
 
     @property
+    def accumulates_automatically(self) -> bool:
+        """Whether the number of parts is chosen. With --batch_size auto it is, unless a number is given."""
+        return self.accumulate == AUTO or (self.batch_size == AUTO and self.accumulate == 1)
+
+    @property
     def views_text(self) -> str:
         """What the predictions of the test are the mean of; empty for the one view of a validation."""
         if (self.test_clips, self.test_crops, self.full_res) == (1, 1, False):
@@ -544,7 +557,7 @@ def config_faults(c: TrainConfig) -> list[str]:
         chosen_videos(c.videos)
     except UserError as error:
         faults.append(str(error))
-    if c.batch_size % c.accumulate:
+    if c.accumulate and c.batch_size % c.accumulate:
         faults.append(
             f"--batch_size {c.batch_size} cannot be split into --accumulate {c.accumulate} parts: give a multiple of {c.accumulate}"
         )
@@ -574,6 +587,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append(f"--cache_gb {c.cache_gb:g} without a cache: give --cache ram or a folder, or leave it out")
     if c.reads != "video" and c.frame_decode != "full":
         faults.append(f"--model {c.model} reads no frames: leave --frame_decode out")
+    if c.frame_decode == "gpu" and c.cache.lower() != "none":
+        faults.append(
+            "--frame_decode gpu gives the workers no pixels to keep: leave --cache out, or give --frame_decode full"
+        )
     if c.frame_decode == "gpu" and c.augment != "none" and c.augment_on == "loader":
         faults.append(
             "--frame_decode gpu gives the workers no pixels to augment: give --augment_on device, or leave it out"
@@ -630,7 +647,7 @@ def test_view_faults(c: TrainConfig) -> list[str]:
 
 def batch_norm_fault(c: TrainConfig, ranks: int) -> str | None:
     """Check that each part of the batch holds complete groups of --batch_norm trained on this many ranks."""
-    parts = ranks * c.accumulate
+    parts = ranks * max(c.accumulate, 1)
     if c.batch_norm == "frozen" or c.batch_size % parts or c.batch_size // parts % c.bn_group == 0:
         return None
     return f"--batch_size {c.batch_size} in {parts} parts ({ranks} ranks, --accumulate {c.accumulate}) gives {c.batch_size // parts} actions each, which is not a multiple of --bn_group {c.bn_group}: change one of them"
@@ -804,7 +821,14 @@ def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str
     fixed: list[str] = []
     free: list[str] = []
     fields = {f.name: f for config in (old, new) for f in dataclasses.fields(config)}
+    chosen = {
+        name
+        for name, is_auto in (("batch_size", new.batch_size == AUTO), ("accumulate", new.accumulates_automatically))
+        if is_auto
+    }
     for name, field in fields.items():
+        if name in chosen:  # from what the run has
+            continue
         # a flag that one of them lacks belongs to another backbone or method: --model or --method differs then
         was, is_now = (getattr(config, name, None) for config in (old, new))
         if was != is_now and hasattr(old, name) and hasattr(new, name):

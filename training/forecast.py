@@ -14,19 +14,23 @@ from collections.abc import Sequence
 from data_preparation import datasets
 from data_preparation.actions import is_chosen
 from data_preparation.common.command_line import parse, run
-from training.config import TrainConfig
+from training.config import AUTO, TrainConfig
 from training.cost import optimizer_bytes, parameters, step_memory
 from training.data.sources import source_of
 from training.data.splits import facts_of, load_splits
+from training.fitting import smallest_part
 from training.model import ScoringModel, build_model
 from training.runtime.ranks import Ranks
 from training.trained_on import entries_of_run, of_start
 
 
 def step_bytes(model: ScoringModel, config: TrainConfig, ranks: int) -> float:
-    """Estimated bytes of a training step on each GPU."""
+    """Estimated bytes of a training step on each GPU; with --accumulate auto or --batch_size auto of its smallest part."""
     half = config.precision in ("bf16", "fp16") or (config.precision == "auto" and config.gpu)
-    clips = max(config.batch_size // ranks // config.accumulate, 1) * config.clips_per_sample
+    rows = max(config.batch_size // ranks // max(config.accumulate, 1), 1)
+    if config.accumulates_automatically or config.batch_size == AUTO:
+        rows = smallest_part(config)
+    clips = rows * config.clips_per_sample
     return step_memory(model, config, clips, half, Ranks(0, ranks))["total"]
 
 

@@ -29,6 +29,7 @@ from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text
 from data_preparation.stage import frames_on_node
+from training import fitting
 from training.calibration import write_calibration
 from training.config import TrainConfig, batch_norm_fault, path_faults
 from training.cost import describe_cost, describe_memory
@@ -102,10 +103,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError.of(faults)
     ranks = read_ranks()
     start_log(config.loglevel, ranks)
-    if config.batch_size % (ranks.world_size * config.accumulate):
-        raise UserError(
-            f"--batch_size {config.batch_size} cannot be split over {ranks.world_size} ranks in --accumulate {config.accumulate} parts each: give a multiple of {ranks.world_size * config.accumulate}"
-        )
+    if fault := division_fault(config, ranks):
+        raise UserError(fault)
     stop_before_start(interruption, ranks)
     if fault := batch_norm_fault(config, ranks.world_size):
         raise UserError(fault)
@@ -116,7 +115,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     precision = resolve_precision(config.precision, device)
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
-    recorded = config
+    given = config
     if config.reads == "video":
         config = dataclasses.replace(config, root_dir=frames_on_node(config.root_dir, (a.video for a in used)))
     source = source_of(config)
@@ -133,21 +132,26 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     model.method.observe(splits.train)
     start_up.reached("model")
     stop_before_start(interruption, ranks)  # building the model can take long
-    memory_left = check_machine(config, model, ranks, device, splits, trains=True)
-    start_up.reached("checks of the machine")
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
     if ranks.world_size > 1 and (faults := shared_faults(source, used, ranks)):
         raise UserError.of(faults)
+    saved = partial(last_config, run)
+    config, choices = fitting.resolve(config, model, ranks, device, precision != "fp32", len(splits.train), saved)
+    if fault := division_fault(config, ranks):
+        raise UserError(fault)
+    memory_left = check_machine(config, model, ranks, device, splits, trains=True)
+    start_up.reached("checks of the machine")
     trained_on = collectives.on_first_rank(partial(entries_of_run, config, splits, source, frozen=model.frozen))
     collectives.on_first_rank(
         partial(
             open_run,
             run,
-            recorded,
+            dataclasses.replace(given, batch_size=config.batch_size, accumulate=config.accumulate),
             splits.record() | source.record(splits.known) | model.method.record(splits.known),
             splits.facts.record() | stored_record(source, splits.known),
+            given,
         )
     )
     reporting = record_failure(run, failure_text) if ranks.is_first else nullcontext()
@@ -156,6 +160,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         start_up.reached("ranks and run folder")
         model.to(device)
         log_setup(config, ranks, device, precision, model, splits)
+        for line in choices:
+            log.info(line)
         start_up.reached("estimates of the cost")
         method, pool = model.method, splits.train
         train_data = ActionDataset(splits.train, config, method, augment=not method.fits_features, pool=pool)
@@ -217,9 +223,28 @@ def warn_of_time_limit(ranks: Ranks) -> None:
             log.warning(warning)
 
 
-def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any], facts: dict[str, Any]) -> None:
+def division_fault(config: TrainConfig, ranks: Ranks) -> str | None:
+    """Check that the batch can be split over the ranks and the parts of each."""
+    parts = max(config.accumulate, 1)
+    if config.batch_size % (ranks.world_size * parts) == 0:
+        return None
+    return f"--batch_size {config.batch_size} cannot be split over {ranks.world_size} ranks in --accumulate {parts} parts each: give a multiple of {ranks.world_size * parts}"
+
+
+def last_config(run: RunFolder) -> TrainConfig | None:
+    """The configuration of the run's last start, if it has saved anything."""
+    return run.saved_config() if run.has_results() else None
+
+
+def open_run(
+    run: RunFolder,
+    config: TrainConfig,
+    data: dict[str, Any],
+    facts: dict[str, Any],
+    given: TrainConfig | None = None,
+) -> None:
     """Create and lock the run folder; if it holds a run, check that it can resume. `data` is the content of splits.json,
-    `facts` that of data.json.
+    `facts` that of data.json, `given` the configuration before numbers were chosen for auto.
 
     Raises:
         UserError: the folder holds a run of other flags or data, or holds a run and --resume is False.
@@ -227,7 +252,7 @@ def open_run(run: RunFolder, config: TrainConfig, data: dict[str, Any], facts: d
     """
     run.acquire_lock(patience_s=_LOCK_PATIENCE_S if restart_count() else 0)
     run.remove_temporary_files()
-    faults, allowed_changes = resume_faults(run, config)
+    faults, allowed_changes = resume_faults(run, given or config)
     if faults:
         raise UserError.of(faults)
     if allowed_changes:

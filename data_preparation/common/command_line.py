@@ -37,6 +37,7 @@ def flag(
     may_change: bool = False,
     path: bool = False,
     in_model: bool = False,
+    words: Mapping[str, Any] | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line flag.
 
@@ -47,9 +48,12 @@ def flag(
         may_change: the flag may differ when a run is resumed: it affects how or where the run computes, not the result.
         path: the value is a file or folder. It is made absolute for jobs, which start in another folder.
         in_model: the network is built from this file, so an exported model has a copy.
+        words: further allowed words, and the values that they stand for.
     """
-    metadata = dict(help=help, short=short, choices=choices, minimum=minimum, maximum=maximum, allowed=allowed)
-    metadata |= dict(may_change=may_change, path=path, in_model=in_model)
+    metadata: dict[str, Any] = dict(
+        help=help, short=short, choices=choices, minimum=minimum, maximum=maximum, allowed=allowed
+    )
+    metadata |= dict(may_change=may_change, path=path, in_model=in_model, words=words or {})
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -83,6 +87,7 @@ def allowed_text(cls: type, name: str) -> str:
     low, high = meta["minimum"], meta["maximum"]
     if low is not None or high is not None:
         text += f" in [{-math.inf if low is None else low:g}, {math.inf if high is None else high:g}]"
+    text = ", ".join([text, *meta["words"]])
     return f"one or more: {text}" if several else text
 
 
@@ -108,6 +113,8 @@ def _converter(cls: type, field: dataclasses.Field) -> Callable[[str], Any]:
                     return choice
             close = difflib.get_close_matches(text.lower(), [c.lower() for c in meta["choices"]], 1)
             raise refuse(f" (did you mean {close[0]}?)" if close else "")
+        if text.lower() in meta["words"]:
+            return meta["words"][text.lower()]
         try:
             value = item(text)
         except ValueError:
@@ -345,6 +352,7 @@ def to_argv(config: Any, only: Collection[str] | None = None) -> list[str]:
             continue
         value = getattr(config, field.name)
         if field.metadata and value != field.default and value is not None:
+            value = next((word for word, meant in field.metadata["words"].items() if meant == value), value)
             if isinstance(value, tuple):
                 argv += [f"--{field.name}", *map(str, value)]
             elif str(value).startswith("-"):  # otherwise argparse takes it for a flag

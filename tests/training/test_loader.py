@@ -119,7 +119,8 @@ def test_an_exception_in_a_worker_keeps_its_message(raised: Exception, kind: typ
 
 def test_workers_start_once_for_all_passes_and_serve_several_data_sets():
     with keep_workers():
-        passes = []
+        passes: list[tuple[list[int], set[int | None]]] = []
+        files = []
         for epoch in range(4):
             data = Numbers(slow=9) if epoch % 2 else Numbers()
             found = list(batches_of(data, batch_size=1, workers=2))
@@ -128,6 +129,10 @@ def test_workers_start_once_for_all_passes_and_serve_several_data_sets():
                 first, second = (batches_of(data, batch_size=1, workers=2) for _ in range(2))
                 pairs = list(zip(first, second, strict=True))
                 assert [int(a["index"]) for a, _ in pairs] == [int(b["index"]) for _, b in pairs] == passes[-1][0]
+        for _ in range(30):
+            list(batches_of(data, batch_size=1, workers=2))
+            files.append(len(os.listdir("/proc/self/fd")))
+        assert len(set(files[-20:])) == 1  # none is left open
     assert len({tuple(order) for order, _ in passes}) == 1
     assert passes[0][1] == passes[1][1] <= passes[3][1]
     assert not active_children()

@@ -94,6 +94,8 @@ def test_decoding_on_a_gpu_says_what_it_lacks(frames: Path, tmp_path: Path):
         FrameSource(dataclasses.replace(config, root_dir=tmp_path)).read_batch(clips)
     with pytest.raises(UserError, match="give --augment_on device"):
         config_of(frame_decode="gpu", augment="randaugment")
+    with pytest.raises(UserError, match="leave --cache out"):
+        config_of(frame_decode="gpu", cache="ram")
 
 
 def test_scaled_decoding_gives_almost_the_pixels_of_full_decoding(tmp_path: Path):

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from tests.conftest import PATIENCE_S, TINY_MODEL, data_flags
+from data_preparation.common.errors import UserError
+from tests.conftest import PATIENCE_S, data_flags, tiny_model
 from tests.training.test_training import assert_same_run, newest
-from training.runtime import rank_monitor
+from training.runtime.rank_monitor import FAILED
 from training.runtime.run_folder import RunFolder
+from training.runtime.statuses import Status
 
-# several steps and a validation in each of three epochs; no checkpoint between them but those of survivors
-FLAGS = [*TINY_MODEL, "--epochs", 3, "--log_every", 1, "--checkpoint_every", 1000, "--workers", 0, "--ema", 0.9,
-         "--drop_path", 0.2, "--accumulate", 2]  # fmt: skip
+# several steps and a validation in each of two epochs; no checkpoint between them but those of survivors
+FLAGS = ["--epochs", 2, "--log_every", 1, "--checkpoint_every", 1000, "--ema", 0.9, "--accumulate", 2]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.training.test_survivors", "training.train"])
 
 
+ERROR = 0  # an error of the rank's own, instead of a signal
+
+
 def _die(how: int) -> None:
+    if how == ERROR:
+        raise UserError("a frame is damaged")
     os.kill(os.getpid(), how)
-    time.sleep(60)  # after SIGSTOP it is killed by the test
+    time.sleep(PATIENCE_S)  # after SIGSTOP it is killed by the test
 
 
 @contextmanager
@@ -58,7 +65,9 @@ def dying(point: str, step: int, how: int) -> Iterator[None]:
         "log": before(loop.Engine, "_log_step"),
         "validation": before(prediction.Predictor, "forward_all"),
         "end of epoch": before(loop.Engine, "_record", lambda _, record: record["type"] == "epoch"),
-        "best.pt": before(state.checkpoint, "save", lambda path, _: path.name == "best.pt"),
+        "best.pt": before(  # in the thread that writes, while the other ranks go on
+            state.checkpoint, "save", lambda path, _: path.name == "best.pt"
+        ),
     }
     with before(loop.Engine, "_train_epoch", lambda *_: False), points[point]:
         yield
@@ -72,13 +81,10 @@ def _rank(rank: int, world: int, port: int, argv: list[str], out: Path, death: t
     with open(out, "w") as file:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
     from training import train
+    from training.engine import survivors
 
-    with mock.patch.object(rank_monitor, "PATIENCE_S", 4.0):
-        if death is None:
-            status = train.main(argv)
-        else:
-            with dying(*death):
-                status = train.main(argv)
+    with mock.patch.object(survivors, "PATIENCE_S", 4.0), nullcontext() if death is None else dying(*death):
+        status = train.main(argv)
     os._exit(status)
 
 
@@ -87,7 +93,18 @@ class Run:
 
     def __init__(self, folder: Path, world: int, dataset: Path, *flags: object) -> None:
         self.folder, self.world, self.starts = folder, world, 0
-        words = [*data_flags(dataset), *FLAGS, *flags, "--runs_dir", folder, "--run_name", "run"]
+        words = [
+            *data_flags(dataset),
+            *tiny_model(*flags),
+            *FLAGS,
+            *flags,
+            "--batch_size",
+            12,
+            "--runs_dir",
+            folder,
+            "--run_name",
+            "run",
+        ]
         self.argv = [str(word) for word in words]
         self.run = RunFolder(folder / "run")
 
@@ -113,28 +130,36 @@ class Run:
         return [rank.exitcode for rank in ranks], [out.read_text() for out in outs]
 
 
+TRANSFORMER = ["--drop_path", 0.2]
+BATCH_NORM = ["--model", "tsm", "--batch_norm", "trained", "--bn_group", 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world", "deaths"),
+    ("flags", "world", "deaths"),
     [
-        (2, [(1, "forward", 2), (0, "log", 3), (0, "validation", 4), (0, "best.pt", 4)]),
-        (3, [(0, "backward", 1), (2, "log", 2), (0, "end of epoch", 4), (1, "forward", 5)]),
+        (TRANSFORMER, 2, [
+            (0, "log", 1, signal.SIGKILL), (1, "commit", 2, ERROR), (0, "best.pt", 2, signal.SIGKILL),
+        ]),
+        (BATCH_NORM, 3, [(0, "backward", 1, signal.SIGKILL), (1, "validation", 2, signal.SIGSTOP)]),
     ],
-)
-def test_a_killed_rank_costs_no_step(dataset: Path, tmp_path: Path, world: int, deaths: list[tuple[int, str, int]]):
-    batch = ["--batch_size", 12]
-    whole = Run(tmp_path / "whole", world, dataset, *batch)
+    ids=["two ranks", "three ranks"],
+)  # fmt: skip
+def test_a_lost_rank_costs_no_step(dataset: Path, tmp_path: Path, flags: list, world: int, deaths: list[tuple]):
+    """One after the other: killed, stopped, and with an error of its own."""
+    whole, run = Run(tmp_path / "whole", world, dataset, *flags), Run(tmp_path / "lost", world, dataset, *flags)
     statuses, outs = whole.start()
     assert statuses == [0] * world, outs
-    run = Run(tmp_path / "killed", world, dataset, *batch)
-    for rank, point, step in deaths:
-        statuses, outs = run.start({rank: (point, step, signal.SIGKILL)})
+    for rank, point, step, how in deaths:
+        statuses, outs = run.start({rank: (point, step, how)})
         text = "\n".join(outs)
-        print(text)
-        assert statuses == [-9 if each == rank else 76 for each in range(world)], text
-        assert "Traceback" not in text
-        saved = newest(run.run.path)["position"]["global_step"]
-        assert saved >= step
+        of_lost = 1 if how == ERROR else -signal.SIGKILL
+        assert statuses == [of_lost if each == rank else Status.RANK_LOST for each in range(world)], text
+        assert how == ERROR or "Traceback" not in text
+        assert re.search(
+            rf"ERROR   rank {rank} on \S+ (was lost|{FAILED}) after step \d+.*; rank \d saved step \d+\n", text
+        )
+        assert newest(run.run.path)["position"]["global_step"] >= step
     statuses, outs = run.start()
     assert statuses == [0] * world, outs
     assert_same_run(whole.run.path, run.run.path)

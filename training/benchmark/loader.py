@@ -23,7 +23,6 @@ from training.benchmark._headspace import headspace
 from training.benchmark._reference_loader import ClipDataset, load_clip
 from training.benchmark._result import Common, Result, Row, Timing, Way, alternate, time_call
 from training.config import as_in_run
-from training.data.cache import opened
 from training.data.dataset import ActionDataset, ClipReader
 from training.data.facts import NO_FACTS
 from training.data.loader import keep_workers, training_batches
@@ -81,6 +80,15 @@ def measure(config: Config) -> Result:
             rows = [
                 *clip_rows("48 frames of 256 x 455, crop 224", layout, loose, config, frame_num=48, spatial_size=224),
                 *clip_rows("103 frames, crop 112 (C3D)", layout, loose, config, frame_num=103, spatial_size=112),
+                *clip_rows(
+                    "- with --frame_decode scaled",
+                    layout,
+                    loose,
+                    config,
+                    frame_num=103,
+                    spatial_size=112,
+                    frame_decode="scaled",
+                ),
                 first_batch_row(layout, loose, config),
             ]
             reader = open_frames(layout.frames, VIDEO)
@@ -118,7 +126,7 @@ def bare_decoding(jpegs: Sequence[bytes], clip: ClipSpec) -> None:
         simplejpeg.decode_jpeg(jpeg, colorspace="RGB", min_height=height, min_width=width)
 
 
-def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **flags: int) -> list[Row]:
+def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **flags: int | str) -> list[Row]:
     """One clip on one core: the loader, the reference way, bare decoding, a memory copy; torchcodec if it is installed."""
     dataset = data_set(layout, config.dives, **flags)
     planned = [dataset.plan(0, index) for index in range(len(dataset))]
@@ -131,38 +139,31 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
         indices = cycle(range(len(clips)))
         return lambda: load(next(indices))
 
+    scaled = data_set(layout, config.dives, frame_decode="scaled", **flags)
+
     def read(reader: ClipReader, index: int) -> object:
         """As a worker does."""
         return reader.__getitems__([planned[index]])
 
-    in_cache = {"cache": "ram", "cache_gb": 1.0}
-    with opened(config_for(layout, data_aug=True, **in_cache, **flags)):
-        variants = {
-            "--frame_decode scaled": data_set(layout, config.dives, frame_decode="scaled", **flags),
-            "--cache ram, filled": data_set(layout, config.dives, **in_cache, **flags),
-        }
-        timings = alternate(
-            {
-                "ours": each(partial(read, dataset.reader)),
-                "reference": each(lambda index: load_clip(loose, clips[index])),
-                "ceiling": each(lambda index: bare_decoding(jpegs[index], clips[index])),
-                "copy": decoded.clone,
-                **{name: each(partial(read, of.reader)) for name, of in variants.items()},
-            },
-            max(config.rounds, len(clips)),
-            torch.device("cpu"),
-            warm_up=len(clips),  # fills the cache
-        )
-
-    def row(title: str, ours: str, ceiling: str) -> Row:
-        found = {"ours": timings[ours], "reference": timings["reference"], "ceiling": timings[ceiling]}
-        return Row.of(title, found, "CPU")
-
-    rows = [
-        row(name, "ours", "ceiling"),
-        row("- with --frame_decode scaled", "--frame_decode scaled", "ceiling"),
-        row("- with --cache ram, filled; ceiling: a memory copy", "--cache ram, filled", "copy"),
-    ]
+    timings = alternate(
+        {
+            "ours": each(partial(read, dataset.reader)),
+            "scaled": each(partial(read, scaled.reader)),
+            "reference": each(lambda index: load_clip(loose, clips[index])),
+            "ceiling": each(lambda index: bare_decoding(jpegs[index], clips[index])),
+            "copy": decoded.clone,
+        },
+        max(config.rounds, len(clips)),
+        torch.device("cpu"),
+    )
+    rows = [Row.of(name, {part: timings[part] for part in ("ours", "reference", "ceiling")}, "CPU")]
+    of_scaled = {"ours": timings["scaled"], "reference": timings["reference"], "ceiling": timings["ceiling"]}
+    rows.append(Row.of("- with --frame_decode scaled", of_scaled, "CPU"))
+    copied = {"ours": timings["copy"], "reference": timings["reference"]}
+    rows.append(Row.of("- a memory copy of it, decoded", copied, "CPU", "the ceiling of a decoded cache"))
+    rows += cached_rows(
+        dataset.config, clips, each(lambda index: load_clip(loose, clips[index])), layout.root, config.rounds
+    )
     if find_spec("torchcodec") is None:
         return [*rows, Row("- the same from the video with torchcodec", note="not installed")]
     with_video = {

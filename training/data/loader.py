@@ -249,7 +249,7 @@ def batches_of(
 
 def evaluation_size(config: TrainConfig) -> int:
     """Actions in a batch of validation, test and prediction."""
-    return min(config.batch_size // config.accumulate, EVALUATION_BATCH)
+    return min(config.batch_size // max(config.accumulate, 1) or EVALUATION_BATCH, EVALUATION_BATCH)
 
 
 def evaluation_batches(

@@ -25,7 +25,7 @@ from data_preparation.common.limits import (
 )
 from training.config import TrainConfig
 from training.data.handover import NEEDS_GPU
-from training.data.loader import EVALUATION_BATCH, steps_per_epoch
+from training.data.loader import evaluation_size, steps_per_epoch
 from training.data.plan import crop_source_size
 from training.data.splits import Splits
 from training.model import ScoringModel
@@ -58,7 +58,7 @@ def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated
         clip_bytes = clips * config.frame_num * 3 * math.prod(size)  # uint8
         return _Load(clip_bytes, min(min(config.loader_workers, batches) * config.prefetch + 1, batches))
 
-    size = min(config.batch_size // config.accumulate, EVALUATION_BATCH)
+    size = evaluation_size(config)
     views = evaluated * config.test_clips * config.test_crops
     loads = [load(size, -(-views // size // world_size), config.test_size)]
     if training:

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 Place = tuple[int, int]  # (completed epochs, completed steps of all epochs): later is larger
 
+PATIENCE_S = 30.0  # a rank that is silent for so long is lost
 # The main thread may be about to complete a step that the lost rank completed; then it waits for that rank or fails
 _FINISH_STEP_S = 2.0
 _OWN_ERROR_S = 10.0  # a rank had an error; this one may be about to raise the same
@@ -67,7 +68,7 @@ class Survivors:
     def __init__(self, trainer: Trainer, run: RunFolder) -> None:
         self.trainer, self.run, self.ranks = trainer, run, trainer.ranks
         self.hosts = collectives.gather_objects(socket.gethostname())
-        self.monitor = RankMonitor(self.ranks, self._on_loss, self._is_terminated)
+        self.monitor = RankMonitor(self.ranks, self._on_loss, self._is_terminated, PATIENCE_S)
         self._saving, self._text = threading.Lock(), ""
         self._main_waits = False
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -30,14 +31,15 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     cudnn_before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     if os.environ.get(_CUBLAS) not in _CUBLAS_SIZES:
         os.environ[_CUBLAS] = _CUBLAS_SIZES[0]
     try:
         _set_inductor(True)
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # would only cost time
+        memory.fill_uninitialized_memory = False  # would only cost time
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         yield
     except RuntimeError as error:
@@ -46,7 +48,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         raise
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        memory.fill_uninitialized_memory = before[1]
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn_before
         _set_inductor(False)
 

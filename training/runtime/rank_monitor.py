@@ -26,7 +26,6 @@ from training.runtime.interruption import ProcessLost
 from training.runtime.ranks import Ranks
 
 HEARTBEAT_S = 1.0
-PATIENCE_S = 30.0
 # After TERM: Slurm sends it to the other ranks of a job whose node failed, and KILL soon after (KillWait, 30 s by default)
 TERMINATED_PATIENCE_S = 5.0
 _CONNECT_S = 60.0
@@ -49,8 +48,8 @@ class RankMonitor:
         self,
         ranks: Ranks,
         on_loss: Callable[[], None],
-        is_terminated: Callable[[], bool] = lambda: False,
-        patience_s: float = PATIENCE_S,
+        is_terminated: Callable[[], bool],
+        patience_s: float,
     ) -> None:
         self.ranks, self.on_loss, self.is_terminated, self.patience_s = ranks, on_loss, is_terminated, patience_s
         self.lost: dict[int, str] = {}
