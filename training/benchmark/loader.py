@@ -18,6 +18,7 @@ from data_preparation.archive import open_frames
 from data_preparation.common.command_line import flag
 from data_preparation.common.errors import UserError
 from data_preparation.layout import DatasetLayout
+from training.benchmark._cache import cached_rows
 from training.benchmark._data import config_for, drawn_dives, repeated, write_loose_frames
 from training.benchmark._headspace import headspace
 from training.benchmark._reference_loader import ClipDataset, load_clip
