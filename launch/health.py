@@ -90,9 +90,10 @@ class RunningCheck:
             os.close(self._answer)
 
 
-def folder_faults(name: str, folder: Path, *, writes: bool, needed: bool = True) -> list[Fault]:
+def folder_faults(name: str, folder: Path, *, writes: bool, needed: bool = True, shared: bool = True) -> list[Fault]:
     """Faults of a folder; with `writes` a temporary file must fit. Of a folder that is not `needed`, a read-only file system is
-    a fault only in comparison with other nodes."""
+    a fault only in comparison with other nodes. A full disk or quota of a `shared` folder is no node's fault: the training names
+    it."""
     doing = "cannot be read"
     try:
         with os.scandir(folder) as entries:
@@ -104,6 +105,8 @@ def folder_faults(name: str, folder: Path, *, writes: bool, needed: bool = True)
                 file.flush()
     except OSError as error:
         code = error.errno or 0
+        if shared and code in (errno.ENOSPC, errno.EDQUOT):
+            return []
         certain = code in _OF_A_NODE and (needed or code != errno.EROFS)
         return [Fault(f"{name} {errno.errorcode.get(code, code)}", f"{folder} {doing} ({error.strerror})", certain)]
     return []
@@ -112,9 +115,8 @@ def folder_faults(name: str, folder: Path, *, writes: bool, needed: bool = True)
 def temporary_folder_fault() -> list[Fault]:
     """A fault if no temporary folder can be used. Nodes have one each, so it is the node's."""
     try:
-        return [
-            fault._replace(certain=True) for fault in folder_faults("TMPDIR", Path(tempfile.gettempdir()), writes=True)
-        ]
+        folder = Path(tempfile.gettempdir())
+        return [f._replace(certain=True) for f in folder_faults("TMPDIR", folder, writes=True, shared=False)]
     except FileNotFoundError:
         return [Fault("TMPDIR none", "no temporary folder is writable (TMPDIR, /tmp, /var/tmp)", True)]
 

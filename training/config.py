@@ -316,7 +316,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )  # fmt: skip
     compile: bool = flag(
         False,
-        "Compile the backbone with torch.compile: takes minutes at the start, then steps are faster.",
+        "Compile the backbone with torch.compile: takes some seconds (timesformer) or minutes at the start, then steps are faster.",
         may_change=True,
     )
     deterministic: bool = flag(

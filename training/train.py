@@ -43,7 +43,7 @@ from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
 from training.engine.frozen import FrozenEngine, clips_never_change
 from training.engine.loop import Engine
-from training.engine.prediction import resolve_precision
+from training.engine.prediction import resolve_precision, slow_precision
 from training.engine.survivors import Survivors
 from training.engine.trainer import Trainer
 from training.evaluate import open_test_split, result_lines
@@ -113,6 +113,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         torch.set_num_threads(cpus)
     device = collectives.choose_device(config.gpu, ranks)
     precision = resolve_precision(config.precision, device)
+    if warning := slow_precision(precision, device):
+        log.warning(warning)
     splits = load_splits(config)
     used = [*splits.known, *(splits.test if config.evaluate else [])]
     given = config

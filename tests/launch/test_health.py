@@ -58,10 +58,16 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (missing,) = folder_faults("x", tmp_path / "no", writes=False)
     assert missing == ("x ENOENT", f"{tmp_path / 'no'} cannot be read (No such file or directory)", False)
 
-    def read_only(**_: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    def failing(number: int) -> None:
+        def fail(**_: object) -> None:
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(health.tempfile, "TemporaryFile", read_only)
+        monkeypatch.setattr(health.tempfile, "TemporaryFile", fail)
+
+    failing(errno.ENOSPC)
+    assert folder_faults("x", tmp_path, writes=True) == []  # all nodes share that disk
+    assert folder_faults("TMPDIR", tmp_path, writes=True, shared=False) != []
+    failing(errno.EROFS)
     assert folder_faults("x", tmp_path, writes=False) == []  # such as a data set
     (fault,) = folder_faults("x", tmp_path, writes=True)
     assert fault == ("x EROFS", f"{tmp_path} is not writable (Read-only file system)", True)

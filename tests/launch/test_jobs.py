@@ -273,7 +273,7 @@ def test_a_job_without_progress_is_refused_with_a_reason(dataset: Path, tmp_path
 
 
 def test_an_error_on_one_rank_is_not_retried(dataset: Path, tmp_path: Path, log: Path, run: Path):
-    """One rank reads a damaged frame, and srun kills the other: the status of the job is 2, and it is not requeued."""
+    """One rank reads a damaged frame, and the other one saves and ends: the status of the job is 2, and it is not requeued."""
     frames = tmp_path / "frames"
     shutil.copytree(dataset / "whole_videos_frames", frames)
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, "--root_dir", frames, "--workers", 0, env=slow(dataset, tmp_path), output=log)  # fmt: skip

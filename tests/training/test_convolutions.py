@@ -38,7 +38,7 @@ def test_a_frozen_batch_norm_is_a_part_of_the_convolution(bias: bool) -> None:
 def test_pooling_pads_after_a_relu_as_with_zeros(kernel, stride) -> None:
     """Values and gradients, of maps of any size; maps of any sign get the zeros."""
     pool, signed = Pool(kernel, stride), Pool(kernel, stride)
-    signed.any_sign = True
+    pool.after_relu = True
     for sizes in itertools.product((1, 2, 5, 6), repeat=3):
         raw = torch.randn(1, 2, *sizes, generator=torch.Generator().manual_seed(sum(sizes))).requires_grad_()
         x = F.relu(raw)

@@ -23,7 +23,7 @@ from training.runtime.run_folder import RunFolder
 
 FROZEN = ["--freeze", True]
 # the other methods read stages or maps of the backbone, choose their own frames, have other labels, or train without steps
-COVERED = ("core", "musdl", "regression", "usdl")
+COVERED = ("core", "musdl", "regression", "tpt", "usdl")
 
 
 def losses_of(run: Path) -> list[tuple[float, float]]:

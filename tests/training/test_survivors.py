@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -17,7 +19,8 @@ import pytest
 from data_preparation.common.errors import UserError
 from tests.conftest import PATIENCE_S, data_flags, tiny_model
 from tests.training.test_training import assert_same_run, newest
-from training.runtime.rank_monitor import FAILED
+from training.runtime.rank_monitor import FAILED, KILLED
+from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.runtime.statuses import Status
 
@@ -163,3 +166,49 @@ def test_a_lost_rank_costs_no_step(dataset: Path, tmp_path: Path, flags: list, w
     statuses, outs = run.start()
     assert statuses == [0] * world, outs
     assert_same_run(whole.run.path, run.run.path)
+
+
+@pytest.mark.parametrize(
+    ("places", "writer"),
+    [
+        ({1: (0, 7), 2: (0, 7)}, 1),
+        ({0: (1, 7), 1: (1, 8), 2: (1, 8)}, 1),  # the first rank is a step behind
+        ({0: (1, 8), 2: (2, 8)}, 2),  # rank 2 has counted the epoch, too
+    ],
+)
+def test_the_lowest_rank_with_the_latest_step_saves(tmp_path: Path, places: dict[int, tuple[int, int]], writer: int):
+    from training.engine.survivors import Survivors
+
+    saved, texts = [], []
+
+    def save(rank: int) -> None:
+        survivor = Survivors.__new__(Survivors)
+        survivor.ranks, survivor.hosts, survivor.folder = Ranks(rank, 3), ["n0", "n1", "n2"], tmp_path
+        survivor.run = RunFolder(tmp_path)
+        survivor.monitor = SimpleNamespace(
+            lost={each: KILLED for each in range(3) if each not in places}, leave=lambda *_: None
+        )
+        survivor.trainer = SimpleNamespace(
+            commit_lock=threading.Lock(), place=lambda: places[rank], save_at_once=lambda: saved.append(rank)
+        )
+        texts.append(survivor._save("Connection reset by peer"))
+
+    threads = [threading.Thread(target=save, args=(rank,)) for rank in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert saved == [writer]
+    assert len(set(texts)) == 1
+    assert texts[0].endswith(f"; rank {writer} saved step {places[writer][1]}")
+    assert RunFolder(tmp_path).progress().error == texts[0]
+
+
+def test_a_resume_adds_the_records_that_a_lost_rank_did_not_write(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    steps = [{"type": "step", "epoch": 1, "step": step, "loss": float(step)} for step in range(1, 6)]
+    epoch = {"type": "epoch", "epoch": 1, "step": 3}
+    for record in (steps[0], steps[1], steps[4]):
+        run.append_metrics(record)
+    run.rewind_metrics(1, 4, [*steps[:3], epoch, steps[3]])
+    assert list(run.records()) == [*steps[:3], epoch, steps[3]]

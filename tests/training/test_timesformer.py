@@ -11,6 +11,7 @@ from training.backbones._attention import SelfAttention, attention
 from training.backbones.timesformer.flags import ATTENTION_TYPES
 from training.backbones.timesformer.network import TimeSformer
 from training.cost import multiply_adds
+from training.engine.prediction import slow_precision
 from training.model import build_model
 from training.rows import batch_part
 
@@ -77,3 +78,35 @@ def test_the_first_token_alone(training: bool):
     layer = SelfAttention(24, 3).double().train(training)
     x = torch.randn(5, 9, 24, dtype=torch.float64)
     assert torch.allclose(layer(x, first_only=True), layer(x)[:, :1], rtol=1e-12)
+
+
+def test_compiled_blocks_are_the_blocks(monkeypatch: pytest.MonkeyPatch):
+    """Three kinds of block are compiled, whatever the depth; they drop the same paths."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compile_block = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda block: compile_block(block, backend=backend))
+    torch.manual_seed(0)
+    model = TimeSformer(32, 16, 4, 24, 5, 2, drop_path=0.4).train()
+    video = torch.rand(6, 3, 4, 32, 32)
+    output, gradients = outputs_and_gradients(model, video)
+    model.compile_blocks()
+    compiled, same_gradients = outputs_and_gradients(model, video)
+    assert len(graphs) == 3
+    assert torch.allclose(compiled, output, rtol=1e-5, atol=1e-6)
+    assert all(torch.allclose(same_gradients[n], g, rtol=1e-4, atol=1e-6) for n, g in gradients.items())
+
+
+def test_a_cpu_without_bf16_units_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for units in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, units, lambda: False)
+    assert "give --precision fp32" in (slow_precision("bf16", torch.device("cpu")) or "")
+    assert slow_precision("fp32", torch.device("cpu")) is None
+    assert slow_precision("bf16", torch.device("cuda")) is None
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert slow_precision("bf16", torch.device("cpu")) is None

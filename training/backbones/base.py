@@ -74,6 +74,12 @@ class Backbone(nn.Module):
         contexts = _selective.contexts if self.checkpoint_activations == "selective" else noop_context_fn
         return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
+    def compile_blocks(self) -> None:
+        """Compile the network with torch.compile when it first runs: here as a whole, which takes minutes. A network of equal
+        blocks overrides this and compiles the block."""
+        # with fallback_random a compiled network drops the same activations as an uncompiled one
+        self.compile(options={"fallback_random": True})
+
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Load the tensors of a published weight file; return one log message per adaptation.
 

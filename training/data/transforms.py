@@ -107,5 +107,7 @@ def crop_flip_rotate(view: View, frames_TCHW: torch.Tensor) -> torch.Tensor:
 
 def to_video(clip_BTCHW: torch.Tensor, mean_C: torch.Tensor, std_C: torch.Tensor) -> torch.Tensor:
     """(B, T, 3, H, W) uint8 -> (B, 3, T, H, W) float32: scaled to [0, 1], then normalised per channel."""
-    video_BCTHW = clip_BTCHW.permute(0, 2, 1, 3, 4).to(torch.float32).div(255)
-    return (video_BCTHW - mean_C.view(1, 3, 1, 1, 1)) / std_C.view(1, 3, 1, 1, 1)
+    video_BCTHW = (
+        clip_BTCHW.permute(0, 2, 1, 3, 4).to(torch.float32, copy=True).div_(255)
+    )  # in place: a third of the memory
+    return video_BCTHW.sub_(mean_C.view(1, 3, 1, 1, 1)).div_(std_C.view(1, 3, 1, 1, 1))

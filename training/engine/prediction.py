@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -42,6 +43,14 @@ def resolve_precision(choice: str, device: torch.device) -> str:
     if choice == "fp16" and device.type != "cuda":
         raise UserError("--precision fp16 needs a GPU: give auto, bf16 or fp32")
     return choice
+
+
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """A warning if this CPU computes slowly in a precision that `resolve_precision` returned, or None."""
+    has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if precision != "bf16" or device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64") or has_units:
+        return None
+    return "This CPU has no bf16 units, so --precision bf16 is several times slower than fp32: give --precision fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

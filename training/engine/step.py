@@ -49,8 +49,7 @@ class Step:
         # PyTorch's initial scale of 65536 makes the first gradients overflow, and each overflow skips a step
         self.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**12, enabled=self.precision == "fp16")
         if config.compile:
-            # with fallback_random a compiled model drops the same activations as an uncompiled one
-            model.backbone.compile(options={"fallback_random": True})
+            model.backbone.compile_blocks()
         self.ddp_model = self._wrap(model)
         self._statistics: RunningStatistics = []
         # Whether a loss or gradient was not finite; from then on no step changes anything. Nothing waits for it to be known

@@ -136,7 +136,7 @@ class Survivors:
             return self._lost_text(own_loss, None) + "nothing was saved, because the last step did not end"
         place = self.trainer.place()
         if place is None:
-            return self._lost_text(own_loss, None) + "no step was unsaved"
+            return self._lost_text(own_loss, None) + "there was no step to save"
         try:
             places = self._agree(place)
             for writer in sorted(places, key=lambda rank: (places[rank], -rank), reverse=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import resource
 import socket
@@ -104,6 +105,9 @@ def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
         init_method, store = f"tcp://{ranks.address}:{ranks.port}", None
     else:
         init_method, store = None, dist.PrefixStore("group", _rendezvous(ranks, timeout))
+    if device.type == "cuda":
+        # a call that waits for a lost rank raises; else a thread of torch ends the process before it can save
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",

@@ -77,15 +77,15 @@ class Unit(nn.Module):
 
 
 class Pool(nn.Module):
-    """Max pooling with SAME padding of zeros. After a ReLU, that equals leaving out the padding, which needs no copy of the maps;
-    `any_sign` says that the inputs may be negative."""
+    """Max pooling with SAME padding of zeros. Where `after_relu` says that no input is negative, leaving out the padding gives the
+    same, and needs no copy of the maps."""
 
     def __init__(self, kernel: Sizes, stride: Sizes) -> None:
         super().__init__()
-        self.kernel, self.stride, self.any_sign = kernel, stride, False
+        self.kernel, self.stride, self.after_relu = kernel, stride, False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.any_sign:
+        if not self.after_relu:
             return F.max_pool3d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
         before, after = same_padding(x, self.kernel, self.stride)
         # with ceil_mode the last window may reach beyond the end
@@ -159,19 +159,22 @@ class I3D(Backbone):
             self.add_module(f"mixed_{name}", Mixed(MIXED[name], eps, momentum))
         self.maxPool3d_5a_2x2 = Pool((2, 2, 2), (2, 2, 2))
         self.mixed_5b, self.mixed_5c = (Mixed(MIXED[name], eps, momentum) for name in ("5b", "5c"))
-        cast(
-            Pool, self.get_submodule("mixed_4b.branch_3.0")
-        ).any_sign = True  # methods may change the maps between stem and tail
+        self._say_after_relu(True)
+        # methods may change the maps between stem and tail
+        cast(Pool, self.get_submodule("mixed_4b.branch_3.0")).after_relu = False
         self.adapters_only = False
+
+    def _say_after_relu(self, after_relu: bool) -> None:
+        for layer in self.modules():
+            if isinstance(layer, Pool):
+                layer.after_relu = after_relu
 
     def add_adapters(self, *, zero: bool, only: bool) -> None:
         """Add an adapter to each Mixed block; with `only`, nothing else of the backbone is trained."""
         for block in self.children():
             if isinstance(block, Mixed):
                 block.tuning_module = Adapter(block.channels, zero=zero)
-        for layer in self.modules():
-            if isinstance(layer, Pool):
-                layer.any_sign = True
+        self._say_after_relu(False)
         self.adapters_only = only
 
     def is_trainable(self, name: str) -> bool:
