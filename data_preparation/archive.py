@@ -13,7 +13,6 @@ import json
 import os
 import resource
 import shlex
-import struct
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,12 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import atomic_file, reporting_write_errors
 from data_preparation.common.limits import limit_error_text
 from data_preparation.file_types import unreadable_file_error
+from data_preparation.frame_index import PROVENANCE, FrameIndex, entry_bytes, read_index
 from data_preparation.layout import ARCHIVE_SUFFIX, archive_file, archived_videos, frame_name, loose_dir
 from data_preparation.loose_frames import LooseFrames, clip_folders, find_loose_frames, is_frame_file
 from data_preparation.similar_files import names_in, names_like_video, numberings
 
-PROVENANCE = "provenance.json"
 _MAX_OPEN_READERS = 256
-_LOCAL_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # of a ZIP entry: its signature, the lengths of its name and of its extra field
 # exceptions that zipfile raises for damaged archives
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError)
 
@@ -97,18 +94,22 @@ class FrameReader:
 
     `path` is the archive, or the folder of the loose frames (loose_frames.py has the layouts that are read). `numbers`
     (frames,) int64 are the frame numbers, ascending. `loose` says which files loose frames are; it is None for an
-    archive. Safe to use after a fork: each process opens the file for itself.
+    archive. Safe to use after a fork. `file` is the archive, if it is open already.
 
     Raises (on opening):
         UserError: the archive is damaged, or the frames do not have names or numbers that can be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: FileIO | None = None) -> None:
         self.path = path
         self.loose: LooseFrames | None = None
+        self._file: FileIO | None = None
+        self._index: FrameIndex | None = None  # None if only zipfile can read the archive
         self._archive: zipfile.ZipFile | None = None
         self._owner = 0
-        if path.is_file() or (path.suffix == ARCHIVE_SUFFIX and not path.is_dir()):
+        if path.suffix == ARCHIVE_SUFFIX and (index := self._open_index(file)):
+            self.numbers = index.numbers
+        elif path.is_file() or (path.suffix == ARCHIVE_SUFFIX and not path.is_dir()):
             names = self._zip().namelist()
             if fault := archive_names_fault(path, names):
                 raise UserError(fault)
@@ -121,9 +122,36 @@ class FrameReader:
 
     def close(self) -> None:
         """Close the archive. The next read opens it again."""
-        if self._archive is not None:
-            self._archive.close()
-            self._archive = None
+        for file in (self._archive, self._file):
+            if file is not None:
+                file.close()
+        self._archive = self._file = self._index = None
+
+    def _open_index(self, file: FileIO | None = None) -> FrameIndex | None:
+        """The index of the archive; None if only zipfile can read it, or say what is wrong with it."""
+        if self._file is None and self._archive is None:
+            with suppress(OSError):
+                file = file or FileIO(self.path)
+                self._index = read_index(file.fileno())
+                self._file = file if self._index else None
+        return self._index
+
+    def _entry(self, name: str, number: int | None = None) -> bytes | None:
+        """The content of frame `number`, or without a number of provenance.json; None if only zipfile can read it.
+
+        Raises:
+            KeyError: there is no such frame.
+        """
+        index = self._open_index()
+        if index is None or self._file is None:
+            return None
+        if number is None:
+            return entry_bytes(self._file.fileno(), name, *index.provenance)
+        place = int(np.searchsorted(index.numbers, number))
+        if place == len(index.numbers) or index.numbers[place] != number:
+            raise KeyError(name)
+        where = (int(column[place]) for column in (index.offsets, index.sizes, index.checksums))
+        return entry_bytes(self._file.fileno(), name, *where)
 
     def _zip(self) -> zipfile.ZipFile:
         if self._archive is None or self._owner != os.getpid():
@@ -144,6 +172,11 @@ class FrameReader:
     @cached_property
     def content_hash(self) -> bytes:
         """A hash of the names, sizes and checksums in an archive: the same for a copy of it, another after a new extraction."""
+        if index := self._open_index():
+            columns = (index.numbers, index.sizes, index.checksums)
+            return hashlib.sha256(
+                b"".join(column.tobytes() for column in columns) + repr(index.provenance).encode()
+            ).digest()
         entries = [(entry.filename, entry.file_size, entry.CRC) for entry in self._zip().infolist()]
         return hashlib.sha256(repr(entries).encode()).digest()
 
@@ -157,7 +190,7 @@ class FrameReader:
         if self.loose:
             return {}
         try:
-            record = json.loads(self._zip().read(PROVENANCE))
+            record = json.loads(self._entry(PROVENANCE) or self._zip().read(PROVENANCE))
             fault = record_fault(record)
         except (KeyError, *_ZIP_FAULTS) as error:
             fault = first_line(error)
@@ -176,9 +209,9 @@ class FrameReader:
         try:
             if self.loose:
                 return self.loose.path(number).read_bytes()
-            archive, name = self._zip(), frame_name(number)
-            found = stored_bytes(archive, archive.getinfo(name))
-            return archive.read(name) if found is None else found
+            name = frame_name(number)
+            found = self._entry(name, number)
+            return self._zip().read(name) if found is None else found
         except (KeyError, FileNotFoundError):
             raise UserError(f"{self.path} has no frame {number}: extract the video again") from None
         except _ZIP_FAULTS as error:
@@ -283,27 +316,6 @@ def source_rate(record: dict[str, Any]) -> Fraction | None:
         return None
 
 
-def stored_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes | None:
-    """The bytes of an uncompressed entry, in one read and in half the time of `archive.read`. None if it is compressed, encrypted
-    or damaged: then `archive.read` knows more.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or archive.fp is None:
-        return None
-    begin = _LOCAL_HEADER.size + len(entry.orig_filename.encode())
-    data = os.pread(archive.fp.fileno(), begin + entry.file_size, entry.header_offset)
-    if len(data) < begin + entry.file_size or _LOCAL_HEADER.unpack_from(data) != (
-        b"PK\3\4",
-        begin - _LOCAL_HEADER.size,
-        0,
-    ):
-        return None
-    content = data[begin:]
-    return content if zlib.crc32(content) == entry.CRC else None
-
-
 def decode_image(jpeg: bytes, least: tuple[int, int] | None = None) -> np.ndarray:
     """Decode a JPEG to (H, W, 3) uint8 RGB, by libjpeg-turbo.
 
@@ -336,6 +348,8 @@ def open_frames(frames_dir: Path, video: str) -> FrameReader:
         UserError: both are missing, the archive is damaged, or the frames do not have the expected names or numbers.
     """
     archive, folder = archive_file(frames_dir, video), loose_dir(frames_dir, video)
+    with suppress(OSError):  # one operation of a shared file system; to ask for the file first would be two more
+        return FrameReader(archive, FileIO(archive))
     if archive.exists():
         return FrameReader(archive)
     if folder.exists() or clip_folders(folder):

@@ -37,6 +37,7 @@ from tests.golden import difference, golden, recipe_state, recipe_tensor
 from tests.small import DIVES, FACTS, batch_of, sampled_batch, tiny_config
 from training.backbones.c3d.network import C3D
 from training.backbones.timesformer.network import TimeSformer
+from training.benchmark import step as benchmark_step
 from training.config import TrainConfig
 from training.cost import multiply_adds, step_memory
 from training.data.batch import Batch
@@ -617,6 +618,28 @@ def data_wait(place: Place) -> Iterator[Row]:
     )  # fmt: skip
 
 
+def against_the_reference(place: Place) -> Iterator[Row]:
+    """training.benchmark step: this project's step against the reference step, materialised attention and all, side by side."""
+    cases = ("timesformer_8",) if place.dry else ("timesformer_8", "timesformer_48", "c3d")
+    for case in cases:
+        size, rounds = ("small", 1) if place.dry else ("base", 5)
+        options = benchmark_step.Config(rounds=rounds, size=size, gpu=not place.dry)
+        name, flags, clips = benchmark_step.CASES[size, case]
+        # the reference keeps the attention weights: half of the clips fits a card of 80 GiB at 48 frames
+        clips = 2 if place.dry else clips // 2 if case == "timesformer_48" else clips
+        rows, _ = benchmark_step.case_result(name, flags, clips, options)
+        for row in rows:
+            what, ours, reference, ratio, ceiling, share, note = row.cells()
+            figure = f"{ours}, reference {reference}, ratio {ratio}, ceiling {ceiling}, {share} of it {note}".strip()
+            yield Row(
+                f"{name}, {clips} clips: {what.removeprefix('- ')}"
+                if what != name
+                else f"{name} against the reference",
+                PASS,
+                figure,
+            )
+
+
 def always_fails(place: Place) -> Iterator[Row]:
     """Only by --only: shows what a failing check does."""
     yield Row("a row before the failure", PASS, "")
@@ -642,6 +665,7 @@ CHECKS: dict[str, tuple[Callable[[Place], Iterator[Row]], int]] = {
     "deterministic": (deterministic, 60),
     "data_wait": (data_wait, 120),
     "compiled": (compiled, 240),
+    "against_the_reference": (against_the_reference, 150),
     "killed_and_resumed": (killed_and_resumed, 90),
     "killed_and_resumed_deterministic": (killed_and_resumed_deterministic, 240),
     "evaluation": (evaluation, 60),

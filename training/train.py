@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from data_preparation.actions import Action
+from data_preparation.actions import Action, video_order
 from data_preparation.common.command_line import parse, run
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text
@@ -121,7 +121,10 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     if config.reads == "video":
         config = dataclasses.replace(config, root_dir=frames_on_node(config.root_dir, (a.video for a in used)))
     source = source_of(config)
-    if faults := task_of(config.task).faults(used, splits.facts.classes) + source.faults(used):
+    of_frames = (
+        source.faults(used) if ranks.world_size == 1 else []
+    )  # several ranks share this check, once they are connected
+    if faults := task_of(config.task).faults(used, splits.facts.classes) + of_frames:
         raise UserError.of(faults)
     start_up.reached("data")
     run = RunFolder(config.run_dir)
@@ -134,6 +137,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     collectives.connect(ranks, device, timedelta(minutes=config.peer_timeout_min))
     if status := collectives.max_over_ranks(interruption.status):
         raise StoppedBySignal(_BEFORE_THE_FIRST_STEP, status)
+    if ranks.world_size > 1 and (faults := shared_faults(source, used, ranks)):
+        raise UserError.of(faults)
     saved = partial(last_config, run)
     config, choices = fitting.resolve(config, model, ranks, device, precision != "fp32", len(splits.train), saved)
     if fault := division_fault(config, ranks):
@@ -183,6 +188,15 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
                     log.info(line)
             trainer.report_finished()
         log.info("Loss plot: %s", run.plot_file(config))
+
+
+def shared_faults(source: Source, actions: Sequence[Action], ranks: Ranks) -> list[str]:
+    """The messages of Source.faults on every rank. Each rank opens its share of the videos: if 1,000 ranks opened all of them, a
+    shared file system would take minutes to answer."""
+    videos = sorted({action.video for action in actions}, key=video_order)
+    own = set(videos[ranks.rank :: ranks.world_size])
+    found = source.faults([action for action in actions if action.video in own]) if own else []
+    return [fault for of_rank in collectives.gather_objects(found) for fault in of_rank]
 
 
 def failure_text(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from tests.conftest import data_flags, tiny_model
 from tests.small import tiny_config
 from training.benchmark import __main__ as benchmark
 from training.benchmark import step
+from training.benchmark._cluster import Hardware, Work, step_seconds
 from training.benchmark._reference_step import FORWARDS
 from training.benchmark._result import Row, Timing, markdown
 from training.benchmark._training import start_up_parts
 from training.benchmark._transformers_step import name_in_transformers
+from training.benchmark.scale import breaks_first, simulate
 from training.config import TrainConfig
 from training.model import build_model
 from training.runtime.run_folder import RunFolder
@@ -122,3 +125,30 @@ def test_loader_prints_a_table(capsys):
     text = capsys.readouterr().out
     assert "| 48 frames of 256 x 455, crop 224" in text
     assert "| the first batch of an epoch" in text
+
+
+def test_a_cluster_is_slower_where_something_is_scarce():
+    hardware = Hardware(0.1, 0.03, 8, 8, 300e9, 40e9, 15e-6, 100e9, 50e3)
+    work = Work(
+        clips=100_000, validated=20_000, videos=1000, batch=16, clip_bytes=3e5, clip_cpu=5e-3, open_cpu=1e-3, open_bytes=5e5,
+        open_operations=1, kept_archives=256, plan_cpu=3e-5, epoch_cpu=0.05, gradient_bytes=5e8, checkpoint_bytes=1.5e9,
+        copy_bytes=5e9, row_cpu=1e-6, start_cpu=2.0, meet=3e-4,
+    )  # fmt: skip
+    one, many = (step_seconds(ranks, work, hardware) for ranks in (1, 64))
+    assert pytest.approx(one, rel=0.05) == 0.1
+    assert one < many < 1.2 * one  # the slowest of 64, and the last bucket of the gradient
+    assert step_seconds(64, replace(work, clip_cpu=1.0), hardware) > 1.9  # 16 clips by 8 workers
+    assert step_seconds(64, work, replace(hardware, storage_operations=500)) > 1.5
+    points = [simulate(ranks, replace(work, row_cpu=1e-3), hardware, 1.0) for ranks in (1, 64)]
+    assert breaks_first(points).startswith("Outputs of the validation breaks first, at 64 GPUs")
+    assert simulate(64, work, hardware, 1 / 64).efficiency > 0.8
+
+
+@pytest.mark.slow
+def test_scale_names_what_breaks_first_and_draws(tmp_path: Path, capsys):
+    picture = tmp_path / "scale.png"
+    benchmark.main(["scale", "--measured", "500", "--clips_per_video", "10", "--plot", str(picture)])
+    text = capsys.readouterr().out
+    assert "breaks first" in text or "Nothing costs" in text
+    assert "| 1000 " in text
+    assert picture.stat().st_size > 10_000

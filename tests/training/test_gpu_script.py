@@ -28,6 +28,7 @@ def test_a_dry_run_passes_all_checks(tmp_path: Path):
         "killed and resumed",
         "training.evaluate",
         "torchrun with one rank",
+        "TimeSformer of the quick start, 8 frames of 64 against the reference",
     ):
         assert rows[name]["result"] == "pass", rows[name]
     assert rows["compiled"] == {**rows["compiled"], "result": "skipped", "figure": "no CUDA"}

@@ -31,7 +31,8 @@ def attention(layer: Any, x_BND: torch.Tensor) -> torch.Tensor:
 def timesformer(network: TimeSformer, video_BCTHW: torch.Tensor) -> torch.Tensor:
     """The divided attention of the authors' code: every block computes every token. (B, 3, T, H, W) -> (B, 1, D)."""
     b, _, t = video_BCTHW.shape[:3]
-    x = network.patch_embed(video_BCTHW.transpose(1, 2).reshape(b * t, 3, *video_BCTHW.shape[3:]))
+    frames = video_BCTHW.transpose(1, 2).reshape(b * t, 3, *video_BCTHW.shape[3:])
+    x = network.patch_embed.proj(frames).flatten(2).transpose(1, 2)
     p, d = x.shape[1:]
     x = x + network.pos_embed[:, 1:]
     x = x.view(b, t, p, d).permute(0, 2, 1, 3) + network.time_embed

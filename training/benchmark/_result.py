@@ -123,6 +123,7 @@ class Result:
     rows: Sequence[Row]
     legend: Sequence[str] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)  # further ones, by their titles
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -173,6 +174,8 @@ def finish(result: Result, command: Sequence[str], json_file: Path | None) -> No
             f"The machine was busy: load average {load:.1f} at the start. Trust ratios, and CPU times before times on the clock."
         )
     print("", markdown([HEAD, *(row.cells() for row in result.rows)]), "", *result.legend, sep="\n")
+    for title, table in result.tables.items():
+        print("", title, "", markdown(table), sep="\n")
     if json_file:
         content = {"benchmark": list(command), "machine": about, "rows": [asdict(row) for row in result.rows]}
         json_file.parent.mkdir(parents=True, exist_ok=True)

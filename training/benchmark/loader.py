@@ -24,9 +24,9 @@ from training.benchmark._headspace import headspace
 from training.benchmark._reference_loader import ClipDataset, load_clip
 from training.benchmark._result import Common, Result, Row, Timing, Way, alternate, time_call
 from training.config import as_in_run
-from training.data.dataset import ActionDataset
+from training.data.dataset import ActionDataset, ClipReader
 from training.data.facts import NO_FACTS
-from training.data.loader import training_batches
+from training.data.loader import keep_workers, training_batches
 from training.data.plan import ClipSpec
 from training.methods import build_method
 from training.runtime.ranks import Ranks
@@ -140,9 +140,16 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
         indices = cycle(range(len(clips)))
         return lambda: load(next(indices))
 
+    scaled = data_set(layout, config.dives, frame_decode="scaled", **flags)
+
+    def read(reader: ClipReader, index: int) -> object:
+        """As a worker does."""
+        return reader.__getitems__([planned[index]])
+
     timings = alternate(
         {
-            "ours": each(lambda index: dataset.reader.__getitems__([planned[index]])),
+            "ours": each(partial(read, dataset.reader)),
+            "scaled": each(partial(read, scaled.reader)),
             "reference": each(lambda index: load_clip(loose, clips[index])),
             "ceiling": each(lambda index: bare_decoding(jpegs[index], clips[index])),
             "copy": decoded.clone,
@@ -151,6 +158,8 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
         torch.device("cpu"),
     )
     rows = [Row.of(name, {part: timings[part] for part in ("ours", "reference", "ceiling")}, "CPU")]
+    of_scaled = {"ours": timings["scaled"], "reference": timings["reference"], "ceiling": timings["ceiling"]}
+    rows.append(Row.of("- with --frame_decode scaled", of_scaled, "CPU"))
     copied = {"ours": timings["copy"], "reference": timings["reference"]}
     rows.append(Row.of("- a memory copy of it, decoded", copied, "CPU", "the ceiling of a decoded cache"))
     rows += cached_rows(
@@ -200,21 +209,22 @@ def first_batch_row(layout: DatasetLayout, loose: Path, config: Config) -> Row:
         for of_clip, clip in zip(jpegs, clips, strict=False):
             bare_decoding(of_clip, clip)
 
-    for epoch in range(config.rounds + 1):
-        ours = training_batches(dataset, dataset.config, Ranks(), device, epoch, first_step=0)
-        theirs: list[Iterator[torch.Tensor]] = []
+    with keep_workers():
+        for epoch in range(config.rounds + 1):
+            ours = training_batches(dataset, dataset.config, Ranks(), device, epoch, first_step=0)
+            theirs: list[Iterator[torch.Tensor]] = []
 
-        def start_theirs(started: list[Iterator[torch.Tensor]] = theirs) -> None:
-            started.append(iter(plain))
-            next(started[0])
+            def start_theirs(started: list[Iterator[torch.Tensor]] = theirs) -> None:
+                started.append(iter(plain))
+                next(started[0])
 
-        ways: dict[str, Way] = {"ours": partial(next, ours), "reference": start_theirs, "ceiling": decode_batch}
-        for name, way in ways.items():
-            wall, cpu = time_call(way, device)
-            if epoch:  # the first epoch also starts the server of the workers
-                timings[name].wall.append(wall)
-                timings[name].cpu.append(cpu)
-            rest: dict[str, Iterable[object]] = {"ours": ours, "reference": theirs and theirs[0]}
-            for _ in rest.get(name, ()):
-                pass
+            ways: dict[str, Way] = {"ours": partial(next, ours), "reference": start_theirs, "ceiling": decode_batch}
+            for name, way in ways.items():
+                wall, cpu = time_call(way, device)
+                if epoch:  # the first epoch also starts the server of the workers
+                    timings[name].wall.append(wall)
+                    timings[name].cpu.append(cpu)
+                rest: dict[str, Iterable[object]] = {"ours": ours, "reference": theirs and theirs[0]}
+                for _ in rest.get(name, ()):
+                    pass
     return Row.of(f"the first batch of an epoch (4 clips of 8, {config.workers} workers)", timings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +76,7 @@ LEGEND = [
 
 
 def measure(config: Config) -> Result:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, for --deterministic
     if config.threads:
         torch.set_num_threads(config.threads)
     rows: list[Row] = []
@@ -151,9 +153,14 @@ def case_result(name: str, flags: dict[str, Any], clips: int, options: Config) -
 
 def variants(options: Config) -> dict[str, dict[str, Any]]:
     """The flags whose cost is measured, by how they are written on the command line."""
-    known = TrainConfig.__dataclass_fields__
-    wanted = ["checkpoint_activations", "deterministic", *(["compile"] if options.compile else [])]
-    return {f"--{name} True": {name: True} for name in wanted if name in known}
+    wanted: list[tuple[str, Any]] = [
+        ("checkpoint_activations", "True"),
+        ("checkpoint_activations", "selective"),
+        ("deterministic", True),
+    ]
+    if options.compile:
+        wanted.append(("compile", True))
+    return {f"--{name} {value}": {name: value} for name, value in wanted}
 
 
 def own_step(model: ScoringModel, config: TrainConfig, device: torch.device) -> Callable[[Batch], object]:
@@ -161,11 +168,11 @@ def own_step(model: ScoringModel, config: TrainConfig, device: torch.device) -> 
     model.backbone.checkpoint_activations = config.checkpoint_activations
     step, numbers = Step(model.to(device).train(), config, Ranks(), device), count()
 
-    def one(batch: Batch) -> object:
+    def train(batch: Batch) -> None:
         with deterministic_algorithms(config.deterministic):
-            return step(batch, config.learning_rate, next(numbers))
+            step(batch, config.learning_rate, next(numbers))
 
-    return one
+    return train
 
 
 def reference_step(peer: ReferenceModel, precision: str, device: torch.device) -> Callable[[Batch], object]:
