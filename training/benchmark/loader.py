@@ -140,7 +140,7 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
         indices = cycle(range(len(clips)))
         return lambda: load(next(indices))
 
-    scaled = data_set(layout, config.dives, frame_decode="scaled", **flags)
+    scaled = data_set(layout, config.dives, **{**flags, "frame_decode": "scaled"})
 
     def read(reader: ClipReader, index: int) -> object:
         """As a worker does."""
