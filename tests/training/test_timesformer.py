@@ -46,10 +46,10 @@ def test_the_class_token_alone_leaves_the_last_block(attention_type: str):
 
 
 def test_the_cost_follows():
-    """The queries, the projection and the MLP of the last block: 10 of its 17 products with width^2 weights for each token."""
+    """Queries, keys, values, projection and MLP of the last block: 12 of its 16 products with width^2 weights for each token."""
     tokens, vectors = (config_of(frame_num=4, spatial_size=64, depth=2, use_decoder=d) for d in (True, False))
     saved = multiply_adds(build_model(tokens), tokens) - multiply_adds(build_model(vectors), vectors)
-    assert saved / (10 * 768**2 * 4 * 16) == pytest.approx(1, abs=0.05)
+    assert saved / (12 * 768**2 * 4 * 16) == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("keys", [1, 8, 17, 48, 300])
@@ -78,6 +78,17 @@ def test_the_first_token_alone(training: bool):
     layer = SelfAttention(24, 3).double().train(training)
     x = torch.randn(5, 9, 24, dtype=torch.float64)
     assert torch.allclose(layer(x, first_only=True), layer(x)[:, :1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "mask", [None, torch.tensor([2.0, 0, 2, 0, 0], dtype=torch.float64).view(5, 1, 1)], ids=["all", "some"]
+)
+def test_a_linear_layer_in_the_same_product(mask: torch.Tensor | None):
+    torch.manual_seed(0)
+    layer, then = SelfAttention(24, 3).double(), nn.Linear(24, 24).double()
+    x = torch.randn(5, 9, 24, dtype=torch.float64)
+    expected = then(layer(x) if mask is None else layer(x) * mask)
+    assert torch.allclose(layer(x, then=then, mask_B11=mask), expected, rtol=1e-12)
 
 
 def test_compiled_blocks_are_the_blocks(monkeypatch: pytest.MonkeyPatch):

@@ -99,15 +99,43 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: torch.Tensor, first_only: bool = False) -> torch.Tensor:
-        """With `first_only` -> (B, 1, D), the output of the first token, which attends to all."""
+    def forward(
+        self,
+        x_BND: torch.Tensor,
+        first_only: bool = False,
+        then: nn.Linear | None = None,
+        mask_B11: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """With `first_only` -> (B, 1, D), the output of the first token, which attends to all. With `then` a linear layer follows,
+        in one matrix product with `proj`. The mask is a factor of each sequence before `then`."""
         b, n, width = x_BND.shape
-        heads = (self.num_heads, width // self.num_heads)
         if first_only:
-            sizes = [width, 2 * width]
-            (weight_q, weight_kv), (bias_q, bias_kv) = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
-            q = F.linear(x_BND[:, :1], weight_q, bias_q).view(b, 1, *heads)
-            k, v = F.linear(x_BND, weight_kv, bias_kv).view(b, n, 2, *heads).unbind(dim=2)
+            values = self._of_first(x_BND)
         else:
+            heads = (self.num_heads, width // self.num_heads)
             q, k, v = self.qkv(x_BND).view(b, n, 3, *heads).unbind(dim=2)
-        return self.proj(attention(q, k, v, training=self.training).reshape(b, -1, width))
+            values = attention(q, k, v, training=self.training).reshape(b, n, width)
+        if then is None:
+            return times(self.proj(values), mask_B11)
+        weight, bias = then.weight @ self.proj.weight, F.linear(self.proj.bias[None], then.weight)[0]
+        if mask_B11 is None:
+            return F.linear(values, weight, bias + then.bias)
+        return F.linear(values, weight, bias) * mask_B11 + then.bias
+
+    def _of_first(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """The values (B, 1, D) of the first token, without a key and a value of each token: q . (W x) = (W' q) . x, and the mean
+        of W x is W times the mean of x. The bias of the keys adds the same to all scores of a query, so softmax drops it."""
+        b, _, width = x_BND.shape
+        heads = (self.num_heads, width // self.num_heads)
+        weight_q, weight_k, weight_v = self.qkv.weight.chunk(3)
+        bias_q, _, bias_v = self.qkv.bias.chunk(3)
+        q = F.linear(x_BND[:, 0] * self.scale, weight_q, bias_q * self.scale).view(b, *heads)
+        q_BHD = torch.einsum("bhd,hde->bhe", q, weight_k.view(*heads, width))
+        weights_BHN = torch.bmm(q_BHD, x_BND.transpose(1, 2)).softmax(dim=-1)
+        mean_BHD = torch.bmm(weights_BHN.to(x_BND.dtype), x_BND)
+        values = torch.einsum("bhe,hde->bhd", mean_BHD, weight_v.view(*heads, width))
+        return values.reshape(b, 1, width) + bias_v
+
+
+def times(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return x if mask is None else x * mask

@@ -91,13 +91,12 @@ class DividedBlock(Block):
         of_mlp: Mask = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         b, p, t, d = x_BPTD.shape
-        over_time = self.temporal_attn(self.temporal_norm1(x_BPTD.reshape(b * p, t, d)))
-        x_BPTD = x_BPTD + self.temporal_fc(times(over_time, of_time)).view(b, p, t, d)
+        over_time = self.temporal_norm1(x_BPTD.reshape(b * p, t, d))
+        x_BPTD = x_BPTD + self.temporal_attn(over_time, then=self.temporal_fc, mask_B11=of_time).view(b, p, t, d)
 
         # in each frame the patches and a copy of the clip's class token attend to one another
         frames = torch.cat([cls_B1D[:, None].expand(b, t, 1, d), x_BPTD.transpose(1, 2)], dim=2).view(b * t, 1 + p, d)
-        over_space = self.attn(self.norm1(frames), first_only=self.class_only)
-        over_space = times(over_space, of_space).view(b, t, -1, d)
+        over_space = self.attn(self.norm1(frames), first_only=self.class_only, mask_B11=of_space).view(b, t, -1, d)
         if self.class_only:
             cls_B1D = cls_B1D + over_space.mean(dim=1)
             return plus(cls_B1D, self.mlp(self.norm2(cls_B1D)), of_mlp), None
@@ -108,10 +107,6 @@ class DividedBlock(Block):
         tokens = torch.cat([cls_B1D, x_BPTD.view(b, p * t, d)], dim=1)
         of_cls, of_patches = self.mlp(self.norm2(tokens)).split([1, p * t], dim=1)
         return plus(cls_B1D, of_cls, of_mlp), plus(x_BPTD.view(b, p * t, d), of_patches, of_mlp).view(b, p, t, d)
-
-
-def times(x: torch.Tensor, mask: Mask) -> torch.Tensor:
-    return x if mask is None else x * mask
 
 
 def plus(x: torch.Tensor, update: torch.Tensor, mask: Mask) -> torch.Tensor:
