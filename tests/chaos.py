@@ -1,4 +1,4 @@
-"""Let a training on the real cluster suffer many faults of many kinds, and compare it with an undisturbed one. One fault takes
+"""Make a training on the real cluster suffer many faults of many kinds, and compare it with an undisturbed one. One fault takes
 10 to 30 s, so this is not a part of the suite. It needs root:
 
     bash tests/cluster/start.sh && source /tmp/deepsports-cluster/env.sh

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from data_preparation.common.errors import UserError
-from data_preparation.common.limits import read_resource_limits, resident_bytes
+from data_preparation.common.limits import available_memory, read_resource_limits, resident_bytes
 from training.config import AUTO, TrainConfig
 from training.cost import step_memory
 from training.model import ScoringModel
@@ -101,14 +101,8 @@ def room_of(device: torch.device, ranks: Ranks) -> float:
     here = ranks_on_node(ranks)
     limits = [limit for limit in (read_resource_limits().memory_bytes, allocated_memory()) if limit is not None]
     allowed = [limit / here - resident_bytes() for limit in limits]
-    return _USABLE * min([_free_memory() / here, *allowed])
-
-
-def _free_memory() -> float:
-    """Bytes of memory that processes of this machine can still get."""
-    with open("/proc/meminfo") as file:
-        values = dict(line.split(":") for line in file)
-    return 1024.0 * int(values["MemAvailable"].split()[0])
+    free = available_memory()
+    return _USABLE * min([*([] if free is None else [free / here]), *allowed], default=0.0)
 
 
 def resolve(

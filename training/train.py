@@ -121,9 +121,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     if config.reads == "video":
         config = dataclasses.replace(config, root_dir=frames_on_node(config.root_dir, (a.video for a in used)))
     source = source_of(config)
-    of_frames = (
-        source.faults(used) if ranks.world_size == 1 else []
-    )  # several ranks share this check, once they are connected
+    # several ranks share the check of the frames, once they are connected
+    of_frames = source.faults(used) if ranks.world_size == 1 else []
     if faults := task_of(config.task).faults(used, splits.facts.classes) + of_frames:
         raise UserError.of(faults)
     start_up.reached("data")
@@ -226,7 +225,7 @@ def warn_of_time_limit(ranks: Ranks) -> None:
 
 
 def division_fault(config: TrainConfig, ranks: Ranks) -> str | None:
-    """Check that the batch can be split over the ranks and the parts of each."""
+    """The message if the batch cannot be split over the ranks and the parts of each."""
     parts = max(config.accumulate, 1)
     if config.batch_size % (ranks.world_size * parts) == 0:
         return None

@@ -81,15 +81,6 @@ def measure(config: Config) -> Result:
             rows = [
                 *clip_rows("48 frames of 256 x 455, crop 224", layout, loose, config, frame_num=48, spatial_size=224),
                 *clip_rows("103 frames, crop 112 (C3D)", layout, loose, config, frame_num=103, spatial_size=112),
-                *clip_rows(
-                    "- with --frame_decode scaled",
-                    layout,
-                    loose,
-                    config,
-                    frame_num=103,
-                    spatial_size=112,
-                    frame_decode="scaled",
-                ),
                 first_batch_row(layout, loose, config),
             ]
             reader = open_frames(layout.frames, VIDEO)
@@ -140,7 +131,7 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
         indices = cycle(range(len(clips)))
         return lambda: load(next(indices))
 
-    scaled = data_set(layout, config.dives, **{**flags, "frame_decode": "scaled"})
+    scaled = data_set(layout, config.dives, **flags, frame_decode="scaled")
 
     def read(reader: ClipReader, index: int) -> object:
         """As a worker does."""

@@ -32,8 +32,8 @@ _NOT_RESTORED = ("rate", "weight_decay", "fused", "foreach")
 def build_optimizer(model: ScoringModel, config: TrainConfig, fused: bool | None = None) -> torch.optim.Optimizer:
     """The optimizer over the model's parameter groups. "rate" in a group scales the learning rate.
 
-    Fused kernels update all parameters at once, and can skip a step on the device. By default they are used on a GPU; on a CPU
-    the last digits of earlier versions are worth more than 1 % of a step.
+    Fused kernels update all parameters at once, and can skip a step on the device. By default they are used on a GPU. On a CPU
+    they save about 1 % of a step and change the last digits, so they are not used there.
     """
     parameters = dict(model.named_parameters())
     groups: list[dict[str, Any]] = [
@@ -62,7 +62,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Start the momentum of SGD at zero, which is the same: if the fused kernels skip the first step, they leave it undefined."""
+    """Start the momentum of SGD at zero, which gives the same first step. Without it, fused kernels that skip the first step leave
+    the momentum undefined."""
     if not isinstance(optimizer, torch.optim.SGD):
         return
     for group in optimizer.param_groups:

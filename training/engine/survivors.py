@@ -4,7 +4,7 @@ Every rank holds the whole state after each commit (training/engine/step.py). Ra
 whose main thread gets an exception of gloo or nccl know it, too. Survivors may be one step apart: both states are valid, and
 the later one is written. They agree through small files in the run folder, since the first rank may be the lost one:
 
-    1. Each survivor stops to commit, and writes its position to .survivors/<start>/rank<n>.json.
+    1. Each survivor stops committing, and writes its position to .survivors/<start>/rank<n>.json.
     2. It waits for the files of the others, at most _AGREE_S.
     3. The lowest rank with the latest position writes the checkpoint, then .survivors/<start>/rank<n>.saved. If it dies
        before, the next one writes.
@@ -102,6 +102,8 @@ class Survivors:
     # --------------------------------------------------------------------------------------------- in either thread
 
     def _save_in_main_thread(self, reason: str, own_loss: str = "") -> str:
+        """Save, or wait until the thread of the monitor has saved; returns what was lost and saved. `own_loss` is the message about a
+        lost worker of this rank."""
         self._main_waits = True
         with self._saving:
             self._text = self._text or self._save(reason, own_loss)

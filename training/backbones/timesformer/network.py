@@ -212,9 +212,8 @@ class TimeSformer(Backbone):
     def compile_blocks(self) -> None:
         """Compile the forward pass of the blocks. The blocks share their compiled code: in training there are three kinds, the first
         (which drops nothing), the last and the others; validation and --accumulate add some."""
-        torch._dynamo.config.recompile_limit = max(
-            torch._dynamo.config.recompile_limit, 32
-        )  # beyond it nothing is compiled
+        # beyond this number of kinds PyTorch runs the block uncompiled
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         for block in self.blocks:
             block.compile()
 
