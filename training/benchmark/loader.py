@@ -1,4 +1,4 @@
-"""Loading of clips on the CPU, and what a training waits for it."""
+"""Loading of clips on the CPU, and how long a training waits for it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ VIDEO = "01"
 
 @dataclass(frozen=True)
 class Config(Common):
-    """Clips per second of the loader, and with --headspace what a training waits for it."""
+    """The time to load a clip, and with --headspace how long a training waits for its loader."""
 
     height: int = flag(720, "Height of the drawn video in pixels; it is 16 by 9.", minimum=144)
     dives: int = flag(2, "Dives of the drawn video, about 110 frames each.", minimum=2)
     workers: int = flag(2, "DataLoader workers, for the first batch of an epoch.", minimum=1)
-    headspace: bool = flag(False, "Measure --run instead: its steps with its loader against one batch again and again.")
+    headspace: bool = flag(
+        False, "Measure --run instead: its steps with its loader against steps on one batch again and again."
+    )
     run: Path | None = flag(None, "The run folder for --headspace; nothing is written to it.")
     steps: int = flag(20, "Steps of each round of --headspace.", minimum=1)
     root_dir: Path | None = as_in_run("root_dir")
