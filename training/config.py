@@ -579,6 +579,10 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append("--augment_on device without augmentation: give --augment randaugment, or leave it out")
     if c.reads != "video" and c.cache.lower() != "none":
         faults.append(f"--model {c.model} reads no frames: leave --cache out")
+    if c.cache.lower() not in ("none", "ram") and not Path(c.cache).is_absolute():
+        faults.append(
+            f"--cache {c.cache} is a relative path: give none, ram or a folder such as /tmp/cache on a disk of the nodes"
+        )
     if c.cache_gb and c.cache.lower() == "none":
         faults.append(f"--cache_gb {c.cache_gb:g} without a cache: give --cache ram or a folder, or leave it out")
     if c.reads != "video" and c.frame_decode != "full":

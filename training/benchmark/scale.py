@@ -344,7 +344,7 @@ def measure(config: Config) -> Result:
     ]  # fmt: skip
     legend = [
         "Reference: zipfile's index, outputs sent row by row, every rank opens every archive. Rendezvous "
-        f"{1e6 * found['meet_s']:.0f} us a rank, {found['open_operations']:.0f} metadata operations to open an archive.",
+        f"{1e6 * found['meet_s']:.0f} us a rank, {found['open_operations']:.0f} metadata operations to open an archive{'' if shutil.which('strace') else ' (assumed: strace is not installed)'}.",
     ]
     tables = {
         f"Simulated, this project: {config.clips:,} clips, {work.videos:,} archives. {breaks_first(ours)}": table_of(

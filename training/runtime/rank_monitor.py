@@ -118,6 +118,7 @@ class RankMonitor:
             for rank, peer in self._peers.items():
                 selector.register(peer, selectors.EVENT_READ, rank)
             checked = time.monotonic()
+            said = -HEARTBEAT_S
             while not self._stopped.is_set() and selector.get_map():
                 ready = [key.data for key, _ in selector.select(HEARTBEAT_S / 2)]
                 now = time.monotonic()
@@ -130,7 +131,11 @@ class RankMonitor:
                         self._lose(rank, KILLED)
                 for rank in self._silent(now):
                     self._lose(rank, f"silent for {now - self._heard[rank]:.0f} s")
-                self._tell("here", self.ranks.rank)
+                if (
+                    now - said >= HEARTBEAT_S
+                ):  # and not for each message received: two ranks would answer each other without end
+                    said = now
+                    self._tell("here", self.ranks.rank)
 
     def _silent(self, now: float) -> list[int]:
         patience = min(self.patience_s, TERMINATED_PATIENCE_S) if self.is_terminated() else self.patience_s
@@ -147,8 +152,9 @@ class RankMonitor:
         self._heard[rank] = time.monotonic()
         *lines, self._rest[rank] = (self._rest[rank] + received).split(b"\n")
         for line in lines:
-            kind, about, text = line.decode(errors="replace").split(" ", 2)
-            self._understand(kind, int(about), text)
+            with suppress(ValueError):  # a full buffer cut a message
+                kind, about, text = line.decode(errors="replace").split(" ", 2)
+                self._understand(kind, int(about), text)
         return bool(received)
 
     def _understand(self, kind: str, about: int, text: str) -> None:
