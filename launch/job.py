@@ -181,7 +181,7 @@ def record_start(job: Path, restart: int, allowed: int, now_at: str) -> None:
             f"{job.name} was restarted {allowed} times, which is all that --requeues (DEEPSPORTS_REQUEUES) allows: submit the run again to resume"
         )
     file = job / "starts.jsonl"
-    before = [start for start in _recorded_starts(file) if start["restart"] < restart]
+    before = [start for start in recorded_starts(file) if start["restart"] < restart]
     same_position = list(itertools.takewhile(lambda start: start["position"] == now_at, reversed(before)))
     if sum(_counts_as_failed(job, start) for start in same_position) >= _MAX_STARTS_WITHOUT_PROGRESS:
         last = f", and the last {len(same_position)} starts" if len(same_position) < len(before) else " and"
@@ -197,7 +197,7 @@ def record_start(job: Path, restart: int, allowed: int, now_at: str) -> None:
             left_over.unlink()
 
 
-def _recorded_starts(file: Path) -> list[dict[str, Any]]:
+def recorded_starts(file: Path) -> list[dict[str, Any]]:
     """The earlier starts of a job. Damaged lines are skipped: the job can run without them."""
     found = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:

@@ -25,7 +25,6 @@ from data_preparation.actions import chosen_videos
 from data_preparation.common.command_line import flag, to_argv
 from data_preparation.common.errors import UserError
 from training import plugins
-from training.data.plan import crop_source_size
 from training.plugins import BACKBONES, METHODS, BackboneFlags, MethodFlags
 from training.tasks import task_of
 
@@ -408,6 +407,10 @@ class TrainConfig(BackboneFlags, MethodFlags):
     @property
     def test_size(self) -> tuple[int, int]:
         """(height, width) of the frames that the backbone reads in the test."""
+        from training.data.plan import (
+            crop_source_size,
+        )  # here: it imports numpy, which each step of a job would wait for
+
         return (min(crop_source_size(self.spatial_size)),) * 2 if self.full_res else self.input_size
 
     @property

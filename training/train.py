@@ -172,6 +172,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             kind = FrozenEngine
         trainer = kind(model, config, run, ranks, device, interruption, on_progress)
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
+        start_up.reached("optimizer")
         with Survivors(trainer, run):
             with closing(trainer):
                 trainer.resume()
