@@ -426,8 +426,9 @@ def outcome(srun_status: int, ranks: Sequence[int], rank_count: int) -> Outcome:
     srun reports only the highest exit status, and ranks that it kills have high ones. So srun's status counts only if no
     recorded status decides.
     """
-    # first those after which a new start would not help, or is not wanted
-    for status in (Status.USER_ERROR, Status.BUG, Status.INTERRUPTED, Status.SICK_NODE):
+    # a sick node comes before errors: other ranks of that node fail for the same reason. After an error, or Ctrl-C, a new start
+    # would not help, or is not wanted
+    for status in (Status.INTERRUPTED, Status.SICK_NODE, Status.USER_ERROR, Status.BUG):
         if status in ranks:
             return Outcome(status, status.meaning, status.requeued)
     # All ranks agree to stop after USR2 and save together, so the record of one is enough even if srun killed a slower

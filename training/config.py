@@ -243,7 +243,8 @@ class TrainConfig(BackboneFlags, MethodFlags):
     freeze: bool = flag(False, "Freeze the backbone and train the head only.", short="-f")
     features_once: bool = flag(
         True,
-        "With --freeze True and clips that never change (no augmentation, --frame_method spaced_fixed), compute the features once at each start and train the head on them. False computes them in each step.",
+        "With --freeze True and clips that never change (no augmentation, --frame_method spaced_fixed), compute the features once at each start and train the head on them. False computes them in each step; results are equal up to rounding.",
+        may_change=True,
     )
     batch_norm: str = flag(
         "frozen",
@@ -415,7 +416,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
 
     @property
     def accumulates_automatically(self) -> bool:
-        """Whether the number of parts is chosen. With --batch_size auto it is, unless a number is given."""
+        """Whether the number of parts is chosen. With --batch_size auto it is, unless a number above 1 is given."""
         return self.accumulate == AUTO or (self.batch_size == AUTO and self.accumulate == 1)
 
     @property

@@ -38,7 +38,7 @@ from training.data.dataset import ActionDataset, label_faults
 from training.data.loader import keep_workers
 from training.data.machine import check_machine
 from training.data.sources import Source, source_of
-from training.data.splits import Splits, load_splits
+from training.data.splits import Splits, batch_size_fault, load_splits
 from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
 from training.engine.frozen import FrozenEngine, clips_never_change
@@ -140,7 +140,12 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError.of(faults)
     saved = partial(last_config, run)
     config, choices = fitting.resolve(config, model, ranks, device, precision != "fp32", len(splits.train), saved)
-    if fault := division_fault(config, ranks):
+    chosen_faults = (
+        division_fault(config, ranks),
+        batch_norm_fault(config, ranks.world_size),
+        batch_size_fault(config, len(splits.train)),
+    )
+    if fault := next(filter(None, chosen_faults), None):
         raise UserError(fault)
     memory_left = check_machine(config, model, ranks, device, splits, trains=True)
     start_up.reached("checks of the machine")

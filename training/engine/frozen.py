@@ -28,8 +28,8 @@ from training.data.plan import Arrays, ClipSpec, Sample, ViewChoice
 from training.data.sources import Source
 from training.engine.loop import Engine
 from training.engine.prediction import autocast, resolve_precision
+from training.fitting import host_memory
 from training.model import ScoringModel
-from training.runtime.ranks import ranks_on_node
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class FrozenEngine(Engine):
 
     @torch.no_grad()
     def _check_memory(self, clips: int) -> None:
-        """Check that the features fit: every rank holds all of them, twice while they are gathered.
+        """Check that the features fit: every rank holds all of them, up to four times while they are gathered.
 
         Raises:
             UserError: they do not fit.
@@ -78,11 +78,13 @@ class FrozenEngine(Engine):
         backbone = self.model.backbone
         with autocast(resolve_precision(self.config.precision, self.device), self.device):
             example = backbone.eval()(backbone.example(self.config, 1).to(self.device))
-        here = ranks_on_node(self.ranks)
-        need, available = 2 * here * clips * example.numel() * example.element_size(), available_memory()
+        need, available = (
+            4 * clips * example.numel() * example.element_size(),
+            host_memory(self.ranks, available_memory()),
+        )
         if available is not None and need > available:
             raise UserError(
-                f"the features of {clips} clips take {need / 2**30:.1f} GiB in {here} ranks on this node, of which {available / 2**30:.1f} GiB are free: give --features_once False, which computes them in each step, or start another run with fewer ranks per node"
+                f"the features of {clips} clips take {need / 2**30:.1f} GiB in each rank, of which {max(available, 0) / 2**30:.1f} GiB are free: give --features_once False, which computes them in each step, more --mem, or fewer ranks per node"
             )
 
 
