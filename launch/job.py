@@ -181,7 +181,7 @@ def record_start(job: Path, restart: int, allowed: int, now_at: str) -> None:
             f"{job.name} was restarted {allowed} times, which is all that --requeues (DEEPSPORTS_REQUEUES) allows: submit the run again to resume"
         )
     file = job / "starts.jsonl"
-    before = [start for start in _recorded_starts(file) if start["restart"] < restart]
+    before = [start for start in recorded_starts(file) if start["restart"] < restart]
     same_position = list(itertools.takewhile(lambda start: start["position"] == now_at, reversed(before)))
     if sum(_counts_as_failed(job, start) for start in same_position) >= _MAX_STARTS_WITHOUT_PROGRESS:
         last = f", and the last {len(same_position)} starts" if len(same_position) < len(before) else " and"
@@ -197,7 +197,7 @@ def record_start(job: Path, restart: int, allowed: int, now_at: str) -> None:
             left_over.unlink()
 
 
-def _recorded_starts(file: Path) -> list[dict[str, Any]]:
+def recorded_starts(file: Path) -> list[dict[str, Any]]:
     """The earlier starts of a job. Damaged lines are skipped: the job can run without them."""
     found = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
@@ -426,8 +426,9 @@ def outcome(srun_status: int, ranks: Sequence[int], rank_count: int) -> Outcome:
     srun reports only the highest exit status, and ranks that it kills have high ones. So srun's status counts only if no
     recorded status decides.
     """
-    # first those after which a new start would not help, or is not wanted
-    for status in (Status.USER_ERROR, Status.BUG, Status.INTERRUPTED, Status.SICK_NODE):
+    # a sick node comes before errors: other ranks of that node fail for the same reason. After an error, or Ctrl-C, a new start
+    # would not help, or is not wanted
+    for status in (Status.INTERRUPTED, Status.SICK_NODE, Status.USER_ERROR, Status.BUG):
         if status in ranks:
             return Outcome(status, status.meaning, status.requeued)
     # All ranks agree to stop after USR2 and save together, so the record of one is enough even if srun killed a slower

@@ -7,8 +7,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from training.runtime.ranks import without_slurm
 
@@ -153,6 +156,43 @@ def ended(job_ids: Iterable[str]) -> dict[str, EndedJob]:
         if state
         for task in array_tasks(job_id)
     }
+
+
+class JobTimes(NamedTuple):
+    """When a start of a job was submitted (or requeued), was eligible to start, and started: seconds since the epoch, whole."""
+
+    submitted: float
+    eligible: float
+    started: float
+
+
+def job_times(job_id: str) -> list[JobTimes]:
+    """The times of each start of a job that Slurm knows, oldest first. The accounting has all of them, the controller only
+    the last one, until some minutes after the job's end.
+
+    Raises:
+        SlurmError: neither answers.
+    """
+    rows: list[list[str]] = []
+    errors = []
+    try:
+        fields = "--format=JobID,Submit,Eligible,Start"
+        text = _run("sacct", "--noheader", "--allocations", "--duplicates", "--parsable2", fields, f"--jobs={job_id}")
+        rows += [times for name, *times in (line.split("|") for line in text.splitlines()) if name == job_id]
+    except SlurmError as error:
+        errors.append(error)
+    try:
+        values = oneliner_fields(_run("scontrol", "show", "job", "--oneliner", job_id))
+        rows.append([values.get(f"{name}Time", "") for name in ("Submit", "Eligible", "Start")])
+    except SlurmError as error:
+        errors.append(error)
+    if not rows and errors:
+        raise errors[0]
+    found = set()
+    for row in rows:
+        with suppress(ValueError):  # Unknown, None or N/A: it has not started
+            found.add(JobTimes(*(datetime.fromisoformat(time).timestamp() for time in row)))
+    return sorted(found, key=lambda times: times.started)
 
 
 def array_tasks(job_id: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Let a training on the real cluster suffer many faults of many kinds, and compare it with an undisturbed one. One fault takes
+"""Make a training on the real cluster suffer many faults of many kinds, and compare it with an undisturbed one. One fault takes
 10 to 30 s, so this is not a part of the suite. It needs root:
 
     bash tests/cluster/start.sh && source /tmp/deepsports-cluster/env.sh
@@ -152,7 +152,7 @@ class Chaos:
 
     @kind(REQUEUED)
     def kill_loader(self) -> None:
-        """SIGKILL of the loader processes"""
+        """SIGKILL of the workers"""
         # the training does not miss a worker that has no batches left, so repeat it
         self._while_running(lambda: self._signal_loaders(signal.SIGKILL))
 
@@ -204,7 +204,7 @@ class Chaos:
 
     @kind(REQUEUED)
     def stop_loader(self) -> None:
-        """SIGSTOP of the loader processes"""
+        """SIGSTOP of the workers"""
         stopped: set[int] = set()
         self._while_running(lambda: stopped.update(self._signal_loaders(signal.SIGSTOP)))
         for pid in stopped:  # without cgroups Slurm does not find those whose parent has ended
@@ -214,7 +214,7 @@ class Chaos:
 
     @kind(GOES_ON)
     def pause_loader(self) -> None:
-        """SIGSTOP of the loader processes, and SIGCONT after 3 s"""
+        """SIGSTOP of the workers, and SIGCONT after 3 s"""
         self._signal_loaders(signal.SIGSTOP)
         time.sleep(3)
         self._signal_loaders(signal.SIGCONT)

@@ -25,7 +25,6 @@ from data_preparation.actions import chosen_videos
 from data_preparation.common.command_line import flag, to_argv
 from data_preparation.common.errors import UserError
 from training import plugins
-from training.data.plan import crop_source_size
 from training.plugins import BACKBONES, METHODS, BackboneFlags, MethodFlags
 from training.tasks import task_of
 
@@ -177,7 +176,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )
     frame_decode: str = flag(
         "full",
-        "How frames are decoded. full: at their size, then resized. scaled: at half, a quarter or an eighth of it if the input is that small, which is faster; pixels differ by a few levels. gpu: on the GPU, which frees the workers; pixels differ by a level.",
+        "How frames are decoded. full: in full size, then resized. scaled: at half of the size or less, if that is large enough for the input, which is faster; pixels differ by a few levels. gpu: on the GPU, which frees the workers; pixels differ by a level.",
         choices=("full", "scaled", "gpu"),
     )
     test_crops: int = flag(
@@ -221,13 +220,13 @@ class TrainConfig(BackboneFlags, MethodFlags):
 
     cache: str = flag(
         "none",
-        "Keep decoded frames on each node, shared by its ranks and workers and filled on first use: ram (/dev/shm, removed at the end), or a folder on a disk of the node. The pixels are the same.",
+        "Keep decoded frames on each node, shared by its ranks and workers and filled on first use: in memory (ram), or in a folder on a disk of the node. They are removed at the end. The pixels are the same.",
         allowed="none, ram, path",
         may_change=True,
     )
     cache_gb: float = flag(
         0.0,
-        "Size of --cache in GiB; 0: half of what is free at the start, of the disk and of the job's memory.",
+        "Size of --cache in GiB. 0: half of what is free at the start, of the disk or (ram) of the job's memory.",
         minimum=0,
         may_change=True,
     )
@@ -244,7 +243,8 @@ class TrainConfig(BackboneFlags, MethodFlags):
     freeze: bool = flag(False, "Freeze the backbone and train the head only.", short="-f")
     features_once: bool = flag(
         True,
-        "With a frozen backbone and clips that never change (no augmentation, --frame_method spaced_fixed), compute its features once at the start and train the head on them; False computes them in each step.",
+        "With --freeze True and clips that never change (no augmentation, --frame_method spaced_fixed), compute the features once at each start and train the head on them. False computes them in each step; results are equal up to rounding.",
+        may_change=True,
     )
     batch_norm: str = flag(
         "frozen",
@@ -316,12 +316,12 @@ class TrainConfig(BackboneFlags, MethodFlags):
     )  # fmt: skip
     compile: bool = flag(
         False,
-        "Compile the backbone with torch.compile: takes some seconds (timesformer) or minutes at the start, then steps are faster.",
+        "Compile the backbone with torch.compile (timesformer: its repeated block, others: the whole network, which takes minutes). The first steps are slower, the later ones faster.",
         may_change=True,
     )
     deterministic: bool = flag(
         False,
-        "Use only algorithms that give the same bits each time, so that on a GPU, too, a run that was stopped and resumed equals one that was not. Slower; on a CPU it changes nothing.",
+        "Use only algorithms that give the same bits each time, so that a run on a GPU that was stopped and resumed equals one that was not. Slower. A run on a CPU does so anyway.",
     )
     seed: int = flag(0, "Seed of everything random: weights, split, order, frames, crops, dropout.", minimum=0)
     resume: bool = flag(
@@ -408,11 +408,15 @@ class TrainConfig(BackboneFlags, MethodFlags):
     @property
     def test_size(self) -> tuple[int, int]:
         """(height, width) of the frames that the backbone reads in the test."""
+        from training.data.plan import (
+            crop_source_size,
+        )  # here: it imports numpy, which each step of a job would wait for
+
         return (min(crop_source_size(self.spatial_size)),) * 2 if self.full_res else self.input_size
 
     @property
     def accumulates_automatically(self) -> bool:
-        """Whether the number of parts is chosen. With --batch_size auto it is, unless a number is given."""
+        """Whether the number of parts is chosen. With --batch_size auto it is, unless a number above 1 is given."""
         return self.accumulate == AUTO or (self.batch_size == AUTO and self.accumulate == 1)
 
     @property
@@ -579,9 +583,9 @@ def config_faults(c: TrainConfig) -> list[str]:
         faults.append("--augment_on device without augmentation: give --augment randaugment, or leave it out")
     if c.reads != "video" and c.cache.lower() != "none":
         faults.append(f"--model {c.model} reads no frames: leave --cache out")
-    if c.frame_decode == "gpu" and c.cache.lower() != "none":
+    if c.cache.lower() not in ("none", "ram") and not Path(c.cache).is_absolute():
         faults.append(
-            "--cache keeps what the workers decode, and --frame_decode gpu decodes on the GPU: leave one of them out"
+            f"--cache {c.cache} is a relative path: give none, ram or a folder such as /tmp/cache on a disk of the nodes"
         )
     if c.cache_gb and c.cache.lower() == "none":
         faults.append(f"--cache_gb {c.cache_gb:g} without a cache: give --cache ram or a folder, or leave it out")

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from data_preparation.common.errors import UserError
-from data_preparation.common.limits import read_resource_limits, resident_bytes
+from data_preparation.common.limits import available_memory, read_resource_limits, resident_bytes, total_memory
 from training.config import AUTO, TrainConfig
 from training.cost import step_memory
 from training.model import ScoringModel
@@ -94,21 +94,24 @@ def smallest_part(config: TrainConfig) -> int:
     return 1 if config.batch_norm == "frozen" else config.bn_group
 
 
-def room_of(device: torch.device, ranks: Ranks) -> float:
-    """Bytes that the step of this rank may use, with a margin: of the GPU, or of the job's or the free memory of this node."""
+def room_of(device: torch.device, ranks: Ranks, is_resumed: bool) -> float:
+    """Bytes that the step of this rank may use, with a margin: of the GPU, or of the memory of the job or this node.
+
+    At the first start what is free counts, later the whole memory: what other processes use for a moment must not change the
+    number of parts, and with it the rounding.
+    """
     if device.type == "cuda":
-        return _USABLE * torch.cuda.mem_get_info(device)[0] - _APART_BYTES
+        free, total = torch.cuda.mem_get_info(device)
+        return _USABLE * (total if is_resumed else free) - _APART_BYTES
+    return _USABLE * (host_memory(ranks, total_memory() if is_resumed else available_memory()) or 0.0)
+
+
+def host_memory(ranks: Ranks, of_node: int | None) -> float | None:
+    """Bytes of host memory that this rank may add: its share of the limits of the job and of `of_node` bytes; None if unknown."""
     here = ranks_on_node(ranks)
     limits = [limit for limit in (read_resource_limits().memory_bytes, allocated_memory()) if limit is not None]
     allowed = [limit / here - resident_bytes() for limit in limits]
-    return _USABLE * min([_free_memory() / here, *allowed])
-
-
-def _free_memory() -> float:
-    """Bytes of memory that processes of this machine can still get."""
-    with open("/proc/meminfo") as file:
-        values = dict(line.split(":") for line in file)
-    return 1024.0 * int(values["MemAvailable"].split()[0])
+    return min([*([] if of_node is None else [of_node / here]), *allowed], default=None)
 
 
 def resolve(
@@ -128,14 +131,14 @@ def resolve(
     """
     if config.batch_size != AUTO and config.accumulate != AUTO:
         return config, ()
-    room = min(collectives.gather_objects(room_of(device, ranks)))
+    last = collectives.on_first_rank(saved)
+    room = min(collectives.gather_objects(room_of(device, ranks, last is not None)))
 
     @cache
     def expected(rows: int) -> float:
         return step_memory(model, config, rows * config.clips_per_sample, half, ranks)["total"]
 
     def choice() -> Choice:
-        last = saved()
         before = None if last is None else Choice(last.batch_size, last.accumulate)
         return choose(config, ranks.world_size, actions, room, expected, before)
 

@@ -38,7 +38,7 @@ from training.data.dataset import ActionDataset, label_faults
 from training.data.loader import keep_workers
 from training.data.machine import check_machine
 from training.data.sources import Source, source_of
-from training.data.splits import Splits, load_splits
+from training.data.splits import Splits, batch_size_fault, load_splits
 from training.data.workers import start_server
 from training.engine.feature_fit import FeatureFit
 from training.engine.frozen import FrozenEngine, clips_never_change
@@ -121,9 +121,8 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
     if config.reads == "video":
         config = dataclasses.replace(config, root_dir=frames_on_node(config.root_dir, (a.video for a in used)))
     source = source_of(config)
-    of_frames = (
-        source.faults(used) if ranks.world_size == 1 else []
-    )  # several ranks share this check, once they are connected
+    # several ranks share the check of the frames, once they are connected
+    of_frames = source.faults(used) if ranks.world_size == 1 else []
     if faults := task_of(config.task).faults(used, splits.facts.classes) + of_frames:
         raise UserError.of(faults)
     start_up.reached("data")
@@ -141,7 +140,12 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
         raise UserError.of(faults)
     saved = partial(last_config, run)
     config, choices = fitting.resolve(config, model, ranks, device, precision != "fp32", len(splits.train), saved)
-    if fault := division_fault(config, ranks):
+    chosen_faults = (
+        division_fault(config, ranks),
+        batch_norm_fault(config, ranks.world_size),
+        batch_size_fault(config, len(splits.train)),
+    )
+    if fault := next(filter(None, chosen_faults), None):
         raise UserError(fault)
     memory_left = check_machine(config, model, ranks, device, splits, trains=True)
     start_up.reached("checks of the machine")
@@ -173,6 +177,7 @@ def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: Prog
             kind = FrozenEngine
         trainer = kind(model, config, run, ranks, device, interruption, on_progress)
         trainer.classes, trainer.trained_on = splits.facts.classes, trained_on
+        start_up.reached("optimizer")
         with Survivors(trainer, run):
             with closing(trainer):
                 trainer.resume()
@@ -226,7 +231,7 @@ def warn_of_time_limit(ranks: Ranks) -> None:
 
 
 def division_fault(config: TrainConfig, ranks: Ranks) -> str | None:
-    """Check that the batch can be split over the ranks and the parts of each."""
+    """The message if the batch cannot be split over the ranks and the parts of each."""
     parts = max(config.accumulate, 1)
     if config.batch_size % (ranks.world_size * parts) == 0:
         return None

@@ -101,6 +101,13 @@ def available_memory() -> int | None:
     return None
 
 
+def total_memory() -> int | None:
+    """Bytes of this machine's memory; None if unknown."""
+    with suppress(OSError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

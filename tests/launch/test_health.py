@@ -191,6 +191,9 @@ def test_a_start_with_a_sick_node_is_requeued_without_it(tmp_path: Path, monkeyp
     (ended / "rank1.json").write_text(json.dumps({"status": Status.SICK_NODE}))
     found = outcome(137, job.recorded_statuses(ended), 2)
     assert found == Outcome(Status.SICK_NODE, Status.SICK_NODE.meaning, requeued=True)
+    # another rank of that node cannot read its data, or gets an error of the disk
+    for status in (Status.USER_ERROR, Status.BUG):
+        assert outcome(71, [Status.SICK_NODE, status], 4) == found
     monkeypatch.setattr(health.slurm, "host_names", lambda _: ["n1", "n2"])
     monkeypatch.setattr(health.slurm, "usable_nodes", lambda _: {"n1", "n2", "n3"})
     env = {"SLURM_NNODES": "2", "SLURM_JOB_PARTITION": "gpu"}

@@ -444,3 +444,17 @@ def test_cancel_lets_a_run_save(dataset: Path, tmp_path: Path, log: Path, run: P
     assert max(step_lines(run)) == int(RunFolder(run).checkpoints()[0].stem.split("-")[-1])
     nothing = run_python("-m", "launch.status", "cancel", "quickstart", env=env, check=False)
     assert nothing.returncode == 2
+
+
+def test_the_time_from_sbatch_to_the_first_step_is_known_by_part(dataset: Path, tmp_path: Path, log: Path, run: Path):
+    env = environment(dataset, tmp_path)
+    flags = [*TINY_MODEL, "--epochs", 1, "--evaluate", "False"]
+    job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *flags, env=env, output=log)
+    assert wait_for_end(job) == ["COMPLETED"], log.read_text()
+    accounted(job, "State")  # it may be late
+    printed = run_python("-m", "launch.start_up", "--run", run.name, "--runs_dir", run.parent).stdout
+    names, row = (line.split()[:7] for line in printed.splitlines())
+    assert names == ["START", "HELD", "QUEUE", "SCRIPT", "SRUN", "PROCESS", "TOTAL"], printed
+    *parts, total = map(float, row[1:])
+    assert sum(parts) == pytest.approx(total, abs=0.3), printed
+    assert all(part > -1.5 for part in parts), printed  # Slurm's times are whole seconds

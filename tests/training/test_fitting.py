@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_preparation.common.command_line import parse, to_argv
 from data_preparation.common.errors import UserError
@@ -14,6 +15,7 @@ from training.config import AUTO, TrainConfig, differences
 from training.fitting import Choice, choose
 from training.forecast import step_bytes
 from training.model import build_model
+from training.runtime.ranks import Ranks
 
 GIB = 2**30
 
@@ -76,6 +78,25 @@ def test_the_forecast_of_auto_is_that_of_one_clip():
     assert step_bytes(build_model(one), auto, 4) == step_bytes(build_model(one), one, 1) + sum(
         4 * p.numel() for p in build_model(one).parameters()
     )  # the gradients of DistributedDataParallel
+
+
+def test_a_batch_that_has_no_step_or_no_whole_group_is_refused(train, monkeypatch: pytest.MonkeyPatch):
+    """Chosen for many ranks, or trained batch norm."""
+    for chosen, fault in ((Choice(64, 1), "is more than the"), (Choice(3, 1), "not a multiple of --bn_group 2")):
+        monkeypatch.setattr(fitting, "choose", lambda *_, found=chosen: found)
+        flags = ["--batch_size", "auto", "--batch_norm", "trained", "--bn_group", 2]
+        done = train("--run_name", "r", *flags, check=False)
+        assert (done.returncode, fault in done.stderr) == (2, True), done.stderr
+
+
+def test_what_others_use_does_not_matter_to_a_later_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fitting, "available_memory", lambda: 4 * GIB)
+    monkeypatch.setattr(fitting, "total_memory", lambda: 10 * GIB)
+    monkeypatch.setattr(fitting, "allocated_memory", lambda: None)
+    cpu = torch.device("cpu")
+    first, later = (fitting.room_of(cpu, Ranks(), is_resumed) for is_resumed in (False, True))
+    assert first == pytest.approx(0.85 * 4 * GIB)
+    assert first < later <= 0.85 * 10 * GIB
 
 
 def test_a_run_keeps_its_batch_on_a_machine_with_less_memory(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""Pixels from an archive to the batch on the device: by every way of --decode, and copied one batch ahead."""
+"""Pixels from an archive to the batch on the device: by every value of --frame_decode, and copied one batch ahead."""
 
 from __future__ import annotations
 

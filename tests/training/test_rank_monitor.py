@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,9 +87,22 @@ def test_a_rank_with_an_error_of_its_own_says_so_first(monitors: list[RankMonito
 
 
 def test_a_rank_that_leaves_alarms_the_others_and_is_not_lost(monitors: list[RankMonitor]):
-    monitors[1].leave("leaving", "Connection reset by peer")
+    monitors[1].leave("leaving", "a worker died")
     for other in (monitors[0], monitors[2]):
         wait_for(other.alarm.is_set)
+        assert (other.lost, other.causes, other.ended) == ({}, {1: "a worker died"}, set())
+
+
+@pytest.mark.parametrize("leaving", range(WORLD))
+@pytest.mark.parametrize("how", ["is killed", "cannot save"])
+def test_all_others_learn_that_a_rank_that_leaves_cannot_save(monitors: list[RankMonitor], leaving: int, how: str):
+    others = [each for each in monitors if each.ranks.rank != leaving]
+    monitors[leaving].leave("leaving")
+    for other in others:
+        wait_for(other.alarm.is_set)
+    kill(monitors[leaving]) if how == "is killed" else monitors[leaving].leave("ended")
+    for other in others:
+        wait_for(lambda other=other: other.ended == {leaving})
         assert other.lost == {}
 
 
@@ -101,17 +115,42 @@ def test_ranks_that_say_goodbye_are_not_missed(monitors: list[RankMonitor]):
     assert not monitors[1].alarm.is_set()
 
 
-def test_a_stranger_is_no_rank():
+def test_idle_ranks_send_one_message_in_each_beat(monitors: list[RankMonitor]):
+    sent, tell, started = [], monitors[0]._tell, time.monotonic()
+
+    def count(*message: object) -> None:
+        sent.append(message)
+        tell(*message)
+
+    monitors[0]._tell = count  # type: ignore[method-assign]
+    time.sleep(5 * rank_monitor.HEARTBEAT_S)
+    wait_for(lambda: sent)
+    found = len(sent)
+    assert found <= (time.monotonic() - started) / rank_monitor.HEARTBEAT_S + 1
+
+
+def test_messages_right_after_the_token_are_not_lost():
     monitor = RankMonitor(Ranks(0, 2, 0, "127.0.0.1"), lambda: None, lambda: False, 600)
     port = monitor.listen()
-    import socket
+    with socket.create_connection(("127.0.0.1", port)) as rank:
+        rank.sendall(b"token 1\nfailed 1 \n")
+        monitor.start(port, "token")
+        wait_for(monitor.alarm.is_set)
+    assert monitor.lost == {1: FAILED}
+    monitor.leave("bye")
 
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n", b"x" * 10000], ids=["nothing", "a request", "no line"])
+def test_a_stranger_is_no_rank(monkeypatch: pytest.MonkeyPatch, said: bytes):
+    monkeypatch.setattr(rank_monitor, "_TOKEN_S", 0.2)
+    monitor = RankMonitor(Ranks(0, 2, 0, "127.0.0.1"), lambda: None, lambda: False, 600)
+    port = monitor.listen()
     stranger = socket.create_connection(("127.0.0.1", port))
-    stranger.sendall(b"GET / HTTP/1.1\r\n")
+    stranger.sendall(said)
     other = RankMonitor(Ranks(1, 2, 1, "127.0.0.1"), lambda: None, lambda: False, 600)
     thread = threading.Thread(target=other.start, args=(port, "token"))
     thread.start()
     monitor.start(port, "token")
     thread.join()
     assert list(monitor._peers) == [1]
-    monitor.leave("bye"), other.leave("bye")
+    monitor.leave("bye"), other.leave("bye"), stranger.close()

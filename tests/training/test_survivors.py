@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,7 @@ def dying(point: str, step: int, how: int) -> Iterator[None]:
         "backward": before(engine_step.Step, "_gradient_sync"),
         "commit": before(engine_step.Step, "commit"),
         "log": before(loop.Engine, "_log_step"),
+        "save": before(loop.Engine, "save_at_once"),  # as the survivor that was chosen
         "validation": before(prediction.Predictor, "forward_all"),
         "end of epoch": before(loop.Engine, "_record", lambda _, record: record["type"] == "epoch"),
         "best.pt": before(  # in the thread that writes, while the other ranks go on
@@ -168,6 +170,15 @@ def test_a_lost_rank_costs_no_step(dataset: Path, tmp_path: Path, flags: list, w
     assert_same_run(whole.run.path, run.run.path)
 
 
+@pytest.mark.slow
+def test_the_last_survivor_saves_if_the_chosen_one_is_killed(dataset: Path, tmp_path: Path):
+    run = Run(tmp_path / "lost", 3, dataset, *TRANSFORMER)
+    statuses, outs = run.start({2: ("backward", 1, signal.SIGKILL), 0: ("save", 1, signal.SIGKILL)})
+    assert statuses == [-signal.SIGKILL, Status.RANK_LOST, -signal.SIGKILL], outs
+    assert re.search(r"rank 2 on \S+ was lost after step \d+ \(killed\); rank 1 saved step \d+\n", outs[1])
+    assert newest(run.run.path)["position"]["global_step"] >= 1
+
+
 @pytest.mark.parametrize(
     ("places", "writer"),
     [
@@ -177,31 +188,87 @@ def test_a_lost_rank_costs_no_step(dataset: Path, tmp_path: Path, flags: list, w
     ],
 )
 def test_the_lowest_rank_with_the_latest_step_saves(tmp_path: Path, places: dict[int, tuple[int, int]], writer: int):
-    from training.engine.survivors import Survivors
-
-    saved, texts = [], []
-
-    def save(rank: int) -> None:
-        survivor = Survivors.__new__(Survivors)
-        survivor.ranks, survivor.hosts, survivor.folder = Ranks(rank, 3), ["n0", "n1", "n2"], tmp_path
-        survivor.run = RunFolder(tmp_path)
-        survivor.monitor = SimpleNamespace(
-            lost={each: KILLED for each in range(3) if each not in places}, leave=lambda *_: None
-        )
-        survivor.trainer = SimpleNamespace(
-            commit_lock=threading.Lock(), place=lambda: places[rank], save_at_once=lambda: saved.append(rank)
-        )
-        texts.append(survivor._save("Connection reset by peer"))
-
-    threads = [threading.Thread(target=save, args=(rank,)) for rank in places]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    saved = []
+    lost = {rank: KILLED for rank in range(3) if rank not in places}
+    survivors = [survivor(tmp_path, rank, place, lost, saved.append) for rank, place in places.items()]
+    texts = save_all(survivors)
     assert saved == [writer]
     assert len(set(texts)) == 1
     assert texts[0].endswith(f"; rank {writer} saved step {places[writer][1]}")
     assert RunFolder(tmp_path).progress().error == texts[0]
+
+
+def survivor(folder: Path, rank: int, place: tuple[int, int], lost: dict[int, str], save: Callable[[int], object]):
+    """What a rank of three does after others were lost; `save(rank)` writes its checkpoint."""
+    from training.engine.survivors import Survivors
+
+    made = Survivors.__new__(Survivors)
+    made.ranks, made.hosts, made.folder = Ranks(rank, 3), ["n0", "n1", "n2"], folder
+    made.run = RunFolder(folder)
+    made.monitor = SimpleNamespace(lost=lost, ended=set(lost), causes={}, leave=lambda *_: None)
+    made.trainer = SimpleNamespace(commit_lock=threading.Lock(), place=lambda: place, save_at_once=lambda: save(rank))
+    return made
+
+
+def save_all(survivors: list) -> list[str]:
+    """Let all save at the same time; returns what each says."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda each: each._save("Connection reset by peer"), survivors))
+
+
+@pytest.mark.parametrize("error", [UserError("the disk is full"), OSError(30, "Read-only file system"), RuntimeError()])
+def test_the_next_rank_saves_if_the_chosen_one_cannot(tmp_path: Path, error: Exception):
+    saved = []
+
+    def save(rank: int) -> None:
+        if rank == 0:
+            raise error
+        saved.append(rank)
+
+    texts = save_all([survivor(tmp_path, rank, (0, 7), {2: KILLED}, save) for rank in (0, 1)])
+    assert saved == [1]
+    assert len(set(texts)) == 1
+    assert texts[0].endswith("; rank 1 saved step 7")
+
+
+def test_the_next_rank_saves_if_the_chosen_one_dies(tmp_path: Path):
+    """Rank 0 has said that it leaves and which step it has; then its connection closes."""
+    saved = []
+    (tmp_path / "rank0.json").write_text("[0, 7]")
+    waiting = survivor(tmp_path, 1, (0, 7), {2: KILLED}, saved.append)
+    waiting.monitor.ended.add(0)
+    assert waiting._save("Connection reset by peer").endswith("; rank 1 saved step 7")
+    assert saved == [1]
+
+
+def test_a_rank_waits_while_the_checkpoint_of_the_chosen_one_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from training.engine import survivors
+
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(survivors, "time", clock)
+    waiting = survivor(tmp_path, 1, (0, 7), {}, lambda _: None)
+    file = waiting.run.checkpoint_file(0, 7)
+    file.parent.mkdir()
+    sizes = iter(range(1, 8))
+
+    def written_bytes(writer: int) -> int:  # it grows for longer than _STALL_S, then no more
+        size = next(sizes, 7)
+        file.with_name(f".{file.name}.n{writer}.1.tmp").write_bytes(b"x" * size)
+        clock.sleep(survivors._STALL_S / 2)
+        return survivors.Survivors._written_bytes(waiting, writer)
+
+    waiting._written_bytes = written_bytes
+    assert not waiting._wait_for(0, (0, 7))
+    assert next(sizes, None) is None
+    assert now[0] >= 3 * survivors._STALL_S
+
+
+def test_the_cause_of_a_lost_worker_is_recorded_by_the_rank_that_saves(tmp_path: Path):
+    saving = survivor(tmp_path, 0, (0, 7), {}, lambda _: None)
+    saving.monitor.ended, saving.monitor.causes = {1, 2}, {1: "a worker died (killed)"}
+    assert saving._save("the monitor of the ranks") == "rank 1 on n1: a worker died (killed); rank 0 saved step 7"
+    assert saving.run.progress().error.startswith("rank 1 on n1: a worker died")
 
 
 def test_a_resume_adds_the_records_that_a_lost_rank_did_not_write(tmp_path: Path):

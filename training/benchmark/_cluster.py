@@ -79,7 +79,7 @@ def missed(work: Work) -> float:
 
 
 def load_seconds(ranks: int, work: Work, hardware: Hardware) -> float:
-    """The time in which one rank's loader makes a batch: its workers compute, and all ranks share the file system."""
+    """The time in which one rank's workers load a batch; all ranks share the file system."""
     clip = work.clip_cpu + missed(work) * work.open_cpu
     computing = max(work.batch * clip / hardware.workers, work.batch * work.plan_cpu)
     clips = work.batch * ranks

@@ -1,4 +1,4 @@
-"""What a training waits for its loader: its steps against one batch again and again."""
+"""How long a training waits for its loader: its steps against steps on one batch again and again."""
 
 from __future__ import annotations
 

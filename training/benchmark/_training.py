@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -14,13 +13,13 @@ from pathlib import Path
 from data_preparation.common.errors import UserError
 from data_preparation.layout import DatasetLayout
 from training.benchmark._result import Timing
+from training.runtime.start_up import parts_in
 
 DIVES = ("--videos", 1, "--dives", 24, "--width", 160, "--height", 90)
 _NETWORK = (
     "--spatial_size", 64, "--embed_dim", 128, "--depth", 3, "--num_heads", 4, "--frame_num", 8, "--batch_size", 4,
     "--epochs", 1, "--log_every", 1, "--workers", 1,
 )  # fmt: skip
-_START_UP = re.compile(r"Start-up: ([\d.]+) s from .* \((.*)\)")
 
 
 def training_flags(layout: DatasetLayout, runs: Path, *flags: object) -> list[str]:
@@ -55,8 +54,7 @@ def start_up_parts(log: str) -> dict[str, float]:
     Raises:
         UserError: the log has no such line.
     """
-    found = _START_UP.search(log)
-    if found is None:
+    parts = parts_in(log)
+    if parts is None:
         raise UserError("the log of the training has no line about its start-up: it did not reach its first step")
-    parts = dict(part.rsplit(" ", 1) for part in found[2].split(", "))
-    return {**{name: float(seconds) for name, seconds in parts.items()}, "all": float(found[1])}
+    return parts

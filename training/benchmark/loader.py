@@ -1,4 +1,4 @@
-"""Loading of clips on the CPU, and what a training waits for it."""
+"""Loading of clips on the CPU, and how long a training waits for it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ VIDEO = "01"
 
 @dataclass(frozen=True)
 class Config(Common):
-    """Clips per second of the loader, and with --headspace what a training waits for it."""
+    """The time to load a clip, and with --headspace how long a training waits for its loader."""
 
     height: int = flag(720, "Height of the drawn video in pixels; it is 16 by 9.", minimum=144)
     dives: int = flag(2, "Dives of the drawn video, about 110 frames each.", minimum=2)
     workers: int = flag(2, "DataLoader workers, for the first batch of an epoch.", minimum=1)
-    headspace: bool = flag(False, "Measure --run instead: its steps with its loader against one batch again and again.")
+    headspace: bool = flag(
+        False, "Measure --run instead: its steps with its loader against steps on one batch again and again."
+    )
     run: Path | None = flag(None, "The run folder for --headspace; nothing is written to it.")
     steps: int = flag(20, "Steps of each round of --headspace.", minimum=1)
     root_dir: Path | None = as_in_run("root_dir")
@@ -81,15 +83,6 @@ def measure(config: Config) -> Result:
             rows = [
                 *clip_rows("48 frames of 256 x 455, crop 224", layout, loose, config, frame_num=48, spatial_size=224),
                 *clip_rows("103 frames, crop 112 (C3D)", layout, loose, config, frame_num=103, spatial_size=112),
-                *clip_rows(
-                    "- with --frame_decode scaled",
-                    layout,
-                    loose,
-                    config,
-                    frame_num=103,
-                    spatial_size=112,
-                    frame_decode="scaled",
-                ),
                 first_batch_row(layout, loose, config),
             ]
             reader = open_frames(layout.frames, VIDEO)
@@ -140,7 +133,7 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
         indices = cycle(range(len(clips)))
         return lambda: load(next(indices))
 
-    scaled = data_set(layout, config.dives, **{**flags, "frame_decode": "scaled"})
+    scaled = data_set(layout, config.dives, **flags, frame_decode="scaled")
 
     def read(reader: ClipReader, index: int) -> object:
         """As a worker does."""

@@ -65,7 +65,7 @@ class Config(Common):
         ("timesformer_8", "c3d"), "Networks to measure.", choices=("timesformer_8", "timesformer_48", "c3d")
     )
     clips: int = flag(0, "Clips of a batch; 0: as many as the case has.", minimum=0)
-    compile: bool = flag(False, "Also measure --compile True, which takes a minute to compile on a CPU.")
+    compile: bool = flag(False, "Also measure --compile True; compiling takes its own time, which the table shows.")
 
 
 LEGEND = [

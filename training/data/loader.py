@@ -47,7 +47,7 @@ _MultiProcessingDataLoaderIter._shutdown = True
 # training.data.machine warns about too many workers
 warnings.filterwarnings("ignore", message="This DataLoader will create")
 
-_abandoned: list[object] = []  # iterators that must not be finalized: that would wait for their workers
+_abandoned: list[object] = []  # pools that must not be finalized: that would wait for their workers
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:

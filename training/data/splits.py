@@ -39,6 +39,13 @@ class Splits:
         return {"fingerprint": data_fingerprint(self.known), **parts}
 
 
+def batch_size_fault(config: TrainConfig, actions: int) -> str | None:
+    """Check that an epoch has a step, with so many training actions."""
+    if config.batch_size <= actions:
+        return None
+    return f"--batch_size {config.batch_size} is more than the {actions} training actions: give {actions} or less"
+
+
 def load_splits(config: TrainConfig) -> Splits:
     """The training, validation and test actions of a run.
 
@@ -56,10 +63,8 @@ def load_splits(config: TrainConfig) -> Splits:
             )
         splits = Splits(*split_train_val(listed, config.train_val_split_ratio, config.seed), test)
     splits = replace(splits, facts=facts_of(data, [*listed, *test]), data_set=list(data.actions.values()))
-    if len(splits.train) < config.batch_size:
-        raise UserError(
-            f"--batch_size {config.batch_size} is more than the {len(splits.train)} training actions: give {len(splits.train)} or less"
-        )
+    if fault := batch_size_fault(config, len(splits.train)):
+        raise UserError(fault)
     if (
         config.evaluate
         and not splits.test

@@ -16,8 +16,8 @@ def weight_average(
 ) -> AveragedModel:
     """A copy of the model that follows its weights and buffers: average = decay * average + (1 - decay) * weights.
 
-    It does not change in a step that failed: `failed` returns a bool tensor on the device of the model, which a GPU is not
-    waited for.
+    It does not change in a step that failed: `failed` returns a bool tensor on the device of the model. On a GPU the training
+    process does not wait for it.
     """
     torchs = get_ema_multi_avg_fn(decay)
 

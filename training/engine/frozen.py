@@ -1,4 +1,4 @@
-"""Training of a head on the features of a frozen backbone, computed once at each start, where no clip changes over the epochs.
+"""Training of a head on the features of a frozen backbone. They are computed once at each start; no clip may change over the epochs.
 
 The features depend neither on the number of ranks nor on the epoch at which a run resumes: every start computes all of them, in
 the same batches.
@@ -28,8 +28,8 @@ from training.data.plan import Arrays, ClipSpec, Sample, ViewChoice
 from training.data.sources import Source
 from training.engine.loop import Engine
 from training.engine.prediction import autocast, resolve_precision
+from training.fitting import host_memory
 from training.model import ScoringModel
-from training.runtime.ranks import ranks_on_node
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +70,21 @@ class FrozenEngine(Engine):
 
     @torch.no_grad()
     def _check_memory(self, clips: int) -> None:
-        """Every rank holds all features; while they are gathered, twice."""
+        """Check that the features fit: every rank holds all of them, up to four times while they are gathered.
+
+        Raises:
+            UserError: they do not fit.
+        """
         backbone = self.model.backbone
         with autocast(resolve_precision(self.config.precision, self.device), self.device):
             example = backbone.eval()(backbone.example(self.config, 1).to(self.device))
-        here = ranks_on_node(self.ranks)
-        need, available = 2 * here * clips * example.numel() * example.element_size(), available_memory()
+        need, available = (
+            4 * clips * example.numel() * example.element_size(),
+            host_memory(self.ranks, available_memory()),
+        )
         if available is not None and need > available:
             raise UserError(
-                f"the features of {clips} clips take {need / 2**30:.1f} GiB in {here} ranks on this node, of which {available / 2**30:.1f} GiB are free: give --features_once False, which computes them in each epoch, or start another run with fewer ranks per node"
+                f"the features of {clips} clips take {need / 2**30:.1f} GiB in each rank, of which {max(available, 0) / 2**30:.1f} GiB are free: give --features_once False, which computes them in each step, more --mem, or fewer ranks per node"
             )
 
 

@@ -59,7 +59,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Start the momentum of SGD at zero, which is the same: if the fused kernels skip the first step, they leave it undefined."""
+    """Start the momentum of SGD at zero, which gives the same first step. Without it, fused kernels that skip the first step leave
+    the momentum undefined."""
     if not isinstance(optimizer, torch.optim.SGD):
         return
     for group in optimizer.param_groups:

@@ -134,7 +134,7 @@ class Predictor:
                 self.between_batches()
                 if loaded is not None:  # else only other ranks have a batch in this round
                     own += forward_rows(forward, loaded, self.config.precision, self.device)
-        return gather_rows(own)
+        return rows_of_all_ranks(own)
 
 
 IndexedRow = tuple[int, Rows]  # the index of an action in its data set, and the action's row
@@ -163,7 +163,7 @@ def in_order(indexed: Sequence[IndexedRow]) -> Rows:
     return Rows(*({name: torch.stack([row[g][name] for row in rows]) for name in rows[0][g]} for g in range(3)))
 
 
-def gather_rows(own: Sequence[IndexedRow]) -> Rows:
+def rows_of_all_ranks(own: Sequence[IndexedRow]) -> Rows:
     """The rows of all actions on every rank, from the rows of each rank: (A, ...) tensors, ordered by index.
 
     A rank sends one tensor for each name: a million rows one by one would take each rank minutes to read.

@@ -13,7 +13,7 @@ from data_preparation.common.errors import UserError
 from training.data.batch import Tensors
 from training.engine.prediction import non_finite_rows
 
-# Steps whose losses are not read yet. One would keep a GPU busy; the second covers a training process that is late for once
+# Steps whose losses are not read yet. One keeps a GPU busy; the second covers a training process that is late once
 STEPS_AHEAD = 2
 
 
@@ -33,7 +33,7 @@ class StepResult(NamedTuple):
     names: list[str]
     values: torch.Tensor  # (names + 1,) float64: the losses, and whether this step or an earlier one failed
     wait: Callable[[], None]  # until `values` are there
-    outputs: Tensors  # (B, ...) of the global batch
+    outputs: Tensors  # (B, ...) of the global batch, to name the rows that are not finite
     own_indices: torch.Tensor  # (b,)
 
     @classmethod

@@ -30,8 +30,8 @@ from training.runtime.seeding import seed_all
 class Step:
     """The optimizer step of one rank: model, optimizer, gradient scaler and weight average.
 
-    A step has two halves. `compute` communicates with the other ranks, and changes nothing that a checkpoint holds. `commit`
-    changes it all, and waits for no rank. So a rank that loses the others holds the whole state of a completed step.
+    A step has two halves. `compute` communicates with the other ranks and changes nothing that a checkpoint holds. `commit`
+    changes all of that and calls no collective. So a rank that loses the others holds the whole state of a completed step.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class Step:
             model.backbone.compile_blocks()
         self.ddp_model = self._wrap(model)
         self._statistics: RunningStatistics = []
-        # Whether a loss or gradient was not finite; from then on no step changes anything. Nothing waits for it to be known
+        # Whether a loss or gradient was not finite; from then on no step changes anything. It stays on the device, so that the
+        # training process does not wait for it: results.py reads it later
         self.failed = torch.tensor(False, device=device)
-        self._committed: torch.cuda.Event | None = None  # of the last commit on a GPU of several
+        self._committed: torch.cuda.Event | None = None  # end of the last commit; only with several GPUs
         self.average: AveragedModel | None = None
         if config.ema:
             self.average = weight_average(model, config.ema, lambda: self.failed, on_gpu=device.type == "cuda")
@@ -90,7 +91,10 @@ class Step:
         weights ("Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", Gao et al., 2021).
 
         Returns:
-            The losses of the global batch by name, and "grad_norm". On a GPU they may still be computed.
+            The losses of the global batch by name, and "grad_norm"; a GPU may still compute them.
+
+        Raises:
+            ProcessLost: the sum of the gradients takes longer than --peer_timeout_min.
         """
         own_indices = batch.action_index
         batch = augment_batch(to_device(batch._replace(looks={}), self.device), batch.looks)
@@ -129,13 +133,13 @@ class Step:
 
         self._statistics = gather_running_statistics(self.model, gather)
         if self.device.type == "cuda" and self.ranks.world_size > 1:
-            # if a rank is lost, the sum of the gradients never ends, or it is wrong: it must not reach the weights
+            # if a rank is lost, the sum of the gradients is wrong or never ends: it must not reach the weights
             self._wait_for_gradient()
         grad_norm = self._clip_gradient()
         return StepResult.of(step, {**losses, "grad_norm": grad_norm}, self.failed, outputs, own_indices)
 
     def commit(self, learning_rate: float) -> None:
-        """Update the weights, the running statistics and the average with what `compute` found."""
+        """Update the weights, the running statistics and the average with what `compute` found; after a failure keep them."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
         if self.scaler.is_enabled():
@@ -166,8 +170,8 @@ class Step:
 
     @contextmanager
     def readable(self) -> Iterator[None]:
-        """Inside, any thread can copy the state of the last commit, though the main thread's stream may wait forever for a
-        rank that is lost."""
+        """Inside, any thread can copy the state of the last commit, even while the stream of the main thread waits for a lost
+        rank."""
         if self._committed is None:
             yield
             return
@@ -196,7 +200,7 @@ class Step:
         return self.ddp_model.no_sync()
 
     def _scaled(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, in fp16 scaled. There the scaler alone decides whether to skip a step: it does if the gradient is NaN."""
+        """The loss, scaled in fp16. There the scaler skips a step if a gradient is not finite, so after a failure the loss is NaN."""
         if self.scaler.is_enabled():
             loss = loss * torch.where(self.failed, torch.nan, 1.0)
         return self.scaler.scale(loss)

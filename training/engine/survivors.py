@@ -4,10 +4,10 @@ Every rank holds the whole state after each commit (training/engine/step.py). Ra
 whose main thread gets an exception of gloo or nccl know it, too. Survivors may be one step apart: both states are valid, and
 the later one is written. They agree through small files in the run folder, since the first rank may be the lost one:
 
-    1. Each survivor stops to commit, and writes its position to .survivors/<start>/rank<n>.json.
+    1. Each survivor stops committing, and writes its position to .survivors/<start>/rank<n>.json.
     2. It waits for the files of the others, at most _AGREE_S.
     3. The lowest rank with the latest position writes the checkpoint, then .survivors/<start>/rank<n>.saved. If it dies
-       before, the next one writes.
+       before, hangs, or cannot write (rank<n>.failed), the next one writes.
     4. All end with Status.RANK_LOST.
 
 If a shared file system shows the files too late, two ranks may write: the same content, or one step apart.
@@ -51,7 +51,11 @@ PATIENCE_S = 30.0  # a rank that is silent for so long is lost
 _FINISH_STEP_S = 2.0
 _OWN_ERROR_S = 10.0  # a rank had an error; this one may be about to raise the same
 _AGREE_S = 5.0
-_SAVE_S = 50.0  # srun kills the ranks 60 s after the first one ended (--wait)
+# srun kills the ranks 60 s after the first one ended (--wait). A writer that dies or cannot write is noticed at once. One that
+# hangs must leave the next one enough of the 60 s: after 2 + 5 + 20 s there are 33. A big checkpoint may need all of them: as
+# long as its temporary file grows, no second writer takes half of the file system's speed from the first
+_STALL_S = 20.0
+_COMMIT_S = 50.0  # the other survivors do not wait for a rank whose step does not end
 _POLL_S = 0.2
 
 # functions that get the exit status before a survivor whose main thread hangs ends this process
@@ -102,6 +106,8 @@ class Survivors:
     # --------------------------------------------------------------------------------------------- in either thread
 
     def _save_in_main_thread(self, reason: str, own_loss: str = "") -> str:
+        """Save, or wait until the thread of the monitor has saved; returns what was lost and saved. `own_loss` is the message about a
+        lost worker of this rank."""
         self._main_waits = True
         with self._saving:
             self._text = self._text or self._save(reason, own_loss)
@@ -131,39 +137,61 @@ class Survivors:
             names = [f"rank {rank} on {self.hosts[rank]}" for rank in sorted(lost)]
             here = f"rank {self.ranks.rank} on {socket.gethostname()}"
             log.error(collectives.peer_failure_text(reason, here, names, slurm_job_id()))
-        self.monitor.leave("leaving", own_loss or reason)
-        if not self.trainer.commit_lock.acquire(timeout=_SAVE_S):
+        self.monitor.leave("leaving", own_loss)
+        if not self.trainer.commit_lock.acquire(timeout=_COMMIT_S):
+            self.monitor.leave("ended")
             return self._lost_text(own_loss, None) + "nothing was saved, because the last step did not end"
         place = self.trainer.place()
         if place is None:
+            self.monitor.leave("ended")
             return self._lost_text(own_loss, None) + "there was no step to save"
+        failure = "no rank could"
         try:
             places = self._agree(place)
             for writer in sorted(places, key=lambda rank: (places[rank], -rank), reverse=True):
                 if writer == self.ranks.rank:
-                    self.trainer.save_at_once()
-                    write_atomic(self._file(writer, "saved"), b"")
-                elif not self._wait_for(writer):
+                    if error := self._write():
+                        failure = first_line(error)
+                        continue
+                elif not self._wait_for(writer, place):
                     continue
                 text = self._lost_text(own_loss, places[writer][1]) + f"rank {writer} saved step {places[writer][1]}"
                 if writer == self.ranks.rank:
                     self._report(text)
                 return text
-            raise OSError("no rank could")
         except (OSError, UserError) as error:
-            return self._lost_text(own_loss, place[1]) + f"step {place[1]} could not be saved ({first_line(error)})"
+            failure = first_line(error)
+            self.monitor.leave("ended")
+        return self._lost_text(own_loss, place[1]) + f"step {place[1]} could not be saved ({failure})"
+
+    def _write(self) -> Exception | None:
+        """Save as the chosen rank, and tell the others whether that worked; returns the error if not."""
+        try:
+            self.trainer.save_at_once()
+            write_atomic(self._file(self.ranks.rank, "saved"), b"")
+        except (OSError, UserError, RuntimeError) as error:  # RuntimeError: the GPU fails
+            log.warning("rank %d could not save the last step: %s", self.ranks.rank, first_line(error))
+            self.monitor.leave("ended")
+            # without rank 0 that message reaches nobody, and perhaps only the disk of the checkpoint is full
+            with suppress(OSError, UserError):
+                write_atomic(self._file(self.ranks.rank, "failed"), b"")
+            return error
+        return None
 
     def _agree(self, place: Place) -> Mapping[int, Place]:
         """Tell this rank's place to the other survivors; returns those of all that answer in time."""
         deadline = time.monotonic() + _AGREE_S
         while True:
-            # written again each time: NFS then asks its server for new files of the others
-            write_atomic(self._file(self.ranks.rank, "json"), json.dumps(place).encode())
+            self._announce(place)
             places = {rank: found for rank in range(self.ranks.world_size) if (found := self._read(rank))}
-            expected = set(range(self.ranks.world_size)) - set(self.monitor.lost)
+            expected = set(range(self.ranks.world_size)) - self.monitor.ended
             if expected <= set(places) or time.monotonic() > deadline:
                 return places
             time.sleep(_POLL_S)
+
+    def _announce(self, place: Place) -> None:
+        """Write this rank's file; NFS then asks its server for new files of the others."""
+        write_atomic(self._file(self.ranks.rank, "json"), json.dumps(place).encode())
 
     def _file(self, rank: int, kind: str) -> Path:
         if not self.folder.is_dir():
@@ -176,20 +204,34 @@ class Survivors:
             return epoch, step
         return None
 
-    def _wait_for(self, writer: int) -> bool:
-        """Wait until another survivor has saved; returns False if it is lost or slow."""
-        deadline = time.monotonic() + _SAVE_S
-        while not (is_saved := self._file(writer, "saved").exists()):
-            if writer in self.monitor.lost or time.monotonic() > deadline:
-                break
+    def _wait_for(self, writer: int, place: Place) -> bool:
+        """Wait until another survivor has saved; returns False if it cannot, has died or makes no progress."""
+        deadline, written = time.monotonic() + _STALL_S, 0
+        saved, failed = self._file(writer, "saved"), self._file(writer, "failed")
+        while not saved.exists():
+            if (size := self._written_bytes(writer)) != written:
+                deadline, written = time.monotonic() + _STALL_S, size
+            if writer in self.monitor.ended or failed.exists() or time.monotonic() > deadline:
+                self._announce(place)  # it may have saved just now
+                return saved.exists()
             time.sleep(_POLL_S)
-        return is_saved
+        return True
+
+    def _written_bytes(self, writer: int) -> int:
+        """The size of the checkpoints that the host of a rank is writing."""
+        size = 0
+        for file in self.run.best_checkpoint.parent.glob(f".*.{self.hosts[writer]}.*.tmp"):
+            with suppress(OSError):  # it was renamed meanwhile
+                size += file.stat().st_size
+        return size
 
     def _lost_text(self, own_loss: str, step: int | None) -> str:
-        """'rank 1 on n2 was lost after step 5 (killed); '."""
+        """'rank 1 on n2 was lost after step 5 (killed); ', or 'rank 1 on n2: a worker died; '."""
         if own_loss:
             return f"{own_loss}; "
         lost = dict(self.monitor.lost)
+        if not lost and (causes := sorted(dict(self.monitor.causes).items())):
+            return "".join(f"{named([rank], self.hosts)}: {cause}; " for rank, cause in causes)
         after = "" if step is None else f" after step {step}"
         parts = []
         for how in dict.fromkeys(lost.values()):

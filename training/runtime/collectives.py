@@ -93,8 +93,8 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def connect(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
-    """Initialise the process groups: nccl on GPUs (and gloo beside it), gloo on the CPU, none for a single rank. From then on no rank waits longer
-    than `timeout` for another one.
+    """Initialise the process groups: nccl on GPUs (and gloo beside it), gloo on the CPU, none for a single rank. From then on no
+    rank waits longer than `timeout` for another one.
 
     Raises:
         ProcessLost: not all ranks connected within `timeout`; on rank 0 the message names the missing ones.

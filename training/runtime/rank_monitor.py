@@ -9,8 +9,9 @@ A message is a line: its kind, the rank that it is about, and a text.
     here                the heartbeat
     bye                 the rank ends normally
     failed              the rank ends with an error of its own, which its log names
-    leaving             the rank lost contact with another one or lost a worker; it saves, then it ends
-    lost                rank 0 lost the rank
+    leaving             the rank lost contact with another one, or a worker (then the text says how); it saves, then it ends
+    ended               the rank said why it ends, and cannot save: it says so, or rank 0 lost it
+    lost                rank 0 lost the rank, which had said nothing
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ HEARTBEAT_S = 1.0
 # After TERM: Slurm sends it to the other ranks of a job whose node failed, and KILL soon after (KillWait, 30 s by default)
 TERMINATED_PATIENCE_S = 5.0
 _CONNECT_S = 60.0
+_TOKEN_S = 5.0  # a client that connects and does not say in time which rank it is, is not a rank
+_TOKEN_BYTES = 100
 
 FAILED = "ended with an error"
 KILLED = "killed"
@@ -42,6 +45,8 @@ class RankMonitor:
 
     Attributes:
         lost: the ranks that ended without saving, and how; it can still grow after `on_loss`.
+        causes: what the ranks lost that leave because of a worker.
+        ended: the ranks that write no checkpoint from now on, whatever they said before.
     """
 
     def __init__(
@@ -53,6 +58,8 @@ class RankMonitor:
     ) -> None:
         self.ranks, self.on_loss, self.is_terminated, self.patience_s = ranks, on_loss, is_terminated, patience_s
         self.lost: dict[int, str] = {}
+        self.causes: dict[int, str] = {}
+        self.ended: set[int] = set()
         self.alarm = threading.Event()  # set with the first loss
         self._gone: set[int] = set()  # ranks whose connection may close: they said so
         self._peers: dict[int, socket.socket] = {}
@@ -103,9 +110,8 @@ class RankMonitor:
             while len(self._peers) < self.ranks.world_size - 1:
                 self._server.settimeout(max(deadline - time.monotonic(), 0.1))
                 peer, _ = self._server.accept()
-                peer.settimeout(_CONNECT_S)
                 with suppress(OSError, ValueError):
-                    said, rank = peer.makefile().readline().split()
+                    said, rank = _first_line(peer).split()
                     if said == token:
                         self._peers[int(rank)] = peer
                         continue
@@ -118,6 +124,7 @@ class RankMonitor:
             for rank, peer in self._peers.items():
                 selector.register(peer, selectors.EVENT_READ, rank)
             checked = time.monotonic()
+            said = -HEARTBEAT_S
             while not self._stopped.is_set() and selector.get_map():
                 ready = [key.data for key, _ in selector.select(HEARTBEAT_S / 2)]
                 now = time.monotonic()
@@ -130,11 +137,14 @@ class RankMonitor:
                         self._lose(rank, KILLED)
                 for rank in self._silent(now):
                     self._lose(rank, f"silent for {now - self._heard[rank]:.0f} s")
-                self._tell("here", self.ranks.rank)
+                # not for each message received: two ranks would answer each other without end
+                if now - said >= HEARTBEAT_S:
+                    said = now
+                    self._tell("here", self.ranks.rank)
 
     def _silent(self, now: float) -> list[int]:
         patience = min(self.patience_s, TERMINATED_PATIENCE_S) if self.is_terminated() else self.patience_s
-        return [rank for rank, heard in self._heard.items() if now - heard > patience and rank not in self._gone]
+        return [rank for rank, heard in self._heard.items() if now - heard > patience and rank not in self.ended]
 
     def _receive(self, rank: int) -> bool:
         """Read what a rank sent; returns whether its connection is still open."""
@@ -147,13 +157,19 @@ class RankMonitor:
         self._heard[rank] = time.monotonic()
         *lines, self._rest[rank] = (self._rest[rank] + received).split(b"\n")
         for line in lines:
-            kind, about, text = line.decode(errors="replace").split(" ", 2)
-            self._understand(kind, int(about), text)
+            with suppress(ValueError):  # a full buffer cut a message
+                kind, about, text = line.decode(errors="replace").split(" ", 2)
+                self._understand(kind, int(about), text)
         return bool(received)
 
     def _understand(self, kind: str, about: int, text: str) -> None:
         if kind == "here" or about == self.ranks.rank:
             return
+        if kind == "leaving":
+            if text:
+                self.causes[about] = text
+        else:
+            self.ended.add(about)
         if kind == "lost":
             self.lost.setdefault(about, text)
         else:
@@ -162,10 +178,15 @@ class RankMonitor:
                 self.lost.setdefault(about, FAILED)
         if kind != "bye":
             self._tell(kind, about, text)
+        if kind not in ("bye", "ended"):
             self._raise_alarm()
 
     def _lose(self, rank: int, how: str) -> None:
-        if rank in self._gone or self._stopped.is_set():
+        if self._stopped.is_set():
+            return
+        self.ended.add(rank)
+        if rank in self._gone:
+            self._tell("ended", rank)
             return
         self._gone.add(rank)
         self.lost[rank] = how
@@ -196,10 +217,26 @@ class RankMonitor:
         return self._stopped.is_set()
 
     def leave(self, kind: str, text: str = "") -> None:
-        """Tell the others that this rank ends: "bye", "failed" or "leaving"."""
+        """Tell the others that this rank ends: "bye", "failed", "leaving" or "ended"."""
         self._tell(kind, self.ranks.rank, text)
-        if kind != "leaving":
+        if kind in ("bye", "failed"):
             self._stopped.set()
+
+
+def _first_line(peer: socket.socket) -> str:
+    """The first line that a client sends. What follows stays in the connection: it may be messages of the rank.
+
+    Raises:
+        OSError: it does not send a short line in time.
+    """
+    deadline, line = time.monotonic() + _TOKEN_S, b""
+    while not line.endswith(b"\n"):
+        peer.settimeout(max(deadline - time.monotonic(), 0.001))
+        byte = peer.recv(1)
+        if not byte or len(line) == _TOKEN_BYTES:
+            raise ConnectionError("not a rank")
+        line += byte
+    return line.decode(errors="replace")
 
 
 def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ log = logging.getLogger(__name__)
 _LOADED = time.monotonic()
 _reached: list[tuple[str, float]] = []  # (part, age of the process at its end)
 _logged = False
+_LINE = re.compile(r"Start-up: ([\d.]+) s from .* \((.*)\)")
 
 
 def process_age() -> float:
@@ -40,3 +42,12 @@ def log_first_step(batch_s: float, step_s: float) -> None:
     listed = ", ".join(f"{part} {age - start:.2f}" for (part, age), start in zip(parts, before, strict=False))
     log.info("Start-up: %.2f s from the start of the process to the end of the first step (%s)", end, listed)
     _logged = True
+
+
+def parts_in(text: str) -> dict[str, float] | None:
+    """The seconds of each part in the line of `log_first_step`, and "all"; None without such a line."""
+    found = _LINE.search(text)
+    if found is None:
+        return None
+    parts = (part.rsplit(" ", 1) for part in found[2].split(", "))
+    return {**{name: float(seconds) for name, seconds in parts}, "all": float(found[1])}

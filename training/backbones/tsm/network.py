@@ -139,7 +139,7 @@ class TSM(Backbone):
         frames = video_BCTHW.shape[2]
         network = self.base_model
         x = in_conv_format(video_BCTHW.transpose(1, 2).flatten(0, 1))
-        # ReLU after the pooling gives the same values and gradients, and has a quarter of the work
+        # ReLU after the pooling gives the same values and gradients, for a quarter of the numbers
         x = network.act1(network.maxpool(conv_norm(cast(nn.Conv2d, network.conv1), network.bn1, x)))
         for name in STAGES:
             if self.temporal_pool and name == "layer2":
