@@ -97,7 +97,6 @@ IMPORTED_LATE = {
     "training.evaluate": PLOTS_AND_STATISTICS | {"timm", "torchsort"},
     "training.compare": PLOTS_AND_STATISTICS | {"torch"},
     "training.report": PLOTS_AND_STATISTICS | {"torch"},
-    "training.backbones.timesformer.network": {"timm", "torchvision", "torch._dynamo"},
     "launch.job": PLOTS_AND_STATISTICS | {"numpy", "submitit", "torch"},
     "launch.submit": PLOTS_AND_STATISTICS | {"torch"},
     "launch.status": PLOTS_AND_STATISTICS | {"torch"},

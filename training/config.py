@@ -408,9 +408,7 @@ class TrainConfig(BackboneFlags, MethodFlags):
     @property
     def test_size(self) -> tuple[int, int]:
         """(height, width) of the frames that the backbone reads in the test."""
-        from training.data.plan import (
-            crop_source_size,
-        )  # here: it imports numpy, which each step of a job would wait for
+        from training.data.plan import crop_source_size  # imports numpy, for which each step of a job would wait
 
         return (min(crop_source_size(self.spatial_size)),) * 2 if self.full_res else self.input_size
 

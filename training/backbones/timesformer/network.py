@@ -6,13 +6,12 @@ P patches per frame, D embedding dimension.
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
+from timm.layers import Mlp, PatchEmbed, trunc_normal_
 from torch import nn
 from torch.nn import functional as F
 
@@ -58,8 +57,7 @@ class Block(nn.Module):
         self.attn = SelfAttention(width, num_heads)
         self.drop_path = RowDropPath(drop_path)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        parts = {"fc1": nn.Linear(width, 4 * width), "act": nn.GELU(), "fc2": nn.Linear(4 * width, width)}
-        self.mlp = nn.Sequential(OrderedDict(parts))
+        self.mlp = Mlp(width, 4 * width)
 
     def masks(self, *rows: int) -> list[Mask]:
         """The masks of stochastic depth for the parts of the block, in their order. They are drawn outside of `forward`, so that
@@ -115,26 +113,12 @@ def plus(x: torch.Tensor, update: torch.Tensor, mask: Mask) -> torch.Tensor:
     return x + update if mask is None else torch.addcmul(x, update, mask)
 
 
-def trunc_normal_(weight: torch.Tensor, std: float = 0.02) -> None:
-    """Draw from a normal distribution cut at -2 and 2, in place, with timm's numbers for a seed. torch's function draws others,
-    and importing timm takes 3 s."""
-    with torch.no_grad():
-        weight.uniform_(-1, 1).erfinv_().mul_(std * math.sqrt(2)).clamp_(-2, 2)
-
-
-class VideoPatchEmbed(nn.Module):
-    """An embedding of the patches of all frames of a clip, as a matrix product: (B, 3, T, H, W) -> (B, P, T, D)."""
-
-    def __init__(self, image_size: int, patch_size: int, width: int) -> None:
-        super().__init__()
-        self.image_size, self.patch_size = (image_size, image_size), (patch_size, patch_size)
-        self.grid_size = (image_size // patch_size, image_size // patch_size)  # patches
-        self.num_patches = math.prod(self.grid_size)
-        self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size)
+class VideoPatchEmbed(PatchEmbed):
+    """timm's PatchEmbed for all frames of a clip, as a matrix product: (B, 3, T, H, W) -> (B, P, T, D)."""
 
     def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         b, c, t, height, width = video_BCTHW.shape
-        assert (height, width) == self.image_size, f"frames of {height} x {width} in a network for {self.image_size}"
+        assert (height, width) == self.img_size, f"frames of {height} x {width} in a network for {self.img_size}"
         (rows, columns), (h, w) = self.grid_size, self.patch_size
         pixels = video_BCTHW.reshape(b, c, t, rows, h, columns, w).permute(0, 3, 5, 2, 1, 4, 6)
         return F.linear(pixels.reshape(b, rows * columns, t, c * h * w), self.proj.weight.flatten(1), self.proj.bias)
@@ -165,7 +149,7 @@ class TimeSformer(Backbone):
         self.attention_type, self.frame_tokens, self.feature_dim = attention_type, frame_tokens, width
         self.time_embed_resize = time_embed_resize
         self.clip_vectors = 1 if frame_tokens else 0
-        self.patch_embed = VideoPatchEmbed(image_size, patch_size, width)
+        self.patch_embed = VideoPatchEmbed(image_size, patch_size, embed_dim=width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, width))
         if attention_type != SPACE_ONLY:
@@ -182,11 +166,11 @@ class TimeSformer(Backbone):
     def _init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight)
+                trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        trunc_normal_(self.pos_embed)
-        trunc_normal_(self.cls_token)
+        trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
         if self.attention_type == DIVIDED:
             for block in cast("list[DividedBlock]", list(self.blocks)[1:]):  # start close to a space-only network
                 nn.init.zeros_(block.temporal_fc.weight)
