@@ -36,10 +36,9 @@ from data_preparation.common.files import reporting_write_errors, write_atomic
 from data_preparation.identity import TrainedOn
 from training import plugins
 from training.config import TrainConfig, as_record, differences, path_faults
-from training.data.dataset import ActionDataset, Plan
+from training.data.dataset import ActionDataset, ClipAlone
 from training.data.features import ABOUT, FeatureFile
 from training.data.loader import batches_of, keep_workers
-from training.data.plan import Arrays, Sample
 from training.data.sources import source_of
 from training.data.workers import start_server
 from training.engine.prediction import autocast, resolve_precision, to_device
@@ -65,22 +64,6 @@ class FeaturesConfig:
     def __post_init__(self) -> None:
         if self.output.suffix.lower() != ".npz":
             raise UserError(f"--output {self.output} is not an .npz file: give a path that ends in .npz")
-
-
-class ClipAlone:
-    """Planner of data sets that hold one clip per action and no labels, whatever the method."""
-
-    def sample(self, action: Action, plan: Plan) -> Sample:
-        return Sample({"clip": plan.clip(action)})
-
-    def given(self, action: Action) -> Arrays:
-        return {}
-
-    def labels(self, action: Action) -> Arrays:
-        return {}
-
-    def repeats(self, actions: Sequence[Action]) -> None:
-        return None
 
 
 def fingerprint(config: TrainConfig, model: ScoringModel, precision: str, actions: Sequence[Action]) -> str:

@@ -75,6 +75,22 @@ class Plan:
         return self.source.plan_frames(action, frames, self.rng(name))
 
 
+class ClipAlone:
+    """Planner of data sets that hold one clip per action and no labels, whatever the method."""
+
+    def sample(self, action: Action, plan: Plan) -> Sample:
+        return Sample({"clip": plan.clip(action)})
+
+    def given(self, action: Action) -> Arrays:
+        return {}
+
+    def labels(self, action: Action) -> Arrays:
+        return {}
+
+    def repeats(self, actions: Sequence[Action]) -> None:
+        return None
+
+
 class PlannedSample(NamedTuple):
     """What a worker needs to read a sample. With several views of each action, `action_index` counts the views."""
 

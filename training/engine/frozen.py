@@ -23,8 +23,8 @@ from data_preparation.common.limits import available_memory
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Batch, Tensors
-from training.data.dataset import ActionDataset, Plan
-from training.data.plan import Arrays, ClipSpec, Sample, ViewChoice
+from training.data.dataset import ActionDataset, ClipAlone, Plan
+from training.data.plan import ClipSpec, ViewChoice
 from training.data.sources import Source
 from training.engine.loop import Engine
 from training.engine.prediction import autocast, resolve_precision
@@ -48,7 +48,7 @@ class FrozenEngine(Engine):
         started, backbones = time.perf_counter(), [self.model.backbone, self.step.validated_model.backbone]
         actions = list({action.key: action for data in (train_data, val_data) for action in data.actions}.values())
         self._check_memory(len(actions))
-        clips = ActionDataset(actions, self.config, _ClipsOnly(), augment=False, source=train_data.source)
+        clips = ActionDataset(actions, self.config, ClipAlone(), augment=False, source=train_data.source)
         self.model.eval()
         rows = self.predictor.forward_all(self._features, clips)
         features = StoredFeatures(dict(zip((a.key for a in actions), rows.outputs["features"], strict=True)))
@@ -148,22 +148,6 @@ class StoredFeatures:
 
     def read_batch(self, clips: Sequence[ClipSpec]) -> torch.Tensor:
         return torch.stack([self.read(clip) for clip in clips])
-
-
-class _ClipsOnly:
-    """Plans the clip of an action, and nothing else."""
-
-    def sample(self, action: Action, plan: Plan) -> Sample:
-        return Sample({"clip": plan.clip(action)})
-
-    def given(self, action: Action) -> Arrays:
-        return {}
-
-    def labels(self, action: Action) -> Arrays:
-        return {}
-
-    def repeats(self, actions: Sequence[Action]) -> None:
-        return None
 
 
 class _Draws(Exception):
