@@ -13,7 +13,7 @@ builtin cd "$DEEPSPORTS_HOME"
 export DEEPSPORTS_DATASET="$DEEPSPORTS_SCRATCH/DeepSports_quickstart"
 
 started=$SECONDS
-echo "== The quick start takes two to four minutes on two idle CPU cores"
+echo "== The quick start takes about two minutes on two idle CPU cores"
 echo "== 1/3  Rendering synthetic dives in $DEEPSPORTS_DATASET"
 python -m data_preparation.synthetic --dataset "$DEEPSPORTS_DATASET"
 
