@@ -21,6 +21,7 @@ from training.benchmark._reference_step import FORWARDS
 from training.benchmark._result import Row, Timing, markdown
 from training.benchmark._training import start_up_parts
 from training.benchmark._transformers_step import name_in_transformers
+from training.benchmark.loader import why_no_torchcodec
 from training.benchmark.scale import breaks_first, simulate
 from training.config import TrainConfig
 from training.model import build_model
@@ -44,6 +45,16 @@ def test_a_row_has_ratio_and_share():
         "|------|---|",
         "| name | - |",
     ]  # a column without any text is left out
+
+
+def test_a_torchcodec_that_does_not_load_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    package = tmp_path / "torchcodec"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('libtorchcodec_image.so')")
+    (tmp_path / "torchcodec-1.0.dist-info").mkdir()
+    (tmp_path / "torchcodec-1.0.dist-info" / "METADATA").write_text("Name: torchcodec\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert why_no_torchcodec() == f"torchcodec 1.0 does not load with torch {torch.__version__}"
 
 
 @pytest.mark.parametrize("model", ["timesformer", "c3d"])

@@ -135,6 +135,9 @@ def test_the_test_spearman_is_scipys_with_the_best_epoch(finished: Path):
 
 
 def test_the_test_split_is_opened_once(finished: Path):
+    """A finished run changes nothing, but draws a missing plot."""
+    plot = (finished / "losses.png").read_bytes()
+    (finished / "losses.png").unlink()
     before = (finished / "summary.json").read_text()
     config = (finished / "config.json").read_text()
     assert (
@@ -142,6 +145,7 @@ def test_the_test_split_is_opened_once(finished: Path):
     )  # as before: the run folder keeps the flags
     assert (finished / "config.json").read_text() == config
     assert (finished / "summary.json").read_text() == before
+    assert (finished / "losses.png").read_bytes() == plot
     assert "Test Spearman" in run_main("training.evaluate", "--run", finished).stdout
 
 
