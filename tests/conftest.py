@@ -75,10 +75,14 @@ SLOW_FIXTURES = {"train", "finished", "on_ranks"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests as slow by the fixtures that they use."""
+    """Mark tests as slow by the fixtures that they use, and put the files with the largest share of slow tests first. So no
+    process of pytest-xdist starts a long file at the end, when the others have nothing left to do."""
+    slow: dict[Path, list[bool]] = {}
     for item in items:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+        slow.setdefault(item.path, []).append(item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -sum(slow[item.path]) / len(slow[item.path]))  # keeps the tests of a file together
 
 
 @pytest.fixture(scope="session")
