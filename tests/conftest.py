@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -36,6 +37,10 @@ PATIENCE_S = 600  # the longest wait of a test: no test asserts a duration, beca
 # Under nohup, Python and all processes that it starts ignore HUP, and some tests send it.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Ranks that a test starts are forks of a server that has the imports, which take seconds of CPU time.
+RANKS = multiprocessing.get_context("forkserver")
+RANKS.set_forkserver_preload(["tests.conftest", "training.train"])
 
 # A network so small that a training takes seconds.
 TINY_MODEL = [
