@@ -38,9 +38,12 @@ PATIENCE_S = 600  # the longest wait of a test: no test asserts a duration, beca
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Ranks that a test starts are forks of a server that has the imports, which take seconds of CPU time.
+# Ranks that a test starts are forks of a server that has the imports of a training, which take seconds of CPU time (the network
+# imports timm).
 RANKS = multiprocessing.get_context("forkserver")
-RANKS.set_forkserver_preload(["tests.conftest", "training.train"])
+RANKS.set_forkserver_preload(
+    ["tests.conftest", "training.train", "training.backbones.timesformer.network", "torchmetrics"]
+)
 
 # A network so small that a training takes seconds.
 TINY_MODEL = [
