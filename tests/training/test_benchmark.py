@@ -18,7 +18,7 @@ from training.benchmark import __main__ as benchmark
 from training.benchmark import step
 from training.benchmark._cluster import Hardware, Work, step_seconds
 from training.benchmark._reference_step import FORWARDS
-from training.benchmark._result import Row, Timing, markdown
+from training.benchmark._result import Common, Result, Row, Timing, markdown
 from training.benchmark._training import start_up_parts
 from training.benchmark._transformers_step import name_in_transformers
 from training.benchmark.loader import why_no_torchcodec
@@ -33,6 +33,20 @@ def test_every_command_has_flags_and_a_sentence():
         assert module.Config.__doc__, name
         assert callable(module.measure), name
     assert {"all", "augment", "loader", "resume", "saving", "start", "step"} <= set(benchmark.commands())
+
+
+def test_all_finds_its_parts(monkeypatch: pytest.MonkeyPatch):
+    ran, commands = [], benchmark.commands()
+
+    def measure(name: str, config: Common) -> Result:
+        ran.append((name, config.rounds))
+        return Result([Row(name)])
+
+    for name in set(commands) - {"all"}:
+        monkeypatch.setattr(commands[name], "measure", partial(measure, name))
+    rows = commands["all"].measure(commands["all"].Config(rounds=4)).rows
+    assert ran == [(name, 4) for name in commands if name not in ("all", "saving", "scale")]
+    assert [row.name for row in rows[:2]] == ["AUGMENT", "augment"]
 
 
 def test_a_row_has_ratio_and_share():

@@ -626,6 +626,17 @@ def test_a_compiled_backbone_trains(train, tmp_path: Path):
     assert one[-1]["val_loss"] == pytest.approx(other[-1]["val_loss"], rel=1e-3)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA sees a GPU here")
+def test_cuda_graphs_say_what_they_lack(train):
+    alone = train("--cuda_graphs", "True", "--checkpoint_activations", "selective", check=False)
+    assert alone.returncode == 2
+    assert "give --compile True" in alone.stderr
+    assert "give --checkpoint_activations True or False" in alone.stderr
+    on_the_cpu = train("--cuda_graphs", "True", "--compile", "True", check=False)
+    assert on_the_cpu.returncode == 2
+    assert "--cuda_graphs True needs a GPU and this process uses none" in on_the_cpu.stderr
+
+
 def test_tensorboard_gets_the_numbers(train, tmp_path: Path):
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed; it is optional")
     train("--tensorboard", "True", "--epochs", 2, "--log_every", 1)
