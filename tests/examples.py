@@ -53,8 +53,8 @@ EXAMPLES = {
                     "        self.norm5 = nn.GroupNorm(32, 512)\n        side = image_size\n",
                 ),
                 (
-                    "return F.relu(F.max_pool3d(self.conv5b(F.relu(self.conv5a(x))), 2",
-                    "return F.relu(F.max_pool3d(self.norm5(self.conv5b(F.relu(self.conv5a(x)))), 2",
+                    "return F.relu(pooling.max_pool3d(self.conv5b(F.relu(self.conv5a(x))), 2",
+                    "return F.relu(pooling.max_pool3d(self.norm5(self.conv5b(F.relu(self.conv5a(x)))), 2",
                 ),
             ),
         ),

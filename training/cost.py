@@ -12,6 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from training import pooling
 from training.backbones import build_backbone
 from training.config import TrainConfig
 from training.model import ScoringModel
@@ -40,7 +41,9 @@ def multiply_adds(model: ScoringModel, config: TrainConfig) -> float:
         return float(count.total())
 
 
-_POOLING = ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d")
+_POOLING: list[tuple[Any, str]] = [
+    (pooling, "max_pool3d"), *((F, f"{kind}_pool3d") for kind in ("max", "avg", "adaptive_avg", "adaptive_max"))
+]  # fmt: skip
 
 
 @contextmanager
@@ -58,14 +61,14 @@ def _pooling_as_on_cuda() -> Iterator[None]:
 
         return call
 
-    originals = {name: getattr(F, name) for name in _POOLING}
+    originals = [(module, name, getattr(module, name)) for module, name in _POOLING]
     try:
-        for name, function in originals.items():
-            setattr(F, name, outside_autocast(function))
+        for module, name, function in originals:
+            setattr(module, name, outside_autocast(function))
         yield
     finally:
-        for name, function in originals.items():
-            setattr(F, name, function)
+        for module, name, function in originals:
+            setattr(module, name, function)
 
 
 # float32 values of optimizer state per trained parameter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from data_preparation.actions import Dive
 from data_preparation.boxes import Boxes, boxes_file, write_boxes
+from data_preparation.common.command_line import parse
+from data_preparation.common.errors import UserError
 from tests.small import (
     FACTS,
     METHODS,
@@ -26,6 +31,7 @@ from tests.small import (
     fits,
     judges_of,
     sampled_batch,
+    tiny_argv,
     tiny_config,
 )
 from training import plugins
@@ -233,15 +239,133 @@ def test_a_step_waits_for_no_value(model: str, method: str, features_file: Path)
     assert result.read()["loss"] > 0
 
 
+class InOrder(TorchDispatchMode):
+    """Refuses operations that on CUDA add with atomics even with deterministic algorithms: those that PyTorch refuses itself
+    (torch.use_deterministic_algorithms), and the one of adaptive_max_pool3d, which it does not."""
+
+    ATOMIC = (
+        "max_pool3d_with_indices_backward", "adaptive_max_pool2d_backward", "adaptive_max_pool3d_backward", "fractional_max_pool",
+        "max_unpool", "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward",
+        "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
+        "upsample_trilinear3d_backward", "_upsample_bilinear2d_aa_backward", "_upsample_bicubic2d_aa_backward",
+        "reflection_pad1d_backward", "reflection_pad2d_backward", "reflection_pad3d_backward", "nll_loss2d", "_ctc_loss_backward",
+        "_embedding_bag", "put_", "put.", "histc", "median.dim", "kthvalue", "grid_sampler_2d_backward", "grid_sampler_3d_backward",
+    )  # fmt: skip
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix("aten.")
+        assert not name.startswith(self.ATOMIC), f"{name} (training/pooling.py has max pooling with an order)"
+        assert not (name.startswith("cumsum") and args[0].is_floating_point()), name
+        assert not (name.startswith("bincount") and args[1:] and args[1] is not None), name  # with weights
+        assert not (name.startswith("scatter_reduce") and "prod" in args), name
+        return func(*args, **kwargs or {})
+
+
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
-def test_a_step_has_deterministic_algorithms_on_the_cpu(model: str, method: str, features_file: Path):
+def test_nothing_of_a_step_stays_in_the_memory_of_cuda_graphs(
+    model: str, method: str, features_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With --cuda_graphs the next step overwrites all that the compiled backbone computed, and the gradients."""
+    config = config_for(model, method, features_file, batch_norm="trained")
+    network = build_model(config, FACTS).train()
+    if network.method.fits_features:
+        pytest.skip("fitted at once: there are no steps")
+    step, backbone = Step(network, config, Ranks(), CPU), network.backbone
+    created, alive = NewMemory(), []
+
+    def compiled_call(*inputs: torch.Tensor) -> torch.Tensor:  # torch.compile replaces the same attribute
+        with created:
+            return backbone._call_impl(*inputs)
+
+    def mark_step_begin() -> None:
+        gc.collect()
+        gradients = sum(p.grad is not None for p in network.parameters())
+        alive.append((sum(not memory.expired() for memory in created.memory), gradients))
+
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", mark_step_begin)
+    backbone._compiled_call_impl = compiled_call
+    batch, results = batch_for(config, network), []
+    for number, parts in enumerate((1, 2)):
+        step.config = dataclasses.replace(config, compile=True, cuda_graphs=True, accumulate=parts)
+        results.append(step.compute(batch, number))
+        step.commit(0.01)
+    mark_step_begin()
+    assert alive == 3 * [(0, 0)]
+
+
+class NewMemory(TorchDispatchMode):
+    """Weak references to the memory of the tensors that are created inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: list[StorageWeakRef] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        given, made = (
+            {t.untyped_storage().data_ptr(): t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
+            for tree in ((args, kwargs), found)
+        )
+        self.memory += [StorageWeakRef(t.untyped_storage()) for place, t in made.items() if place not in given]
+        return found
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_a_step_has_deterministic_algorithms(model: str, method: str, features_file: Path):
+    """On the CPU two steps give the same bits; no operation of a step lacks an order on a GPU."""
     config = config_for(model, method, features_file, batch_norm="trained", deterministic=True)
     with deterministic_algorithms(config.deterministic):
         assert torch.are_deterministic_algorithms_enabled()
-        (found, losses), (again, same) = (after_steps(config, Ranks(), 1) for _ in range(2))
+        found, losses = after_steps(config, Ranks(), 1)
+        with InOrder():
+            again, same = after_steps(config, Ranks(), 1)
     assert not torch.are_deterministic_algorithms_enabled()
     assert losses == same
     assert all(torch.equal(found[name], again[name]) for name in found)
+
+
+def choices(kind: str, name: str) -> list[tuple[str, str]]:
+    """The flags of a plug-in that have choices, with each choice but the default."""
+    found = []
+    for field in dataclasses.fields(plugins.flags_of(kind, name)):
+        values = field.metadata["choices"] or ((True, False) if isinstance(field.default, bool) else ())
+        found += [(field.name, str(value)) for value in values if value != field.default]
+    return found
+
+
+CHOICES = [
+    (kind, name, flag)
+    for kind, names in ((plugins.BACKBONES, MODELS), (plugins.METHODS, METHODS))
+    for name in names
+    for flag in dict(choices(kind, name))
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "flag"), CHOICES, ids=["-".join(each) for each in CHOICES])
+def test_a_step_has_deterministic_algorithms_with_each_choice_of(kind: str, name: str, flag: str, features_file: Path):
+    """On the first backbone that has it, the smallest first. A window layout may need longer clips than all small networks have."""
+    pairs = (
+        [(name, "regression")]
+        if kind == plugins.BACKBONES
+        else [(m, name) for m in ("features", "timesformer", *MODELS)]
+    )
+    for value in (value for own, value in choices(kind, name) if own == flag):
+        pair = next((pair for pair in pairs if is_valid([*tiny_argv(*pair), f"--{flag}", value])), None)
+        if pair is None:
+            continue
+        config = config_for(*pair, features_file, **{flag: value == "True" if value in ("True", "False") else value})
+        network = build_model(config, FACTS)
+        step, batch = Step(network.train(), config, Ranks(), CPU), chunk_batch(batch_for(config, network), 4)[0]
+        with deterministic_algorithms(True), InOrder():
+            step(batch, 0.01, 0)
+
+
+def is_valid(argv: list[str]) -> bool:
+    try:
+        parse(TrainConfig, argv)
+    except UserError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)

@@ -135,6 +135,9 @@ def test_the_test_spearman_is_scipys_with_the_best_epoch(finished: Path):
 
 
 def test_the_test_split_is_opened_once(finished: Path):
+    """A finished run changes nothing, but draws a missing plot."""
+    plot = (finished / "losses.png").read_bytes()
+    (finished / "losses.png").unlink()
     before = (finished / "summary.json").read_text()
     config = (finished / "config.json").read_text()
     assert (
@@ -142,6 +145,7 @@ def test_the_test_split_is_opened_once(finished: Path):
     )  # as before: the run folder keeps the flags
     assert (finished / "config.json").read_text() == config
     assert (finished / "summary.json").read_text() == before
+    assert (finished / "losses.png").read_bytes() == plot
     assert "Test Spearman" in run_main("training.evaluate", "--run", finished).stdout
 
 
@@ -622,6 +626,17 @@ def test_a_compiled_backbone_trains(train, tmp_path: Path):
     train(*flags, "--run_name", "plain")
     one, other = (metrics(tmp_path / "runs" / name) for name in ("compiled", "plain"))
     assert one[-1]["val_loss"] == pytest.approx(other[-1]["val_loss"], rel=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA sees a GPU here")
+def test_cuda_graphs_say_what_they_lack(train):
+    alone = train("--cuda_graphs", "True", "--checkpoint_activations", "selective", check=False)
+    assert alone.returncode == 2
+    assert "give --compile True" in alone.stderr
+    assert "give --checkpoint_activations True or False" in alone.stderr
+    on_the_cpu = train("--cuda_graphs", "True", "--compile", "True", check=False)
+    assert on_the_cpu.returncode == 2
+    assert "--cuda_graphs True needs a GPU and this process uses none" in on_the_cpu.stderr
 
 
 def test_tensorboard_gets_the_numbers(train, tmp_path: Path):

@@ -83,6 +83,8 @@ class Engine(Trainer):
             self._finish_epoch(val_data, steps, started)
             if is_whole:  # and not the rest of an epoch after a resume
                 self._report("running", epoch_s=time.perf_counter() - started)
+        if self.position.epoch == self.resumed_at[0]:  # the start before may have ended after its last checkpoint
+            self._draw_losses()
         collectives.on_first_rank(self.checkpoints.wait)
         self.is_trained = True
         log.info(
@@ -182,8 +184,7 @@ class Engine(Trainer):
         if is_best:  # before the checkpoint, so that a resume never lacks them
             self._save_val_predictions(model.method, rows, val_data)
         self.save(is_best)
-        if self.ranks.is_first:
-            draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), self.run.title, metric)
+        self._draw_losses()
         log.info(
             "Epoch %d/%d  train loss %.4f  validation loss %.4f%s%s  %.1f s",
             position.epoch, self.epochs, metrics["train_loss"], metrics["val_loss"], validation_text(self.task, metrics),
@@ -323,6 +324,11 @@ class Engine(Trainer):
         if self.ranks.is_first:
             self._record(self.records[-1])
         self.meter = Meter()
+
+    def _draw_losses(self) -> None:
+        """Draw the losses of the epochs so far; only the first rank does."""
+        if self.ranks.is_first:
+            draw_losses(self.run.metrics("epoch"), self.run.plot_file(self.config), self.run.title, self.task.metric)
 
     def _step_record(self, rate: float) -> dict[str, Any]:
         """The record of the last completed step for metrics.jsonl."""

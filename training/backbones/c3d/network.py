@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training import pooling
 from training.backbones._convolutions import in_conv_format
 from training.backbones._maps import over_clip
 from training.backbones._weights import load_strict
@@ -58,19 +59,19 @@ class C3D(Backbone):
 
     # ReLU after the pooling gives the same values and gradients, and has an eighth of the work
     def _stage1(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(F.max_pool3d(self.conv1(x), (1, 2, 2)))
+        return F.relu(pooling.max_pool3d(self.conv1(x), (1, 2, 2)))
 
     def _stage2(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(F.max_pool3d(self.conv2(x), 2))
+        return F.relu(pooling.max_pool3d(self.conv2(x), 2))
 
     def _stage3(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(F.max_pool3d(self.conv3b(F.relu(self.conv3a(x))), 2))
+        return F.relu(pooling.max_pool3d(self.conv3b(F.relu(self.conv3a(x))), 2))
 
     def _stage4(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(F.max_pool3d(self.conv4b(F.relu(self.conv4a(x))), 2))
+        return F.relu(pooling.max_pool3d(self.conv4b(F.relu(self.conv4a(x))), 2))
 
     def _stage5(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(F.max_pool3d(self.conv5b(F.relu(self.conv5a(x))), 2, padding=(0, 1, 1)))
+        return F.relu(pooling.max_pool3d(self.conv5b(F.relu(self.conv5a(x))), 2, padding=(0, 1, 1)))
 
     def last_maps(self) -> nn.Module:
         return self.conv5b

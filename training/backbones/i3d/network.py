@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training import pooling
 from training.backbones._convolutions import conv_norm, in_conv_format
 from training.backbones._maps import over_clip
 from training.backbones._weights import load_strict
@@ -86,10 +87,10 @@ class Pool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.after_relu:
-            return F.max_pool3d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
+            return pooling.max_pool3d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
         before, after = same_padding(x, self.kernel, self.stride)
         # with ceil_mode the last window may reach beyond the end
-        return F.max_pool3d(x, self.kernel, self.stride, before, ceil_mode=before != after)
+        return pooling.max_pool3d(x, self.kernel, self.stride, before, ceil_mode=before != after)
 
 
 class Adapter(nn.Module):

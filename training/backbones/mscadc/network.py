@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training import pooling
 from training.backbones._convolutions import in_conv_format
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
@@ -49,7 +50,7 @@ class MSCADC(Backbone):
         x = self.get_submodule(f"bn{name}")(self.get_submodule(f"conv{name}")(x))
         size = LAYERS[name][3]
         return F.relu(
-            x if size is None else F.max_pool3d(x, size)
+            x if size is None else pooling.max_pool3d(x, size)
         )  # ReLU after the pooling: fewer values, the same result
 
     def with_maps(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

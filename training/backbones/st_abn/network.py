@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training import pooling
 from training.backbones._convolutions import conv_norm, in_conv_format
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
@@ -128,7 +129,7 @@ class STABN(Backbone):
 
     def _stem(self, video: torch.Tensor) -> torch.Tensor:
         maps = conv_norm(self.conv1, self.bn1, in_conv_format(video))
-        return F.relu(F.max_pool3d(maps, (1, 3, 3), (1, 2, 2), (0, 1, 1)))
+        return F.relu(pooling.max_pool3d(maps, (1, 3, 3), (1, 2, 2), (0, 1, 1)))
 
     def _stage(self, stage: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
         for block in stage:

@@ -14,6 +14,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torch.nn import functional as F
 
+from training import pooling
 from training.backbones._convolutions import conv_norm, in_conv_format
 from training.backbones._weights import load_strict
 from training.backbones.base import Backbone
@@ -56,7 +57,7 @@ def shift(x: torch.Tensor, frames: int, div: int) -> torch.Tensor:
 
 def pool_frames(x: torch.Tensor, frames: int) -> torch.Tensor:
     """Max pooling over three frames with stride 2: (B * T, C, H, W) -> (B * ceil(T / 2), C, H, W)."""
-    pooled = F.max_pool3d(x.unflatten(0, (-1, frames)).transpose(1, 2), (3, 1, 1), (2, 1, 1), (1, 0, 0))
+    pooled = pooling.max_pool3d(x.unflatten(0, (-1, frames)).transpose(1, 2), (3, 1, 1), (2, 1, 1), (1, 0, 0))
     return pooled.transpose(1, 2).flatten(0, 1)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training import pooling
 from training.rows import RowBatchNorm
 
 WIDTH = 12
@@ -41,7 +42,7 @@ class ContextHead(nn.Module):
         x = F.pad(self.head_conv1(maps), (_MARGIN,) * 6, mode="replicate")
         for name in CONTEXT:
             x = F.relu(self.get_submodule(f"cntxt_bn{name}")(self.get_submodule(f"cntxt_conv{name}")(x)))
-        x = F.max_pool3d(F.relu(self.head_bn1(self.cntxt_conv6(x))), 2)
+        x = pooling.max_pool3d(F.relu(self.head_bn1(self.cntxt_conv6(x))), 2)
         return F.relu(self.head_bn2(self.head_conv2(x)))
 
 
@@ -60,4 +61,4 @@ def caption_vector(maps: torch.Tensor) -> torch.Tensor:
 
     For maps of the published size (2, 11, 11) this is max pooling of size 2 with stride 1.
     """
-    return F.adaptive_max_pool3d(maps, CAPTION_MAPS).flatten(1)[:, None]
+    return pooling.adaptive_max_pool3d(maps, CAPTION_MAPS).flatten(1)[:, None]
