@@ -16,7 +16,7 @@ import shlex
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,7 +32,7 @@ from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.files import atomic_file, reporting_write_errors
 from data_preparation.common.limits import limit_error_text
 from data_preparation.file_types import unreadable_file_error
-from data_preparation.frame_index import PROVENANCE, FrameIndex, entry_bytes, read_index
+from data_preparation.frame_index import PROVENANCE, FrameIndex, entry_content, entry_memory, read_index
 from data_preparation.layout import ARCHIVE_SUFFIX, archive_file, archived_videos, frame_name, loose_dir
 from data_preparation.loose_frames import LooseFrames, clip_folders, find_loose_frames, is_frame_file
 from data_preparation.similar_files import names_in, names_like_video, numberings
@@ -136,7 +136,7 @@ class FrameReader:
                 self._file = file if self._index else None
         return self._index
 
-    def _entry(self, name: str, number: int | None = None) -> bytes | None:
+    def _entry(self, name: str, number: int | None = None) -> memoryview | None:
         """The content of frame `number`, or without a number of provenance.json; None if only zipfile can read it.
 
         Raises:
@@ -146,12 +146,12 @@ class FrameReader:
         if index is None or self._file is None:
             return None
         if number is None:
-            return entry_bytes(self._file.fileno(), name, *index.provenance)
-        place = int(np.searchsorted(index.numbers, number))
+            return entry_content(self._file.fileno(), name, index.provenance)
+        place = int(index.numbers.searchsorted(number))
         if place == len(index.numbers) or index.numbers[place] != number:
             raise KeyError(name)
-        where = (int(column[place]) for column in (index.offsets, index.sizes, index.checksums))
-        return entry_bytes(self._file.fileno(), name, *where)
+        where = [int(column[place]) for column in (index.offsets, index.sizes, index.checksums)]
+        return entry_content(self._file.fileno(), name, where)
 
     def _zip(self) -> zipfile.ZipFile:
         if self._archive is None or self._owner != os.getpid():
@@ -190,7 +190,7 @@ class FrameReader:
         if self.loose:
             return {}
         try:
-            record = json.loads(self._entry(PROVENANCE) or self._zip().read(PROVENANCE))
+            record = json.loads(bytes(self._entry(PROVENANCE) or self._zip().read(PROVENANCE)))
             fault = record_fault(record)
         except (KeyError, *_ZIP_FAULTS) as error:
             fault = first_line(error)
@@ -206,6 +206,10 @@ class FrameReader:
         Raises:
             UserError: the frame is missing, or its checksum is wrong.
         """
+        return bytes(self._content(number))
+
+    def _content(self, number: int) -> bytes | memoryview:
+        """`read` without a copy."""
         try:
             if self.loose:
                 return self.loose.path(number).read_bytes()
@@ -240,8 +244,44 @@ class FrameReader:
         Raises:
             UserError: as `read`, or the JPEG cannot be decoded.
         """
+        return self._decoded(number, self._content(number), least)
+
+    def images(self, numbers: Sequence[int], least: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+        """Read one frame after the other as `image` does, into the same memory: each is valid until the next.
+
+        Raises:
+            UserError: as `image`.
+        """
+        memory = None
+        for number, content in zip(numbers, self._contents(numbers), strict=True):
+            frame = self._decoded(number, content, least, memory)
+            if memory is None or frame.size > memory.size:
+                memory = np.empty(frame.size, np.uint8)
+            yield frame
+
+    def _contents(self, numbers: Sequence[int]) -> Iterator[bytes | memoryview]:
+        """`_content` of one frame after the other, in the same memory: each is valid until the next."""
+        index = self._open_index()
+        # all at once: between two frames, whose decoding fills the processor's cache, each line of Python takes long
+        places = np.zeros(0, np.int64) if index is None else index.numbers.searchsorted(numbers)
+        is_known = index is not None and np.array_equal(index.numbers.take(places, mode="clip"), numbers)
+        if index is None or self._file is None or not is_known:
+            yield from map(self._content, numbers)
+            return
+        offsets, sizes, sums = (each[places].tolist() for each in (index.offsets, index.sizes, index.checksums))
+        file, memory = self._file.fileno(), entry_memory(max(sizes, default=0))
+        for number, *where in zip(numbers, offsets, sizes, sums, strict=True):
+            try:
+                content = entry_content(file, frame_name(number), where, memory)
+            except OSError:
+                content = None
+            yield self._content(number) if content is None else content  # `_content` says what is wrong
+
+    def _decoded(
+        self, number: int, jpeg: bytes | memoryview, least: tuple[int, int] | None, memory: np.ndarray | None = None
+    ) -> np.ndarray:
         try:
-            return decode_image(self.read(number), least)
+            return decode_image(jpeg, least, memory)
         except ValueError as error:
             raise self._unreadable(number, error) from None
 
@@ -316,8 +356,10 @@ def source_rate(record: dict[str, Any]) -> Fraction | None:
         return None
 
 
-def decode_image(jpeg: bytes, least: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode a JPEG to (H, W, 3) uint8 RGB, by libjpeg-turbo.
+def decode_image(
+    jpeg: bytes | memoryview, least: tuple[int, int] | None = None, memory: np.ndarray | None = None
+) -> np.ndarray:
+    """Decode a JPEG to (H, W, 3) uint8 RGB, by libjpeg-turbo; into `memory` (bytes,) uint8 if the image fits there.
 
     With `least` (height, width) it is decoded at half, 3/8, a quarter or an eighth of its size, whichever is the smallest that is at
     least that large in both directions; else in full. (5/8 to 7/8 take longer than the full size.)
@@ -325,11 +367,17 @@ def decode_image(jpeg: bytes, least: tuple[int, int] | None = None) -> np.ndarra
     Raises:
         ValueError: the JPEG cannot be decoded.
     """
+    smaller = {}
     if least is not None:
         height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
         if -(-height // 2) >= least[0] and -(-width // 2) >= least[1]:
-            return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", min_height=least[0], min_width=least[1], min_factor=1)
-    return simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
+            smaller = {"min_height": least[0], "min_width": least[1], "min_factor": 1}
+    if memory is not None:
+        try:
+            return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=memory, **smaller)
+        except ValueError:  # too small, or the JPEG is damaged
+            pass
+    return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", **smaller)
 
 
 def decode_grey(jpeg: bytes, height: int) -> np.ndarray:

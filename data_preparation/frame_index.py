@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 _END = struct.Struct("<4s4H2LH")
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_LOCAL_HEADER_BYTES = 30
+_NAME_LENGTHS = 26  # where the lengths of the name and of the extra field are in it
 PROVENANCE = "provenance.json"  # the last entry
 _NAME_BYTES = 10  # 000123.jpg
 _ENTRY = np.dtype(
@@ -102,17 +104,24 @@ def _last_entry(record: bytes) -> tuple[int, int, int] | None:
     return int(entry["offset"]), int(entry["size"]), int(entry["crc"])
 
 
-def entry_bytes(file: int, name: str, offset: int, size: int, checksum: int) -> bytes | None:
-    """The content of an entry, in one read; None if it is damaged.
+def entry_memory(size: int) -> memoryview:
+    """Memory for `entry_content` of entries of at most `size` bytes."""
+    return memoryview(bytearray(_LOCAL_HEADER_BYTES + _NAME_BYTES + size))
+
+
+def entry_content(file: int, name: str, where: Sequence[int], memory: memoryview | None = None) -> memoryview | None:
+    """The content of an entry, which is at `where` (offset, size, checksum), in one read; None if it is damaged.
+    With `memory` (entry_memory) it lies there.
 
     Raises:
         OSError: the file cannot be read.
     """
-    begin = _LOCAL_HEADER.size + len(name)
-    data = os.pread(file, begin + size, offset)
-    if len(data) < begin + size or data[_LOCAL_HEADER.size : begin] != name.encode():
+    offset, size, checksum = where
+    begin = _LOCAL_HEADER_BYTES + len(name)
+    data = (memoryview(bytearray(begin + size)) if memory is None else memory)[: begin + size]
+    if os.preadv(file, [data], offset) < begin + size:
         return None
-    if _LOCAL_HEADER.unpack_from(data) != (b"PK\3\4", len(name), 0):
+    if data[:4] != b"PK\3\4" or data[_NAME_LENGTHS:begin] != struct.pack("<HH", len(name), 0) + name.encode():
         return None
     content = data[begin:]
     return content if zlib.crc32(content) == checksum else None

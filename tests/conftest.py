@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -36,6 +37,13 @@ PATIENCE_S = 600  # the longest wait of a test: no test asserts a duration, beca
 # Under nohup, Python and all processes that it starts ignore HUP, and some tests send it.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Ranks that a test starts are forks of a server that has the imports of a training, which take seconds of CPU time (the network
+# imports timm).
+RANKS = multiprocessing.get_context("forkserver")
+RANKS.set_forkserver_preload(
+    ["tests.conftest", "training.train", "training.backbones.timesformer.network", "torchmetrics"]
+)
 
 # A network so small that a training takes seconds.
 TINY_MODEL = [
@@ -75,10 +83,14 @@ SLOW_FIXTURES = {"train", "finished", "on_ranks"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests as slow by the fixtures that they use."""
+    """Mark tests as slow by the fixtures that they use, and put the files with the largest share of slow tests first. So no
+    process of pytest-xdist starts a long file at the end, when the others have nothing left to do."""
+    slow: dict[Path, list[bool]] = {}
     for item in items:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+        slow.setdefault(item.path, []).append(item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -sum(slow[item.path]) / len(slow[item.path]))  # keeps the tests of a file together
 
 
 @pytest.fixture(scope="session")

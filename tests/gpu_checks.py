@@ -505,24 +505,14 @@ def killed_and_resumed(place: Place) -> Iterator[Row]:
     yield verdict(row.name, row.result == PASS and bool(resumed), f"killed after step 4; {row.figure}")
 
 
-def killed_and_resumed_deterministic(place: Place) -> Iterator[Row]:
-    """The same with --deterministic True, in half precision, compiled and with dropout: the same bits."""
-    compiled = not place.dry
-    flags = ("--compile", compiled, "--dropout", 0.3, "--drop_path", 0.1)
-    yield the_same_bits(place, "timesformer", f"dropout, {'compiled' if compiled else 'not compiled'}", *flags)
+DROP_PATH = ("--drop_path", 0.1)  # of TimeSformer
 
 
-def killed_and_resumed_pooling(place: Place) -> Iterator[Row]:
-    """The same for a network with 3-D max pooling, whose compilation would take minutes; a small one in the dry run."""
-    if place.dry:
-        yield the_same_bits(place, "mscadc", "dropout", "--model", "mscadc", *MSCADC.TINY)
-    else:
-        yield the_same_bits(place, "c3d", "dropout", "--model", "c3d", "--frame_num", 16, "--dropout", 0.3)
-
-
-def the_same_bits(place: Place, name: str, what: str, *flags: object) -> Row:
-    """A training with --deterministic True, killed and resumed, against the uninterrupted one."""
-    flags = (*flags, "--precision", place.half, "--deterministic", True, "--ema", 0.9, "--checkpoint_every", 1)
+def same_bits_when_resumed(place: Place, name: str, *flags: object) -> tuple[bool, str]:
+    """(whether a training that is killed and resumed equals the uninterrupted one bit for bit, what was found), with
+    --deterministic True, in half precision and with dropout."""
+    flags = ("--precision", place.half, "--deterministic", "True", "--dropout", 0.3, *flags)
+    flags += ("--ema", 0.9, "--checkpoint_every", 1)
     finished(training(place, name, *flags))
     resumed = killed_after(place, f"{name}-killed", 4, *flags)
     runs = [place.work / "runs" / run for run in (name, f"{name}-killed")]
@@ -530,11 +520,45 @@ def the_same_bits(place: Place, name: str, what: str, *flags: object) -> Row:
     parts = [{**state["model"], **state["average"]} for state in states]
     other = sum(not torch.equal(t, parts[1][n]) for n, t in parts[0].items() if isinstance(t, torch.Tensor))
     same = step_losses(place, name) == step_losses(place, f"{name}-killed")
-    return verdict(
-        f"killed and resumed, --deterministic, {name}",
-        bool(resumed) and same and not other,
-        f"{place.half}, {what}: {other} of {len(parts[0])} tensors differ, losses {'identical' if same else 'differ'}",
-    )
+    figure = f"{other} of {len(parts[0])} tensors differ, losses {'identical' if same else 'differ'}"
+    return bool(resumed) and same and not other, figure
+
+
+def killed_and_resumed_deterministic(place: Place) -> Iterator[Row]:
+    """The same with --deterministic True, in half precision, compiled and with dropout: the same bits."""
+    passed, figure = same_bits_when_resumed(place, "deterministic", *DROP_PATH, "--compile", not place.dry)
+    how = f"{place.half}, dropout, {'not compiled' if place.dry else 'compiled'}"
+    yield verdict("killed and resumed, --deterministic", passed, f"{how}: {figure}")
+
+
+def killed_and_resumed_pooling(place: Place) -> Iterator[Row]:
+    """The same for a network with 3-D max pooling, whose compilation would take minutes; a small one in the dry run."""
+    flags = ("mscadc", *MSCADC.TINY) if place.dry else ("c3d", "--frame_num", 16)
+    passed, figure = same_bits_when_resumed(place, f"deterministic-{flags[0]}", "--model", *flags)
+    yield verdict(f"killed and resumed, --deterministic, {flags[0]}", passed, f"{place.half}, dropout: {figure}")
+
+
+def cuda_graphs(place: Place) -> Iterator[Row]:
+    """--cuda_graphs True: the losses without it, with and without --accumulate; the same bits when it is resumed; the time of a real
+    step."""
+    needs_cuda(place)
+    for parts in (1, 4):
+        config = tiny_config(
+            "timesformer", "regression", precision="bf16", learning_rate=1e-3, compile=True, accumulate=parts
+        )
+        plain, graphs = (
+            losses_of_steps(dataclasses.replace(config, cuda_graphs=wanted), place, 8) for wanted in (False, True)
+        )
+        worst = max(abs(a - b) / abs(b) for a, b in zip(graphs, plain, strict=True))
+        yield verdict(
+            f"CUDA graphs, losses, --accumulate {parts}",
+            worst < 1e-3,
+            f"relative difference from --compile True alone {worst:.1e} (limit 1e-3)",
+        )
+    passed, figure = same_bits_when_resumed(place, "graphs", *DROP_PATH, "--compile", "True", "--cuda_graphs", "True")
+    yield verdict("killed and resumed, CUDA graphs", passed, figure)
+    flags = {"frame_num": 8, "compile": True, "cuda_graphs": True}
+    yield from real_step(place, "TimeSformer-B, 8 frames of 224, CUDA graphs", flags, 16)
 
 
 def evaluation(place: Place) -> Iterator[Row]:
@@ -679,6 +703,7 @@ CHECKS: dict[str, tuple[Callable[[Place], Iterator[Row]], int]] = {
     "killed_and_resumed": (killed_and_resumed, 90),
     "killed_and_resumed_deterministic": (killed_and_resumed_deterministic, 240),
     "killed_and_resumed_pooling": (killed_and_resumed_pooling, 120),
+    "cuda_graphs": (cuda_graphs, 300),
     "evaluation": (evaluation, 60),
     "torchrun": (torchrun, 60),
 }

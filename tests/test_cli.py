@@ -37,7 +37,7 @@ NEW_FLAGS = {
     "runs_dir", "run_name", "workers", "prefetch", "model", "depth", "num_heads", "drop_path", "method",
     "spcoef_strength", "spcoef_norm", "lr_schedule", "warmup_steps", "clip_grad", "patience", "precision", "seed",
     "resume", "checkpoint_every", "keep_checkpoints", "cache", "cache_gb", "peer_timeout_min", "log_every", "leave_out", "captions_path", "vocabulary_path", "split", "folds", "fold", "split_seed",
-    "input_scale", "accumulate", "deterministic", "time_embed_resize", "checkpoint_activations", "ema", "compile", "tensorboard", "wandb", "features_once",
+    "input_scale", "accumulate", "deterministic", "time_embed_resize", "checkpoint_activations", "ema", "compile", "cuda_graphs", "tensorboard", "wandb", "features_once",
     "dataset_kind", "batch_norm", "bn_group", "bn_windows", "nesterov", "backbone_lr_scale", "lr_steps", "lr_gamma", "geometry",
     "bias_lr_scale", "decay_of", "flip", "augment", "spatial_width", "augment_on", "frame_decode", "test_crops", "test_clips", "full_res", "test_average",
 }  # fmt: skip

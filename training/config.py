@@ -319,6 +319,11 @@ class TrainConfig(BackboneFlags, MethodFlags):
         "Compile the backbone with torch.compile (timesformer: its repeated block, others: the whole network, which takes minutes). The first steps are slower, the later ones faster.",
         may_change=True,
     )
+    cuda_graphs: bool = flag(
+        False,
+        "Launch the kernels of the compiled backbone as CUDA graphs, not one by one; needs --compile True and a GPU. It saves time where a GPU waits for launches, such as with few or small clips, and takes memory for the graphs.",
+        may_change=True,
+    )
     deterministic: bool = flag(
         False,
         "Use only algorithms that give the same bits each time, so that a run on a GPU that was stopped and resumed equals one that was not. Slower. A run on a CPU does so anyway.",
@@ -596,6 +601,12 @@ def config_faults(c: TrainConfig) -> list[str]:
     if c.frame_decode == "gpu" and c.augment != "none" and c.augment_on == "loader":
         faults.append(
             "--frame_decode gpu gives the workers no pixels to augment: give --augment_on device, or leave it out"
+        )
+    if c.cuda_graphs and not c.compile:
+        faults.append("--cuda_graphs True needs a compiled backbone: give --compile True, or leave --cuda_graphs out")
+    if c.cuda_graphs and c.checkpoint_activations == "selective":
+        faults.append(
+            "--cuda_graphs True with --checkpoint_activations selective: PyTorch runs such blocks uncompiled, give --checkpoint_activations True or False"
         )
     faults += test_view_faults(c)
     if c.normalize and c.input_scale not in ("auto", "mtl_aqa"):

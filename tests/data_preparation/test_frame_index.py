@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 
 from data_preparation.archive import FrameReader, write_archive
 from data_preparation.common.errors import UserError
@@ -74,6 +75,26 @@ def test_damage_anywhere_is_found_by_the_checksum_or_left_to_zipfile(archive: Pa
         archive.write_bytes(content[:length])
         with pytest.raises(UserError):
             FrameReader(archive).read(1)
+
+
+def test_frames_read_one_after_the_other_are_those_read_alone(tmp_path: Path):
+    rng, path = np.random.default_rng(0), tmp_path / "01.zip"
+    pictures = [rng.integers(0, 256, (8 + 8 * (n % 3), 16, 3)).astype(np.uint8) for n in range(6)]  # of several sizes
+    write_archive(path, enumerate(map(simplejpeg.encode_jpeg, pictures), 1), {})
+    numbers = [2, 1, 6, 6, 3, 5]
+    for least in (None, (4, 8)):
+        alone = [FrameReader(path).image(number, least) for number in numbers]
+        assert all(map(np.array_equal, FrameReader(path).images(numbers, least), alone))
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        content[archive.getinfo(frame_name(6)).header_offset + 60] ^= 1
+    path.write_bytes(content)
+    read = FrameReader(path).images(numbers)
+    assert np.array_equal([next(read) for _ in range(2)][1], FrameReader(path).image(1))
+    with pytest.raises(UserError, match="frame 6 is damaged"):
+        next(read)
+    with pytest.raises(UserError, match="no frame 7"):
+        list(FrameReader(path).images([1, 7]))
 
 
 def test_a_closed_reader_opens_a_new_archive(archive: Path):

@@ -18,9 +18,10 @@ from training.benchmark import __main__ as benchmark
 from training.benchmark import step
 from training.benchmark._cluster import Hardware, Work, step_seconds
 from training.benchmark._reference_step import FORWARDS
-from training.benchmark._result import Row, Timing, markdown
+from training.benchmark._result import Common, Result, Row, Timing, markdown
 from training.benchmark._training import start_up_parts
 from training.benchmark._transformers_step import name_in_transformers
+from training.benchmark.loader import why_no_torchcodec
 from training.benchmark.scale import breaks_first, simulate
 from training.config import TrainConfig
 from training.model import build_model
@@ -34,6 +35,20 @@ def test_every_command_has_flags_and_a_sentence():
     assert {"all", "augment", "loader", "resume", "saving", "start", "step"} <= set(benchmark.commands())
 
 
+def test_all_finds_its_parts(monkeypatch: pytest.MonkeyPatch):
+    ran, commands = [], benchmark.commands()
+
+    def measure(name: str, config: Common) -> Result:
+        ran.append((name, config.rounds))
+        return Result([Row(name)])
+
+    for name in set(commands) - {"all"}:
+        monkeypatch.setattr(commands[name], "measure", partial(measure, name))
+    rows = commands["all"].measure(commands["all"].Config(rounds=4)).rows
+    assert ran == [(name, 4) for name in commands if name not in ("all", "saving", "scale")]
+    assert [row.name for row in rows[:2]] == ["AUGMENT", "augment"]
+
+
 def test_a_row_has_ratio_and_share():
     timings = {"ours": Timing([3.0, 1.0, 2.0], [1.0] * 3), "reference": Timing([8.0] * 3, [6.0] * 3)}
     row = Row.of("a", timings | {"ceiling": Timing([1.0] * 3, [1.0] * 3)})
@@ -44,6 +59,16 @@ def test_a_row_has_ratio_and_share():
         "|------|---|",
         "| name | - |",
     ]  # a column without any text is left out
+
+
+def test_a_torchcodec_that_does_not_load_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    package = tmp_path / "torchcodec"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise OSError('libtorchcodec_image.so')")
+    (tmp_path / "torchcodec-1.0.dist-info").mkdir()
+    (tmp_path / "torchcodec-1.0.dist-info" / "METADATA").write_text("Name: torchcodec\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert why_no_torchcodec() == f"torchcodec 1.0 does not load with torch {torch.__version__}"
 
 
 @pytest.mark.parametrize("model", ["timesformer", "c3d"])

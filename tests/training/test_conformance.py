@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from data_preparation.actions import Dive
 from data_preparation.boxes import Boxes, boxes_file, write_boxes
@@ -128,7 +131,7 @@ def on_ranks(features_file: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """What `after_steps` gives on every rank of 2 and of 3, for every pair of plug-ins."""
     folder = tmp_path_factory.mktemp("ranks")
     configs = {name: stepping(*pair, features_file) for name, pair in zip(NAMES, PAIRS, strict=True)}
-    mp.spawn(_on_rank, (folder, configs), nprocs=max(WORLD_SIZES))
+    mp.start_processes(_on_rank, (folder, configs), nprocs=max(WORLD_SIZES), start_method="forkserver")
     found: dict[str, list] = {name: [] for name in NAMES}
     for world in WORLD_SIZES:
         for rank in range(world):
@@ -256,6 +259,55 @@ class InOrder(TorchDispatchMode):
         assert not (name.startswith("bincount") and args[1:] and args[1] is not None), name  # with weights
         assert not (name.startswith("scatter_reduce") and "prod" in args), name
         return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)
+def test_nothing_of_a_step_stays_in_the_memory_of_cuda_graphs(
+    model: str, method: str, features_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With --cuda_graphs the next step overwrites all that the compiled backbone computed, and the gradients."""
+    config = config_for(model, method, features_file, batch_norm="trained")
+    network = build_model(config, FACTS).train()
+    if network.method.fits_features:
+        pytest.skip("fitted at once: there are no steps")
+    step, backbone = Step(network, config, Ranks(), CPU), network.backbone
+    created, alive = NewMemory(), []
+
+    def compiled_call(*inputs: torch.Tensor) -> torch.Tensor:  # torch.compile replaces the same attribute
+        with created:
+            return backbone._call_impl(*inputs)
+
+    def mark_step_begin() -> None:
+        gc.collect()
+        gradients = sum(p.grad is not None for p in network.parameters())
+        alive.append((sum(not memory.expired() for memory in created.memory), gradients))
+
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", mark_step_begin)
+    backbone._compiled_call_impl = compiled_call
+    batch, results = batch_for(config, network), []
+    for number, parts in enumerate((1, 2)):
+        step.config = dataclasses.replace(config, compile=True, cuda_graphs=True, accumulate=parts)
+        results.append(step.compute(batch, number))
+        step.commit(0.01)
+    mark_step_begin()
+    assert alive == 3 * [(0, 0)]
+
+
+class NewMemory(TorchDispatchMode):
+    """Weak references to the memory of the tensors that are created inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: list[StorageWeakRef] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        given, made = (
+            {t.untyped_storage().data_ptr(): t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
+            for tree in ((args, kwargs), found)
+        )
+        self.memory += [StorageWeakRef(t.untyped_storage()) for place, t in made.items() if place not in given]
+        return found
 
 
 @pytest.mark.parametrize(("model", "method"), PAIRS, ids=NAMES)

@@ -99,15 +99,21 @@ def test_compiled_blocks_are_the_blocks(monkeypatch: pytest.MonkeyPatch):
         graphs.append(graph)
         return graph
 
-    compile_block = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda block: compile_block(block, backend=backend))
+    asked, compile_block = [], nn.Module.compile
+
+    def compile_by_backend(block: nn.Module, options: dict[str, object]) -> None:
+        asked.append(options)
+        compile_block(block, backend=backend)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_by_backend)
     torch.manual_seed(0)
     model = TimeSformer(32, 16, 4, 24, 5, 2, drop_path=0.4).train()
     video = torch.rand(6, 3, 4, 32, 32)
     output, gradients = outputs_and_gradients(model, video)
-    model.compile_blocks()
+    model.compile_blocks(cuda_graphs=True)
     compiled, same_gradients = outputs_and_gradients(model, video)
     assert len(graphs) == 3
+    assert asked == 5 * [{"triton.cudagraphs": True}]
     assert torch.allclose(compiled, output, rtol=1e-5, atol=1e-6)
     assert all(torch.allclose(same_gradients[n], g, rtol=1e-4, atol=1e-6) for n, g in gradients.items())
 

@@ -620,10 +620,23 @@ def test_events_are_held_out_whole(train, dataset: Path, tmp_path: Path):
 
 
 def test_a_compiled_backbone_trains(train, tmp_path: Path):
-    train("--compile", "True", "--epochs", 1, "--run_name", "compiled", env={})
-    train("--epochs", 1, "--run_name", "plain")
+    """One block, because each further kind of block takes half a minute to compile."""
+    flags = ["--depth", 1, "--epochs", 1]
+    train(*flags, "--compile", "True", "--run_name", "compiled", env={})
+    train(*flags, "--run_name", "plain")
     one, other = (metrics(tmp_path / "runs" / name) for name in ("compiled", "plain"))
     assert one[-1]["val_loss"] == pytest.approx(other[-1]["val_loss"], rel=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA sees a GPU here")
+def test_cuda_graphs_say_what_they_lack(train):
+    alone = train("--cuda_graphs", "True", "--checkpoint_activations", "selective", check=False)
+    assert alone.returncode == 2
+    assert "give --compile True" in alone.stderr
+    assert "give --checkpoint_activations True or False" in alone.stderr
+    on_the_cpu = train("--cuda_graphs", "True", "--compile", "True", check=False)
+    assert on_the_cpu.returncode == 2
+    assert "--cuda_graphs True needs a GPU and this process uses none" in on_the_cpu.stderr
 
 
 def test_tensorboard_gets_the_numbers(train, tmp_path: Path):

@@ -74,11 +74,11 @@ class Backbone(nn.Module):
         contexts = _selective.contexts if self.checkpoint_activations == "selective" else noop_context_fn
         return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, *, cuda_graphs: bool = False) -> None:
         """Compile the network with torch.compile when it first runs: here as a whole, which takes minutes. A network of equal
-        blocks overrides this and compiles the block."""
+        blocks overrides this and compiles the block. With `cuda_graphs` (--cuda_graphs) its kernels are replayed as CUDA graphs."""
         # with fallback_random a compiled network drops the same activations as an uncompiled one
-        self.compile(options={"fallback_random": True})
+        self.compile(options={"fallback_random": True, "triton.cudagraphs": cuda_graphs})
 
     def load_pretrained(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Load the tensors of a published weight file; return one log message per adaptation.

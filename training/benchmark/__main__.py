@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Sequence
-from types import ModuleType
 
 from data_preparation.common.command_line import parse_command, run, to_argv
-from training import benchmark
+from training.benchmark import commands
 from training.benchmark._result import finish
-
-
-def commands() -> dict[str, ModuleType]:
-    """The modules of the commands, by name."""
-    names = [module.name for module in pkgutil.iter_modules(benchmark.__path__) if not module.name.startswith("_")]
-    return {name: importlib.import_module(f"{benchmark.__name__}.{name}") for name in sorted(names)}
 
 
 def main(argv: Sequence[str]) -> int:

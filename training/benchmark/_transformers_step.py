@@ -61,7 +61,7 @@ def transformers_ways(
             intermediate_size=4 * backbone.feature_dim,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            drop_path_rate=0.0,
+            drop_path_rate=0,
             layer_norm_eps=1e-6,
         )
     ).to(video_BCTHW.device)

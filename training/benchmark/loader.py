@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
@@ -158,14 +160,26 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
     rows += cached_rows(
         dataset.config, clips, each(lambda index: load_clip(loose, clips[index])), layout.root, config.rounds
     )
-    if find_spec("torchcodec") is None:
-        return [*rows, Row("- the same from the video with torchcodec", note="not installed")]
+    name = "- reference: torchcodec on the video"
+    if reason := why_no_torchcodec():
+        return [*rows, Row(name, note=reason)]
     with_video = {
         "reference": torchcodec_way(layout, clips),
         "ours": each(lambda index: dataset.reader.__getitems__([planned[index]])),
     }
     timings = alternate(with_video, max(config.rounds, len(clips)), torch.device("cpu"))
-    return [*rows, Row.of("- reference: torchcodec on the video", timings, "CPU")]
+    return [*rows, Row.of(name, timings, "CPU")]
+
+
+def why_no_torchcodec() -> str:
+    """Why torchcodec cannot be measured, or an empty text. Its wheels are made for one version of torch, with or without CUDA."""
+    if find_spec("torchcodec") is None:
+        return "not installed"
+    try:
+        import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError):
+        return f"torchcodec {version('torchcodec')} does not load with torch {torch.__version__}"
+    return ""
 
 
 def torchcodec_way(layout: DatasetLayout, clips: Sequence[ClipSpec]) -> Callable[[], object]:

@@ -42,6 +42,8 @@ def measure(config: Config) -> Result:
         Row("process start to first step, resumed", "s", median("resumed", "all"), ceiling=median("fresh", "all")),
         Row("- loading the checkpoint", "s", median("resumed", "checkpoint"), ceiling=median("fresh", "checkpoint")),
     ]
-    of_saving = saving.measure(saving.Config(folder=Path(tempfile.gettempdir()) / f"deepsports-saving-{id(config)}"))
+    of_saving = saving.measure(
+        saving.Config(rounds=config.rounds, folder=Path(tempfile.gettempdir()) / f"deepsports-saving-{id(config)}")
+    )
     legend = ["Ceiling of the first two: the same run from scratch. Then, from the command saving:", *of_saving.legend]
     return Result([*rows, *of_saving.rows], legend, {"start_up": parts})

@@ -15,6 +15,8 @@ from training.benchmark._result import Common, Result, Row, Timing, time_call
 from training.config import TrainConfig
 from training.runtime import checkpoint
 
+IN_ALL = False  # resume includes it
+
 
 @dataclass(frozen=True)
 class Config(Common):

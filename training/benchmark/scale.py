@@ -45,6 +45,7 @@ from training.engine.prediction import in_order
 from training.methods import build_method
 from training.runtime.ranks import Ranks
 
+IN_ALL = False  # a simulation
 RANKS = (1, 8, 64, 256, 1000)
 PLAIN_OPERATIONS = 3  # whether it exists, whether it is a file, then to open it
 

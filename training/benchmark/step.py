@@ -65,7 +65,10 @@ class Config(Common):
         ("timesformer_8", "c3d"), "Networks to measure.", choices=("timesformer_8", "timesformer_48", "c3d")
     )
     clips: int = flag(0, "Clips of a batch; 0: as many as the case has.", minimum=0)
-    compile: bool = flag(False, "Also measure --compile True; compiling takes its own time, which the table shows.")
+    compile: bool = flag(
+        False,
+        "Also measure --compile True, and on a GPU --cuda_graphs True; compiling takes its own time, which the table shows.",
+    )
 
 
 LEGEND = [
@@ -118,11 +121,11 @@ def case_result(name: str, flags: dict[str, Any], clips: int, options: Config) -
         "ours": own_step(copy.deepcopy(model), config, device),
         "reference": reference_step(peer, precision, device),
     }
-    seconds_to_compile = None
+    seconds_to_compile = {}
     for flag_name, variant in variants(options).items():
         step = own_step(copy.deepcopy(model), dataclasses.replace(config, **variant), device)
         if "compile" in variant:
-            seconds_to_compile, _ = time_call(partial(step, batch), device)
+            seconds_to_compile[flag_name], _ = time_call(partial(step, batch), device)
         steps[flag_name] = step
     ways: dict[str, Way] = {key: partial(step, batch) for key, step in steps.items()}
     product, product_flops = matrix_product(device, precision)
@@ -135,9 +138,8 @@ def case_result(name: str, flags: dict[str, Any], clips: int, options: Config) -
     kept = {key: megabytes(way, device) for key, way in ways.items()}
     rows.append(Row("- memory", "MB", kept["ours"], kept["reference"]))
     for flag_name in list(steps)[2:]:
-        note = f"{kept[flag_name]:.0f} MB" if seconds_to_compile is None or "compile" not in flag_name else ""
-        if "compile" in flag_name:
-            note = f"compiled in {seconds_to_compile:.0f} s"
+        seconds = seconds_to_compile.get(flag_name)
+        note = f"{kept[flag_name]:.0f} MB" if seconds is None else f"compiled in {seconds:.0f} s"
         rows.append(
             dataclasses.replace(
                 Row.of(
@@ -153,14 +155,16 @@ def case_result(name: str, flags: dict[str, Any], clips: int, options: Config) -
 
 def variants(options: Config) -> dict[str, dict[str, Any]]:
     """The flags whose cost is measured, by how they are written on the command line."""
-    wanted: list[tuple[str, Any]] = [
-        ("checkpoint_activations", "True"),
-        ("checkpoint_activations", "selective"),
-        ("deterministic", True),
+    wanted: list[dict[str, Any]] = [
+        {"checkpoint_activations": "True"},
+        {"checkpoint_activations": "selective"},
+        {"deterministic": True},
     ]
     if options.compile:
-        wanted.append(("compile", True))
-    return {f"--{name} {value}": {name: value} for name, value in wanted}
+        wanted.append({"compile": True})
+        if options.device.type == "cuda":
+            wanted.append({"compile": True, "cuda_graphs": True})
+    return {" ".join(f"--{name} {value}" for name, value in flags.items()): flags for flags in wanted}
 
 
 def own_step(model: ScoringModel, config: TrainConfig, device: torch.device) -> Callable[[Batch], object]:

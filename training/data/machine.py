@@ -143,6 +143,10 @@ def check_machine(
         faults += temporary_folder_faults()
     if config.frame_decode == "gpu" and device.type != "cuda":
         faults.append(NEEDS_GPU)
+    if trains and config.cuda_graphs and device.type != "cuda":
+        faults.append(
+            "--cuda_graphs True needs a GPU and this process uses none: run it on a GPU, or give --cuda_graphs False"
+        )
     if faults:
         raise UserError.of(faults)
     for warning in machine_warnings(config):

@@ -230,19 +230,27 @@ class FrameSource:
         """The resized frames. The crops of a clip follow each other in the test, so the last ones are kept."""
         key = (clip.action.key, clip.frames, view.resize, view.nearest)
         if self._kept is None or self._kept[0] != key:
-            self._kept = (key, list(self._resized_frames(clip, view)))
+            reader = self._readers[clip.action.video]
+            self._kept = (key, [self._resized_frame(reader, view, number) for number in clip.frames])
         return self._kept[1]
 
     def _resized_frames(self, clip: ClipSpec, view: View) -> Iterator[np.ndarray]:
-        """The frames of a clip one by one, (height, width, 3) uint8 of `view.resize`."""
+        """The frames of a clip one by one, (height, width, 3) uint8 of `view.resize`; each is valid until the next."""
         reader = self._readers[clip.action.video]
-        for number in clip.frames:
-            yield self._resized_frame(reader, view, number)
+        if isinstance(reader, FrameReader):
+            for frame_HWC in reader.images(clip.frames, *self._least(view)):
+                yield resize_image(frame_HWC, *view.resize, view.nearest)
+        else:
+            for number in clip.frames:
+                yield self._resized_frame(reader, view, number)
 
     def _resized_frame(self, reader: Frames, view: View, number: int) -> np.ndarray:
         """One frame (height, width, 3) uint8 of `view.resize`."""
-        least = (view.resize,) if self.config.frame_decode == "scaled" else ()
-        return resize_image(reader.image(number, *least), *view.resize, view.nearest)
+        return resize_image(reader.image(number, *self._least(view)), *view.resize, view.nearest)
+
+    def _least(self, view: View) -> tuple[tuple[int, int], ...]:
+        """The argument `least` of Frames.image, if frames may be decoded at a smaller size."""
+        return (view.resize,) if self.config.frame_decode == "scaled" else ()
 
 
 def jpegs_of(readers: FrameReaders, clips: Sequence[ClipSpec]) -> Jpegs:
@@ -258,7 +266,26 @@ def jpegs_of(readers: FrameReaders, clips: Sequence[ClipSpec]) -> Jpegs:
     return Jpegs(data, lengths, [clip.view for clip in clips if clip.view is not None])
 
 
-class FeatureSource:
+class WithoutFrames(Source):
+    """Base class of sources of features (N, D), which an action has once: no frames and no views to choose."""
+
+    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
+        return None
+
+    def at(self, choice: ViewChoice) -> Source:
+        return self
+
+    def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
+        return ClipSpec(action, (), None)
+
+    def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
+        return self.plan(action, rng)
+
+    def read_batch(self, clips: Sequence[ClipSpec]) -> torch.Tensor:
+        return torch.stack([self.read(clip) for clip in clips])
+
+
+class FeatureSource(WithoutFrames):
     """Features of the file --features: clips (N, D) float32."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -270,26 +297,11 @@ class FeatureSource:
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {"features": self.file.fingerprint(actions)}
 
-    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
-        return None
-
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         return {str(video): str(found) for video, found in self.file.about.get("videos", {}).items()}
 
-    def at(self, choice: ViewChoice) -> FeatureSource:
-        return self
-
-    def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
-        return ClipSpec(action, (), None)
-
-    def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
-        return self.plan(action, rng)
-
     def read(self, clip: ClipSpec) -> torch.Tensor:
         return torch.from_numpy(self.file.row(clip.action.key))
-
-    def read_batch(self, clips: Sequence[ClipSpec]) -> torch.Tensor:
-        return torch.stack([self.read(clip) for clip in clips])
 
 
 def frame_faults(actions: Sequence[Action], config: TrainConfig) -> list[str]:

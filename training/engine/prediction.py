@@ -133,6 +133,8 @@ class Predictor:
                 bar.update()
                 self.between_batches()
                 if loaded is not None:  # else only other ranks have a batch in this round
+                    if self.config.cuda_graphs:
+                        torch.compiler.cudagraph_mark_step_begin()
                     own += forward_rows(forward, loaded, self.config.precision, self.device)
         return rows_of_all_ranks(own)
 

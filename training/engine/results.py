@@ -48,7 +48,8 @@ class StepResult(NamedTuple):
             copied = torch.cuda.Event()
             copied.record()
             wait = copied.synchronize
-        kept = {name: output.detach() for name, output in outputs.items()}
+        # copies, because the memory of CUDA graphs (--cuda_graphs) holds outputs only until the next step
+        kept = {name: output.detach().clone() for name, output in outputs.items()}
         return cls(step, list(losses), values, wait, kept, own_indices)
 
     def read(self) -> dict[str, float]:

@@ -49,7 +49,7 @@ class Step:
         # PyTorch's initial scale of 65536 makes the first gradients overflow, and each overflow skips a step
         self.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**12, enabled=self.precision == "fp16")
         if config.compile:
-            model.backbone.compile_blocks()
+            model.backbone.compile_blocks(cuda_graphs=config.cuda_graphs)
         self.ddp_model = self._wrap(model)
         self._statistics: RunningStatistics = []
         # Whether a loss or gradient was not finite; from then on no step changes anything. It stays on the device, so that the
@@ -96,6 +96,8 @@ class Step:
         Raises:
             ProcessLost: the sum of the gradients takes longer than --peer_timeout_min.
         """
+        if self.config.cuda_graphs:  # from here on the graphs may overwrite all that the last step computed
+            torch.compiler.cudagraph_mark_step_begin()
         own_indices = batch.action_index
         batch = augment_batch(to_device(batch._replace(looks={}), self.device), batch.looks)
         micro_batches = chunk_batch(batch, self.config.accumulate)
@@ -150,6 +152,10 @@ class Step:
         update_running_statistics(self._statistics, self.failed)
         if self.average is not None:
             self.average.update_parameters(self.model)
+        if (
+            self.config.cuda_graphs
+        ):  # the memory of the graphs, which the next forward pass overwrites, holds the gradients
+            self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda" and self.ranks.world_size > 1:
             self._committed = torch.cuda.current_stream(self.device).record_event()
 

@@ -204,13 +204,13 @@ class TimeSformer(Backbone):
         tokens = torch.cat([cls_B1D, x_BPTD.mean(dim=1)], dim=1) if self.frame_tokens else cls_B1D
         return self.head(self.norm(tokens))
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, *, cuda_graphs: bool = False) -> None:
         """Compile the forward pass of the blocks. The blocks share their compiled code: in training there are three kinds, the first
         (which drops nothing), the last and the others; validation and --accumulate add some."""
         # beyond this number of kinds PyTorch runs the block uncompiled
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         for block in self.blocks:
-            block.compile()
+            block.compile(options={"triton.cudagraphs": cuda_graphs})
 
     def own_maps(self, video_BCTHW: torch.Tensor) -> dict[str, torch.Tensor]:
         """Attention roll-out from the class token to the patches: {"rollout": (B, T, h, w)}, with sum 1 over the clip and class
