@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,8 @@ PATIENCE_S = 600  # the longest wait of a test: no test asserts a duration, beca
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Ranks that a test starts are forks of a server that has the imports of a training, which take seconds of CPU time (the network
-# imports timm).
+# Ranks that a test starts are forks of a server that has the imports of a training (`rank_server`).
 RANKS = multiprocessing.get_context("forkserver")
-RANKS.set_forkserver_preload(
-    ["tests.conftest", "training.train", "training.backbones.timesformer.network", "torchmetrics"]
-)
 
 # A network so small that a training takes seconds.
 TINY_MODEL = [
@@ -108,6 +105,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_python("-m", "data_preparation.synthetic", "--dataset", folder, "--videos", 2, "--dives", 60)
     run_python("-m", "data_preparation.extract", "--dataset", folder, "--height", 72, "--verify")
     return folder
+
+
+@pytest.fixture(scope="module")
+def rank_server() -> None:
+    """The server of RANKS with the imports of a training, which take each rank seconds of CPU time otherwise (the network imports
+    timm). A training with workers that ran in this process before has left a server with fewer."""
+    forkserver._forkserver._stop()
+    RANKS.set_forkserver_preload(
+        ["tests.conftest", "training.train", "training.backbones.timesformer.network", "torchmetrics"]
+    )
 
 
 def run_python(

@@ -54,6 +54,8 @@ from training.runtime.ranks import (
 )
 from training.runtime.statuses import Status
 
+pytestmark = pytest.mark.usefixtures("rank_server")
+
 STEP = {
     "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_STEP_NODELIST": "gpu[003-004]", "SLURM_NTASKS": "4",

@@ -24,6 +24,8 @@ from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.runtime.statuses import Status
 
+pytestmark = pytest.mark.usefixtures("rank_server")
+
 # several steps and a validation in each of two epochs; no checkpoint between them but those of survivors
 FLAGS = ["--epochs", 2, "--log_every", 1, "--checkpoint_every", 1000, "--ema", 0.9, "--accumulate", 2]
 
