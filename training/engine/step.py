@@ -154,9 +154,8 @@ class Step:
         update_running_statistics(self._statistics, self.failed)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        if (
-            self.config.cuda_graphs
-        ):  # the memory of the graphs, which the next forward pass overwrites, holds the gradients
+        if self.config.cuda_graphs:
+            # the gradients lie in the memory of the graphs, which the next step overwrites
             self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda" and self.ranks.world_size > 1:
             self._committed = torch.cuda.current_stream(self.device).record_event()
