@@ -44,7 +44,7 @@ class ExtractionConfig:
     """Extract a partly annotated 720p H.264 broadcast, and compare with "ffmpeg everything, then delete"."""
 
     video: Path | None = flag(None, "A broadcast video; none generates one (1280x720, 25 fps, GOP 250).")
-    frames: int = flag(12000, "Number of frames of the generated broadcast.", minimum=1000)
+    frames: int = flag(12000, "Number of frames of the generated broadcast.", minimum=100)
     share: float = flag(0.064, "Fraction of the frames inside dives; MTL-AQA's is 0.064.", minimum=0.001, maximum=0.5)
     height: int = flag(256, "Height of the stored frames in pixels.", minimum=0)
     folder: Path | None = flag(None, "Working folder; none uses the system's temporary folder.")

@@ -61,8 +61,9 @@ def start_row(
     end, parts = next(((end, parts) for end, parts in steps if begun <= end < until), (None, {"all": 0.0}))
     seconds: dict[str, float | None] = dict.fromkeys(COLUMNS)
     if times is not None:
-        seconds["HELD"] = times.eligible - times.submitted
-        seconds["QUEUE"] = times.started - times.eligible
+        eligible = min(times.eligible, times.started)  # after a requeue, Slurm may give the start before the later time
+        seconds["HELD"] = eligible - times.submitted
+        seconds["QUEUE"] = times.started - eligible
         seconds["SCRIPT"] = begun - times.started
     if end is not None:
         seconds["SRUN"] = end - parts["all"] - begun

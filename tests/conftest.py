@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,9 @@ PATIENCE_S = 600  # the longest wait of a test: no test asserts a duration, beca
 # Under nohup, Python and all processes that it starts ignore HUP, and some tests send it.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Ranks that a test starts are forks of a server that has the imports of a training (`rank_server`).
+RANKS = multiprocessing.get_context("forkserver")
 
 # A network so small that a training takes seconds.
 TINY_MODEL = [
@@ -75,10 +80,14 @@ SLOW_FIXTURES = {"train", "finished", "on_ranks"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests as slow by the fixtures that they use."""
+    """Mark tests as slow by the fixtures that they use, and put the files with the largest share of slow tests first. So no
+    process of pytest-xdist starts a long file at the end, when the others have nothing left to do."""
+    slow: dict[Path, list[bool]] = {}
     for item in items:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+        slow.setdefault(item.path, []).append(item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -sum(slow[item.path]) / len(slow[item.path]))  # keeps the tests of a file together
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +105,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_python("-m", "data_preparation.synthetic", "--dataset", folder, "--videos", 2, "--dives", 60)
     run_python("-m", "data_preparation.extract", "--dataset", folder, "--height", 72, "--verify")
     return folder
+
+
+@pytest.fixture(scope="module")
+def rank_server() -> None:
+    """The server of RANKS with the imports of a training, which take each rank seconds of CPU time otherwise (the network imports
+    timm). A training with workers that ran in this process before has left a server with fewer."""
+    forkserver._forkserver._stop()
+    RANKS.set_forkserver_preload(
+        ["tests.conftest", "training.train", "training.backbones.timesformer.network", "torchmetrics"]
+    )
 
 
 def run_python(

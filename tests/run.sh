@@ -40,7 +40,8 @@ part() {
     [ "$result" -eq 0 ] || [ "$result" -eq "$no_test" ] || status=$result
 }
 
-part -m "$first" -n 2 --dist loadfile "$@" # two processes, whole files each
+# one thread each: two processes of two threads need a fifth more CPU time on two cores
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" part -m "$first" -n 2 --dist loadfile --no-loadscope-reorder "$@" # two processes, whole files each, in the order of conftest.py
 if [ -z "$no_slurm" ]; then
     trap 'bash tests/cluster/stop.sh' EXIT
     bash tests/cluster/start.sh

@@ -7,6 +7,7 @@ PyTorch's. With them the outputs are the same bits, and on a CPU the gradients, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -68,10 +69,10 @@ class _MaxPool3d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:  # type: ignore[override]
         (places,) = ctx.saved_tensors
-        return max_pool3d_gradient(grad, places, ctx.shape, *ctx.windows), None, None, None, None
+        gradient = _compiled_gradient if torch.compiler.is_compiling() else max_pool3d_gradient
+        return gradient(grad, places, ctx.shape, *ctx.windows), None, None, None, None
 
 
-@torch.library.custom_op("deepsports::max_pool3d_gradient", mutates_args=())
 def max_pool3d_gradient(
     grad: torch.Tensor,
     places: torch.Tensor,
@@ -85,20 +86,22 @@ def max_pool3d_gradient(
     At each offset in the window the windows have different positions of the input, so a sum into them has no two writers. The
     offsets go backwards: a position then adds its windows in the order in which PyTorch does on a CPU.
     """
-    _, _, _, height, width = shape
     total = _empty(grad, places, shape).zero_()
+    place = torch.arange(math.prod(shape[2:]), device=grad.device).view(*shape[2:])  # of each position, as in `places`
     for offset in product(*(range(k - 1, -1, -1) for k in kernel)):
         axes = [_windows(*each) for each in zip(offset, shape[2:], grad.shape[2:], stride, padding, strict=True)]
         if any(windows.start >= windows.stop for windows, _ in axes):
             continue  # this offset is in the padding of each window
-        windows, positions = ((slice(None), slice(None), *each) for each in zip(*axes, strict=True))
-        t, h, w = (torch.arange(p.start, p.stop, p.step, device=grad.device) for p in positions[2:])
-        here = (t[:, None, None] * height + h[:, None]) * width + w  # (T'', H'', W''), as in `places`
-        total[positions] += torch.where(places[windows] == here, grad[windows], 0.0)
+        windows, positions = ((..., *each) for each in zip(*axes, strict=True))
+        total[positions] += torch.where(places[windows] == place[positions], grad[windows], 0.0)
     return total
 
 
-@max_pool3d_gradient.register_fake
+# one operation for torch.compile, which would take minutes for the loop
+_compiled_gradient = torch.library.custom_op("deepsports::max_pool3d_gradient", max_pool3d_gradient, mutates_args=())
+
+
+@_compiled_gradient.register_fake
 def _empty(grad: torch.Tensor, places: torch.Tensor, shape: Sequence[int], *_: Sequence[int]) -> torch.Tensor:
     """The tensor for the gradient, in the memory format of `places`."""
     is_last = places.is_contiguous(memory_format=torch.channels_last_3d) and not places.is_contiguous()

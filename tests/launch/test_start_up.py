@@ -11,6 +11,7 @@ import pytest
 
 from data_preparation.common.errors import UserError
 from launch import start_up
+from launch.slurm import JobTimes
 
 ACCOUNTED = """21|2026-11-26T22:27:40|2026-11-26T22:27:41|2026-11-26T22:27:47
 21|2026-11-26T22:28:09|2026-11-26T22:28:13|2026-11-26T22:28:13
@@ -80,3 +81,11 @@ def test_without_slurm_the_reason_is_named(runs: Path, tools: Path, capsys: pyte
 def test_a_job_that_has_not_started_is_refused(runs: Path):
     with pytest.raises(UserError, match=r"job 22 of .* has not started: give"):
         start_up.main(["--run", "a", "--job", "22", "--runs_dir", str(runs)])
+
+
+def test_a_later_eligible_time_is_that_of_a_requeue():
+    """As accounting has given the first start of a job that was requeued."""
+    row = start_up.start_row(
+        begun("22:28:02"), float("inf"), [JobTimes(*map(begun, ("22:28:00", "22:28:24", "22:28:00")))], []
+    )
+    assert (row["HELD"], row["QUEUE"], row["SCRIPT"]) == ("0.0", "0.0", "2.0")

@@ -127,11 +127,11 @@ def _on_rank(rank: int, folder: Path, configs: dict[str, TrainConfig]) -> None:
 
 
 @pytest.fixture(scope="module")
-def on_ranks(features_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+def on_ranks(features_file: Path, tmp_path_factory: pytest.TempPathFactory, rank_server: None) -> dict[str, list]:
     """What `after_steps` gives on every rank of 2 and of 3, for every pair of plug-ins."""
     folder = tmp_path_factory.mktemp("ranks")
     configs = {name: stepping(*pair, features_file) for name, pair in zip(NAMES, PAIRS, strict=True)}
-    mp.spawn(_on_rank, (folder, configs), nprocs=max(WORLD_SIZES))
+    mp.start_processes(_on_rank, (folder, configs), nprocs=max(WORLD_SIZES), start_method="forkserver")
     found: dict[str, list] = {name: [] for name in NAMES}
     for world in WORLD_SIZES:
         for rank in range(world):

@@ -251,7 +251,7 @@ def _steps_on_rank(rank: int, join: str) -> None:
 
 @pytest.mark.slow
 def test_an_output_that_the_loss_does_not_use_ends_no_training(tmp_path: Path):
-    mp.spawn(_steps_on_rank, (str(tmp_path / "join"),), nprocs=2)
+    mp.start_processes(_steps_on_rank, (str(tmp_path / "join"),), nprocs=2, start_method="forkserver")
 
 
 def test_a_rank_batch_that_is_not_a_multiple_of_the_group_is_refused():

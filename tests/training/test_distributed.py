@@ -20,6 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preparation.common.errors import UserError
+from tests.conftest import RANKS
+from training.engine.step import Step
 from training.losses import mse, soft_spearman
 from training.runtime import collectives
 from training.runtime.collectives import (
@@ -51,6 +53,8 @@ from training.runtime.ranks import (
     tasks_of_nodes,
 )
 from training.runtime.statuses import Status
+
+pytestmark = pytest.mark.usefixtures("rank_server")
 
 STEP = {
     "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4",
@@ -122,10 +126,9 @@ def _come(rank: int, world: int, port: int, answers: mp.SimpleQueue) -> None:
 @pytest.mark.parametrize("absent", [set(), {1, 3}, {0}])
 def test_ranks_that_do_not_come_are_named(absent: set[int]):
     world, port = 4, 20000 + os.getpid() % 9000 + len(absent)
-    context = mp.get_context("spawn")
-    answers = context.SimpleQueue()
+    answers = RANKS.SimpleQueue()
     here = [rank for rank in range(world) if rank not in absent]
-    processes = [context.Process(target=_come, args=(rank, world, port, answers)) for rank in here]
+    processes = [RANKS.Process(target=_come, args=(rank, world, port, answers)) for rank in here]
     for process in processes:
         process.start()
     said = dict(answers.get() for _ in processes)
@@ -173,10 +176,9 @@ def _lose(rank: int, world: int, port: int, lost: int, how: int, answers: mp.Sim
 )
 def test_a_lost_rank_is_named_in_plain_words(world: int, lost: int, how: int):
     """A rank is killed, or does not answer within the time that the others wait."""
-    context = mp.get_context("spawn")
-    answers = context.SimpleQueue()
+    answers = RANKS.SimpleQueue()
     port = 20000 + os.getpid() % 9000 + 40 + world + lost
-    processes = [context.Process(target=_lose, args=(r, world, port, lost, how, answers)) for r in range(world)]
+    processes = [RANKS.Process(target=_lose, args=(r, world, port, lost, how, answers)) for r in range(world)]
     for process in processes:
         process.start()
     said = [answers.get() for _ in range(world - 1)]
@@ -273,10 +275,9 @@ def _see(rank: int, port: int, path: Path, late: float, answers: mp.SimpleQueue)
 @pytest.mark.parametrize("late", [0.0, 1.5, 30.0])
 def test_ranks_wait_until_they_see_the_first_ranks_file(tmp_path: Path, late: float):
     (tmp_path / "c.pt").write_text("content")
-    context = mp.get_context("spawn")
-    answers = context.SimpleQueue()
+    answers = RANKS.SimpleQueue()
     port = 20000 + os.getpid() % 9000 + int(late)
-    processes = [context.Process(target=_see, args=(r, port, tmp_path / "c.pt", late, answers)) for r in range(2)]
+    processes = [RANKS.Process(target=_see, args=(r, port, tmp_path / "c.pt", late, answers)) for r in range(2)]
     for process in processes:
         process.start()
     said = [answers.get() for _ in processes]
@@ -350,14 +351,12 @@ def test_ranks_together_have_the_gradient_of_the_whole_batch(tmp_path, world: in
     weight = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
     _loss(x @ weight, y).backward()
     assert weight.grad.abs().min() > 1e-3
-    mp.spawn(_rank, (world, str(tmp_path / "join"), x, y, weight.grad), nprocs=world)
+    mp.start_processes(
+        _rank, (world, str(tmp_path / "join"), x, y, weight.grad), nprocs=world, start_method="forkserver"
+    )
 
 
 def _wrap(rank: int, file: str) -> None:
-    from training.engine.step import (
-        Step,
-    )  # here, because it takes seconds to import and every spawned process imports this file
-
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     model = torch.nn.Linear(2, 1)
     model.register_buffer("drawn", torch.full((2,), float(rank)))
@@ -373,4 +372,4 @@ def _wrap(rank: int, file: str) -> None:
 
 @pytest.mark.slow
 def test_buffers_are_broadcast_once_before_the_first_step(tmp_path):
-    mp.spawn(_wrap, (str(tmp_path / "join"),), nprocs=2)
+    mp.start_processes(_wrap, (str(tmp_path / "join"),), nprocs=2, start_method="forkserver")

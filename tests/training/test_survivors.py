@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import signal
@@ -18,19 +17,17 @@ from unittest import mock
 import pytest
 
 from data_preparation.common.errors import UserError
-from tests.conftest import PATIENCE_S, data_flags, tiny_model
+from tests.conftest import PATIENCE_S, RANKS, data_flags, tiny_model
 from tests.training.test_training import assert_same_run, newest
 from training.runtime.rank_monitor import FAILED, KILLED
 from training.runtime.ranks import Ranks
 from training.runtime.run_folder import RunFolder
 from training.runtime.statuses import Status
 
+pytestmark = pytest.mark.usefixtures("rank_server")
+
 # several steps and a validation in each of two epochs; no checkpoint between them but those of survivors
 FLAGS = ["--epochs", 2, "--log_every", 1, "--checkpoint_every", 1000, "--ema", 0.9, "--accumulate", 2]
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.training.test_survivors", "training.train"])
-
 
 ERROR = 0  # an error of the rank's own, instead of a signal
 
@@ -121,7 +118,7 @@ class Run:
         self.folder.mkdir(exist_ok=True)
         outs = [self.folder / f"out-{self.starts}-{rank}" for rank in range(self.world)]
         ranks = [
-            CONTEXT.Process(target=_rank, args=(rank, self.world, port, self.argv, outs[rank], deaths.get(rank)))
+            RANKS.Process(target=_rank, args=(rank, self.world, port, self.argv, outs[rank], deaths.get(rank)))
             for rank in range(self.world)
         ]
         for rank in ranks:

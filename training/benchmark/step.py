@@ -74,7 +74,7 @@ class Config(Common):
 LEGEND = [
     "Reference: softmax(q k^T) v with the weights in memory, every token in every block, AdamW without fusion; C3D window by",
     "window in the usual memory format. Ceiling: the time that the same multiply-adds take in the machine's own matrix product.",
-    "Memory: what a forward pass keeps for the backward pass; on a GPU the peak of the step.",
+    "Memory: what a forward pass keeps for the backward pass; on a GPU the peak of the step less what was there before.",
 ]
 
 
@@ -117,37 +117,22 @@ def case_result(name: str, flags: dict[str, Any], clips: int, options: Config) -
     peer.backbone_forward = partial(FORWARDS[type(model.backbone)], peer.model.backbone)
     difference = relative_difference(model.to(device), peer.to(device), batch)
 
-    steps = {
-        "ours": own_step(copy.deepcopy(model), config, device),
-        "reference": reference_step(peer, precision, device),
-    }
-    seconds_to_compile = {}
-    for flag_name, variant in variants(options).items():
-        step = own_step(copy.deepcopy(model), dataclasses.replace(config, **variant), device)
-        if "compile" in variant:
-            seconds_to_compile[flag_name], _ = time_call(partial(step, batch), device)
-        steps[flag_name] = step
-    ways: dict[str, Way] = {key: partial(step, batch) for key, step in steps.items()}
+    own: Way = partial(own_step(copy.deepcopy(model), config, device), batch)
+    reference: Way = partial(reference_step(peer, precision, device), batch)
     product, product_flops = matrix_product(device, precision)
-    timings = alternate({**ways, "product": product}, options.rounds, device, warm_up=2)
+    ways = {"ours": own, "reference": reference, "product": product}
+    timings = alternate(ways, options.rounds, device, warm_up=2)
     rate = product_flops / (timings["product"].ms("wall") / 1e3)
     ceiling = 1e3 * flops / rate
-
-    mine = timings["ours"]
-    rows = [dataclasses.replace(Row.of(name, pick(timings, ours="ours", reference="reference")), ceiling=ceiling)]
-    kept = {key: megabytes(way, device) for key, way in ways.items()}
-    rows.append(Row("- memory", "MB", kept["ours"], kept["reference"]))
-    for flag_name in list(steps)[2:]:
-        seconds = seconds_to_compile.get(flag_name)
-        note = f"{kept[flag_name]:.0f} MB" if seconds is None else f"compiled in {seconds:.0f} s"
-        rows.append(
-            dataclasses.replace(
-                Row.of(
-                    f"- {flag_name}; reference: without it", {"ours": timings[flag_name], "reference": mine}, note=note
-                ),
-                ceiling=ceiling,
-            )
-        )
+    rows = [
+        dataclasses.replace(Row.of(name, pick(timings, ours="ours", reference="reference")), ceiling=ceiling),
+        Row("- memory", "MB", megabytes(own, device), megabytes(reference, device)),
+    ]
+    del peer, ways, reference  # a large network and its optimizer fit a machine only a few times
+    for flag_name, variant in variants(options).items():
+        step = own_step(copy.deepcopy(model), dataclasses.replace(config, **variant), device)
+        row = variant_row(flag_name, partial(step, batch), own, options, compiles="compile" in variant)
+        rows.append(dataclasses.replace(row, ceiling=ceiling))
     if config.model == "timesformer":
         rows.append(transformers_row(model, config, batch, precision, options))
     return rows, {"flops": flops, "product_flops_per_s": rate, "difference_from_the_reference": difference}
@@ -165,6 +150,17 @@ def variants(options: Config) -> dict[str, dict[str, Any]]:
         if options.device.type == "cuda":
             wanted.append({"compile": True, "cuda_graphs": True})
     return {" ".join(f"--{name} {value}" for name, value in flags.items()): flags for flags in wanted}
+
+
+def variant_row(flag_name: str, way: Way, own: Way, options: Config, *, compiles: bool) -> Row:
+    """A step with more flags against the same step without them."""
+    device = options.device
+    seconds = time_call(way, device)[0] if compiles else 0.0
+    timings = alternate({"ours": way, "reference": own}, options.rounds, device, warm_up=2)
+    note = f"compiled in {seconds:.0f} s" if compiles else ""
+    if device.type == "cuda" and not compiles:  # on a CPU `megabytes` does not see what selective checkpointing keeps
+        note = f"{megabytes(way, device):.0f} MB"
+    return Row.of(f"- {flag_name}; reference: without it", timings, note=note)
 
 
 def own_step(model: ScoringModel, config: TrainConfig, device: torch.device) -> Callable[[Batch], object]:
@@ -216,11 +212,13 @@ def pick(timings: dict[str, Timing], **names: str) -> dict[str, Timing]:
 
 
 def megabytes(way: Way, device: torch.device) -> float:
-    """Memory of one step in MB: the peak on a GPU; on a CPU the tensors that the backward pass needs, weights included."""
+    """Memory of one step in MB: on a GPU what it takes beyond what was there before, such as weights and the optimizer's state;
+    on a CPU the tensors that the backward pass needs, weights included."""
     if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         way()
-        return torch.cuda.max_memory_allocated(device) / 1e6
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     sizes: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

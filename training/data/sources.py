@@ -267,7 +267,26 @@ def jpegs_of(readers: FrameReaders, clips: Sequence[ClipSpec]) -> Jpegs:
     return Jpegs(data, lengths, [clip.view for clip in clips if clip.view is not None])
 
 
-class FeatureSource:
+class WithoutFrames(Source):
+    """Base class of sources of features (N, D), which an action has once: no frames and no views to choose."""
+
+    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
+        return None
+
+    def at(self, choice: ViewChoice) -> Source:
+        return self
+
+    def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
+        return ClipSpec(action, (), None)
+
+    def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
+        return self.plan(action, rng)
+
+    def read_batch(self, clips: Sequence[ClipSpec]) -> torch.Tensor:
+        return torch.stack([self.read(clip) for clip in clips])
+
+
+class FeatureSource(WithoutFrames):
     """Features of the file --features: clips (N, D) float32."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -279,26 +298,11 @@ class FeatureSource:
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {"features": self.file.fingerprint(actions)}
 
-    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
-        return None
-
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         return {str(video): str(found) for video, found in self.file.about.get("videos", {}).items()}
 
-    def at(self, choice: ViewChoice) -> FeatureSource:
-        return self
-
-    def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
-        return ClipSpec(action, (), None)
-
-    def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
-        return self.plan(action, rng)
-
     def read(self, clip: ClipSpec) -> torch.Tensor:
         return torch.from_numpy(self.file.row(clip.action.key))
-
-    def read_batch(self, clips: Sequence[ClipSpec]) -> torch.Tensor:
-        return torch.stack([self.read(clip) for clip in clips])
 
 
 def frame_faults(actions: Sequence[Action], config: TrainConfig) -> list[str]:

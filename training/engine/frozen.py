@@ -17,15 +17,14 @@ import numpy as np
 import torch
 
 from data_preparation.actions import Action, ActionKey
-from data_preparation.archive import StoredFrames
 from data_preparation.common.errors import UserError
 from data_preparation.common.limits import available_memory
 from training.backbones.base import Backbone
 from training.config import TrainConfig
 from training.data.batch import Batch, Tensors
 from training.data.dataset import ActionDataset, ClipAlone, Plan
-from training.data.plan import ClipSpec, ViewChoice
-from training.data.sources import Source
+from training.data.plan import ClipSpec
+from training.data.sources import Source, WithoutFrames
 from training.engine.loop import Engine
 from training.engine.prediction import autocast, resolve_precision
 from training.fitting import host_memory
@@ -116,7 +115,7 @@ def passing_features(backbones: Sequence[Backbone]) -> Iterator[None]:
                 vars(backbone).pop(name, None)  # the average of the weights may share its backbone
 
 
-class StoredFeatures:
+class StoredFeatures(WithoutFrames):
     """A source of the features (N, D) of each action."""
 
     def __init__(self, features: dict[ActionKey, torch.Tensor]) -> None:
@@ -128,26 +127,11 @@ class StoredFeatures:
     def record(self, actions: Sequence[Action]) -> dict[str, str]:
         return {}
 
-    def stored_frames(self, actions: Sequence[Action]) -> StoredFrames | None:
-        return None
-
     def video_hashes(self, actions: Sequence[Action]) -> dict[str, str]:
         return {}
 
-    def at(self, choice: ViewChoice) -> StoredFeatures:
-        return self
-
-    def plan(self, action: Action, rng: np.random.Generator | None) -> ClipSpec:
-        return ClipSpec(action, (), None)
-
-    def plan_frames(self, action: Action, frames: tuple[int, ...], rng: np.random.Generator | None) -> ClipSpec:
-        return self.plan(action, rng)
-
     def read(self, clip: ClipSpec) -> torch.Tensor:
         return self.features[clip.action.key]
-
-    def read_batch(self, clips: Sequence[ClipSpec]) -> torch.Tensor:
-        return torch.stack([self.read(clip) for clip in clips])
 
 
 class _Draws(Exception):

@@ -50,6 +50,8 @@ class Step:
         self.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**12, enabled=self.precision == "fp16")
         if config.compile:
             model.backbone.compile_blocks(cuda_graphs=config.cuda_graphs)
+        if config.cuda_graphs:  # before the first mark PyTorch takes each call of a block for a new step
+            torch.compiler.cudagraph_mark_step_begin()
         self.ddp_model = self._wrap(model)
         self._statistics: RunningStatistics = []
         # Whether a loss or gradient was not finite; from then on no step changes anything. It stays on the device, so that the
