@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 
 import simplejpeg
@@ -26,6 +26,7 @@ from training.benchmark._headspace import headspace
 from training.benchmark._reference_loader import ClipDataset, load_clip
 from training.benchmark._result import Common, Result, Row, Timing, Way, alternate, time_call
 from training.config import as_in_run
+from training.data.buffers import SharedBuffers
 from training.data.dataset import ActionDataset, ClipReader
 from training.data.facts import NO_FACTS
 from training.data.loader import keep_workers, training_batches
@@ -61,7 +62,7 @@ class Config(Common):
 
 
 LEGEND = [
-    "One clip on one core. Reference: loose JPEGs of full size, PIL, float resize, normalise. Ceiling: bare libjpeg-turbo",
+    "One clip on one core, written to shared memory. Reference: loose JPEGs of full size, PIL, float resize, normalise. Ceiling: bare libjpeg-turbo",
     "(simplejpeg) on the same frames in memory; at 112 pixels it scales while it decodes.",
     "The first batch of an epoch: with its workers' start, if they start then. Reference: a plain DataLoader with as many",
     "workers. Ceiling: bare decoding of a batch on one core, as one worker loads a batch.",
@@ -137,9 +138,15 @@ def clip_rows(name: str, layout: DatasetLayout, loose: Path, config: Config, **f
 
     scaled = data_set(layout, config.dives, **flags, frame_decode="scaled")
 
+    finished, numbers, prefetch = torch.zeros(1, dtype=torch.int64), count(), dataset.config.prefetch
+    buffers = SharedBuffers(prefetch, finished)
+
     def read(reader: ClipReader, index: int) -> object:
-        """As a worker does."""
-        return reader.__getitems__([planned[index]])
+        """As a worker does, into shared memory, while the training has not copied the batches before."""
+        number = next(numbers)
+        finished.fill_(max(number - prefetch + 1, 0))
+        with buffers.batch(number):
+            return reader.__getitems__([planned[index]])
 
     timings = alternate(
         {

@@ -6,12 +6,11 @@ decoding in a worker and next to nothing on a GPU.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import default_collate, get_worker_info
+from torch.utils.data import default_collate
 
 from data_preparation.common.errors import UserError, first_line
 from training.data.batch import Batch, Tensors
@@ -26,9 +25,10 @@ class Pixels(NamedTuple):
     flips: Sequence[bool]
 
     def finish(self, device: torch.device) -> torch.Tensor:
-        """The clips (B, T, 3, H, W) uint8 on the device. On the CPU they are the same bit for bit as on a GPU."""
-        clips = self.pixels_BTHWC.to(device, non_blocking=True).permute(0, 1, 4, 2, 3).contiguous()
-        return flip_rows(clips, self.flips)
+        """The clips (B, T, 3, H, W) uint8 on the device. On the CPU they are the same bit for bit as on a GPU, and always a copy: the
+        worker writes to these pixels again."""
+        clips = self.pixels_BTHWC.to(device, non_blocking=True).permute(0, 1, 4, 2, 3)
+        return flip_rows(clips.clone(memory_format=torch.contiguous_format), self.flips)
 
 
 class Jpegs(NamedTuple):
@@ -123,11 +123,3 @@ def flip_rows(clips_BTCHW: torch.Tensor, flip: Sequence[bool]) -> torch.Tensor:
         if is_flipped:
             clips_BTCHW[row] = clips_BTCHW[row].flip(-1)
     return clips_BTCHW
-
-
-def empty_batch(*shape: int) -> torch.Tensor:
-    """An uninitialised uint8 tensor, in a worker in shared memory, so that it is not copied for the hand-over."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import warnings
@@ -20,6 +21,7 @@ from data_preparation.common.workers import kill_workers
 from training.config import TrainConfig
 from training.data.ahead import SideStream, copied_ahead
 from training.data.batch import Batch
+from training.data.buffers import SharedBuffers
 from training.data.dataset import ActionDataset
 from training.data.handover import Loaded
 from training.data.sampling import epoch_order, rank_rows, repeats_before
@@ -66,9 +68,10 @@ class _Pool:
     def __init__(self, workers: int, prefetch: int, pinned: bool) -> None:
         self.workers, self.prefetch, self.pinned = workers, prefetch, pinned
         self._tasks = _Tasks()
+        self._finished = torch.zeros(1, dtype=torch.int64).share_memory_()
         start_server(workers)
         self._loader = DataLoader(
-            TaskReader(),
+            TaskReader(SharedBuffers(prefetch, self._finished)),
             batch_sampler=self._tasks,
             collate_fn=as_it_is,
             num_workers=workers,
@@ -96,6 +99,10 @@ class _Pool:
             self._batches = iter(self._loader)
         return self._batches
 
+    def has_copied(self) -> None:
+        """Let a worker use the memory of the next batch again; batches arrive in order."""
+        self._finished += 1
+
     def close(self) -> None:
         """End the workers, which are idle. Killed, they need no answer: one of them may be stopped."""
         for worker in getattr(self._batches, "_workers", ()):
@@ -115,11 +122,12 @@ class _Tasks:
     def __init__(self) -> None:
         self.reader = b""
         self.batches: Iterable[Sequence] = ()
+        self.numbers = itertools.count()
 
     def __iter__(self) -> Iterator[list[Task]]:
         reader = self.reader
         for planned in self.batches:
-            yield [Task(reader, planned)]
+            yield [Task(reader, planned, next(self.numbers))]
 
 
 _kept: list[_Pool] | None = None  # pools that wait for the next pass, inside `keep_workers`
@@ -154,6 +162,7 @@ def _load(
     dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, ...]]], config: TrainConfig, device: torch.device
 ) -> Generator:
     """Load a pass, of which `batches` are the (epoch, index) or (epoch, index, repeat) of each batch, see ActionDataset.plan.
+    Yields batches on the CPU; for a GPU what `_finish` makes of them, in pinned memory if workers loaded it.
 
     Raises:
         UserError: raised by a worker. ProcessLost: a worker died, or no batch arrived within --peer_timeout_min.
@@ -166,7 +175,7 @@ def _load(
                 if (batch := next(planned, None)) is None:
                     return
                 loaded = read_batch(dataset.reader, batch)
-            yield loaded
+            yield loaded if device.type == "cuda" else _finish(loaded, device)
     pools, left = [], len(batches)
     try:
         with time_limit(minutes):
@@ -176,7 +185,10 @@ def _load(
             with time_limit(minutes):
                 loaded = next(found)
             left -= 1
-            yield loaded
+            # for a GPU the pin-memory thread of the DataLoader has copied it out of the worker's buffers
+            copied = loaded if device.type == "cuda" else _finish(loaded, device)
+            pools[0].has_copied()
+            yield copied
     except (UserError, OSError, EOFError, RuntimeError) as error:
         raise _worker_error(error) from None
     finally:
@@ -198,8 +210,7 @@ def _finished(loaded: Generator, device: torch.device) -> Generator[Batch]:
         if device.type == "cuda":
             yield from copied_ahead(loaded, partial(_finish, device=device), SideStream(device))
         else:
-            for each in loaded:
-                yield _finish(each, device)
+            yield from loaded
 
 
 def _finish(loaded: Loaded, device: torch.device) -> Batch:

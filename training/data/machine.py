@@ -68,7 +68,8 @@ def _largest_load(config: TrainConfig, world_size: int, training: int, evaluated
 
 
 def shared_bytes(config: TrainConfig, world_size: int, training: int, evaluated: int, tensors: int) -> int:
-    """Bytes of shared memory of one rank: its workers share each tensor of a batch in a segment of its own.
+    """Bytes of shared memory of one rank: its workers share each tensor of a batch in a segment of its own, and write clips to the
+    same segments again.
 
     `training` and `evaluated` are numbers of actions, `tensors` the number of tensors per sample.
     """
@@ -100,7 +101,9 @@ def needs(
     # on the CPU: gradients, and the two moments of Adam
     trained = moving * (3 if config.optimizer.startswith("Adam") else 1) if device.type == "cpu" else 0
     files = open_file_count() + _OTHER_FILES + _FILES_PER_WORKER * workers + 2 * tensors + (0 if workers else videos)
-    of_worker = _WORKER_FILES + videos + tensors * min(config.prefetch, -(-batches // max(workers, 1)))
+    prefetched = min(config.prefetch, -(-batches // max(workers, 1)))  # by each worker
+    of_worker = _WORKER_FILES + videos + 2 * tensors * prefetched  # open buffers, and those on their way
+    batch_bytes = shared // max(batches, 1)
     # the resized frames of a clip of several crops
     kept = config.frame_num * 3 * math.prod(crop_source_size(config.spatial_size)) if config.test_crops > 1 else 0
     return ResourceNeeds(
@@ -110,8 +113,8 @@ def needs(
         shared_bytes=here * shared,
         memory_bytes=here
         * (resident_bytes() + trained + bool(workers) * _SERVER_BYTES + workers * (_WORKER_BYTES + kept) + shared),
-        address_bytes=trained + 2 * shared // max(batches, 1) if workers else trained,
-        file_bytes=max(shared // max(batches, 1), weights if training else 0),
+        address_bytes=max(trained + 2 * batch_bytes, prefetched * batch_bytes),
+        file_bytes=max(batch_bytes, weights if training else 0),
     )
 
 

@@ -22,9 +22,10 @@ from data_preparation.layout import prepared
 from data_preparation.many_videos import MAX_LINES, names_text
 from training.config import TrainConfig
 from training.data.augment import change_colours, randaugment
+from training.data.buffers import empty_batch
 from training.data.cache import frame_cache, open_handle
 from training.data.features import feature_file
-from training.data.handover import Clips, Jpegs, Pixels, empty_batch, finished
+from training.data.handover import Clips, Jpegs, Pixels, finished
 from training.data.plan import ClipSpec, View, ViewChoice
 from training.data.sampling import END_ALIGNED, END_SHIFT, clip_frames, needed_frames, places_of_test
 from training.data.transforms import crop_flip_rotate, crop_view, crop_views, resize_image, squash_view

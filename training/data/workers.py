@@ -26,6 +26,7 @@ from torch.utils.data import Dataset, default_collate
 from data_preparation.common.errors import UserError, first_line
 from data_preparation.common.limits import limit_error_text, raise_open_file_limit, temporary_folder_faults
 from data_preparation.common.workers import kill_workers
+from training.data.buffers import SharedBuffers
 from training.runtime.interruption import STATUS, ProcessLost
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -63,23 +64,30 @@ def start_server(workers: int) -> None:
 
 
 class Task(NamedTuple):
-    """What a worker gets to load a batch: a pickled reader, and what its `__getitems__` takes."""
+    """What a worker gets to load a batch: a pickled reader, what its `__getitems__` takes, and the number of the batch."""
 
     reader: bytes
     planned: Sequence[Any]
+    number: int
 
 
 class TaskReader(Dataset):
     """The data set of a worker: it unpickles each reader once, so that one worker can serve several data sets."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: SharedBuffers) -> None:
+        self.buffers = buffers
         self._readers: dict[bytes, Dataset] = {}
+        self._last = b""
 
     def __getitems__(self, tasks: Sequence[Task]) -> Any:
         (task,) = tasks
         if task.reader not in self._readers:
             self._readers[task.reader] = pickle.loads(task.reader)
-        return read_batch(self._readers[task.reader], task.planned)
+        if task.reader != self._last:
+            self.buffers.clear()
+            self._last = task.reader
+        with self.buffers.batch(task.number):
+            return read_batch(self._readers[task.reader], task.planned)
 
 
 def read_batch(reader: Dataset, planned: Sequence[Any]) -> Any:
