@@ -162,7 +162,7 @@ def _load(
     dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, ...]]], config: TrainConfig, device: torch.device
 ) -> Generator:
     """Load a pass, of which `batches` are the (epoch, index) or (epoch, index, repeat) of each batch, see ActionDataset.plan.
-    Yields batches on the CPU; for a GPU what `_finish` makes of them, in pinned memory if workers loaded it.
+    Yields each Batch; for a GPU each Loaded instead, which `_finish` then copies there, in pinned memory if workers loaded it.
 
     Raises:
         UserError: raised by a worker. ProcessLost: a worker died, or no batch arrived within --peer_timeout_min.
