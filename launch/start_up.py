@@ -61,7 +61,7 @@ def start_row(
     end, parts = next(((end, parts) for end, parts in steps if begun <= end < until), (None, {"all": 0.0}))
     seconds: dict[str, float | None] = dict.fromkeys(COLUMNS)
     if times is not None:
-        eligible = min(times.eligible, times.started)  # after a requeue, Slurm may give the start before the later time
+        eligible = min(times.eligible, times.started)  # a requeued job may have that of its next start here
         seconds["HELD"] = eligible - times.submitted
         seconds["QUEUE"] = times.started - eligible
         seconds["SCRIPT"] = begun - times.started

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check that only a GPU can make, on one card, in under eight minutes:
+# Every check that only a GPU can make, on one card; each has a time limit:
 #
 #     bash tests/gpu.sh [--wheels FOLDER] [--out FOLDER] [--budget_s N] [--only NAME ...]
 #     bash tests/gpu.sh --dry_run          # the same checks on the CPU, at tiny sizes

@@ -696,7 +696,7 @@ CHECKS: dict[str, tuple[Callable[[Place], Iterator[Row]], int]] = {
     "tpt": (tpt, 90),
     "methods": (methods, 90),
     "nccl": (nccl, 60),
-    "deterministic": (deterministic, 60),
+    "deterministic": (deterministic, 120),
     "data_wait": (data_wait, 120),
     "compiled": (compiled, 240),
     "against_the_reference": (against_the_reference, 150),

@@ -1,7 +1,7 @@
 """Max pooling whose backward pass has an order: the same bits each time on a GPU, too.
 
 PyTorch's own backward passes on CUDA add with atomics where windows overlap. It refuses the one of max_pool3d with deterministic
-algorithms, and computes the one of adaptive_max_pool3d all the same. Without deterministic algorithms the functions here are
+algorithms, and runs that of adaptive_max_pool3d with atomics even then. Without deterministic algorithms the functions here are
 PyTorch's. With them the outputs are the same bits, and on a CPU the gradients, too.
 """
 

@@ -40,7 +40,7 @@ class SharedBuffers:
             _in_use = None
 
     def clear(self) -> None:
-        """Drop the buffers: the next batches have another size. The training process keeps those that it still reads."""
+        """Drop the buffers: batches of another data set may have other sizes. The training process keeps those that it still reads."""
         self._sets = [[] for _ in self._sets]
 
     def _free(self) -> int | None:

@@ -162,7 +162,7 @@ def _load(
     dataset: ActionDataset, batches: Sequence[Sequence[tuple[int, ...]]], config: TrainConfig, device: torch.device
 ) -> Generator:
     """Load a pass, of which `batches` are the (epoch, index) or (epoch, index, repeat) of each batch, see ActionDataset.plan.
-    Yields each Batch; for a GPU each Loaded instead, which `_finish` then copies there, in pinned memory if workers loaded it.
+    Yields each Batch. For a GPU it yields each Loaded, which `_finish` copies there later; a Loaded of workers is in pinned memory.
 
     Raises:
         UserError: raised by a worker. ProcessLost: a worker died, or no batch arrived within --peer_timeout_min.
@@ -184,10 +184,10 @@ def _load(
         while left:
             with time_limit(minutes):
                 loaded = next(found)
-            left -= 1
             # for a GPU the pin-memory thread of the DataLoader has copied it out of the worker's buffers
             copied = loaded if device.type == "cuda" else _finish(loaded, device)
             pools[0].has_copied()
+            left -= 1
             yield copied
     except (UserError, OSError, EOFError, RuntimeError) as error:
         raise _worker_error(error) from None

@@ -83,7 +83,7 @@ class Engine(Trainer):
             self._finish_epoch(val_data, steps, started)
             if is_whole:  # and not the rest of an epoch after a resume
                 self._report("running", epoch_s=time.perf_counter() - started)
-        if self.position.epoch == self.resumed_at[0]:  # the start before may have ended after its last checkpoint
+        if self.position.epoch == self.resumed_at[0]:  # the last start may have ended between checkpoint and plot
             self._draw_losses()
         collectives.on_first_rank(self.checkpoints.wait)
         self.is_trained = True

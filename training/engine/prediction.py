@@ -133,7 +133,7 @@ class Predictor:
                 bar.update()
                 self.between_batches()
                 if loaded is not None:  # else only other ranks have a batch in this round
-                    if self.config.cuda_graphs:
+                    if self.config.cuda_graphs and self.device.type == "cuda":
                         torch.compiler.cudagraph_mark_step_begin()
                     own += forward_rows(forward, loaded, self.config.precision, self.device)
         return rows_of_all_ranks(own)
