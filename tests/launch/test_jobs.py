@@ -167,6 +167,8 @@ def test_a_dead_node_costs_no_step(dataset, tmp_path, uninterrupted, log, run, n
     logged = max(step_lines(run))
     try:
         call("bash", NODE, how, node)
+        if how == "off":  # Slurm finds out minutes later; then it kills the other rank
+            wait_for(lambda: saved_by_survivors(run, job), "the other rank to save", 60)
         call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
         wait_for(lambda: job_states(job) == ["PENDING"], "the job to be requeued")
         wait_for(lambda: saved_by_survivors(run, job), "the other rank to save", 60)
