@@ -4,7 +4,8 @@
 
 Each file without a leading underscore is a command: its dataclass `Config` has the flags, and `measure(config)` returns the
 table. The command `all` runs every command but those whose file says IN_ALL = False. Each table compares this project with the
-reference way, which is written plainly here, and with a ceiling that is measured in the same run. The test suite checks that the commands run, never the times.
+reference way, which is written plainly here, and with a ceiling that is measured in the same run. The test suite checks that the
+commands run, never the times.
 """
 
 from __future__ import annotations
