@@ -40,8 +40,9 @@ part() {
     [ "$result" -eq 0 ] || [ "$result" -eq "$no_test" ] || status=$result
 }
 
-# one thread each: two processes of two threads need a fifth more CPU time on two cores
-OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" part -m "$first" -n 2 --dist loadfile --no-loadscope-reorder "$@" # two processes, whole files each, in the order of conftest.py
+# Two processes, whole files each, in the order of conftest.py. One thread each: two processes of two threads need a fifth more CPU
+# time on two cores. A process that a hanging test ended is not replaced: its successor would hang in the same test.
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" part -m "$first" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"
 if [ -z "$no_slurm" ]; then
     trap 'bash tests/cluster/stop.sh' EXIT
     bash tests/cluster/start.sh

@@ -86,7 +86,7 @@ def test_the_commands_for_the_small_cluster_run_there(cluster: None, tmp_path: P
         "DEEPSPORTS_RUNS": str(tmp_path / "runs"),
     }
     done = subprocess.run(
-        ["bash", "-ec", SMALL_CLUSTER], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=1800
+        ["bash", "-ec", SMALL_CLUSTER], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=1200
     )
     jobs = sorted(set(re.findall(JOB, done.stdout, re.MULTILINE)), key=int)
     outputs = [path for job in jobs for path in (REPOSITORY / "slurm_logs").glob(f"*-{job}[._]*")]

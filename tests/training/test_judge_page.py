@@ -37,7 +37,7 @@ HOSTILE = ['"><img src=x onerror=alert(1)>.mp4', "../../x.mp4", "a\r\nb\u202e.mp
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    worker = Worker(StandIn, bound=2, limit_s=3)
+    worker = Worker(StandIn, bound=2, limit_s=PATIENCE_S)
     worker.start()
     yield worker
     worker.stop()
@@ -60,13 +60,17 @@ def send(client: TestClient, content: bytes, name: str = "dive.mp4", **headers: 
 
 def wait(client: TestClient, address: str) -> str:
     """The state of a clip when nothing waits for the worker any more."""
+    found = wait_until(client, address, lambda status: status["state"] not in ("reading", "scoring"))
+    return found["state"]
+
+
+def wait_until(client: TestClient, address: str, reached: Callable[[dict], bool]) -> dict:
+    """The status of a clip when it is `reached`."""
     end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
-        state = client.get(f"{address}/status").json()["state"]
-        if state not in ("reading", "scoring"):
-            return state
+    while not reached(status := client.get(f"{address}/status").json()):
+        assert time.monotonic() < end, status
         time.sleep(0.02)
-    raise TimeoutError(address)
+    return status
 
 
 @pytest.fixture(scope="module")
@@ -242,8 +246,8 @@ def test_a_clip_has_a_time_limit(tmp_path: Path, dive: bytes):
 
 def test_a_full_queue_and_too_many_clips_are_refused_with_503(page: JudgePage, client: TestClient, dive: bytes):
     addresses = [send(client, dive + HANG).headers["location"]]
-    while client.get(f"{addresses[0]}/status").json()["text"] != "Reading the video.":
-        time.sleep(0.02)
+    status = wait_until(client, addresses[0], lambda status: not status["text"].startswith("Waiting"))
+    assert status == {"state": "reading", "text": "Reading the video."}
     while (sent := send(client, dive)).status_code == 303:
         addresses.append(sent.headers["location"])
     assert (sent.status_code, len(addresses)) == (503, 3)

@@ -244,7 +244,7 @@ class JudgePage:
         if not clip.busy:
             return ""
         ahead = self.worker.ahead(clip.id)
-        if ahead:
+        if ahead is not None:
             return f"Waiting: {ahead} before this one."
         return "Reading the video." if clip.state == "reading" else "Scoring the clip."
 
