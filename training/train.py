@@ -77,17 +77,17 @@ def main(
 
 def run_training(config: TrainConfig, interruption: InterruptionFlag, on_progress: ProgressHook | None) -> int:
     """Train; return 0, or the exit status of the signal that stopped the training."""
-    stopped = None
+    stopped, status = "", 0
     try:
         with deterministic_algorithms(config.deterministic):
             train(config, interruption, on_progress)
-    except StoppedBySignal as error:
-        stopped = error
+    except StoppedBySignal as error:  # not kept: its traceback would keep the network, see collectives.disconnect
+        stopped, status = str(error), error.status
     interruption.ignore()
     if stopped:
         log.warning("%s: run the same command again to resume", stopped)
     collectives.disconnect()
-    return stopped.status if stopped else 0
+    return status
 
 
 def train(config: TrainConfig, interruption: InterruptionFlag, on_progress: ProgressHook | None = None) -> None:

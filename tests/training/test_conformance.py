@@ -44,7 +44,7 @@ from training.methods.base import Bank, ComparingMethod
 from training.model import ScoringModel, build_model
 from training.novelty import describe, outputs_and_descriptions
 from training.rows import RowBatchNorm
-from training.runtime import checkpoint
+from training.runtime import checkpoint, collectives
 from training.runtime.determinism import deterministic_algorithms
 from training.runtime.interruption import InterruptionFlag
 from training.runtime.ranks import Ranks
@@ -123,7 +123,7 @@ def _on_rank(rank: int, folder: Path, configs: dict[str, TrainConfig]) -> None:
             dist.init_process_group("gloo", init_method=join, rank=rank, world_size=world)
             found = {name: after_steps(config, Ranks(rank, world)) for name, config in configs.items()}
             torch.save(found, folder / f"{world}-{rank}.pt")
-            dist.destroy_process_group()
+            collectives.disconnect()
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from training.engine.step import Step
 from training.methods.base import ComparingMethod, ParameterGroup
 from training.methods.regression.method import Regression, mlp_head
 from training.model import ScoringModel, build_model
-from training.runtime import checkpoint
+from training.runtime import checkpoint, collectives
 from training.runtime.ranks import Ranks
 from training.runtime.seeding import generator
 from training.schedule import learning_rate
@@ -246,7 +246,8 @@ def _steps_on_rank(rank: int, join: str) -> None:
     for number in range(3):
         step(batch, 0.01, number)
     assert not any(p.grad is None for p in model.parameters())
-    dist.destroy_process_group()
+    del step
+    collectives.disconnect()
 
 
 @pytest.mark.slow

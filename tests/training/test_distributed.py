@@ -367,7 +367,8 @@ def _wrap(rank: int, file: str) -> None:
     model.drawn.fill_(rank)
     ddp_model(torch.ones(1, 2)).sum().backward()
     assert model.drawn.tolist() == [rank, rank]
-    dist.destroy_process_group()
+    del ddp_model
+    collectives.disconnect()
 
 
 @pytest.mark.slow

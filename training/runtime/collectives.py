@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -243,10 +244,15 @@ def exit_status(action: Callable[[], int]) -> int:
 
 
 def disconnect() -> None:
-    """Destroy the process groups, if there are any."""
+    """Destroy the process groups, if there are any. The caller holds no DistributedDataParallel any more.
+
+    One that is deleted later can hang the process for ever (PyTorch 2.13): it then holds the last reference to the group, so it
+    waits for the end of gloo's thread, without releasing the GIL for which that thread may wait.
+    """
     global _control
     _control = None
     if dist.is_initialized():
+        gc.collect()  # networks in reference cycles
         dist.destroy_process_group()
 
 
