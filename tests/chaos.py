@@ -231,13 +231,12 @@ class Chaos:
     @kind(REQUEUED, SUBMITTED, steps=SINCE_CHECKPOINT)
     def full_shared_memory(self) -> None:
         """/dev/shm of a rank is full"""
-        fillers = [Path(f"/proc/{self._any_rank()}/root/dev/shm/filler")]
+        filler = Path("/proc", str(self._any_rank()), "root", "dev", "shm", "filler")
 
         def fill() -> None:  # again and again, because each batch that was used makes room for the next one
-            for path in fillers:
-                with suppress(OSError), open(path, "ab", buffering=0) as file:
-                    while True:
-                        file.write(b"\0" * 2**12)
+            with suppress(OSError), open(filler, "ab", buffering=0) as file:
+                while True:
+                    file.write(b"\0" * 2**12)
 
         self._while_running(fill, every_s=0.02)
 

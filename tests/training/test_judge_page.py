@@ -65,7 +65,7 @@ def wait(client: TestClient, address: str) -> str:
 
 
 def wait_until(client: TestClient, address: str, reached: Callable[[dict], bool]) -> dict:
-    """The status of a clip when it is `reached`."""
+    """The status of a clip as soon as `reached` is true for it."""
     end = time.monotonic() + PATIENCE_S
     while not reached(status := client.get(f"{address}/status").json()):
         assert time.monotonic() < end, status

@@ -244,15 +244,15 @@ def exit_status(action: Callable[[], int]) -> int:
 
 
 def disconnect() -> None:
-    """Destroy the process groups, if there are any. The caller holds no DistributedDataParallel any more.
+    """Destroy the process groups, if there are any. Delete every DistributedDataParallel before.
 
-    One that is deleted later can hang the process for ever (PyTorch 2.13): it then holds the last reference to the group, so it
-    waits for the end of gloo's thread, without releasing the GIL for which that thread may wait.
+    One that is deleted later can hang the process (PyTorch 2.13). It then holds the last reference to the group. So its destructor
+    holds the GIL and waits for gloo's thread, while that thread may wait for the GIL.
     """
     global _control
     _control = None
     if dist.is_initialized():
-        gc.collect()  # networks in reference cycles
+        gc.collect()  # deletes networks in reference cycles
         dist.destroy_process_group()
 
 
