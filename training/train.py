@@ -81,9 +81,8 @@ def run_training(config: TrainConfig, interruption: InterruptionFlag, on_progres
     try:
         with deterministic_algorithms(config.deterministic):
             train(config, interruption, on_progress)
-    except (
-        StoppedBySignal
-    ) as error:  # its traceback refers to the network, so do not keep it: see collectives.disconnect
+    except StoppedBySignal as error:
+        # do not keep the error: its traceback refers to the network, see collectives.disconnect
         stopped, status = str(error), error.status
     interruption.ignore()
     if stopped:
