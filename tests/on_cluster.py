@@ -132,16 +132,18 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def processes_of(job: str) -> dict[int, int]:
-    """The process id of each rank of a running job, without the shell that starts it."""
+    """The process id of each rank of a running job, without the shell that starts it and without the processes that it forks."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             command = (path.parent / "cmdline").read_bytes()
             variables = dict(v.split("=", 1) for v in path.read_text(errors="replace").split("\0") if "=" in v)
+            parent = re.search(r"PPid:\t(\d+)", (path.parent / "status").read_text())[1]
+            is_task = Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd")
         except OSError:
             continue
         trains = re.match(rb"[^\0]*python[^\0/]*\0-m\0launch\.job\0run\0", command)
-        if variables.get("SLURM_JOB_ID") == job and trains and "SLURM_PROCID" in variables:
+        if variables.get("SLURM_JOB_ID") == job and trains and is_task and "SLURM_PROCID" in variables:
             found[int(variables["SLURM_PROCID"])] = int(path.parent.name)
     return found
 

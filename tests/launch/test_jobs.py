@@ -264,10 +264,11 @@ def test_a_job_leaves_a_sick_node(dataset: Path, tmp_path: Path, log: Path, run:
 def test_a_job_without_progress_is_refused_with_a_reason(dataset: Path, tmp_path: Path, log: Path, run: Path):
     """Killed twice before a step is saved; the third start is refused."""
     job = sbatch(*ON_TWO_NODES, "job_files/train_model.job", *FLAGS, env=slow(dataset, tmp_path, 60), output=log)
-    for _ in range(2):
-        rank = wait_for(lambda: processes_of(job).get(0), "the processes")
+    for killed in (1, 2):  # srun's --wait ends the rank that is left
+        ranks = wait_for(lambda: len(found := processes_of(job)) == 2 and found, "the processes")
         time.sleep(1)
-        os.kill(rank, signal.SIGKILL)
+        for rank in range(killed):
+            os.kill(ranks[rank], signal.SIGKILL)
         start_again(job)
     assert wait_for_end(job) == ["FAILED"], log.read_text()
     assert "saved no step after the beginning" in log.read_text()
