@@ -68,7 +68,8 @@ fi
 # hide log messages of torch's C++ code (host names of sockets, options of DDP), which need no action
 export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 
-# OpenMP threads sleep while they wait: when they spun, a training was 15 x slower on a machine with other load
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+# An OpenMP thread that waits spins for some 20 microseconds, then sleeps. If it slept at once, a step of the quick start took 1.4
+# times as long on idle cores; if it spun for long, a training was up to 15 times slower on a machine with other load
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 deepsports_settle || return 2
