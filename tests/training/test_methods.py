@@ -108,7 +108,8 @@ def test_the_multitask_heads_are_the_originals(shared: Path, index: int):
         outputs = model.method(
             model.backbone, {"clip": recipe_tensor("input:" + case["name"], case["input"], 1.0)}, {}, {}
         )
-    assert difference(outputs["score"][:, None], case["score"]) < 1e-4
+    # the score is a small sum of large terms: processors differ by 3e-6
+    assert outputs["score"][:, None].numpy() == pytest.approx(np.array(case["score"]), rel=1e-4, abs=1e-5)
     for name in ATTRIBUTE_CLASSES:
         assert difference(outputs[name], case[name]) < 1e-4
     assert sum(p.numel() for p in model.parameters()) == sum(file["parameters"].values())
