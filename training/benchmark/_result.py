@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from data_preparation.common.command_line import flag
 from data_preparation.common.files import write_atomic
@@ -60,14 +61,16 @@ def alternate(ways: Mapping[str, Way], rounds: int, device: torch.device, warm_u
     """Time each way once in every round, in turn, every second round in reverse order: what else the machine does then
     slows all of them alike. Before that each way runs `warm_up` times."""
     timings = {name: Timing() for name in ways}
-    for way in ways.values():
-        for _ in range(warm_up):
-            time_call(way, device)
+    plan = [name for name in ways for _ in range(warm_up)]
     for number in range(rounds):
-        for name in list(ways)[:: -1 if number % 2 else 1]:
+        plan += list(ways)[:: -1 if number % 2 else 1]
+    with tqdm(plan, leave=False, disable=None) as bar:  # only in a terminal
+        for call, name in enumerate(bar):
+            bar.set_description(f"measuring {name}")
             wall, cpu = time_call(ways[name], device)
-            timings[name].wall.append(wall)
-            timings[name].cpu.append(cpu)
+            if call >= warm_up * len(ways):
+                timings[name].wall.append(wall)
+                timings[name].cpu.append(cpu)
     return timings
 
 
