@@ -227,10 +227,10 @@ class Chaos:
 
     # -------------------------------------------------------------------------------------------- machine and data
 
-    # the worker reports it, or the kernel kills the worker
-    @kind(REQUEUED, SUBMITTED, steps=SINCE_CHECKPOINT)
+    # the worker reports it, or the kernel kills the worker; a worker that needs no new buffer goes on
+    @kind(REQUEUED, SUBMITTED, GOES_ON, steps=SINCE_CHECKPOINT)
     def full_shared_memory(self) -> None:
-        """/dev/shm of a rank is full"""
+        """/dev/shm of a rank is full for 20 s"""
         filler = Path("/proc", str(self._any_rank()), "root", "dev", "shm", "filler")
 
         def fill() -> None:  # again and again, because each batch that was used makes room for the next one
@@ -238,7 +238,9 @@ class Chaos:
                 while True:
                     file.write(b"\0" * 2**12)
 
-        self._while_running(fill, every_s=0.02)
+        self._while_running(fill, every_s=0.02, seconds=20)
+        with suppress(OSError):  # the rank has ended, and its /dev/shm with it
+            filler.unlink()
 
     @kind(SUBMITTED, steps=SINCE_CHECKPOINT)
     def read_only_run(self) -> None:
@@ -282,9 +284,9 @@ class Chaos:
         path.write_text(text)
         wait_for(lambda: not path.exists(), f"the fault {path.name}")
 
-    def _while_running(self, action: Callable[[], None], every_s: float = 0.2) -> None:
-        restarts = _restarts(self.job)
-        while job_states(self.job) == ["RUNNING"] and _restarts(self.job) == restarts:
+    def _while_running(self, action: Callable[[], None], every_s: float = 0.2, seconds: float = math.inf) -> None:
+        restarts, deadline = _restarts(self.job), time.monotonic() + seconds
+        while job_states(self.job) == ["RUNNING"] and _restarts(self.job) == restarts and time.monotonic() < deadline:
             for _ in range(5):
                 action()
                 time.sleep(every_s)
@@ -438,18 +440,17 @@ def _suffer(chaos: Chaos, fault: Kind) -> Ending:
     """Inflict a fault, and wait until the training has resumed or gone on."""
     before = chaos.log.read_text().count(_RESUMING)
     fault.inflict(chaos)
-    if fault.ends == (GOES_ON,):
-        reached = max(step_lines(chaos.run))
-        wait_for(lambda: max(step_lines(chaos.run)) >= reached + 3 or _resumed(chaos, before), "three more steps")
-        if not _resumed(chaos, before):
-            return Ending(GOES_ON, reached, reached)
+    reached = max(step_lines(chaos.run))
     how = REQUEUED
 
-    def resumed() -> tuple[int, int] | None:
+    def over() -> tuple[int, int] | None:
         nonlocal how
-        states = job_states(chaos.job)
         if found := _resumed(chaos, before):
             return found
+        if GOES_ON in fault.ends and max(step_lines(chaos.run)) >= reached + 3:
+            how = GOES_ON
+            return reached, reached
+        states = job_states(chaos.job)
         if states == ["PENDING"]:
             start_now(chaos.job)
         elif states and set(states) <= FINAL:
@@ -458,7 +459,7 @@ def _suffer(chaos: Chaos, fault: Kind) -> Ending:
             chaos.submit()
         return None
 
-    reached, step = wait_for(resumed, "the job to resume")
+    reached, step = wait_for(over, "three more steps, or the job to resume")
     return Ending(how, reached, step)
 
 
