@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the whole test suite: install what the tests need, run the tests without Slurm in two processes, then start a real Slurm
 # if possible (root on Debian or Ubuntu), run the tests that need it, and stop the cluster. With --fast, leave out the tests
-# that need Slurm and those that take long: no cluster, no root, under 3 minutes on two cores.
+# that need Slurm and those that take long: no cluster, no root, about 3 minutes on two cores.
 #
 #     bash tests/run.sh [--fast] [pytest arguments]
 #
