@@ -70,6 +70,8 @@ export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 
 # An OpenMP thread that waits spins for some 20 microseconds, then sleeps. If it slept at once, a step of the quick start took 1.4
 # times as long on idle cores; if it spun for long, a training was up to 15 times slower on a machine with other load
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
+if [ -z "${OMP_WAIT_POLICY:-}" ]; then # GOMP_SPINCOUNT would take precedence over the policy that a user chose
+    export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
+fi
 
 deepsports_settle || return 2
